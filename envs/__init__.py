@@ -1,0 +1,20 @@
+"""Environments: what one is here, and where to get one. Imports nothing from stages/."""
+
+from envs.environment import ActionSpace, Environment, ObsSpace, State, Timestep, advance
+from envs.errors import BadOverride, EnvError, UnavailableEnvironment, UnknownEnvironment
+from envs.registry import ids, make
+
+__all__ = [
+    "ActionSpace",
+    "BadOverride",
+    "EnvError",
+    "Environment",
+    "ObsSpace",
+    "State",
+    "Timestep",
+    "UnavailableEnvironment",
+    "UnknownEnvironment",
+    "advance",
+    "ids",
+    "make",
+]

@@ -1,0 +1,104 @@
+"""What an environment is here: pure functions over one state, and rows that tell an end from a time limit.
+
+Axes: A action dimensions. Everything acts on ONE environment; the caller vmaps.
+
+An episode is `time_limit + 1` rows at most. The observation at its end is a row of its own (is_last); the
+row after it is the reset (is_first, reward 0). is_last is terminated or truncated, is_terminal is terminated
+only: a time limit ends an episode without making its last state worth nothing. An episode that runs into both
+at once (DeepSea) is terminal.
+Source: the row layout of DreamerV3 (Hafner et al., 2025) and of dm_env.
+"""
+
+import abc
+import dataclasses
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree, Shaped
+
+State = PyTree[Array, "S"]
+
+STORAGE = {"real": np.float32, "binary": np.bool_, "image": np.uint8, "categorical": np.int32}
+
+
+@dataclasses.dataclass(frozen=True)
+class ObsSpace:
+    """What an observation looks like.
+
+    - "real": any float. - "binary": every entry is 0 or 1. - "image": [height, width, channel] of 0..255.
+    - "categorical": every entry is an integer in [0, classes).
+    """
+
+    shape: tuple[int, ...]
+    kind: Literal["real", "binary", "image", "categorical"]
+    classes: int = 0  # categorical only
+
+    def __post_init__(self) -> None:
+        if (self.kind == "categorical") != (self.classes > 0):
+            raise ValueError(f"classes > 0 goes with kind 'categorical', and only with it: {self}")
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype that observations have and are stored in."""
+        return np.dtype(STORAGE[self.kind])
+
+
+@dataclasses.dataclass(frozen=True)
+class ActionSpace:
+    """Discrete: an int32 scalar in [0, size). Continuous: float32 [size] in [-1, 1]."""
+
+    kind: Literal["discrete", "continuous"]
+    size: int
+
+
+class Timestep(eqx.Module):
+    """What the environment says at one row; the reward arrived with the observation."""
+
+    obs: Shaped[Array, "..."]  # obs_space.shape, obs_space.dtype
+    reward: Float[Array, ""]
+    is_first: Bool[Array, ""]
+    is_last: Bool[Array, ""]
+    is_terminal: Bool[Array, ""]
+
+
+class Environment(abc.ABC):
+    """One environment with its settings fixed; make it once, then close over it in jitted functions.
+
+    Hashable by identity, hence usable as a static argument, and retraced if made twice. Subclasses are final.
+    `reset` and `step` return the same structure, shapes and strong dtypes: each is a scan's carry.
+    """
+
+    name: str  # the registered id
+    obs_space: ObsSpace
+    action_space: ActionSpace
+    time_limit: int  # env steps: no episode is longer
+
+    @abc.abstractmethod
+    def reset(self, key: PRNGKeyArray) -> tuple[State, Timestep]:
+        """Begin an episode: is_first, reward 0."""
+
+    @abc.abstractmethod
+    def step(self, key: PRNGKeyArray, state: State, action: Array) -> tuple[State, Timestep]:
+        """Take one step; never resets. After is_last the result means nothing.
+
+        `action` is an int32 scalar, or float32 [A] in [-1, 1], which is clipped and rescaled to the
+        environment's own range. Errors: AssertionError on another shape, or floats for a discrete action.
+        """
+
+
+def advance(
+    env: Environment, key: PRNGKeyArray, state: State, timestep: Timestep, action: Array
+) -> tuple[State, Timestep]:
+    """Make the next row: the reset if `timestep` is its episode's last (`action` is ignored), else the step.
+
+    `state` and `timestep` belong together: the outputs of one `reset`, `step` or `advance`. Shapes and dtypes
+    out are those that came in. Both branches are computed, since under vmap a condition would do so anyway.
+    """
+    key_step, key_reset = jr.split(key)  # in gymnax's order, so that a test can compare with its own step
+    stepped = env.step(key_step, state, action)
+    fresh = env.reset(key_reset)
+    return jax.tree.map(lambda new, old: jnp.where(timestep.is_last, new, old), fresh, stepped)

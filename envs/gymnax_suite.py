@@ -1,0 +1,176 @@
+"""The adapter to gymnax (https://github.com/RobertTLange/gymnax, 1.0.1).
+
+gymnax's `step` resets by itself, so this calls `step_env`, `reset_env` and `is_truncated`, which do not.
+gymnax's spaces do not always say what comes out (Catch declares int32 and gives floats, FourRooms the
+reverse, GaussianBandit leaves its space, Pong declares 0..2), so shapes and dtypes are taken from an abstract
+call. Some of its environments do not clip their actions (PointRobot, Reacher, Swimmer), so this does.
+Importing gymnax takes seconds: it happens inside the functions.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any, final
+
+import chex
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, PRNGKeyArray
+
+from envs.environment import ActionSpace, Environment, ObsSpace, State, Timestep
+from envs.errors import BadOverride, UnavailableEnvironment
+from envs.overrides import Value, apply_overrides
+
+# Float observations that hold nothing but 0 and 1. The spaces do not tell: a Box(0, 1) may be a board or a
+# clock (UmbrellaChain's third entry). Held to the truth by rollouts in tests/test_envs.py.
+BINARY = frozenset({
+    "Asterix-MinAtar",
+    "Breakout-MinAtar",
+    "Freeway-MinAtar",
+    "Seaquest-MinAtar",
+    "SpaceInvaders-MinAtar",
+    "Catch-bsuite",
+    "DeepSea-bsuite",
+    "SimpleBandit-bsuite",  # always [[1]]
+    "FourRooms-misc",  # the map of use_visual_obs; the default, four integers, is categorical
+    "Pong-misc",
+})  # fmt: skip
+
+UNAVAILABLE: Mapping[str, str] = {
+    "MNISTBandit-bsuite": "gymnax downloads the MNIST images to make it, and nothing is downloaded here",
+}
+
+MOST_CLASSES = 1024  # an integer with a larger bound is a number, not a category
+
+# gymnax adds arrays of different ranks (Swimmer), which our own code may not: it runs under its own rule.
+own_broadcasting = functools.partial(jax.numpy_rank_promotion, "allow")
+
+
+def ids() -> tuple[str, ...]:
+    """The ids that `make` accepts, in gymnax's order; `UNAVAILABLE` ones are left out."""
+    import gymnax
+
+    return tuple(name for name in gymnax.registered_envs if name not in UNAVAILABLE)
+
+
+def make(name: str, overrides: Mapping[str, Value]) -> Environment:
+    """Make the environment registered as `name`, one of `ids()`.
+
+    Errors: `UnavailableEnvironment` for an id that needs a download; `BadOverride`, see `envs.overrides`, and
+    where gymnax itself refuses a value.
+    """
+    if name in UNAVAILABLE:
+        raise UnavailableEnvironment(f"{name} cannot be used: {UNAVAILABLE[name]}; choose another one")
+    import gymnax
+
+    if not overrides:
+        return _adapt(name, *gymnax.make(name))
+    try:
+        return _adapt(name, *apply_overrides(name, gymnax.make, overrides))
+    except BadOverride:
+        raise
+    except (AssertionError, IndexError, TypeError, ValueError) as error:
+        reason = str(error).split("\n")[0] or type(error).__name__
+        raise BadOverride(f"gymnax cannot make {name} with {dict(overrides)}: {reason}") from error
+
+
+@final
+@dataclasses.dataclass(frozen=True, eq=False)
+class GymnaxEnvironment(Environment):
+    """A gymnax environment and its parameters, behind our interface."""
+
+    name: str
+    obs_space: ObsSpace
+    action_space: ActionSpace
+    time_limit: int  # env steps
+    inner: Any  # gymnax's environment, with its own methods for pictures
+    params: Any  # gymnax's parameters
+    state_dtypes: Any  # one dtype for each leaf of the state
+    action_center: np.ndarray  # [A], continuous only
+    action_reach: np.ndarray  # [A], half of the range; continuous only
+
+    def reset(self, key: PRNGKeyArray) -> tuple[State, Timestep]:
+        with own_broadcasting():
+            obs, state = self.inner.reset_env(key, self.params)
+        return self._strong(state), Timestep(
+            obs=jnp.asarray(obs, self.obs_space.dtype),
+            reward=jnp.zeros((), jnp.float32),
+            is_first=jnp.array(True),
+            is_last=jnp.array(False),
+            is_terminal=jnp.array(False),
+        )
+
+    def step(self, key: PRNGKeyArray, state: State, action: Array) -> tuple[State, Timestep]:
+        own_action = self._own_action(action)
+        with own_broadcasting():
+            obs, state, reward, terminated, _ = self.inner.step_env(key, state, own_action, self.params)
+            truncated = self.inner.is_truncated(state, self.params)
+        terminated = jnp.asarray(terminated, jnp.bool_)
+        truncated = jnp.asarray(truncated, jnp.bool_)
+        return self._strong(state), Timestep(
+            obs=jnp.asarray(obs, self.obs_space.dtype),
+            reward=jnp.asarray(reward, jnp.float32),
+            is_first=jnp.array(False),
+            is_last=terminated | truncated,
+            is_terminal=terminated,
+        )
+
+    def _own_action(self, action: Array) -> Array:
+        """From our action to gymnax's: int32 as it is, [-1, 1] to the environment's range."""
+        if self.action_space.kind == "discrete":
+            chex.assert_shape(action, ())
+            chex.assert_type(action, int)
+            return jnp.asarray(action, jnp.int32)
+        chex.assert_shape(action, (self.action_space.size,))
+        clipped = jnp.clip(jnp.asarray(action, jnp.float32), -1.0, 1.0)
+        return jnp.asarray(self.action_center) + jnp.asarray(self.action_reach) * clipped
+
+    def _strong(self, state: State) -> State:
+        """Give each leaf its one dtype: gymnax's resets hold Python numbers where its steps hold arrays."""
+        return jax.tree.map(jnp.asarray, state, self.state_dtypes)
+
+
+def _adapt(name: str, inner: Any, params: Any) -> Environment:
+    """Read off the spaces, the time limit and the state's dtypes, without running anything."""
+    space = inner.action_space(params)
+    if hasattr(space, "n"):
+        action_space = ActionSpace("discrete", int(space.n))
+        action = jax.ShapeDtypeStruct((), jnp.int32)
+        low = high = np.zeros(0, np.float32)
+    else:
+        (size,) = space.shape
+        action_space = ActionSpace("continuous", size)
+        action = jax.ShapeDtypeStruct((size,), jnp.float32)
+        low, high = (np.broadcast_to(np.asarray(x, np.float32), (size,)) for x in (space.low, space.high))
+
+    key = jax.eval_shape(lambda: jr.key(0))
+    with own_broadcasting():
+        obs, first = jax.eval_shape(lambda k: inner.reset_env(k, params), key)
+        _, later, *_ = jax.eval_shape(lambda k, s, a: inner.step_env(k, s, a, params), key, first, action)
+    return GymnaxEnvironment(
+        name=name,
+        obs_space=_obs_space(name, obs, inner.observation_space(params)),
+        action_space=action_space,
+        time_limit=math.ceil(params.max_steps_in_episode),  # BernoulliBandit's is a float
+        inner=inner,
+        params=params,
+        state_dtypes=jax.tree.map(lambda a, b: jnp.promote_types(a.dtype, b.dtype), first, later),
+        action_center=(high + low) / 2,
+        action_reach=(high - low) / 2,
+    )
+
+
+def _obs_space(name: str, obs: jax.ShapeDtypeStruct, declared: Any) -> ObsSpace:
+    """Integers within a small bound are categories, boards in `BINARY` are binary, all else is real."""
+    if jnp.issubdtype(obs.dtype, jnp.integer):
+        discrete = hasattr(declared, "n")
+        least = 0 if discrete else int(np.min(declared.low))
+        classes = int(declared.n) if discrete else int(np.max(declared.high)) + 1
+        if least >= 0 and classes <= MOST_CLASSES:
+            return ObsSpace(obs.shape, "categorical", classes)
+    elif name in BINARY:
+        return ObsSpace(obs.shape, "binary")
+    return ObsSpace(obs.shape, "real")

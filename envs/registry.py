@@ -1,0 +1,51 @@
+"""Find an environment by its id, whichever suite it is from."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Protocol
+
+from envs import gymnax_suite
+from envs.environment import Environment
+from envs.errors import UnknownEnvironment
+from envs.overrides import Value
+
+
+class Suite(Protocol):
+    """What a suite's file offers. It imports its library inside these functions: `import envs` stays fast."""
+
+    UNAVAILABLE: Mapping[str, str]  # ids that the suite has and cannot make here, each with the reason
+
+    def ids(self) -> tuple[str, ...]: ...
+
+    def make(self, name: str, overrides: Mapping[str, Value]) -> Environment: ...
+
+
+# A suite joins by a file in this folder and a line here.
+SUITES: tuple[Suite, ...] = (
+    gymnax_suite,
+)  # fmt: skip
+
+
+def ids() -> tuple[str, ...]:
+    """All ids that `make` accepts. Imports the suites: seconds, the first time."""
+    return tuple(name for suite in SUITES for name in suite.ids())
+
+
+def make(name: str, overrides: Mapping[str, Value] | None = None) -> Environment:
+    """Make an environment; do it once a run, since two objects of one name are two for the compiler's cache.
+
+    Name: one of `ids()`, for example "Catch-bsuite". Overrides: settings of that environment, for example
+    {"size": 20} or {"size": "20"} for "DeepSea-bsuite"; a wrong key's error lists the right ones.
+    Errors, each one line and before anything is compiled: `UnknownEnvironment`, `UnavailableEnvironment`,
+    `BadOverride`, all of them `EnvError`.
+    """
+    for suite in SUITES:
+        if name in suite.UNAVAILABLE or name in suite.ids():
+            return suite.make(name, overrides or {})
+    by_lower = {known.lower(): known for known in ids()}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.4)
+    if near:
+        advice = f"did you mean {' or '.join(by_lower[word] for word in near)}?"
+    else:
+        advice = f"choose one of {', '.join(by_lower.values())}"
+    raise UnknownEnvironment(f"no environment is named {name!r}; {advice}")

@@ -1,0 +1,113 @@
+"""Collect: one environment step of every environment of a seed -> rows for replay.
+
+Axes: N environments.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from envs.environment import Environment, Timestep, advance
+from stages import rssm
+from stages.agent import Agent
+from stages.behavior import Behavior, act, act_greedily, action_noise
+from stages.config import Config, Hypers
+from stages.replay import Row
+from stages.rssm import Latent
+from stages.world_model import WorldModel
+
+
+class Rollout(eqx.Module):
+    """The environments and what the agent remembers of them, [N, ...]."""
+
+    env_state: Any
+    timestep: Timestep
+    latent: Latent
+    action: Float[Array, "N A"]  # the action before `timestep`
+    score: Float[Array, " N"]  # reward of the episode so far
+    length: Int[Array, " N"]  # rows of the episode so far
+
+
+class Episodes(eqx.Module):
+    """Sums over the episodes that ended, []. Added up over steps; the score is total / count."""
+
+    count: Float[Array, ""]
+    score: Float[Array, ""]
+    length: Float[Array, ""]
+
+
+def start(env: Environment, model: WorldModel, config: Config, envs: int, *, key: PRNGKeyArray) -> Rollout:
+    """`envs` environments at their first observation, and nothing remembered."""
+    env_state, timestep = jax.vmap(env.reset)(jr.split(key, envs))
+    latent = rssm.initial(model.rssm, (envs,), config.model.deter, model.dtype)
+    action = jnp.zeros((envs, env.action_space.size), model.dtype)
+    return Rollout(env_state, timestep, latent, action, jnp.zeros(envs), jnp.zeros(envs, jnp.int32))
+
+
+def decide(
+    model: WorldModel, behavior: Behavior, rollout: Rollout, hypers: Hypers, greedy: bool, *, key: PRNGKeyArray
+) -> tuple[Latent, Float[Array, "N A"]]:
+    """See the present observation, and choose: (posterior state, action vector)."""
+    key_latent, key_action = jr.split(key)
+    now = rollout.timestep
+    share = rssm.embed_share(model.rssm, model.encoder(now.obs, model.dtype))
+    projected = rssm.action_input(model.rssm, rollout.action, now.is_first)
+    uniform = jr.uniform(key_latent, (*now.is_first.shape, model.rssm.stoch))
+    latent, _ = rssm.posterior_step(model.rssm, rollout.latent, projected, share, now.is_first, uniform, hypers.unimix)
+    feat = rssm.feat(latent)
+    if greedy:
+        return latent, act_greedily(behavior.actor, feat, hypers.unimix)
+    noise = action_noise(model.actions, now.is_first.shape, key=key_action)
+    return latent, act(behavior.actor, feat, noise, hypers.unimix)
+
+
+def env_action(model: WorldModel, action: Float[Array, "... A"]) -> Array:
+    """Action vector -> what environments take and replay stores: an int32 index, or float32 numbers."""
+    if model.actions.kind == "discrete":
+        return jnp.argmax(action, -1).astype(jnp.int32)
+    return action.astype(jnp.float32)
+
+
+def collect(
+    env: Environment,
+    agent: Agent,
+    behavior: Behavior,
+    rollout: Rollout,
+    hypers: Hypers,
+    *,
+    greedy: bool = False,
+    key: PRNGKeyArray,
+) -> tuple[Rollout, Row, Episodes]:
+    """One step of every environment: observe, act, move on.
+
+    Returns:
+        the rollout at the next observation; the present row [N, ...] with the action and latent the agent had there;
+        the episodes whose last row this was.
+    """
+    key_decide, key_env = jr.split(key)
+    now = rollout.timestep
+    latent, action = decide(agent.model, behavior, rollout, hypers, greedy, key=key_decide)
+    taken = env_action(agent.model, action)
+    row = Row(
+        now.obs,
+        taken,
+        now.reward,
+        now.is_first,
+        now.is_last,
+        now.is_terminal,
+        latent.deter,
+        rssm.classes_of(latent),
+    )
+    score, length = rollout.score + now.reward, rollout.length + 1
+    ended = now.is_last.astype(jnp.float32)
+    episodes = Episodes(ended.sum(), (ended * score).sum(), (ended * length).sum())
+    keys = jr.split(key_env, now.reward.shape[0])
+    move = lambda key, state, timestep, action: advance(env, key, state, timestep, action)
+    env_state, timestep = jax.vmap(move)(keys, rollout.env_state, now, taken)
+    going = ~now.is_last
+    rollout = Rollout(env_state, timestep, latent, action, score * going, length * going)
+    return rollout, row, episodes

@@ -1,0 +1,50 @@
+"""Evaluate: whole episodes with the tasker, apart from the training stream."""
+
+import equinox as eqx
+import jax.numpy as jnp
+import jax.random as jr
+from jax import lax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from envs.environment import Environment
+from stages.agent import Agent
+from stages.collect import Rollout, collect, start
+from stages.config import Config, Hypers
+
+
+class _Loop(eqx.Module):
+    rollout: Rollout
+    step: Array
+    done: Array
+    score: Array
+    length: Array
+
+
+def evaluate(
+    env: Environment, agent: Agent, config: Config, hypers: Hypers, *, key: PRNGKeyArray
+) -> tuple[Float[Array, " E"], Float[Array, " E"]]:
+    """Score and length of `config.eval_episodes` first episodes, played side by side.
+
+    An episode that `config.eval_steps` (or the environment's time limit) cuts short counts with what it has by then.
+
+    Returns:
+        (scores, lengths in rows), [E].
+    """
+    key_start, key_loop = jr.split(key)
+    episodes = config.eval_episodes
+    limit = (config.eval_steps or env.time_limit) + 1
+    zeros = jnp.zeros(episodes)
+    rollout = start(env, agent.model, config, episodes, key=key_start)
+    loop = _Loop(rollout, jnp.zeros((), jnp.int32), jnp.zeros(episodes, bool), zeros, zeros)
+
+    def step(loop: _Loop) -> _Loop:
+        key_step = jr.fold_in(key_loop, loop.step)
+        rollout, row, _ = collect(
+            env, agent, agent.tasker, loop.rollout, hypers, greedy=config.eval_greedy, key=key_step
+        )
+        counts = ~loop.done
+        score, length = loop.score + counts * row.reward, loop.length + counts
+        return _Loop(rollout, loop.step + 1, loop.done | row.is_last, score, length)
+
+    loop = lax.while_loop(lambda loop: (loop.step < limit) & ~loop.done.all(), step, loop)
+    return loop.score, loop.length

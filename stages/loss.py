@@ -1,0 +1,152 @@
+"""All losses of one update. One gradient of one sum; stop_gradient draws the borders between the parts.
+
+Axes: T time, B windows, H horizon, n = T B starts, R rewards. This is the file where disagreement becomes a reward.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from stages import rssm
+from stages.agent import Agent, Targets
+from stages.behavior import Behavior, Imagined, Replayed, Weights, act, action_noise, behavior_loss
+from stages.config import Config, Hypers
+from stages.ensemble import disagreement, ensemble_loss
+from stages.imagine import Trajectory, imagine
+from stages.maths import ReturnScale, sg
+from stages.replay import Row
+from stages.rssm import Latent
+from stages.world_model import Observed, action_vector, model_loss, observe
+
+
+class Outcome(eqx.Module):
+    """What an update needs besides its gradient."""
+
+    latent: Latent  # fresh latents of the trained rows, [T, B, ...]
+    tasker_scale: ReturnScale
+    explorer_scale: ReturnScale | None
+    metrics: dict[str, Float[Array, ""]]
+
+
+def agent_loss(
+    agent: Agent, targets: Targets, rows: Row, config: Config, hypers: Hypers, *, key: PRNGKeyArray
+) -> tuple[Float[Array, ""], Outcome]:
+    """The summed loss of one batch.
+
+    Args:
+        rows: [T+1, B, ...]; row 0 is context: its stored latent starts the window.
+
+    Returns:
+        loss [] and the Outcome.
+    """
+    key_observe, key_imagine = jr.split(key)
+    model, exploring = agent.model, config.mode != "task"
+    reward_free = config.mode == "explore"
+    actions = action_vector(model, rows.action)
+    stored = jax.nn.one_hot(rows.stoch[0], model.rssm.classes, dtype=model.dtype)
+    context = Latent(rows.deter[0].astype(model.dtype), stored)
+    rows = jax.tree.map(lambda x: x[1:], rows)
+
+    seen = observe(model, context, actions[:-1], rows.obs, rows.is_first, hypers.unimix, key=key_observe)
+    actions = actions[1:]
+    losses, metrics = model_loss(model, seen, rows.obs, rows.reward, rows.is_terminal, hypers, reward_free)
+    feat = rssm.feat(seen.latent)
+
+    actors = [agent.tasker] + ([agent.explorer] if exploring else [])
+    dreams = _imagine_each(agent, actors, seen.latent, config.horizon, hypers, key=key_imagine)
+
+    extrinsic = rows.reward[None]
+    imagined = _imagined(agent, dreams[0], [_predicted_reward(agent, dreams[0])])
+    replayed = Replayed(sg(feat) if reward_free else feat, extrinsic, rows.is_last, rows.is_terminal)
+    task = Weights((1.0,), (hypers.return_floor,), (False,), hypers.entropy)
+    lost, tasker_scale, told = behavior_loss(agent.tasker, targets.tasker, imagined, replayed, task, hypers)
+    losses |= lost
+    metrics |= told
+
+    explorer_scale = None
+    if exploring:
+        losses["ensemble"] = ensemble_loss(
+            agent.ensemble, feat, actions, _ensemble_target(seen, config.ensemble.target), rows.is_first
+        )
+        dream = dreams[1]
+        # Disagreement becomes the reward of the action that was untried: D(s_t, a_t) arrives with s_{t+1}.
+        intrinsic = arrive(disagreement(agent.ensemble, dream.feat, dream.action, config.ensemble.spread))
+        on_replay = arrive(disagreement(agent.ensemble, feat, actions, config.ensemble.spread))
+        on_replay = jnp.where(rows.is_first, 0.0, on_replay)[None]
+        scales, floors, rewards, on_rows = (hypers.intrinsic_scale,), (hypers.intrinsic_floor,), [intrinsic], on_replay
+        if config.mode == "mix":
+            scales, floors = scales + (hypers.extrinsic_scale,), floors + (hypers.return_floor,)
+            rewards, on_rows = [intrinsic, _predicted_reward(agent, dream)], jnp.concatenate([on_replay, extrinsic])
+        debias = (True, False)[: len(scales)]
+        explore = Weights(scales, floors, debias, hypers.explorer_entropy)
+        replayed = Replayed(sg(feat), on_rows, rows.is_last, rows.is_terminal)
+        imagined = _imagined(agent, dream, rewards)
+        lost, explorer_scale, told = behavior_loss(
+            agent.explorer, targets.explorer, imagined, replayed, explore, hypers
+        )
+        losses |= {f"explorer_{name}": loss for name, loss in lost.items()}
+        metrics |= {f"explorer_{name}": value for name, value in told.items()}
+        metrics["disagreement"] = on_replay.mean()
+
+    scales = loss_scales(hypers, exploring)
+    assert losses.keys() == scales.keys(), (sorted(losses), sorted(scales))
+    means = {name: loss.mean() for name, loss in losses.items()}
+    total = sum(scales[name] * mean for name, mean in means.items())
+    metrics |= {f"loss/{name}": mean for name, mean in means.items()}
+    return total, Outcome(sg(seen.latent), tasker_scale, explorer_scale, metrics)
+
+
+def loss_scales(hypers: Hypers, exploring: bool) -> dict[str, Float[Array, ""] | float]:
+    """Weight of each loss, by name."""
+    behavior = {"policy": hypers.scale_policy, "value": hypers.scale_value, "repval": hypers.scale_repval}
+    model = {name: getattr(hypers, f"scale_{name}") for name in ("recon", "reward", "cont", "dyn", "rep")}
+    explore = {f"explorer_{name}": scale for name, scale in behavior.items()} | {"ensemble": hypers.scale_ensemble}
+    return model | behavior | (explore if exploring else {})
+
+
+def arrive(reward: Float[Array, "T *b"]) -> Float[Array, "T *b"]:
+    """Rewards of choosing an action, indexed by its step -> indexed by arrival: one later, 0 at the first."""
+    return jnp.concatenate([jnp.zeros_like(reward[:1]), reward[:-1]])
+
+
+def _imagine_each(
+    agent: Agent, behaviors: list[Behavior], latent: Latent, horizon: int, hypers: Hypers, *, key: PRNGKeyArray
+) -> list[Trajectory]:
+    """Every behaviour's dreams from every replayed state: one scan, the actors vmapped over it."""
+    start = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), sg(latent))
+    actors = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(sg(b.actor) for b in behaviors))
+
+    def dream(actor, key):
+        key_action, key_latent = jr.split(key)
+        noise = action_noise(actor.actions, (horizon + 1, start.deter.shape[0]), key=key_action)
+        policy = lambda feat, noise: act(actor, feat, noise, hypers.unimix)
+        return imagine(agent.model, policy, start, noise, hypers.unimix, key=key_latent)
+
+    keys = jnp.stack([jr.fold_in(key, i) for i in range(len(behaviors))])
+    dreams = jax.vmap(dream)(actors, keys)
+    return [jax.tree.map(lambda x, i=i: x[i], dreams) for i in range(len(behaviors))]
+
+
+def _predicted_reward(agent: Agent, dream: Trajectory) -> Float[Array, "H+1 n"]:
+    """What the reward head expects on arrival in each imagined state."""
+    head = sg(agent.model.reward)
+    return head.mean(head(dream.feat))
+
+
+def _imagined(agent: Agent, dream: Trajectory, rewards: list[Float[Array, "H+1 n"]]) -> Imagined:
+    """A dream with its rewards and continues."""
+    cont = jax.nn.sigmoid(sg(agent.model.cont)(dream.feat))
+    return Imagined(dream.feat, dream.action, jnp.stack(rewards), cont)
+
+
+def _ensemble_target(seen: Observed, name: str) -> Float[Array, "T B Y"]:
+    """What the ensemble predicts of the next row."""
+    flat = lambda x: x.reshape(*x.shape[:-2], -1)
+    return {
+        "probs": lambda: flat(seen.post.probs),
+        "stoch": lambda: flat(seen.latent.stoch),
+        "embed": lambda: seen.embed,
+        "deter": lambda: seen.latent.deter,
+    }[name]()

@@ -1,0 +1,215 @@
+"""Layers: Linear, RMSNorm, MLP, BlockLinear, BlockGRU and small convolutions, initialised as DreamerV3's.
+
+Every layer acts on the last axes and takes any leading ones. Parameters are float32; the input's type is the compute
+type, so one cast at the door decides the arithmetic. Source: DreamerV3's embodied/jax/nets.py, re-derived.
+"""
+
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float, PRNGKeyArray
+
+
+def truncated_normal(key: PRNGKeyArray, shape: tuple[int, ...], fan_in: int, scale: float = 1.0) -> Array:
+    """Normal of variance 1/fan_in, cut off at two standard deviations (1.1368 restores the variance)."""
+    return jr.truncated_normal(key, -2.0, 2.0, shape) * (scale * 1.1368 * math.sqrt(1.0 / fan_in))
+
+
+class Linear(eqx.Module):
+    """x W + b over the last axis."""
+
+    weight: Float[Array, "i o"]
+    bias: Float[Array, " o"]
+
+    def __init__(self, inputs: int, outputs: int, *, scale: float = 1.0, key: PRNGKeyArray):
+        self.weight = truncated_normal(key, (inputs, outputs), inputs, scale)
+        self.bias = jnp.zeros((outputs,))
+
+    def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
+        return x @ self.weight.astype(x.dtype) + self.bias.astype(x.dtype)
+
+
+class RMSNorm(eqx.Module):
+    """x / sqrt(mean(x^2) + 1e-4) * scale over the last axis, in float32 (Zhang & Sennrich 2019, arXiv 1910.07467)."""
+
+    scale: Float[Array, " i"]
+
+    def __init__(self, size: int):
+        self.scale = jnp.ones((size,))
+
+    def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... i"]:
+        x32 = x.astype(jnp.float32)
+        norm = jax.lax.rsqrt(jnp.mean(jnp.square(x32), -1, keepdims=True) + 1e-4)
+        return (x32 * (norm * self.scale)).astype(x.dtype)
+
+
+class Dense(eqx.Module):
+    """Linear, RMSNorm, SiLU: the layer that all of DreamerV3 is made of."""
+
+    linear: Linear
+    norm: RMSNorm
+
+    def __init__(self, inputs: int, outputs: int, *, key: PRNGKeyArray):
+        self.linear = Linear(inputs, outputs, key=key)
+        self.norm = RMSNorm(outputs)
+
+    def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
+        return self.activate(self.linear(x))
+
+    def activate(self, x: Float[Array, "... o"]) -> Float[Array, "... o"]:
+        """Norm and SiLU of a product computed elsewhere (parts of it before a scan, say)."""
+        return jax.nn.silu(self.norm(x))
+
+
+class MLP(eqx.Module):
+    """A stack of Dense layers of one width."""
+
+    layers: tuple[Dense, ...]
+
+    def __init__(self, inputs: int, units: int, depth: int, *, key: PRNGKeyArray):
+        sizes = [inputs] + [units] * depth
+        keys = jr.split(key, depth)
+        self.layers = tuple(Dense(i, o, key=k) for i, o, k in zip(sizes[:-1], sizes[1:], keys, strict=True))
+
+    def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class Head(eqx.Module):
+    """MLP and a linear output; `scale` multiplies the output layer's initial weights."""
+
+    mlp: MLP
+    out: Linear
+
+    def __init__(self, inputs: int, units: int, depth: int, outputs: int, *, scale: float = 1.0, key: PRNGKeyArray):
+        key_mlp, key_out = jr.split(key)
+        self.mlp = MLP(inputs, units, depth, key=key_mlp)
+        self.out = Linear(units, outputs, scale=scale, key=key_out)
+
+    def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
+        return self.out(self.mlp(x)).astype(jnp.float32)
+
+
+class BlockLinear(eqx.Module):
+    """Block-diagonal Linear: input and output fall into G equal blocks, each with weights of its own."""
+
+    weight: Float[Array, "G i o"]
+    bias: Float[Array, " O"]
+
+    def __init__(self, inputs: int, outputs: int, blocks: int, *, key: PRNGKeyArray):
+        shape = (blocks, inputs // blocks, outputs // blocks)
+        self.weight = truncated_normal(key, shape, math.prod(shape[:2]))
+        self.bias = jnp.zeros((outputs,))
+
+    def __call__(self, x: Float[Array, "... G i"]) -> Float[Array, "... O"]:
+        """Takes the blocks apart [..., G, i] and returns them joined [..., O]."""
+        x = jnp.einsum("...gi,gio->...go", x, self.weight.astype(x.dtype))
+        return x.reshape(*x.shape[:-2], -1) + self.bias.astype(x.dtype)
+
+
+class BlockGRU(eqx.Module):
+    """DreamerV3's recurrent cell (Methods, "block-diagonal GRU"): one block-linear layer, then three gates.
+
+    `u = sigmoid(update - 1)`, `h' = u tanh(sigmoid(reset) cand) + (1 - u) h`.
+    """
+
+    hidden: BlockLinear
+    norm: RMSNorm
+    gates: BlockLinear
+    blocks: int = eqx.field(static=True)
+
+    def __init__(self, inputs: int, deter: int, blocks: int, *, key: PRNGKeyArray):
+        key_hidden, key_gates = jr.split(key)
+        self.hidden = BlockLinear(deter + blocks * inputs, deter, blocks, key=key_hidden)
+        self.norm = RMSNorm(deter)
+        self.gates = BlockLinear(deter, 3 * deter, blocks, key=key_gates)
+        self.blocks = blocks
+
+    def __call__(self, deter: Float[Array, "... D"], x: Float[Array, "... i"]) -> Float[Array, "... D"]:
+        """One step. Every block sees its own slice of deter and the whole input."""
+        split = lambda y: y.reshape(*y.shape[:-1], self.blocks, -1)
+        shared = jnp.broadcast_to(x[..., None, :], (*x.shape[:-1], self.blocks, x.shape[-1]))
+        hidden = self.hidden(jnp.concatenate([split(deter), shared], -1))
+        hidden = jax.nn.silu(self.norm(hidden))
+        # Each block's output holds its three gates in a row.
+        gates = split(self.gates(split(hidden)))
+        reset, cand, update = (g.reshape(deter.shape) for g in jnp.split(gates, 3, -1))
+        update = jax.nn.sigmoid(update - 1)
+        return update * jnp.tanh(jax.nn.sigmoid(reset) * cand) + (1 - update) * deter
+
+
+class Conv(eqx.Module):
+    """Convolution with "same" padding and stride 1 over [..., H, W, C].
+
+    Boards are convolved as shifted slices and one matrix product: with weights per seed a library convolution becomes
+    a grouped one, several times slower (tests/bench). Images, where the slices would not fit, take the library's.
+    """
+
+    weight: Float[Array, "k k i o"]
+    bias: Float[Array, " o"]
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, *, key: PRNGKeyArray):
+        shape = (kernel, kernel, inputs, outputs)
+        self.weight = truncated_normal(key, shape, kernel * kernel * inputs)
+        self.bias = jnp.zeros((outputs,))
+
+    def __call__(self, x: Float[Array, "... H W i"]) -> Float[Array, "... H W o"]:
+        y = self._slices(x) if x.shape[-3] * x.shape[-2] <= 400 else self._library(x)
+        return y + self.bias.astype(x.dtype)
+
+    def _slices(self, x):
+        kernel, (height, width) = self.weight.shape[0], x.shape[-3:-1]
+        low, high = (kernel - 1) // 2, kernel // 2
+        x = jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(low, high), (low, high), (0, 0)])
+        patches = [x[..., i : i + height, j : j + width, :] for i in range(kernel) for j in range(kernel)]
+        weight = self.weight.reshape(-1, self.weight.shape[-1]).astype(x.dtype)
+        return jnp.concatenate(patches, -1) @ weight
+
+    def _library(self, x):
+        flat = x.reshape(-1, *x.shape[-3:])
+        dims = ("NHWC", "HWIO", "NHWC")
+        y = jax.lax.conv_general_dilated(flat, self.weight.astype(x.dtype), (1, 1), "SAME", dimension_numbers=dims)
+        return y.reshape(*x.shape[:-1], -1)
+
+
+class ConvStage(eqx.Module):
+    """Conv, RMSNorm over channels, SiLU: one level of the convolutional encoder and decoder."""
+
+    conv: Conv
+    norm: RMSNorm
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, *, key: PRNGKeyArray):
+        self.conv = Conv(inputs, outputs, kernel, key=key)
+        self.norm = RMSNorm(outputs)
+
+
+def max_pool(x: Float[Array, "... H W C"]) -> Float[Array, "... h w C"]:
+    """Maximum over 2 x 2 windows, h = ceil(H / 2); an odd side is padded at its end."""
+    height, width = x.shape[-3:-1]
+    pad = [(0, 0)] * (x.ndim - 3) + [(0, height % 2), (0, width % 2), (0, 0)]
+    x = jnp.pad(x, pad, mode="edge")
+    x = x.reshape(*x.shape[:-3], -(-height // 2), 2, -(-width // 2), 2, x.shape[-1])
+    return x.max((-4, -2))
+
+
+def upsample(x: Float[Array, "... h w C"], shape: tuple[int, int]) -> Float[Array, "... H W C"]:
+    """Nearest-neighbour doubling, cropped to `shape`."""
+    x = jnp.repeat(jnp.repeat(x, 2, -3), 2, -2)
+    return x[..., : shape[0], : shape[1], :]
+
+
+def pyramid(shape: tuple[int, int], most: int = 4) -> list[tuple[int, int]]:
+    """Sizes of the convolution levels, finest first: halved (rounding up) while both sides stay at 4 or more.
+
+    A 64 x 64 image gives the reference's four halvings down to 4 x 4; a 10 x 10 board gives one, to 5 x 5.
+    """
+    sizes = [shape]
+    while len(sizes) <= most and min(-(-s // 2) for s in sizes[-1]) >= 4:
+        height, width = sizes[-1]
+        sizes.append((-(-height // 2), -(-width // 2)))
+    return sizes

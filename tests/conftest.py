@@ -1,0 +1,65 @@
+"""One small agent for all tests, and what costs a compile made once per session."""
+
+import os
+
+# Four virtual CPU devices, so that sharding over devices is tested on any machine; before jax starts.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import dataclasses
+
+import jax
+import jax.random as jr
+import pytest
+
+from envs import registry
+from stages.agent import Agent, Targets
+from stages.config import Config, EnsembleConfig, Hypers, ModelConfig, ReplayConfig
+
+SMALL = ModelConfig(deter=16, blocks=2, hidden=8, units=8, stoch=4, classes=4, depth=2, bins=15)
+
+
+@pytest.fixture(scope="session")
+def config() -> Config:
+    """A run of seconds: Catch, 2 environments, windows of 8 rows."""
+    return Config(
+        env="Catch-bsuite",
+        steps=400,
+        envs=2,
+        horizon=4,
+        eval_episodes=4,
+        model=SMALL,
+        ensemble=EnsembleConfig(members=3, layers=1),
+        replay=ReplayConfig(batch_size=4, batch_length=8, train_ratio=8),
+    )
+
+
+@pytest.fixture(scope="session")
+def hypers() -> Hypers:
+    """Defaults with a learning rate that shows after a few updates."""
+    return Hypers(lr=1e-3, warmup=10.0)
+
+
+@pytest.fixture(scope="session")
+def env():
+    """Catch, made once: two of one name would be two static objects."""
+    return registry.make("Catch-bsuite", {})
+
+
+@pytest.fixture(scope="session")
+def mix_agent(config, env) -> Agent:
+    """Every part that an agent can have."""
+    return Agent(dataclasses.replace(config, mode="mix"), env.obs_space, env.action_space, key=jr.key(0))
+
+
+@pytest.fixture(scope="session")
+def mix_targets(mix_agent) -> Targets:
+    """Its slow critics and scales."""
+    return Targets.of(mix_agent)
+
+
+def tree_equal(a, b) -> bool:
+    """Whether two trees hold the same numbers, to the bit (typed keys included)."""
+    raw = lambda x: jr.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+    same = jax.tree.map(lambda x, y: bool((raw(x) == raw(y)).all()), a, b)
+    return all(jax.tree.leaves(same))
