@@ -3,7 +3,8 @@
 gymnax's `step` resets by itself, so this calls `step_env`, `reset_env` and `is_truncated`, which do not.
 gymnax's spaces do not always say what comes out (Catch declares int32 and gives floats, FourRooms the
 reverse, GaussianBandit leaves its space, Pong declares 0..2), so shapes and dtypes are taken from an abstract
-call. Some of its environments do not clip their actions (PointRobot, Reacher, Swimmer), so this does.
+call. Some of its environments do not clip their actions (Reacher, Swimmer; PointRobot shows the unclipped one
+in its observation), so this does.
 Importing gymnax takes seconds: it happens inside the functions.
 """
 

@@ -96,9 +96,7 @@ def act(
     return sg(dist.mean + dist.std * noise).astype(feat.dtype)
 
 
-def act_greedily(
-    actor: Actor, feat: Float[Array, "... F"], ratio: Float[Array, ""] | float
-) -> Float[Array, "... A"]:
+def act_greedily(actor: Actor, feat: Float[Array, "... F"], ratio: Float[Array, ""] | float) -> Float[Array, "... A"]:
     """The most likely action vector."""
     dist = actor(feat, ratio)
     if isinstance(dist, Categorical):

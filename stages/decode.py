@@ -112,7 +112,7 @@ def recon_loss(decoder: Decoder, deter: Array, stoch: Array, obs: Array) -> Floa
 
 
 def reconstruct(decoder: Decoder, deter: Array, stoch: Array) -> Float[Array, "..."]:
-    """The most likely observation, as float32: probabilities for binary and byte entries, class indices for integers."""
+    """The most likely observation, float32: probabilities for binary and byte entries, indices for integers."""
     raw = decoder(deter, stoch)
     if decoder.space.kind == "categorical":
         return jnp.argmax(raw, -1).astype(jnp.float32)

@@ -42,8 +42,7 @@ def agent_loss(
         loss [] and the Outcome.
     """
     key_observe, key_imagine = jr.split(key)
-    model, exploring = agent.model, config.mode != "task"
-    reward_free = config.mode == "explore"
+    model, reward_free = agent.model, config.mode == "explore"
     actions = action_vector(model, rows.action)
     stored = jax.nn.one_hot(rows.stoch[0], model.rssm.classes, dtype=model.dtype)
     context = Latent(rows.deter[0].astype(model.dtype), stored)
@@ -54,41 +53,20 @@ def agent_loss(
     losses, metrics = model_loss(model, seen, rows.obs, rows.reward, rows.is_terminal, hypers, reward_free)
     feat = rssm.feat(seen.latent)
 
-    actors = [agent.tasker] + ([agent.explorer] if exploring else [])
-    dreams = _imagine_each(agent, actors, seen.latent, config.horizon, hypers, key=key_imagine)
+    exploring = agent.explorer is not None
+    behaviors = [agent.tasker, agent.explorer] if exploring else [agent.tasker]
+    dreams = _imagine_each(agent, behaviors, seen.latent, config.horizon, hypers, key=key_imagine)
 
-    extrinsic = rows.reward[None]
-    imagined = _imagined(agent, dreams[0], [_predicted_reward(agent, dreams[0])])
-    replayed = Replayed(sg(feat) if reward_free else feat, extrinsic, rows.is_last, rows.is_terminal)
-    task = Weights((1.0,), (hypers.return_floor,), (False,), hypers.entropy)
-    lost, tasker_scale, told = behavior_loss(agent.tasker, targets.tasker, imagined, replayed, task, hypers)
+    lost, tasker_scale, told = _tasker_loss(agent, targets, rows, sg(feat) if reward_free else feat, dreams[0], hypers)
     losses |= lost
     metrics |= told
-
     explorer_scale = None
     if exploring:
-        losses["ensemble"] = ensemble_loss(
-            agent.ensemble, feat, actions, _ensemble_target(seen, config.ensemble.target), rows.is_first
-        )
-        dream = dreams[1]
-        # Disagreement becomes the reward of the action that was untried: D(s_t, a_t) arrives with s_{t+1}.
-        intrinsic = arrive(disagreement(agent.ensemble, dream.feat, dream.action, config.ensemble.spread))
-        on_replay = arrive(disagreement(agent.ensemble, feat, actions, config.ensemble.spread))
-        on_replay = jnp.where(rows.is_first, 0.0, on_replay)[None]
-        scales, floors, rewards, on_rows = (hypers.intrinsic_scale,), (hypers.intrinsic_floor,), [intrinsic], on_replay
-        if config.mode == "mix":
-            scales, floors = scales + (hypers.extrinsic_scale,), floors + (hypers.return_floor,)
-            rewards, on_rows = [intrinsic, _predicted_reward(agent, dream)], jnp.concatenate([on_replay, extrinsic])
-        debias = (True, False)[: len(scales)]
-        explore = Weights(scales, floors, debias, hypers.explorer_entropy)
-        replayed = Replayed(sg(feat), on_rows, rows.is_last, rows.is_terminal)
-        imagined = _imagined(agent, dream, rewards)
-        lost, explorer_scale, told = behavior_loss(
-            agent.explorer, targets.explorer, imagined, replayed, explore, hypers
-        )
+        target = _ensemble_target(seen, config.ensemble.target)
+        losses["ensemble"] = ensemble_loss(agent.ensemble, feat, actions, target, rows.is_first)
+        lost, explorer_scale, told = _explorer_loss(agent, targets, rows, sg(feat), actions, dreams[1], config, hypers)
         losses |= {f"explorer_{name}": loss for name, loss in lost.items()}
         metrics |= {f"explorer_{name}": value for name, value in told.items()}
-        metrics["disagreement"] = on_replay.mean()
 
     scales = loss_scales(hypers, exploring)
     assert losses.keys() == scales.keys(), (sorted(losses), sorted(scales))
@@ -96,6 +74,43 @@ def agent_loss(
     total = sum(scales[name] * mean for name, mean in means.items())
     metrics |= {f"loss/{name}": mean for name, mean in means.items()}
     return total, Outcome(sg(seen.latent), tasker_scale, explorer_scale, metrics)
+
+
+def _tasker_loss(agent: Agent, targets: Targets, rows: Row, feat: Array, dream: Trajectory, hypers: Hypers):
+    """The tasker learns from the reward head in dreams, and from the rewards replayed."""
+    imagined = _imagined(agent, dream, [_predicted_reward(agent, dream)])
+    replayed = Replayed(feat, rows.reward[None], rows.is_last, rows.is_terminal)
+    weights = Weights((1.0,), (hypers.return_floor,), (False,), hypers.entropy)
+    return behavior_loss(agent.tasker, targets.tasker, imagined, replayed, weights, hypers)
+
+
+def _explorer_loss(
+    agent: Agent,
+    targets: Targets,
+    rows: Row,
+    feat: Array,
+    actions: Array,
+    dream: Trajectory,
+    config: Config,
+    hypers: Hypers,
+):
+    """The explorer learns from the ensemble's disagreement; in mode mix also from the reward, a critic for each."""
+    # Disagreement becomes the reward of the untried action: D(s_t, a_t) arrives with s_{t+1}.
+    intrinsic = arrive(disagreement(agent.ensemble, dream.feat, dream.action, config.ensemble.spread))
+    on_rows = arrive(disagreement(agent.ensemble, feat, actions, config.ensemble.spread))
+    # What would arrive with a reset was not earned by the action before it.
+    on_rows = jnp.where(rows.is_first, 0.0, on_rows)
+    if config.mode == "mix":
+        rewards, replayed = [intrinsic, _predicted_reward(agent, dream)], jnp.stack([on_rows, rows.reward])
+        scales, floors = (hypers.intrinsic_scale, hypers.extrinsic_scale), (hypers.intrinsic_floor, hypers.return_floor)
+    else:
+        rewards, replayed = [intrinsic], on_rows[None]
+        scales, floors = (hypers.intrinsic_scale,), (hypers.intrinsic_floor,)
+    weights = Weights(scales, floors, (True, False)[: len(scales)], hypers.explorer_entropy)
+    replayed = Replayed(feat, replayed, rows.is_last, rows.is_terminal)
+    imagined = _imagined(agent, dream, rewards)
+    losses, scale, metrics = behavior_loss(agent.explorer, targets.explorer, imagined, replayed, weights, hypers)
+    return losses, scale, metrics | {"disagreement": on_rows.mean()}
 
 
 def loss_scales(hypers: Hypers, exploring: bool) -> dict[str, Float[Array, ""] | float]:

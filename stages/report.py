@@ -1,4 +1,4 @@
-"""What a sweep leaves behind: statistics over seeds, the run's folder, the table and the curves.
+"""What a sweep tells: statistics over seeds, the table and the curves.
 
 Host side only: numpy, no jax. rich and matplotlib are imported by the functions that draw, so that `--help`
 stays fast.
@@ -13,21 +13,20 @@ Axes: S seeds, P points of a curve, R resamples.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import functools
 import io
-import json
 import math
 import os
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from stages.folder import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -164,203 +163,6 @@ def _interval(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray
     return ends[0], ends[1]
 
 
-# ---- the run's folder --------------------------------------------------------------------------------------
-
-
-class RunFolderError(ValueError):
-    """The run's folder cannot be used or written. The message is one line that says what to do."""
-
-
-@dataclass(frozen=True)
-class RunFolder:
-    """A run's folder: `config.json`, `metrics.jsonl` and `summary.json` below `path`.
-
-    JSON knows neither NaN nor infinities: NaN is written as null, an infinity as the string "Infinity" or
-    "-Infinity" (which Python's `float` reads). Arrays and numpy scalars are written as lists and numbers.
-    """
-
-    path: Path
-
-    CONFIG = "config.json"
-    METRICS = "metrics.jsonl"
-    SUMMARY = "summary.json"
-
-    @classmethod
-    def create(cls, path: str | os.PathLike[str]) -> RunFolder:
-        """Make the folder (and its parents) and prove that it can be written, before anything heavy runs.
-
-        An existing folder will do if it holds no run. A creation that fails removes the folders that it made.
-
-        Raises:
-            RunFolderError: the path is empty or not a folder, holds a run already, or cannot be written.
-        """
-        if not os.fspath(path):
-            raise RunFolderError("the run's folder has an empty name; choose another --logdir")
-        folder = Path(os.path.expanduser(path)).absolute()
-        made: list[Path] = []
-        try:
-            _make_folders(folder, made)
-            _refuse_a_run(folder, (cls.CONFIG, cls.METRICS, cls.SUMMARY))
-            _probe(folder)
-        except BaseException as error:
-            for each in reversed(made):
-                with contextlib.suppress(OSError):
-                    each.rmdir()
-            if isinstance(error, RunFolderError) or not isinstance(error, (OSError, ValueError)):
-                raise
-            raise _explained(folder, error) from error
-        return cls(folder)
-
-    def write_config(self, config: Mapping[str, Any]) -> None:
-        """Write `config.json`, whole or not at all. Raises RunFolderError if the disk refuses."""
-        _write_whole(self.path / self.CONFIG, _encode(config, indent=2))
-
-    def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Write `summary.json`, whole or not at all. Raises RunFolderError if the disk refuses."""
-        _write_whole(self.path / self.SUMMARY, _encode(summary, indent=2))
-
-    def append_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Append one line per row (one row per seed and log step) to `metrics.jsonl`, all of them or none.
-
-        The lines have left this process when the call returns. A half-written last line, as a killed process
-        leaves it, is cut off first.
-
-        Raises:
-            RunFolderError: the disk refuses; the file still ends with the last whole line before this call.
-        """
-        lines = b"".join(
-            _encode(row) for row in rows
-        )  # before the file is touched: a bad row must not cost it
-        path = self.path / self.METRICS
-        try:
-            file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
-            try:
-                _append(file, lines)
-            finally:
-                os.close(file)
-        except OSError as error:
-            raise _explained(path, error) from error
-
-
-def _make_folders(folder: Path, made: list[Path]) -> None:
-    """`mkdir -p` that notes in `made` what was not there before."""
-    for each in reversed([folder, *folder.parents]):
-        if each.exists():
-            continue
-        with contextlib.suppress(
-            FileExistsError
-        ):  # another process was faster, or a dangling link: seen below
-            each.mkdir()
-            made.append(each)
-    if not folder.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-
-
-def _refuse_a_run(folder: Path, names: Sequence[str]) -> None:
-    for name in names:
-        if os.path.lexists(folder / name):
-            raise RunFolderError(
-                f"{str(folder)!r} already holds a run ({name}); choose another --logdir, or remove it"
-            )
-
-
-def _probe(folder: Path) -> None:
-    """Write a file and remove it: root passes permission checks, but not a full or read-only disk."""
-    probe = folder / f".probe-{os.getpid()}"
-    try:
-        with open(probe, "wb") as file:
-            file.write(bytes(4096))
-            file.flush()
-            os.fsync(file.fileno())
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            probe.unlink()
-
-
-def _append(file: int, lines: bytes) -> None:
-    """Append to an open descriptor, or leave it as it was: no buffer to be flushed later by surprise."""
-    end = _end_of_last_line(file)
-    os.ftruncate(file, end)
-    os.lseek(file, end, os.SEEK_SET)
-    left = memoryview(lines)
-    try:
-        while left:
-            left = left[os.write(file, left) :]
-    except BaseException:
-        with contextlib.suppress(OSError):  # then the next append cuts the tail
-            os.ftruncate(file, end)
-        raise
-
-
-def _end_of_last_line(file: int, block: int = 65536) -> int:
-    """Bytes up to and including the last newline, searched from the end."""
-    end = os.lseek(file, 0, os.SEEK_END)
-    while end:
-        start = max(0, end - block)
-        os.lseek(file, start, os.SEEK_SET)
-        found = os.read(file, end - start).rfind(b"\n")
-        if found >= 0:
-            return start + found + 1
-        end = start
-    return 0
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Replace `path` in one step: a reader, or a crash, sees the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            with open(temporary, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            with contextlib.suppress(OSError):  # gone after a successful replace
-                temporary.unlink()
-    except OSError as error:
-        raise _explained(path, error) from error
-
-
-def _encode(value: Mapping[str, Any], indent: int | None = None) -> bytes:
-    return (json.dumps(_plain(value), allow_nan=False, indent=indent) + "\n").encode()
-
-
-def _plain(value: Any) -> Any:
-    """`value` as JSON can hold it."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if hasattr(value, "tolist"):  # numpy's and jax's arrays and scalars
-        return _plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
-    return value
-
-
-_ADVICE = {
-    errno.ENOSPC: "free space on that disk, or choose another --logdir",
-    errno.EDQUOT: "free some of your quota, or choose another --logdir",
-    errno.EACCES: "choose another --logdir, or ask for permission to write there",
-    errno.EPERM: "choose another --logdir, or ask for permission to write there",
-    errno.EROFS: "choose another --logdir, on a disk that can be written",
-    errno.ENOTDIR: "a file stands in the way; choose another --logdir, or remove that file",
-    errno.ENOENT: "the folder was removed or cannot be made; choose another --logdir",
-    errno.ENAMETOOLONG: "choose a shorter --logdir",
-}
-
-
-def _explained(path: Path, error: OSError | ValueError) -> RunFolderError:
-    """The refusal in one line: which path, why, and what to do."""
-    code = error.errno if isinstance(error, OSError) else None
-    reason = " ".join(((error.strerror if isinstance(error, OSError) else None) or str(error)).split())
-    advice = _ADVICE.get(code, "choose another --logdir") if code is not None else "choose another --logdir"
-    return RunFolderError(f"cannot write {str(path)!r}: {reason}; {advice}")
-
-
 # ---- the table ---------------------------------------------------------------------------------------------
 
 
@@ -380,9 +182,7 @@ def table(interval: Interval, title: str) -> Table:
     show = functools.partial(_number, decimals=_decimals(extreme))
     result.add_row("mean", show(interval.mean))
     result.add_row("median", show(interval.median))
-    between = (
-        f"95 % interval {show(interval.ci_low)} to {show(interval.ci_high)}" if interval.count > 1 else ""
-    )
+    between = f"95 % interval {show(interval.ci_low)} to {show(interval.ci_high)}" if interval.count > 1 else ""
     result.add_row("interquartile mean", show(interval.iqm), between, style="bold")
     for name, score, seed in (
         ("worst seed", interval.worst, interval.worst_seed),
@@ -457,9 +257,7 @@ def plot_curves(
 
     steps, scores = np.asarray(steps, np.float64), np.asarray(scores, np.float64)
     if steps.ndim != 1 or scores.ndim != 2 or not scores.shape[0] or scores.shape[1] != steps.size:
-        raise ValueError(
-            f"plot_curves wants steps [P] and scores [S, P]; got {steps.shape} and {scores.shape}"
-        )
+        raise ValueError(f"plot_curves wants steps [P] and scores [S, P]; got {steps.shape} and {scores.shape}")
     scores = np.where(np.isfinite(scores), scores, np.nan)
     markers = sorted(markers or ())
 
@@ -477,24 +275,20 @@ def plot_curves(
 
     _draw_scores(axes, steps, scores)
     if baseline is not None:
-        axes.axhline(
-            baseline[0], color=INK, linewidth=1.1, linestyle=(0, (5, 3)), label=baseline[1], zorder=2.5
-        )
+        axes.axhline(baseline[0], color=INK, linewidth=1.1, linestyle=(0, (5, 3)), label=baseline[1], zorder=2.5)
     rows = _draw_markers(axes, markers)
     title = textwrap.fill(title, 72)
     axes.set_title(title, loc="left", pad=7 + 12 * rows, parse_math=False, fontsize=11, color=INK)
     handles, labels = axes.get_legend_handles_labels()
     if handles:  # below the picture, where it hides nothing
         columns = 4 if sum(map(len, labels)) < 75 else 2
-        legend = figure.legend(
-            handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9
-        )
+        legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
         for text in legend.get_texts():
             text.set_parse_math(False)
 
     picture = io.BytesIO()
     canvas.print_png(picture)
-    _write_whole(Path(path), picture.getvalue())
+    write_whole(Path(path), picture.getvalue())
 
 
 def _dress(axes: Axes) -> None:

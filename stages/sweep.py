@@ -1,10 +1,10 @@
 """Sweep: seeds side by side. vmap inside, sharded over devices outside; called in chunks with donated state."""
 
+import collections
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from envs.environment import Environment
 from stages import train
+from stages.collect import Episodes
 from stages.config import Config, Hypers
 from stages.evaluate import evaluate
 from stages.replay import Clock
@@ -43,54 +44,59 @@ def over_seeds(mesh: Mesh, fn: Callable, seed_args: int, clock: bool) -> Callabl
 class Sweep:
     """Compiled stages of one phase of a run, for one environment, Config and mesh.
 
-    Every stage is traced once, however often it is called (asserted).
+    `traces` counts how often each stage was traced; a run asserts that `advance` was traced once.
     """
 
     def __init__(self, env: Environment, config: Config, hypers: Hypers, mesh: Mesh):
-        self.env, self.config, self.hypers, self.mesh = env, config, hypers, mesh
-        once = chex.assert_max_traces(n=1)
+        self.config, self.mesh = config, mesh
+        self.traces = collections.Counter()
         wrap = functools.partial(over_seeds, mesh)
-        self._init = jax.jit(wrap(lambda key: train.init(env, config, hypers, key=key), 1, False))
-        collect = lambda state, clock: train.collect_steps(env, config, hypers, state, clock, config.prefill)
-        self._prefill = jax.jit(wrap(collect, 1, True), donate_argnums=0)
-        score = lambda agent, key: evaluate(env, agent, config, hypers, key=key)
-        self._evaluate = jax.jit(wrap(once(score), 2, False))
-        self._chunk: tuple[int, Any] | None = None
+
+        def init(key):
+            return train.init(env, config, hypers, key=key)
+
+        def prefill(state, clock):
+            return train.collect_steps(env, config, hypers, state, clock, config.prefill)
+
+        def advance(iterations, state, clock):
+            self.traces["advance"] += 1
+            return train.advance(env, config, hypers, iterations, state, clock)
+
+        def score(agent, key):
+            self.traces["evaluate"] += 1
+            return evaluate(env, agent, config, hypers, key=key)
+
+        self._init = jax.jit(wrap(init, 1, False))
+        self._prefill = jax.jit(wrap(prefill, 1, True), donate_argnums=0)
+        self._evaluate = jax.jit(wrap(score, 2, False))
+        self._advance = lambda n: jax.jit(wrap(functools.partial(advance, n), 1, True), donate_argnums=0)
+        self._compiled: dict[int, Any] = {}
 
     def init(self, seeds: Sequence[int]) -> TrainState:
         """States of all seeds; all of a seed's randomness comes from its number."""
-        keys = jax.device_put(self._keys(seeds), NamedSharding(self.mesh, P("seeds")))
-        return self._init(keys)
+        return self._init(self._keys(seeds))
 
-    def prefill(self, state: TrainState) -> tuple[TrainState, Clock, Any]:
+    def prefill(self, state: TrainState) -> tuple[TrainState, Clock, Episodes]:
         """Collect what the first batch needs. Consumes `state`."""
         return self._prefill(state, Clock.zero())
 
     def compile(self, state: TrainState, clock: Clock, iterations: int) -> Any:
         """Compile `advance` for chunks of `iterations` iterations; returns the compiled program."""
-
-        @chex.assert_max_traces(n=1)
-        def chunk(state, clock):
-            return train.advance(self.env, self.config, self.hypers, iterations, state, clock)
-
-        jitted = jax.jit(over_seeds(self.mesh, chunk, 1, True), donate_argnums=0)
-        compiled = jitted.lower(state, clock).compile()
-        self._chunk = (iterations, compiled)
-        return compiled
+        self._compiled[iterations] = self._advance(iterations).lower(state, clock).compile()
+        return self._compiled[iterations]
 
     def advance(self, state: TrainState, clock: Clock, iterations: int) -> tuple[TrainState, Clock, Progress]:
         """One chunk. Consumes `state`."""
-        if self._chunk is None or self._chunk[0] != iterations:
+        if iterations not in self._compiled:
             self.compile(state, clock, iterations)
-        assert self._chunk is not None
-        return self._chunk[1](state, clock)
+        return self._compiled[iterations](state, clock)
 
     def evaluate(self, state: TrainState, seeds: Sequence[int], point: int) -> tuple[Any, Any]:
         """Scores and lengths [seeds, E] of evaluation episodes. `point` numbers the evaluation."""
-        keys = jax.vmap(lambda k: jr.fold_in(jr.fold_in(k, 0xE7A1), point))(self._keys(seeds))
-        keys = jax.device_put(keys, NamedSharding(self.mesh, P("seeds")))
-        return self._evaluate(state.agent, keys)
+        return self._evaluate(state.agent, self._keys(seeds, point + 1))
 
-    @staticmethod
-    def _keys(seeds: Sequence[int]):
-        return jax.vmap(jr.key)(jnp.asarray(seeds, jnp.uint32))
+    def _keys(self, seeds: Sequence[int], point: int = 0):
+        """One key a seed: point 0 is training's, the others belong to evaluations."""
+        keys = jax.vmap(jr.key)(jnp.asarray(seeds, jnp.uint32))
+        keys = jax.vmap(jr.fold_in, (0, None))(keys, point)
+        return jax.device_put(keys, NamedSharding(self.mesh, P("seeds")))

@@ -99,7 +99,10 @@ def update(
         explorer = update_target(explorer, agent.explorer, outcome.explorer_scale, hypers.slow_rate)
     deter = outcome.latent.deter.astype(state.ring.deter.dtype)
     ring = replay.write_back(state.ring, windows, deter, classes_of(outcome.latent))
-    metrics = outcome.metrics | {"opt/grad_norm": optax.global_norm(grads), "opt/update_norm": optax.global_norm(updates)}
+    metrics = outcome.metrics | {
+        "opt/grad_norm": optax.global_norm(grads),
+        "opt/update_norm": optax.global_norm(updates),
+    }
     state = TrainState(agent, Targets(tasker, explorer), opt_state, ring, state.rollout, key)
     return state, replay.serve(clock, *shape), metrics
 

@@ -1,0 +1,337 @@
+"""world_model.py: the window row by row, every loss in plain numpy, and where gradients go.
+
+Axes: T rows, B windows.
+"""
+
+import dataclasses
+import functools
+
+import chex
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+from stages import rssm
+from stages.config import Hypers
+from stages.rssm import Latent
+from stages.world_model import WorldModel, action_vector, compute_dtype, model_loss, observe
+
+T, B, RATIO = 6, 3, 0.01
+LOSSES = ("recon", "reward", "cont", "dyn", "rep")
+# Nearly all of this file's time is the compiler's.
+compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@dataclasses.dataclass
+class Window:
+    """A window of made-up rows and the context before it."""
+
+    context: Latent
+    action: jax.Array  # [T, B, A], the actions before each row
+    obs: jax.Array
+    is_first: jax.Array
+    reward: jax.Array
+    is_terminal: jax.Array
+    key: jax.Array
+
+
+def shaken(tree, size, seed=0):
+    """Every weight moved a little, so that no layer is at zero."""
+    leaves, treedef = jax.tree.flatten(tree)
+    keys = jr.split(jr.key(seed), len(leaves))
+    return jax.tree.unflatten(treedef, [x + size * jr.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)])
+
+
+@pytest.fixture(scope="module")
+def model(config, env):
+    return compiled(lambda key: shaken(WorldModel(config, env.obs_space, env.action_space, key=key), 0.1))(jr.key(0))
+
+
+@pytest.fixture(scope="module")
+def window(config, env):
+    sizes = config.model
+    keys = jr.split(jr.key(1), 8)
+    stoch = jax.nn.one_hot(jr.randint(keys[0], (B, sizes.stoch), 0, sizes.classes), sizes.classes)
+    return Window(
+        Latent(jr.normal(keys[1], (B, sizes.deter)), stoch),
+        jax.nn.one_hot(jr.randint(keys[2], (T, B), 0, 3), 3),
+        jr.bernoulli(keys[3], 0.3, (T, B, *env.obs_space.shape)),
+        jnp.zeros((T, B), bool).at[2, 0].set(True).at[0, 1].set(True),
+        2 * jr.normal(keys[4], (T, B)),
+        jnp.zeros((T, B), bool).at[1, 0].set(True).at[4, 2].set(True),
+        keys[5],
+    )
+
+
+@pytest.fixture(scope="module")
+def watch():
+    """observe, compiled."""
+    return compiled(lambda model, context, *rows, key: observe(model, context, *rows, RATIO, key=key))
+
+
+@pytest.fixture(scope="module")
+def seen(watch, model, window):
+    return watch(model, window.context, window.action, window.obs, window.is_first, key=window.key)
+
+
+@pytest.fixture(scope="module")
+def lose():
+    """model_loss of what was seen, compiled: (losses, metrics)."""
+    return compiled(model_loss, static_argnames="reward_free")
+
+
+@pytest.fixture(scope="module")
+def gradient(window):
+    """Gradient with respect to the model of a weighted sum of its losses, through the whole window."""
+
+    def loss(model, weights, reward_free, rows):
+        cut = lambda x: x[:rows]
+        seen = observe(
+            model, window.context, *map(cut, (window.action, window.obs, window.is_first)), RATIO, key=window.key
+        )
+        hypers = Hypers(free_nats=0.0)
+        targets = map(cut, (window.obs, window.reward, window.is_terminal))
+        losses, _ = model_loss(model, seen, *targets, hypers, reward_free)
+        return sum(weights[name] * losses[name].sum() for name in LOSSES)
+
+    grad = compiled(jax.grad(loss), static_argnums=(2, 3))
+    return lambda model, name, reward_free=False, rows=T: grad(
+        model, {n: float(n == name) for n in LOSSES}, reward_free, rows
+    )
+
+
+def moved(grads) -> set[str]:
+    """The parts of a world model that a gradient reaches."""
+    parts = ("encoder", "rssm", "decoder", "reward", "cont")
+    return {part for part in parts if any((np.asarray(x) != 0).any() for x in jax.tree.leaves(getattr(grads, part)))}
+
+
+# ---- observe -------------------------------------------------------------------------------------------------------
+
+
+def test_observe_is_posterior_step_row_by_row(model, window, seen):
+    uniform = jr.uniform(window.key, (T, B, model.rssm.stoch))
+
+    @compiled
+    def one_row(latent, action, obs, is_first, uniform):
+        share = rssm.embed_share(model.rssm, model.encoder(obs, jnp.float32))
+        projected = rssm.action_input(model.rssm, action, is_first)
+        return rssm.posterior_step(model.rssm, latent, projected, share, is_first, uniform, RATIO)
+
+    for b in range(B):
+        latent = jax.tree.map(lambda x: x[b], window.context)  # noqa: B023
+        for t in range(T):
+            latent, logits = one_row(
+                latent, window.action[t, b], window.obs[t, b], window.is_first[t, b], uniform[t, b]
+            )
+            np.testing.assert_allclose(seen.latent.deter[t, b], latent.deter, rtol=1e-5, atol=1e-6)
+            np.testing.assert_array_equal(seen.latent.stoch[t, b], latent.stoch)
+            probs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+            mixed = (1 - RATIO) * probs + RATIO / probs.shape[-1]
+            np.testing.assert_allclose(seen.post.probs[t, b], mixed, rtol=1e-5)
+
+
+def test_prior_is_what_deter_foretells(model, seen):
+    logits = np.asarray(rssm.prior_logits(model.rssm, seen.latent.deter), np.float64)
+    probs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    np.testing.assert_allclose(seen.prior.probs, (1 - RATIO) * probs + RATIO / probs.shape[-1], rtol=1e-5)
+    np.testing.assert_allclose(seen.prior.logp, np.log(seen.prior.probs), rtol=1e-5, atol=1e-6)
+
+
+def test_observe_gives_every_row(config, model, seen):
+    sizes = config.model
+    chex.assert_shape(seen.latent.deter, (T, B, sizes.deter))
+    chex.assert_shape([seen.latent.stoch, seen.post.probs, seen.prior.probs], (T, B, sizes.stoch, sizes.classes))
+    chex.assert_shape(seen.embed, (T, B, sizes.units))
+    chex.assert_tree_all_finite(seen)
+    np.testing.assert_array_equal(np.sort(seen.latent.stoch, -1)[..., -1], 1)
+    np.testing.assert_array_equal(seen.latent.stoch.sum(-1), 1)
+
+
+def rows_from(tree, start):
+    return jax.tree.map(lambda x: np.asarray(x)[start:], tree)
+
+
+def test_first_row_inside_a_window_cuts_the_past(watch, model, window):
+    cut = 3
+    is_first = jnp.zeros((T, B), bool).at[cut].set(True)
+    other = Latent(-window.context.deter, jnp.roll(window.context.stoch, 1, -1))
+    obs = window.obs.at[:cut].set(~window.obs[:cut])
+    action = window.action.at[: cut + 1].set(jnp.roll(window.action[: cut + 1], 1, -1))  # and that before the reset
+    before = watch(model, window.context, window.action, window.obs, is_first, key=window.key)
+    after = watch(model, other, action, obs, is_first, key=window.key)
+    chex.assert_trees_all_equal(rows_from(after, cut), rows_from(before, cut))
+    assert (np.abs(after.latent.deter - before.latent.deter)[:cut].max((1, 2)) > 1e-4).all()
+
+
+def test_without_a_first_row_the_past_reaches_the_end(watch, model, window):
+    none = jnp.zeros((T, B), bool)
+    other = Latent(-window.context.deter, window.context.stoch)
+    before = watch(model, window.context, window.action, window.obs, none, key=window.key)
+    after = watch(model, other, window.action, window.obs, none, key=window.key)
+    assert (np.abs(after.latent.deter - before.latent.deter).max(-1) > 0).all()
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_each_windows_first_row_is_its_own(watch, model, window, cut):
+    is_first = jnp.zeros((T, B), bool).at[0, 1].set(cut)
+    other = Latent(window.context.deter.at[1].add(1.0), window.context.stoch)
+    before = watch(model, window.context, window.action, window.obs, is_first, key=window.key)
+    after = watch(model, other, window.action, window.obs, is_first, key=window.key)
+    changed = (np.asarray(after.latent.deter) != before.latent.deter).any((0, 2))
+    np.testing.assert_array_equal(changed, [False, not cut, False])
+
+
+def test_action_vector_is_one_hot_of_a_discrete_action(model):
+    np.testing.assert_array_equal(action_vector(model, jnp.array([2, 0])), [[0, 0, 1], [1, 0, 0]])
+
+
+# ---- losses --------------------------------------------------------------------------------------------------------
+
+
+def losses_of(lose, model, seen, window, **hypers):
+    return lose(model, seen, window.obs, window.reward, window.is_terminal, Hypers(**hypers), reward_free=False)[0]
+
+
+def test_losses_are_rows_of_nats(lose, model, seen, window):
+    losses = losses_of(lose, model, seen, window)
+    assert set(losses) == set(LOSSES)
+    chex.assert_shape(list(losses.values()), (T, B))
+    chex.assert_type(list(losses.values()), jnp.float32)
+    chex.assert_tree_all_finite(losses)
+
+
+def test_reconstruction_is_bernoulli_of_the_board(lose, model, seen, window):
+    raw = np.asarray(model.decoder(seen.latent.deter, seen.latent.stoch), np.float64)
+    prob = 1 / (1 + np.exp(-raw))
+    expected = -np.where(window.obs, np.log(prob), np.log(1 - prob)).sum((-2, -1))
+    np.testing.assert_allclose(losses_of(lose, model, seen, window)["recon"], expected, rtol=1e-5)
+
+
+def test_reward_loss_is_cross_entropy_to_the_two_bins_around_it(lose, model, seen, window, config):
+    half = np.linspace(0, 20, config.model.bins // 2 + 1)
+    bins = np.concatenate([-np.expm1(half[:0:-1]), np.expm1(half)])
+    logits = np.asarray(model.reward(rssm.feat(seen.latent)), np.float64)
+    logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    expected = np.zeros((T, B))
+    for t in range(T):
+        for b in range(B):
+            reward = float(window.reward[t, b])
+            high = int(np.searchsorted(bins, reward))
+            share = (reward - bins[high - 1]) / (bins[high] - bins[high - 1])
+            expected[t, b] = -(1 - share) * logp[t, b, high - 1] - share * logp[t, b, high]
+    np.testing.assert_allclose(losses_of(lose, model, seen, window)["reward"], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("free_nats", [0.0, 1.0, 100.0])
+def test_both_kl_losses_are_kl_of_posterior_from_prior_above_free_nats(lose, model, seen, window, free_nats):
+    post, prior = (np.asarray(x.probs, np.float64) for x in (seen.post, seen.prior))
+    expected = np.maximum(free_nats, (post * np.log(post / prior)).sum((-2, -1)))
+    losses = losses_of(lose, model, seen, window, free_nats=free_nats)
+    np.testing.assert_allclose(losses["dyn"], expected, rtol=1e-4)
+    np.testing.assert_allclose(losses["rep"], expected, rtol=1e-4)
+
+
+def says(model, logit):
+    """A model whose continue head always says `logit`."""
+    where = lambda m: (m.cont.head.out.weight, m.cont.head.out.bias)
+    return eqx.tree_at(where, model, (jnp.zeros_like(model.cont.head.out.weight), jnp.full((1,), logit)))
+
+
+@pytest.mark.parametrize("horizon", [333.0, 10.0])
+@pytest.mark.parametrize("prob", [0.1, 0.9, 0.999])
+def test_continue_loss_is_cross_entropy_to_the_discount(lose, model, seen, window, prob, horizon):
+    steady = says(model, float(np.log(prob / (1 - prob))))
+    losses = losses_of(lose, steady, seen, window, discount_horizon=horizon)
+    target = np.where(window.is_terminal, 0.0, 1 - 1 / horizon)
+    expected = -target * np.log(prob) - (1 - target) * np.log(1 - prob)
+    np.testing.assert_allclose(losses["cont"], expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("horizon", [333.0, 10.0])
+def test_continue_loss_is_least_at_the_discount(lose, model, seen, window, horizon):
+    stops = np.array([8, 4, 2, 1.3, 1.1, 1, 0.9, 0.7, 0.5, 0.1]) / horizon  # probabilities of an end, most first
+    curve = np.stack([
+        losses_of(lose, says(model, float(np.log((1 - p) / p))), seen, window, discount_horizon=horizon)["cont"]
+        for p in stops
+    ])
+    terminal = np.asarray(window.is_terminal)
+    np.testing.assert_allclose(stops[curve.argmin(0)[~terminal]], 1 / horizon)
+    np.testing.assert_array_equal(curve.argmin(0)[terminal], 0)
+
+
+# ---- gradients -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["reward", "cont"])
+def test_reward_free_heads_learn_alone(gradient, model, name):
+    grads = gradient(model, name, reward_free=True)
+    assert moved(grads) == {name}
+    chex.assert_trees_all_equal(grads.encoder, jax.tree.map(jnp.zeros_like, model.encoder))
+    chex.assert_trees_all_equal(grads.rssm, jax.tree.map(jnp.zeros_like, model.rssm))
+    chex.assert_trees_all_equal(grads.decoder, jax.tree.map(jnp.zeros_like, model.decoder))
+
+
+@pytest.mark.parametrize("name", ["reward", "cont"])
+def test_otherwise_the_heads_shape_the_model(gradient, model, name):
+    assert moved(gradient(model, name)) == {name, "encoder", "rssm"}
+
+
+@pytest.mark.parametrize("reward_free", [False, True])
+@pytest.mark.parametrize("name", ["recon", "dyn", "rep"])
+def test_reconstruction_and_kl_shape_the_model_in_any_case(gradient, model, name, reward_free):
+    heads = {"decoder"} if name == "recon" else set()
+    assert moved(gradient(model, name, reward_free)) == {"encoder", "rssm"} | heads
+
+
+def test_dynamics_loss_of_one_row_moves_the_prior_and_not_the_posterior(gradient, model):
+    grads = gradient(model, "dyn", rows=1)
+    assert moved(grads) == {"rssm"}
+    posterior = lambda m: (m.rssm.post, m.rssm.post_out)
+    chex.assert_trees_all_equal(posterior(grads), jax.tree.map(jnp.zeros_like, posterior(model)))
+    assert np.abs(grads.rssm.prior_out.weight).max() > 0
+
+
+def test_representation_loss_moves_the_posterior_and_not_the_prior(gradient, model):
+    grads = gradient(model, "rep", rows=1)
+    assert moved(grads) == {"encoder", "rssm"}
+    prior = lambda m: (m.rssm.prior, m.rssm.prior_out)
+    chex.assert_trees_all_equal(prior(grads), jax.tree.map(jnp.zeros_like, prior(model)))
+    assert np.abs(grads.rssm.post_out.weight).max() > 0
+
+
+def test_gradient_reaches_back_through_time_and_not_past_a_first_row(model, window):
+    def last_row(context, is_first):
+        seen = observe(model, context, window.action, window.obs, is_first, RATIO, key=window.key)
+        return jnp.square(seen.latent.deter[-1]).sum()
+
+    grad = compiled(jax.grad(last_row))
+    none = jnp.zeros((T, B), bool)
+    per_window = lambda context: (np.asarray(context.deter) != 0).any(-1)
+    np.testing.assert_array_equal(per_window(grad(window.context, none)), [True, True, True])
+    np.testing.assert_array_equal(per_window(grad(window.context, none.at[3, 1].set(True))), [True, False, True])
+
+
+# ---- bfloat16 ------------------------------------------------------------------------------------------------------
+
+
+def test_bfloat16_computes_in_it_and_loses_in_float32(config, env, watch, lose, window):
+    half = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="bfloat16"))
+    model = compiled(lambda key: WorldModel(half, env.obs_space, env.action_space, key=key))(jr.key(0))
+    context = jax.tree.map(lambda x: x.astype(jnp.bfloat16), window.context)
+    seen = watch(model, context, window.action.astype(jnp.bfloat16), window.obs, window.is_first, key=window.key)
+    chex.assert_type([seen.latent.deter, seen.latent.stoch, seen.embed], jnp.bfloat16)
+    chex.assert_type([seen.post.probs, seen.prior.logp], jnp.float32)
+    losses = losses_of(lose, model, seen, window)
+    chex.assert_type(list(losses.values()), jnp.float32)
+    chex.assert_tree_all_finite(losses)
+    chex.assert_type(jax.tree.leaves(model), jnp.float32)
+
+
+def test_compute_type_by_name():
+    assert compute_dtype("bfloat16") == jnp.bfloat16
+    assert compute_dtype("float32") == jnp.float32
+    assert compute_dtype("auto") == (jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
