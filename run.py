@@ -130,12 +130,16 @@ class Curve:
         self.scores.append(np.asarray(scores, np.float64))
 
 
-def start_jax(devices: int) -> None:
-    """One virtual CPU device for each core, and the compilation cache; before jax makes its first array."""
+def start_jax() -> None:
+    """One virtual CPU device for each core, and the compilation cache; before jax makes its first array.
+
+    XLA_FLAGS and JAX_COMPILATION_CACHE_DIR, where given, win.
+    """
     import jax
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jax.config.update("jax_num_cpu_devices", devices or cores)
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        jax.config.update("jax_num_cpu_devices", cores)
     if not jax.config.jax_compilation_cache_dir:
         home = os.environ.get("XDG_CACHE_HOME", os.path.join(os.path.expanduser("~"), ".cache"))
         jax.config.update("jax_compilation_cache_dir", os.path.join(home, "dreamsweep", "jax"))
@@ -143,28 +147,32 @@ def start_jax(devices: int) -> None:
 
 def main(argv: list[str]) -> int:
     """The whole program; returns the exit code."""
+    from envs import EnvError, make
     from stages.folder import RunFolder, RunFolderError
 
     started = time.time()
     try:
         arguments = parse(argv)
-        from envs import EnvError, make
-
-        start_jax(arguments.devices)
-        try:
-            env = make(arguments.config.env, dict(arguments.config.env_args))
-        except EnvError as error:
-            raise ConfigError(str(error)) from error
+        _check_devices(arguments)
+        env = make(arguments.config.env, dict(arguments.config.env_args))
         name = f"{arguments.config.env}-{arguments.config.mode}-{time.strftime('%Y%m%d-%H%M%S')}"
         folder = RunFolder.create(arguments.logdir or os.path.join("runs", name))
         run(arguments, env, folder, started)
-    except (ConfigError, RunFolderError) as error:
+    except (ConfigError, EnvError, RunFolderError) as error:
         print(f"run.py: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("run.py: interrupted; metrics up to the last printed line are in the run's folder", file=sys.stderr)
         return 130
     return 0
+
+
+def _check_devices(arguments: Arguments) -> None:
+    import jax
+
+    there = jax.devices()
+    if arguments.devices > len(there):
+        raise ConfigError(f"--devices {arguments.devices}: there are only {len(there)} ({there[0].platform})")
 
 
 def run(arguments: Arguments, env: Any, folder: Any, started: float) -> None:
@@ -179,8 +187,6 @@ def run(arguments: Arguments, env: Any, folder: Any, started: float) -> None:
     config, hypers = arguments.config, arguments.hypers
     seeds = list(range(arguments.seed_start, arguments.seed_start + arguments.seeds))
     devices = jax.devices()
-    if arguments.devices > len(devices):
-        raise ConfigError(f"--devices {arguments.devices}: there are only {len(devices)} ({devices[0].platform})")
     mesh = mesh_for(len(seeds), devices[: arguments.devices or None])
     phases = [config] + ([dataclasses.replace(config, mode="task")] if config.adapt_steps else [])
     exploring = config.mode != "task"
@@ -191,7 +197,7 @@ def run(arguments: Arguments, env: Any, folder: Any, started: float) -> None:
         f"{devices[0].platform} device(s); files in {folder.path}"
     )
 
-    training, evaluation, markers, baseline = Curve(), Curve(), [], None
+    training, evaluation, markers, untrained = Curve(), Curve(), [], np.zeros(0)
     compile_seconds, updates, zero_shot, step = 0.0, 0, None, 0
     state = clock = sweep = None
     for number, phase in enumerate(phases):
@@ -200,12 +206,12 @@ def run(arguments: Arguments, env: Any, folder: Any, started: float) -> None:
             state = sweep.init(seeds)
             counts = parameter_counts(jax.tree.map(lambda x: x[0], state.agent))
             print(f"{sum(counts.values()):,} parameters a seed: " + ", ".join(f"{k} {v:,}" for k, v in counts.items()))
-            state, clock, episodes = sweep.prefill(state)
-            baseline = _mean_score(episodes)
+            state, clock, _ = sweep.prefill(state)
             todo = config.steps - config.prefill * config.envs
         else:
             markers.append((step, "adapts from here"))
             state, todo = adapt(state), config.adapt_steps
+        untrained = _evaluate(sweep, state, seeds, 0) if number == 0 else untrained
         iterations, chunks = plan(phase, todo, arguments.log_points)
         print(f"phase {phase.mode}: compiling ...", end=" ", flush=True)
         begun = time.time()
@@ -224,8 +230,7 @@ def run(arguments: Arguments, env: Any, folder: Any, started: float) -> None:
             rows, scores = metric_rows(progress, seeds, phase.mode, step, iterations, phase, spent)
             training.add(step, scores)
             if exploring:
-                tasker = sweep.evaluate(state, seeds, len(evaluation.steps))[0]
-                tasker = np.asarray(tasker).mean(1)
+                tasker = _evaluate(sweep, state, seeds, 1 + len(evaluation.steps))
                 evaluation.add(step, tasker)
                 rows = [row | {"eval/score": float(s)} for row, s in zip(rows, tasker, strict=True)]
             folder.append_metrics(rows)
@@ -235,7 +240,9 @@ def run(arguments: Arguments, env: Any, folder: Any, started: float) -> None:
         if phase.mode != "task":
             zero_shot = evaluation.scores[-1]
 
-    scores = np.asarray(sweep.evaluate(state, seeds, 10**6)[0]).mean(1)
+        assert sweep.traces["advance"] == 1, sweep.traces
+
+    scores = _evaluate(sweep, state, seeds, 1 + len(evaluation.steps))
     interval = report.summarise(scores, seeds)
     curve = evaluation if exploring else training
     report.plot_curves(
@@ -245,7 +252,7 @@ def run(arguments: Arguments, env: Any, folder: Any, started: float) -> None:
         title=f"{config.env}, {config.mode}, preset {arguments.preset}",
         ylabel="tasker's evaluation score" if exploring else "training score",
         markers=markers or None,
-        baseline=None if baseline is None else (baseline, "untrained"),
+        baseline=(float(untrained.mean()), "untrained"),
     )
     folder.write_summary(
         {
@@ -259,7 +266,7 @@ def run(arguments: Arguments, env: Any, folder: Any, started: float) -> None:
             "score": scores.tolist(),
             **dataclasses.asdict(interval),
             "zero_shot": None if zero_shot is None else zero_shot.tolist(),
-            "untrained": baseline,
+            "untrained": untrained.tolist(),
             "compile_seconds": round(compile_seconds, 2),
             "wall_seconds": round(time.time() - started, 2),
             "peak_memory_mb": round(peak_memory_mb(devices[0]), 1),
@@ -272,6 +279,11 @@ def run(arguments: Arguments, env: Any, folder: Any, started: float) -> None:
         f"{step:,} env steps and {updates:,} updates a seed in {time.time() - started:.0f} s "
         f"({compile_seconds:.0f} s compiling), {peak_memory_mb(devices[0]):,.0f} MB; see {folder.path}"
     )
+
+
+def _evaluate(sweep: Any, state: Any, seeds: list[int], point: int) -> np.ndarray:
+    """The tasker's mean score of each seed [seeds]."""
+    return np.asarray(sweep.evaluate(state, seeds, point)[0]).mean(1)
 
 
 def plan(config: Config, todo: int, points: int) -> tuple[int, int]:
@@ -334,12 +346,6 @@ def warn_of_nan(progress: Any, seeds: list[int]) -> None:
         print(f"run.py: warning: losses of seeds {broken} are not finite; try a lower --hypers.lr", file=sys.stderr)
 
 
-def _mean_score(episodes: Any) -> float | None:
-    """Mean score of the episodes that the untrained policy finished while prefilling."""
-    count = float(np.sum(episodes.count))
-    return float(np.sum(episodes.score)) / count if count else None
-
-
 def peak_memory_mb(device: Any) -> float:
     """Peak memory: the accelerator's own count, or the process's resident set."""
     stats = device.memory_stats() if device.platform != "cpu" else None
@@ -360,4 +366,5 @@ def versions() -> dict[str, str]:
 
 
 if __name__ == "__main__":
+    start_jax()
     sys.exit(main(sys.argv[1:]))

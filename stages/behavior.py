@@ -162,7 +162,8 @@ def behavior_loss(
         the new return scales [R]
         metrics
     """
-    weight = sg(jnp.cumprod(imagined.cont, 0))
+    imagined = sg(imagined)
+    weight = jnp.cumprod(imagined.cont, 0)
     logits = jax.vmap(lambda critic: critic(imagined.feat))(behavior.critics)  # [R, H+1, n, I]
     slow = jax.vmap(lambda critic: critic.mean(critic(imagined.feat[:-1])))(sg(target.slow))
     value = sg(jax.vmap(behavior.critics.mean)(logits))
@@ -177,7 +178,7 @@ def behavior_loss(
         advantage += share * (returns[r] - value[r, :-1]) / divisor
 
     dist = behavior.actor(imagined.feat[:-1], hypers.unimix)
-    logp, ent = log_prob_and_entropy(dist, sg(imagined.action[:-1]))
+    logp, ent = log_prob_and_entropy(dist, imagined.action[:-1])
     policy = -weight[:-1] * (logp * sg(advantage) + weights.entropy * ent)
     fit = lambda logits, ret, slow: _critic_loss(behavior.critics, logits, ret, slow, hypers.slow_regularizer)
     value_loss = weight[:-1] * jax.vmap(fit)(logits[:, :-1], returns, slow).sum(0)

@@ -27,6 +27,8 @@ class Ensemble(eqx.Module):
 
 def predict(ensemble: Ensemble, feat: Float[Array, "*b F"], action: Float[Array, "*b A"]) -> Float[Array, "M *b Y"]:
     """Every member's prediction of the next step's target. No gradient reaches feat or action."""
+    # As the dynamics see it: an action beyond the bounds is the bound, and must not look new.
+    action = action / jnp.maximum(1, jnp.abs(action))
     inputs = sg(jnp.concatenate([feat, action.astype(feat.dtype)], -1))
     return eqx.filter_vmap(lambda member: member(inputs))(ensemble.members)
 

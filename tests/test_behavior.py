@@ -1,0 +1,492 @@
+"""behavior.py: every loss against a slow plain-numpy one, credit by hand, acting, and where gradients go.
+
+Axes: R rewards, H horizon, T time, B windows, n = T B starts, A actions, F feat, I bins.
+"""
+
+import functools
+
+import chex
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from scipy import stats
+
+from envs.environment import ActionSpace
+from stages.behavior import (
+    Actor,
+    Behavior,
+    BehaviorTarget,
+    Imagined,
+    Normal,
+    Replayed,
+    Weights,
+    act,
+    act_greedily,
+    action_noise,
+    behavior_loss,
+    log_prob_and_entropy,
+    update_target,
+)
+from stages.config import Hypers, ModelConfig
+from stages.maths import Categorical, ReturnScale
+
+H, T, B, F, BINS = 4, 4, 2, 6, 15
+n = T * B
+SIZES = ModelConfig(units=8, layers=2, bins=BINS)
+TABLE = ModelConfig(units=F, layers=0, bins=BINS)  # no hidden layer: on one-hot features, a table
+DISCRETE, CONTINUOUS = ActionSpace("discrete", 3), ActionSpace("continuous", 2)
+HYPERS = Hypers(lam=0.9, discount_horizon=20.0, return_rate=0.1, slow_regularizer=0.7, unimix=0.05)
+compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+arrays = functools.partial(jax.tree.map, np.asarray)
+
+
+def arbitrary(make, seed=0):
+    """What `make` makes, but with arbitrary weights: no layer at zero, and no initialiser to compile."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.asarray(rng.normal(0.2, 0.4, x.shape), x.dtype), jax.eval_shape(make))
+
+
+def moderate(critics):
+    """Critics that believe in small values: the outermost bins are hundreds of millions away."""
+    peak = -4.0 * jnp.abs(jnp.arange(BINS) - BINS // 2)
+    return eqx.tree_at(lambda c: c.head.out.bias, critics, critics.head.out.bias + peak)
+
+
+def make(actions, rewards):
+    """A behaviour with weights of all kinds, another one's critics as slow ones, and scales in mid-course."""
+    behavior = arbitrary(lambda: Behavior(F, SIZES, actions, rewards, key=jr.key(0)), seed=1)
+    behavior = eqx.tree_at(lambda b: b.critics, behavior, moderate(behavior.critics))
+    slow = moderate(arbitrary(lambda: behavior, seed=2).critics)
+    scale = ReturnScale(jnp.linspace(-1.0, -2.0, rewards), jnp.linspace(4.0, 1.0, rewards), jnp.full((rewards,), 0.4))
+    return behavior, BehaviorTarget(slow, scale)
+
+
+@functools.partial(compiled, static_argnums=(0, 1))
+def experience(actions, rewards):
+    """Made-up dreams and rows: an episode ends by itself in one window and by a time limit in the other."""
+    keys = jr.split(jr.key(4), 6)
+    if actions.kind == "discrete":
+        action = jax.nn.one_hot(jr.randint(keys[0], (H + 1, n), 0, actions.size), actions.size)
+    else:
+        action = jr.normal(keys[0], (H + 1, n, actions.size))
+    feat, cont = jr.normal(keys[1], (H + 1, n, F)), jr.uniform(keys[2], (H + 1, n), minval=0.3, maxval=0.99)
+    imagined = Imagined(feat, action, 3 * jr.normal(keys[3], (rewards, H + 1, n)), cont)
+    is_last = jnp.array([[False, False], [True, False], [False, True], [False, False]])
+    is_terminal = is_last.at[2, 1].set(False)
+    replayed = Replayed(jr.normal(keys[4], (T, B, F)), 3 * jr.normal(keys[5], (rewards, T, B)), is_last, is_terminal)
+    return imagined, replayed
+
+
+CASES = {
+    "one reward, discrete": (DISCRETE, 1, Weights((1.0,), (1.0,), (False,), 0.03)),
+    "one reward, continuous": (CONTINUOUS, 1, Weights((2.0,), (1e-8,), (True,), 0.03)),
+    "two rewards": (DISCRETE, 2, Weights((1.0, 0.5), (1e-8, 6.0), (True, False), 0.03)),
+}
+
+
+@functools.cache
+def case(name):
+    """(arguments of behavior_loss, its outputs)."""
+    actions, rewards, weights = CASES[name]
+
+    arguments = (*make(actions, rewards), *experience(actions, rewards), weights, HYPERS)
+    outputs = compiled(lambda *given: behavior_loss(*given, weights, HYPERS))(*arguments[:4])
+    return arguments, outputs
+
+
+every_case = pytest.mark.parametrize("name", CASES)
+
+
+# ---- the slow implementation ---------------------------------------------------------------------------------------
+
+
+def slow_head(head, x, member=...):
+    """A head's outputs in float64; `member` picks one of a stack."""
+    head, x = jax.tree.map(lambda w: np.asarray(w, np.float64)[member], head), np.asarray(x, np.float64)
+    for layer in head.mlp.layers:
+        x = x @ layer.linear.weight + layer.linear.bias
+        x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-4) * layer.norm.scale
+        x = x / (1 + np.exp(-x))
+    return x @ head.out.weight + head.out.bias
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def slow_bins():
+    even = np.linspace(-20, 20, BINS)
+    return np.sign(even) * np.expm1(np.abs(even))
+
+
+def two_hot_nats(logits, value):
+    """Cross-entropy of one distribution to one value, shared out between the two bins around it."""
+    bins, logp = slow_bins(), np.log(softmax(logits))
+    high = int(np.clip(np.searchsorted(bins, value), 1, BINS - 1))
+    share = (value - bins[high - 1]) / (bins[high] - bins[high - 1])
+    return -(1 - share) * logp[high - 1] - share * logp[high]
+
+
+def slow_return(reward, value, live, last, lam, t):
+    """The definition, forward: over every number of steps after t, and recursion only in the reader's mind."""
+    if t == len(reward) - 1:
+        return value[t]
+    mix = 0.0 if last[t + 1] else lam
+    after = slow_return(reward, value, live, last, lam, t + 1)
+    return reward[t + 1] + live[t + 1] * ((1 - mix) * value[t + 1] + mix * after)
+
+
+def slow_policy(actor, feat, action):
+    """(log-probability, entropy) of one action at one feature."""
+    raw = slow_head(actor.head, feat)
+    action = np.asarray(action, np.float64)
+    if actor.actions.kind == "discrete":
+        probs = (1 - HYPERS.unimix) * softmax(raw) + HYPERS.unimix / len(raw)
+        return np.log(probs[int(action.argmax())]), stats.entropy(probs)
+    half = len(raw) // 2
+    std = 0.1 + 0.9 / (1 + np.exp(-(raw[half:] + 2)))
+    dist = stats.norm(np.tanh(raw[:half]), std)
+    return dist.logpdf(action).sum(), dist.entropy().sum()
+
+
+def slow_loss(behavior, target, imagined, replayed, weights, hypers):
+    """behavior_loss, one number at a time; returns (losses, returns, scales)."""
+    rewards = len(imagined.reward)
+    imagined, replayed = arrays(imagined), arrays(replayed)
+    value, slow_value = np.zeros((2, rewards, H + 1, n))
+    logits = np.zeros((rewards, H + 1, n, BINS))
+    returns = np.zeros((rewards, H, n))
+    for r in range(rewards):
+        logits[r] = slow_head(behavior.critics.head, imagined.feat, r)
+        value[r] = softmax(logits[r]) @ slow_bins()
+        slow_value[r] = softmax(slow_head(target.slow.head, imagined.feat, r)) @ slow_bins()
+        for i in range(n):
+            for t in range(H):
+                gone = (imagined.reward[r, :, i], value[r, :, i], imagined.cont[:, i], np.zeros(H + 1), hypers.lam)
+                returns[r, t, i] = slow_return(*gone, t)
+
+    scales, divisors = [], []
+    for r in range(rewards):
+        old = [float(x[r]) for x in (target.scale.low, target.scale.high, target.scale.weight)]
+        new = [np.percentile(returns[r], 5), np.percentile(returns[r], 95), 1.0]
+        low, high, weight = (0.9 * o + 0.1 * x for o, x in zip(old, new, strict=True))
+        scales.append((low, high, weight))
+        divisors.append(max(weights.floor[r], (high - low) / (weight if weights.debias[r] else 1)))
+
+    losses = {"policy": np.zeros((H, n)), "value": np.zeros((H, n)), "repval": np.zeros((T - 1, B))}
+    for t in range(H):
+        for i in range(n):
+            weight = np.prod(imagined.cont[: t + 1, i])
+            advantage = sum(
+                weights.scale[r] * (returns[r, t, i] - value[r, t, i]) / divisors[r] for r in range(rewards)
+            )
+            logp, entropy = slow_policy(behavior.actor, imagined.feat[t, i], imagined.action[t, i])
+            losses["policy"][t, i] = -weight * (logp * advantage + weights.entropy * entropy)
+            for r in range(rewards):
+                fit = two_hot_nats(logits[r, t, i], returns[r, t, i])
+                stay = two_hot_nats(logits[r, t, i], slow_value[r, t, i])
+                losses["value"][t, i] += weight * (fit + hypers.slow_regularizer * stay)
+
+    for r in range(rewards):
+        logits_rows = slow_head(behavior.critics.head, replayed.feat, r)
+        slow_rows = softmax(slow_head(target.slow.head, replayed.feat, r)) @ slow_bins()
+        for b in range(B):
+            boot = [returns[r, 0, t * B + b] for t in range(T)]
+            live = [0.0 if replayed.is_terminal[t, b] else 1 - 1 / hypers.discount_horizon for t in range(T)]
+            for t in range(T - 1):
+                if replayed.is_last[t, b]:
+                    continue
+                goal = slow_return(replayed.reward[r, :, b], boot, live, replayed.is_last[:, b], hypers.lam, t)
+                fit, stay = (two_hot_nats(logits_rows[t, b], x) for x in (goal, slow_rows[t, b]))
+                losses["repval"][t, b] += fit + hypers.slow_regularizer * stay
+    return losses, returns, scales
+
+
+@functools.cache
+def slow_case(name):
+    return slow_loss(*case(name)[0])
+
+
+@every_case
+@pytest.mark.parametrize("loss", ["policy", "value", "repval"])
+def test_loss_is_the_slow_ones(name, loss):
+    losses = case(name)[1][0]
+    assert set(losses) == {"policy", "value", "repval"}
+    expected = slow_case(name)[0][loss]
+    chex.assert_shape(losses[loss], expected.shape)
+    assert np.abs(expected).max() > 0.1
+    np.testing.assert_allclose(losses[loss], expected, rtol=2e-4, atol=1e-5)
+
+
+@every_case
+def test_return_scales_are_averages_of_percentiles_one_for_each_reward(name):
+    scale, expected = case(name)[1][1], np.array(slow_case(name)[2])
+    np.testing.assert_allclose(np.stack([scale.low, scale.high, scale.weight], 1), expected, rtol=1e-4)
+
+
+@every_case
+def test_metrics_tell_of_the_first_reward(name):
+    metrics, returns = case(name)[1][2], slow_case(name)[1]
+    np.testing.assert_allclose(metrics["ret"], returns[0].mean(), rtol=1e-4, atol=1e-5)
+    chex.assert_tree_all_finite(metrics)
+
+
+# ---- credit --------------------------------------------------------------------------------------------------------
+
+STEP, CHOSEN = 1, 2  # in what follows, the action that is paid, and when
+
+
+@compiled
+def policy_gradient(arrival, lam):
+    """The loss' gradient [H+1, A] on a table of logits by step, where one dream is paid 1 on `arrival`.
+
+    The critic says 0 of everything; each step's feature is its own one-hot; uniform policy; action CHOSEN throughout.
+    """
+    actor_critic = Behavior(H + 1, ModelConfig(units=H + 1, layers=0, bins=BINS), DISCRETE, 1, key=jr.key(0))
+    actor_critic = eqx.tree_at(lambda b: b.actor.head.out.weight, actor_critic, jnp.zeros((H + 1, 3)))
+    feat = jnp.eye(H + 1)[:, None]
+    action = jnp.zeros((H + 1, 1, 3)).at[..., CHOSEN].set(1.0)
+    reward = jnp.zeros((1, H + 1, 1)).at[0, arrival].set(1.0)
+    imagined = Imagined(feat, action, reward, jnp.ones((H + 1, 1)))
+    replayed = Replayed(feat[:1], jnp.zeros((1, 1, 1)), jnp.zeros((1, 1), bool), jnp.zeros((1, 1), bool))
+    weights = Weights((1.0,), (1.0,), (False,), 0.0)
+    hypers = Hypers(lam=lam, unimix=0.0)
+
+    def loss(behavior):
+        losses, _, _ = behavior_loss(behavior, BehaviorTarget.of(behavior), imagined, replayed, weights, hypers)
+        return losses["policy"].sum()
+
+    return jax.grad(loss)(actor_critic).actor.head.out.weight
+
+
+def test_a_reward_pays_the_action_before_its_arrival_and_no_other():
+    expected = np.zeros((H + 1, 3))
+    expected[STEP] = 1 / 3
+    expected[STEP, CHOSEN] = -2 / 3  # descent raises it, and lowers the others
+    np.testing.assert_allclose(policy_gradient(STEP + 1, lam=0.0), expected, atol=1e-6)
+
+
+def test_with_lambda_earlier_actions_share_in_it_and_later_ones_do_not():
+    grads = policy_gradient(STEP + 1, lam=0.5)
+    np.testing.assert_allclose(grads[:, CHOSEN], [-2 / 3 * 0.5, -2 / 3, 0, 0, 0], atol=1e-6)
+    np.testing.assert_array_equal(grads[STEP + 1 :], 0)
+
+
+def test_the_reward_that_came_with_the_start_pays_nobody():
+    np.testing.assert_array_equal(policy_gradient(0, lam=0.95), 0)
+
+
+def test_the_last_step_pays_the_action_before_the_last():
+    grads = policy_gradient(H, lam=0.0)
+    np.testing.assert_allclose(grads[:, CHOSEN], [0, 0, 0, -2 / 3, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.95])
+def test_an_end_shuts_off_what_comes_after(lam):
+    behavior, target, imagined, replayed, weights, _ = case("one reward, discrete")[0]
+    ended = imagined._replace(cont=imagined.cont.at[2].set(0.0))
+    later = ended._replace(reward=ended.reward.at[:, 3:].add(5.0))
+    hypers = Hypers(lam=lam, return_rate=0.0)
+    loss = compiled(lambda imagined: behavior_loss(behavior, target, imagined, replayed, weights, hypers)[0])
+    one, other = loss(ended), loss(later)
+    for name in ("policy", "value"):
+        np.testing.assert_array_equal(one[name], other[name])
+        np.testing.assert_array_equal(one[name][2:], 0)
+        assert (np.abs(one[name][:2]) > 0).all()
+
+
+# ---- gradients -----------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def gradients(loss, stopped=False):
+    """Gradients of one summed loss with respect to (behaviour, target, imagined, replayed) of the two-reward case."""
+    *arguments, weights, hypers = case("two rewards")[0]
+    flags = lambda x: not jnp.issubdtype(x.dtype, jnp.floating)
+    fixed, free = eqx.partition(tuple(arguments), jax.tree.map(flags, tuple(arguments)))
+
+    def total(free, fixed):
+        behavior, target, imagined, replayed = eqx.combine(free, fixed)
+        if stopped:
+            replayed = replayed._replace(feat=jax.lax.stop_gradient(replayed.feat))
+        return behavior_loss(behavior, target, imagined, replayed, weights, hypers)[0][loss].sum()
+
+    return arrays(compiled(jax.grad(total))(free, fixed))
+
+
+def reached(tree) -> bool:
+    return any((x != 0).any() for x in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("loss", ["policy", "value", "repval"])
+def test_no_gradient_reaches_rewards_continues_or_actions(loss):
+    _, _, imagined, replayed = gradients(loss)
+    assert not reached((imagined.reward, imagined.cont, imagined.action, replayed.reward))
+
+
+@pytest.mark.parametrize("loss", ["policy", "value", "repval"])
+def test_no_gradient_reaches_imagined_features(loss):
+    assert not reached(gradients(loss)[2].feat)
+
+
+@pytest.mark.parametrize("loss", ["policy", "value", "repval"])
+def test_no_gradient_reaches_slow_critics_or_scales(loss):
+    assert not reached(gradients(loss)[1])
+
+
+def test_the_policy_loss_moves_the_actor_alone():
+    behavior = gradients("policy")[0]
+    assert reached(behavior.actor) and not reached(behavior.critics)
+
+
+@pytest.mark.parametrize("loss", ["value", "repval"])
+def test_the_value_losses_move_each_rewards_critic_and_not_the_actor(loss):
+    behavior = gradients(loss)[0]
+    assert not reached(behavior.actor)
+    for leaf in jax.tree.leaves(behavior.critics):
+        assert (np.abs(leaf).reshape(2, -1).max(1) > 0).all()
+
+
+def test_the_replayed_value_loss_reaches_its_features_where_something_follows():
+    feat = gradients("repval")[3].feat
+    reaches = (feat != 0).any(-1)
+    # The last row has no successor; nor has an episode's last one.
+    np.testing.assert_array_equal(reaches, [[True, True], [False, True], [True, False], [False, False]])
+
+
+def test_the_replayed_value_loss_reaches_nothing_where_it_was_stopped():
+    assert not reached(gradients("repval", stopped=True)[3].feat)
+    assert reached(gradients("repval", stopped=True)[0].critics)
+
+
+@pytest.mark.parametrize("loss", ["policy", "value"])
+def test_the_imagined_losses_do_not_read_replayed_features(loss):
+    assert not reached(gradients(loss)[3].feat)
+
+
+# ---- what follows --------------------------------------------------------------------------------------------------
+
+
+def test_targets_start_equal_to_the_critics_and_at_no_scale():
+    behavior, _ = make(DISCRETE, 2)
+    target = BehaviorTarget.of(behavior)
+    chex.assert_trees_all_equal(target.slow, behavior.critics)
+    chex.assert_trees_all_equal(target.scale, ReturnScale(*jnp.zeros((3, 2))))
+
+
+def test_two_critics_are_not_one():
+    behavior = Behavior(F, SIZES, DISCRETE, 2, key=jr.key(0))
+    weight = behavior.critics.head.mlp.layers[0].linear.weight
+    assert (weight[0] != weight[1]).any()
+
+
+def test_update_target_moves_slow_critics_by_the_rate_and_takes_the_scale():
+    behavior, target = make(DISCRETE, 2)
+    scale = ReturnScale(*jnp.arange(6.0).reshape(3, 2))
+    updated = update_target(target, behavior, scale, 0.25)
+    mix = lambda s, c: 0.75 * np.asarray(s) + 0.25 * np.asarray(c)
+    chex.assert_trees_all_close(updated.slow, jax.tree.map(mix, target.slow, behavior.critics), rtol=1e-5)
+    chex.assert_trees_all_equal(updated.scale, scale)
+    chex.assert_trees_all_equal(update_target(target, behavior, scale, 0.0).slow, target.slow)
+    chex.assert_trees_all_equal(update_target(target, behavior, scale, 1.0).slow, behavior.critics)
+
+
+# ---- acting --------------------------------------------------------------------------------------------------------
+
+
+def fixed_actor(actions, bias):
+    """An actor whose raw outputs are `bias`, whatever it sees."""
+    actor = Actor(F, TABLE, actions, key=jr.key(0))
+    where = lambda a: (a.head.out.weight, a.head.out.bias)
+    return eqx.tree_at(where, actor, (jnp.zeros_like(actor.head.out.weight), jnp.asarray(bias, jnp.float32)))
+
+
+def test_discrete_acting_is_one_hot_in_the_policys_proportions():
+    many, ratio = 10_000, 0.1
+    actor = fixed_actor(DISCRETE, [0.0, 1.0, 2.0])
+    action = act(actor, jnp.zeros((many, F)), (jnp.arange(many) + 0.5) / many, ratio)
+    chex.assert_shape(action, (many, 3))
+    np.testing.assert_array_equal(np.sort(action, -1), np.tile([0, 0, 1], (many, 1)))
+    expected = 0.9 * np.exp([0, 1, 2]) / np.exp([0, 1, 2]).sum() + 0.1 / 3
+    np.testing.assert_allclose(action.mean(0), expected, atol=2 / many)
+
+
+def test_discrete_noise_is_one_uniform_number():
+    noise = action_noise(DISCRETE, (500, 4), key=jr.key(0))
+    chex.assert_shape(noise, (500, 4))
+    assert stats.kstest(np.ravel(noise), "uniform").pvalue > 1e-3
+
+
+def test_continuous_acting_is_mean_plus_std_times_normal_noise():
+    actor = fixed_actor(CONTINUOUS, [0.5, -3.0, 0.0, -2.0])
+    noise = action_noise(CONTINUOUS, (2000,), key=jr.key(0))
+    chex.assert_shape(noise, (2000, 2))
+    assert stats.kstest(np.ravel(noise), "norm").pvalue > 1e-3
+    action = act(actor, jnp.zeros((2000, F)), noise, 0.0)
+    std = 0.1 + 0.9 / (1 + np.exp([-2.0, 0.0]))
+    np.testing.assert_allclose(action, np.tanh([0.5, -3.0]) + std * np.asarray(noise), rtol=1e-5, atol=1e-6)
+
+
+def test_acting_sends_no_gradient_to_the_actor():
+    for actions, noise in ((DISCRETE, jnp.full((1,), 0.3)), (CONTINUOUS, jnp.ones((1, 2)))):
+        actor = Actor(F, SIZES, actions, key=jr.key(0))
+        grads = jax.grad(lambda a, noise=noise: jnp.square(act(a, jnp.ones((1, F)), noise, 0.01)).sum())(actor)
+        assert not reached(arrays(grads))
+
+
+def test_greedy_acting_takes_the_likeliest():
+    discrete, continuous = fixed_actor(DISCRETE, [0.0, 1.0, 0.9]), fixed_actor(CONTINUOUS, [0.5, -3.0, 0.0, 5.0])
+    np.testing.assert_array_equal(act_greedily(discrete, jnp.zeros((2, F)), 0.01), [[0, 1, 0]] * 2)
+    np.testing.assert_allclose(act_greedily(continuous, jnp.zeros((2, F)), 0.01), [np.tanh([0.5, -3.0])] * 2, rtol=1e-5)
+
+
+def test_actions_have_the_features_type():
+    feat = jnp.zeros((2, F), jnp.bfloat16)
+    for actions, noise in ((DISCRETE, jnp.full((2,), 0.3)), (CONTINUOUS, jnp.ones((2, 2)))):
+        actor = Actor(F, SIZES, actions, key=jr.key(0))
+        chex.assert_type([act(actor, feat, noise, 0.01), act_greedily(actor, feat, 0.01)], jnp.bfloat16)
+
+
+# ---- distributions -------------------------------------------------------------------------------------------------
+
+
+def test_discrete_log_prob_and_entropy_are_the_closed_forms():
+    probs = np.array([[0.2, 0.5, 0.3], [0.98, 0.01, 0.01]], np.float32)
+    logp, entropy = log_prob_and_entropy(Categorical(probs, np.log(probs)), jnp.eye(3)[jnp.array([1, 2])])
+    np.testing.assert_allclose(logp, np.log([0.5, 0.01]), rtol=1e-5)
+    np.testing.assert_allclose(entropy, stats.entropy(probs, axis=-1), rtol=1e-5)
+
+
+def test_normal_log_prob_and_entropy_are_the_closed_forms_summed_over_dimensions():
+    mean, std = np.array([[0.5, -0.2], [0.0, 0.9]], np.float32), np.array([[0.1, 1.0], [0.3, 0.7]], np.float32)
+    action = np.array([[0.4, 2.0], [0.0, -1.0]], np.float32)
+    logp, entropy = log_prob_and_entropy(Normal(mean, std), jnp.asarray(action))
+    np.testing.assert_allclose(logp, stats.norm.logpdf(action, mean, std).sum(-1), rtol=1e-4)
+    np.testing.assert_allclose(entropy, stats.norm.entropy(mean, std).sum(-1), rtol=1e-5)
+
+
+def test_a_saturated_discrete_policy_keeps_a_floor_under_every_action():
+    ratio, size = 0.01, 3
+    dist = fixed_actor(DISCRETE, [1e4, -1e4, 0.0])(jnp.zeros((1, F)), ratio)
+    expected = np.array([[1 - ratio + ratio / size, ratio / size, ratio / size]])
+    np.testing.assert_allclose(dist.probs, expected, rtol=1e-5)
+    entropy = log_prob_and_entropy(dist, dist.probs)[1]
+    np.testing.assert_allclose(entropy, stats.entropy(expected, axis=-1), rtol=1e-4)
+    assert entropy[0] > 0.04
+    chex.assert_tree_all_finite(dist)
+
+
+def test_a_bounded_normal_stays_within_its_bounds():
+    for raw, mean, std in ((-1e4, -1.0, 0.1), (1e4, 1.0, 1.0), (0.0, 0.0, 0.1 + 0.9 / (1 + np.exp(-2)))):
+        dist = fixed_actor(CONTINUOUS, [raw] * 4)(jnp.zeros((1, F)), 0.01)
+        np.testing.assert_allclose(dist.mean, np.full((1, 2), mean), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(dist.std, np.full((1, 2), std), rtol=1e-5)
+
+
+def test_a_fresh_actor_is_nearly_indifferent():
+    dist = Actor(F, SIZES, DISCRETE, key=jr.key(0))(jr.normal(jr.key(1), (50, F)), 0.01)
+    np.testing.assert_allclose(dist.probs, np.full((50, 3), 1 / 3), atol=0.03)

@@ -1,0 +1,207 @@
+"""collect.py: rows against environments stepped by hand, the latent that each row carries, and episode sums.
+
+Axes: S steps, N environments, A actions.
+"""
+
+import dataclasses
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+from envs import registry
+from stages import rssm
+from stages.agent import Agent, collector
+from stages.collect import collect, decide, env_action, start
+from stages.config import Hypers
+from stages.rssm import Latent
+
+S, N, HYPERS = 25, 2, Hypers()
+compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def arbitrary(make, seed=0):
+    """What `make` makes, but with arbitrary weights: no layer at zero, and no initialiser to compile."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.asarray(rng.normal(0.2, 0.4, x.shape), x.dtype), jax.eval_shape(make))
+
+
+class Case:
+    """S steps of N environments: the rollout before each step, the rows [S, N, ...], and the episodes of each step."""
+
+    def __init__(self, config, env):
+        self.env, self.config = env, config
+        self.agent = arbitrary(lambda: Agent(config, env.obs_space, env.action_space, key=jr.key(0)))
+        self.key_start, self.keys = jr.key(1), jr.split(jr.key(2), S)
+        step = compiled(lambda agent, rollout, key: collect(env, agent, agent.tasker, rollout, HYPERS, key=key))
+        rollout = compiled(lambda key: start(env, self.agent.model, config, N, key=key))(self.key_start)
+        self.rollouts, rows, self.episodes = [rollout], [], []
+        for key in self.keys:
+            rollout, row, episodes = step(self.agent, rollout, key)
+            self.rollouts.append(rollout)
+            rows.append(row)
+            self.episodes.append(episodes)
+        self.rows = jax.tree.map(lambda *x: np.stack(x), *rows)
+
+
+@pytest.fixture(scope="module")
+def case(config, env):
+    """Catch, whose episodes end by themselves, and a pendulum that a time limit stops after 5 steps."""
+    pendulum = registry.make("Pendulum-v1", {"max_steps_in_episode": 5})
+    return functools.cache(lambda name: Case(config, {"Catch": env, "Pendulum": pendulum}[name]))
+
+
+both = pytest.mark.parametrize("name", ["Catch", "Pendulum"])
+
+
+@both
+def test_rows_are_those_of_an_environment_stepped_by_hand(case, name):
+    env, rows = case(name).env, case(name).rows
+    reset, step = compiled(env.reset), compiled(env.step)
+    for n in range(N):
+        state, seen = reset(jr.split(case(name).key_start, N)[n])
+        for t in range(S):
+            np.testing.assert_allclose(rows.obs[t, n], seen.obs, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(rows.reward[t, n], seen.reward, rtol=1e-5, atol=1e-6)
+            for flag in ("is_first", "is_last", "is_terminal"):
+                assert getattr(rows, flag)[t, n] == getattr(seen, flag)
+            key_step, key_reset = jr.split(jr.split(jr.split(case(name).keys[t])[1], N)[n])
+            if seen.is_last:
+                state, seen = reset(key_reset)
+            else:
+                state, seen = step(key_step, state, jnp.asarray(rows.action[t, n]))
+
+
+def test_catch_by_hand(case):
+    """The ball falls a row a step, the paddle goes where the action says, and the last row says who won."""
+    rows = case("Catch").rows
+    for n in range(N):
+        for t in range(S):
+            age = t % 10
+            board = rows.obs[t, n]
+            if age == 0:
+                ball, paddle = int(board[0].argmax()), 2
+            expected = np.zeros((10, 5), bool)
+            expected[age, ball] = expected[9, paddle] = True
+            np.testing.assert_array_equal(board, expected)
+            assert rows.reward[t, n] == (0 if age < 9 else 1 if ball == paddle else -1)
+            assert (rows.is_first[t, n], rows.is_last[t, n], rows.is_terminal[t, n]) == (age == 0, age == 9, age == 9)
+            paddle = int(np.clip(paddle + rows.action[t, n] - 1, 0, 4))
+
+
+def test_a_time_limit_ends_an_episode_without_a_terminal_row(case):
+    rows = case("Pendulum").rows
+    age = np.arange(S) % 6
+    for n in range(N):
+        np.testing.assert_array_equal(rows.is_first[:, n], age == 0)
+        np.testing.assert_array_equal(rows.is_last[:, n], age == 5)
+    assert not rows.is_terminal.any()
+    assert (rows.reward[age != 0] < 0).all()
+
+
+@both
+def test_after_a_last_row_comes_a_first_one_without_reward(case, name):
+    rows = case(name).rows
+    assert rows.is_last.sum() >= 2 * N
+    np.testing.assert_array_equal(rows.is_first[1:], rows.is_last[:-1])
+    np.testing.assert_array_equal(rows.reward[rows.is_first], 0)
+    assert (rows.reward[rows.is_last] != 0).all()
+
+
+@both
+def test_episodes_count_what_their_rows_sum_to(case, name):
+    rows = case(name).rows
+    for t, episodes in enumerate(case(name).episodes):
+        count = score = length = 0.0
+        for n in np.flatnonzero(rows.is_last[t]):
+            begin = np.flatnonzero(rows.is_first[: t + 1, n])[-1]
+            count, score, length = count + 1, score + rows.reward[begin : t + 1, n].sum(), length + t + 1 - begin
+        np.testing.assert_allclose([episodes.count, episodes.score, episodes.length], [count, score, length], rtol=1e-5)
+    assert sum(float(e.count) for e in case(name).episodes) == N * (S // (10 if name == "Catch" else 6))
+
+
+@both
+def test_a_row_has_the_latent_and_the_action_that_were_decided(case, name):
+    agent, rows = case(name).agent, case(name).rows
+    think = compiled(lambda rollout, key: decide(agent.model, agent.tasker, rollout, HYPERS, False, key=key))
+    for t in range(12):
+        latent, action = think(case(name).rollouts[t], jr.split(case(name).keys[t])[0])
+        np.testing.assert_allclose(rows.deter[t], latent.deter, rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(rows.stoch[t], np.argmax(latent.stoch, -1))
+        expected = np.argmax(action, -1) if name == "Catch" else action
+        np.testing.assert_allclose(rows.action[t], expected, rtol=1e-4, atol=1e-5)
+
+
+@both
+def test_each_deter_follows_from_the_stored_row_before_it(case, name):
+    model, rows, classes = case(name).agent.model, case(name).rows, case(name).config.model.classes
+    nothing = Latent(jnp.zeros(rows.deter.shape[-1]), jnp.zeros((rows.stoch.shape[-1], classes)))
+    follow = compiled(
+        lambda latent, action: rssm.advance_deter(
+            model.rssm, latent, rssm.action_input(model.rssm, action, jnp.array(False))
+        )
+    )
+    for n in range(N):
+        for t in range(S):
+            latent, action = nothing, jnp.zeros(case(name).env.action_space.size)
+            if not rows.is_first[t, n]:
+                latent = Latent(jnp.asarray(rows.deter[t - 1, n]), jnp.eye(classes)[rows.stoch[t - 1, n]])
+                taken = rows.action[t - 1, n]
+                action = jnp.eye(3)[taken] if name == "Catch" else jnp.asarray(taken)
+            np.testing.assert_allclose(rows.deter[t, n], follow(latent, action), rtol=1e-4, atol=1e-5)
+
+
+@both
+@pytest.mark.parametrize("is_first", [True, False])
+def test_the_past_is_forgotten_at_a_first_row_and_only_there(case, name, is_first):
+    agent, rollout = case(name).agent, case(name).rollouts[3]
+    now = dataclasses.replace(rollout.timestep, is_first=jnp.full((N,), is_first))
+    one = dataclasses.replace(rollout, timestep=now)
+    latent = Latent(rollout.latent.deter + 1, jnp.roll(rollout.latent.stoch, 1, -1))
+    other = dataclasses.replace(one, latent=latent, action=rollout.action + 0.5)
+    think = compiled(lambda rollout: decide(agent.model, agent.tasker, rollout, HYPERS, False, key=jr.key(5)))
+    same = (np.asarray(think(one)[0].deter) == think(other)[0].deter).all()
+    assert same == is_first
+
+
+def test_environments_of_a_seed_differ(case):
+    assert (case("Pendulum").rows.obs[:, 0] != case("Pendulum").rows.obs[:, 1]).any(-1).all()
+
+
+def test_stored_types(case, config):
+    sizes, lead = config.model, (S, N)
+    for name, obs, action in (("Catch", ((10, 5), bool), ((), np.int32)), ("Pendulum", ((3,), "f"), ((1,), "f"))):
+        rows = case(name).rows
+        for leaf, (shape, dtype) in ((rows.obs, obs), (rows.action, action)):
+            chex.assert_shape(leaf, (*lead, *shape))
+            assert leaf.dtype == np.dtype(dtype)
+        chex.assert_shape([rows.reward, rows.is_first, rows.is_last, rows.is_terminal], lead)
+        chex.assert_shape(rows.deter, (*lead, sizes.deter))
+        chex.assert_shape(rows.stoch, (*lead, sizes.stoch))
+        assert rows.stoch.dtype == np.uint8
+        assert rows.reward.dtype == np.float32
+
+
+def test_continuous_actions_are_stored_as_they_were_drawn(case):
+    action = case("Pendulum").rows.action
+    assert len(np.unique(action)) == action.size
+    model = case("Pendulum").agent.model
+    np.testing.assert_array_equal(env_action(model, jnp.array([0.25, -1.5], jnp.bfloat16)), [0.25, -1.5])
+    chex.assert_type(env_action(model, jnp.array([0.25], jnp.bfloat16)), jnp.float32)
+
+
+@pytest.mark.parametrize("action", range(3))
+def test_discrete_actions_are_stored_as_an_index(case, action):
+    stored = env_action(case("Catch").agent.model, jnp.eye(3)[action])
+    assert stored == action and stored.dtype == jnp.int32
+
+
+def test_who_acts_in_each_mode(config, env):
+    for mode, who in (("task", "tasker"), ("explore", "explorer"), ("mix", "explorer")):
+        config = dataclasses.replace(config, mode=mode)
+        agent = arbitrary(lambda c=config: Agent(c, env.obs_space, env.action_space, key=jr.key(0)))
+        assert collector(agent, mode) is getattr(agent, who)

@@ -1,0 +1,322 @@
+"""stages/decode.py: outputs for every kind of observation, both networks and all losses against plain numpy.
+
+Axes: T, B leading, D deter, S categoricals, K classes, H, W, C board, I bins.
+"""
+
+import dataclasses
+
+import chex
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+from envs.environment import ObsSpace
+from stages import decode
+from stages.config import ModelConfig
+from stages.decode import ContinueHead, ConvDecoder, MLPDecoder, TwoHotHead
+from stages.encode import board, features
+from stages.maths import cross_entropy
+
+D, S, K = 16, 3, 4
+MODEL = ModelConfig(deter=D, stoch=S, classes=K, units=6, depth=2, layers=3)
+close = chex.assert_trees_all_close
+
+SPACES = [
+    (ObsSpace((5,), "real"), MLPDecoder),
+    (ObsSpace((), "real"), MLPDecoder),
+    (ObsSpace((4, 6), "real"), MLPDecoder),
+    (ObsSpace((8, 8, 1), "real"), ConvDecoder),
+    (ObsSpace((7,), "binary"), MLPDecoder),
+    (ObsSpace((), "binary"), MLPDecoder),
+    (ObsSpace((10, 5), "binary"), MLPDecoder),
+    (ObsSpace((10, 10, 4), "binary"), ConvDecoder),
+    (ObsSpace((13, 13, 2), "binary"), ConvDecoder),
+    (ObsSpace((3, 5, 2), "binary"), ConvDecoder),
+    (ObsSpace((64, 64, 3), "image"), ConvDecoder),
+    (ObsSpace((3,), "categorical", 5), MLPDecoder),
+    (ObsSpace((), "categorical", 7), MLPDecoder),
+    (ObsSpace((4, 4), "categorical", 3), MLPDecoder),
+    (ObsSpace((5, 5, 2), "categorical", 3), ConvDecoder),
+]
+IDS = [f"{s.kind}-{'x'.join(map(str, s.shape)) or 'scalar'}" for s, _ in SPACES]
+every_space = pytest.mark.parametrize("space, network", SPACES, ids=IDS)
+
+
+def observations(space: ObsSpace, lead: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    """Random ones, in the space's storage type."""
+    rng, shape = np.random.default_rng(seed), (*lead, *space.shape)
+    if space.kind == "real":
+        return (10 * rng.normal(size=shape)).astype(space.dtype)
+    top = {"binary": 2, "image": 256, "categorical": space.classes}[space.kind]
+    return rng.integers(0, top, shape).astype(space.dtype)
+
+
+def latents(*lead: int, seed: int = 0):
+    """(deter, stoch), random."""
+    rng = np.random.default_rng(seed)
+    deter, stoch = rng.normal(size=(*lead, D)), np.eye(K)[rng.integers(0, K, (*lead, S))]
+    return deter.astype(np.float32), stoch.astype(np.float32)
+
+
+def scrambled(module, seed: int = 0):
+    """The module with every leaf random, biases and norms' scales too."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) * 0.7, jnp.float32), module)
+
+
+def make(space: ObsSpace, **settings):
+    return decode.make_decoder(space, dataclasses.replace(MODEL, **settings), key=jr.key(0))
+
+
+class Fixed(eqx.Module):
+    """A decoder that says what it was told: losses by themselves."""
+
+    raw: jax.Array
+    space: ObsSpace = eqx.field(static=True)
+
+    def __call__(self, deter, stoch):
+        del deter, stoch
+        return self.raw
+
+
+def fixed(space: ObsSpace, *lead: int) -> Fixed:
+    """Random raw outputs."""
+    raw = 2 * np.random.default_rng(3).normal(size=(*lead, *features(space)))
+    return Fixed(jnp.asarray(raw, jnp.float32), space)
+
+
+# ---- the same in numpy, one sample at a time, float64 --------------------------------------------------------------
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-np.float64(x)))
+
+
+def norm_silu(x, scale):
+    x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-4) * np.float64(scale)
+    return x * sigmoid(x)
+
+
+def linear(layer, x):
+    return x @ np.float64(layer.weight) + np.float64(layer.bias)
+
+
+def dense(layer, x):
+    return norm_silu(linear(layer.linear, x), layer.norm.scale)
+
+
+def conv(x, layer):
+    """ "Same" convolution of [H, W, i], pixel by pixel."""
+    height, width, _ = x.shape
+    kernel, before = len(layer.weight), (len(layer.weight) - 1) // 2
+    weight, out = np.float64(layer.weight), np.tile(np.float64(layer.bias), (height, width, 1))
+    for h, w, i, j in np.ndindex(height, width, kernel, kernel):
+        row, column = h + i - before, w + j - before
+        if 0 <= row < height and 0 <= column < width:
+            out[h, w] += x[row, column] @ weight[i, j]
+    return out
+
+
+def grown(x, height: int, width: int):
+    """Every pixel four times, as far as there is room."""
+    out = np.zeros((height, width, x.shape[-1]))
+    for h, w in np.ndindex(height, width):
+        out[h, w] = x[h // 2, w // 2]
+    return out
+
+
+def loss_by_hand(space: ObsSpace, raw, obs) -> float:
+    """Loss of one observation, added up entry by entry."""
+    total = 0.0
+    for i in np.ndindex(space.shape):
+        if space.kind == "categorical":
+            logits = np.float64(raw[i])
+            total -= logits[int(obs[i])] - np.log(np.exp(logits).sum())
+        elif space.kind == "binary":
+            total -= np.log(sigmoid(raw[i]) if obs[i] else 1 - sigmoid(raw[i]))
+        elif space.kind == "image":
+            total += (sigmoid(raw[i]) - float(obs[i]) / 255) ** 2
+        else:
+            total += (float(raw[i]) - np.sign(obs[i]) * np.log(1 + abs(float(obs[i])))) ** 2
+    return total
+
+
+# ---- networks ------------------------------------------------------------------------------------------------------
+
+
+@every_space
+def test_outputs_have_the_observations_shape(space, network):
+    decoder = jax.eval_shape(lambda: make(space))
+    assert type(decoder) is network
+    for lead in [(), (3,), (2, 3)]:
+        raw = jax.eval_shape(lambda decoder, *x: decoder(*x), decoder, *latents(*lead))
+        chex.assert_shape(raw, (*lead, *features(space)))
+        loss = jax.eval_shape(decode.recon_loss, decoder, *latents(*lead), observations(space, lead))
+        chex.assert_shape(loss, lead)
+
+
+@every_space
+def test_outputs_of_half_precision_are_float32(space, network):
+    del network
+    half = [jnp.asarray(x, jnp.bfloat16) for x in latents(2)]
+    assert jax.eval_shape(lambda: make(space)(*half)).dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    "space, encoder, network",
+    [
+        (ObsSpace((10, 10, 4), "binary"), "mlp", MLPDecoder),
+        (ObsSpace((28, 28), "real"), "auto", MLPDecoder),
+        (ObsSpace((28, 28), "real"), "conv", ConvDecoder),
+        (ObsSpace((9, 9), "categorical", 4), "conv", ConvDecoder),
+        (ObsSpace((9,), "binary"), "conv", MLPDecoder),
+    ],
+)
+def test_a_network_by_force(space, encoder, network):
+    decoder = jax.eval_shape(lambda: make(space, encoder=encoder))
+    assert type(decoder) is network
+    raw = jax.eval_shape(lambda decoder, *x: decoder(*x), decoder, *latents(2))
+    chex.assert_shape(raw, (2, *features(space)))
+
+
+@pytest.mark.parametrize("space", [ObsSpace((2, 3), "real"), ObsSpace((2,), "categorical", 3), ObsSpace((), "real")])
+def test_mlp_decoder_agrees_with_numpy(space):
+    decoder, (deter, stoch) = scrambled(make(space)), latents(2, 2)
+    raw = jax.jit(lambda decoder, *x: decoder(*x))(decoder, deter, stoch)
+    assert len(decoder.head.mlp.layers) == 3
+    for t, b in np.ndindex(2, 2):
+        x = np.concatenate([deter[t, b], stoch[t, b].reshape(-1)]).astype(np.float64)
+        for layer in decoder.head.mlp.layers:
+            x = dense(layer, x)
+        close(raw[t, b], linear(decoder.head.out, x).reshape(features(space)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "space, encoder, kernel, sizes",
+    [
+        (ObsSpace((10, 10, 4), "binary"), "auto", 3, [(10, 10), (5, 5)]),
+        (ObsSpace((13, 13, 2), "binary"), "auto", 3, [(13, 13), (7, 7), (4, 4)]),
+        (ObsSpace((3, 5, 2), "binary"), "auto", 3, [(3, 5)]),
+        (ObsSpace((5, 5, 2), "categorical", 3), "auto", 3, [(5, 5)]),
+        (ObsSpace((28, 28), "real"), "conv", 5, [(28, 28), (14, 14), (7, 7), (4, 4)]),
+    ],
+)
+def test_conv_decoder_agrees_with_numpy(space, encoder, kernel, sizes):
+    decoder, (deter, stoch) = scrambled(make(space, encoder=encoder)), latents(2)
+    raw = jax.jit(lambda decoder, *x: decoder(*x))(decoder, deter, stoch)
+    (height, width), blocks = sizes[-1], decoder.blocks
+    channels = decoder.norm.scale.shape[0]
+    each = channels // blocks  # channels that one block of deter paints
+    x = np.zeros((height, width, channels))
+    for g in range(blocks):
+        own = np.float64(deter[1].reshape(blocks, -1)[g]) @ np.float64(decoder.from_deter.weight[g])
+        own = own + np.float64(decoder.from_deter.bias).reshape(blocks, -1)[g]
+        x[..., g * each : (g + 1) * each] = own.reshape(height, width, each)
+    x += linear(decoder.from_hidden, dense(decoder.from_stoch, np.float64(stoch[1]).reshape(-1))).reshape(x.shape)
+    x = norm_silu(x, decoder.norm.scale)
+    for stage, size in zip(decoder.stages, sizes[-2:0:-1], strict=True):
+        assert len(stage.conv.weight) == kernel
+        x = norm_silu(conv(grown(x, *size), stage.conv), stage.norm.scale)
+    x = conv(grown(x, *sizes[0]) if len(sizes) > 1 else x, decoder.out)
+    assert x.shape == board(space)
+    close(raw[1], x.reshape(features(space)), rtol=1e-3, atol=1e-3)
+
+
+def test_an_image_has_the_references_depths():
+    decoder = jax.eval_shape(lambda: make(ObsSpace((64, 64, 3), "image"), depth=4))
+    chex.assert_shape([s.conv.weight for s in decoder.stages], [(5, 5, 16, 16), (5, 5, 16, 12), (5, 5, 12, 8)])
+    chex.assert_shape(decoder.out.weight, (5, 5, 8, 3))
+    assert decoder.blocks == 8
+
+
+# ---- losses --------------------------------------------------------------------------------------------------------
+
+
+@every_space
+def test_recon_loss_is_summed_over_the_entries_of_one_observation(space, network):
+    del network
+    decoder, obs = fixed(space, 2, 2), observations(space, (2, 2))
+    loss = jax.jit(decode.recon_loss)(decoder, *latents(2, 2), obs)
+    chex.assert_shape(loss, (2, 2))
+    by_hand = [[loss_by_hand(space, decoder.raw[t, b].__array__(), obs[t, b]) for b in range(2)] for t in range(2)]
+    close(loss, np.array(by_hand), rtol=1e-4)
+
+
+@pytest.mark.parametrize("space", [ObsSpace((3,), "real"), ObsSpace((3,), "binary"), ObsSpace((3,), "categorical", 4)])
+def test_recon_loss_survives_extreme_outputs(space):
+    decoder = jax.tree.map(lambda x: 1e4 * x, fixed(space, 2))
+    loss, grads = jax.jit(jax.value_and_grad(lambda d, *x: decode.recon_loss(d, *x).sum()))(
+        decoder, *latents(2), observations(space, (2,))
+    )
+    chex.assert_tree_all_finite((loss, grads))
+
+
+def test_recon_loss_is_least_at_the_observation():
+    space = ObsSpace((4,), "binary")
+    obs = np.array([True, False, False, True])
+    right = Fixed(jnp.where(obs, 5.0, -5.0), space)
+    wrong = Fixed(-right.raw, space)
+    assert decode.recon_loss(right, *latents(), obs) < 0.03 < 19 < decode.recon_loss(wrong, *latents(), obs)
+
+
+@every_space
+def test_reconstruct_is_the_most_likely_observation(space, network):
+    del network
+    decoder = fixed(space, 2)
+    likely = decode.reconstruct(decoder, *latents(2))
+    raw = np.float64(decoder.raw)
+    if space.kind == "categorical":
+        by_hand = raw.argmax(-1)
+    elif space.kind == "real":
+        by_hand = np.sign(raw) * (np.exp(np.abs(raw)) - 1)
+    else:
+        by_hand = sigmoid(raw)
+    assert likely.dtype == jnp.float32
+    chex.assert_shape(likely, (2, *space.shape))
+    close(likely, by_hand, rtol=1e-4, atol=1e-5)
+
+
+# ---- heads ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("run", [lambda f: f, jax.jit], ids=["eager", "jit"])
+@pytest.mark.parametrize("depth, bins", [(1, 255), (3, 255), (1, 15)])
+def test_the_first_prediction_is_exactly_zero(run, depth, bins):
+    head = TwoHotHead(7, 6, depth, bins, key=jr.key(0))
+    feat = 100 * np.random.default_rng(0).normal(size=(2, 3, 7)).astype(np.float32)
+    logits, mean = run(lambda head, feat: (head(feat), head.mean(head(feat))))(head, feat)
+    chex.assert_trees_all_equal(logits, jnp.zeros((2, 3, bins)))
+    chex.assert_trees_all_equal(mean, jnp.zeros((2, 3)))
+    assert len(head.head.mlp.layers) == depth
+
+
+def test_a_target_is_what_mean_reads_back():
+    head = TwoHotHead(7, 6, 1, 255, key=jr.key(0))
+    value = np.float32([-1e5, -3.3, 0, 0.01, 1, 777])
+    weights = head.target(value)
+    chex.assert_shape(weights, (6, 255))
+    close(head.mean(jnp.log(weights)), value, rtol=1e-5, atol=1e-6)
+
+
+def test_two_hot_head_learns_a_value_from_its_zero_start():
+    head, feat = TwoHotHead(3, 6, 1, 15, key=jr.key(0)), np.float32([1, -2, 3])
+    loss = lambda head: cross_entropy(head(feat), head.target(jnp.float32(40.0)))
+    step = jax.jit(lambda head: jax.tree.map(lambda x, g: x - 0.2 * g, head, jax.grad(loss)(head)))
+    for _ in range(200):
+        head = step(head)
+    # The floor is the two-hot target's own entropy; the tail of the outer bins, up to e^20, fades last.
+    target = np.float64(head.target(jnp.float32(40.0)))
+    floor = -(target[target > 0] * np.log(target[target > 0])).sum()
+    assert loss(head) < floor + 0.05
+
+
+def test_continue_head_agrees_with_numpy():
+    head = scrambled(ContinueHead(7, 6, key=jr.key(0)))
+    feat = np.random.default_rng(0).normal(size=(2, 3, 7)).astype(np.float32)
+    (layer,) = head.head.mlp.layers
+    logits = jax.jit(lambda head, feat: head(feat))(head, feat)
+    chex.assert_shape(logits, (2, 3))
+    close(logits, linear(head.head.out, dense(layer, np.float64(feat)))[..., 0], rtol=1e-4, atol=1e-4)

@@ -1,0 +1,214 @@
+"""stages/encode.py: every kind of observation, the network it picks, and both networks against plain numpy.
+
+Axes: T, B leading, E embed, H, W, C board.
+"""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+from envs.environment import ObsSpace
+from stages import encode
+from stages.config import ModelConfig
+from stages.encode import ConvEncoder, MLPEncoder
+
+MODEL = ModelConfig(units=6, depth=2, layers=3)
+close = chex.assert_trees_all_close
+
+# space, what the networks see of it, the network it picks, embedding's size
+SPACES = [
+    (ObsSpace((5,), "real"), (5,), MLPEncoder, 6),
+    (ObsSpace((), "real"), (), MLPEncoder, 6),
+    (ObsSpace((4, 6), "real"), (4, 6), MLPEncoder, 6),
+    (ObsSpace((8, 8, 1), "real"), (8, 8, 1), ConvEncoder, 4 * 4 * 4),
+    (ObsSpace((7,), "binary"), (7,), MLPEncoder, 6),
+    (ObsSpace((10, 5), "binary"), (10, 5), MLPEncoder, 6),
+    (ObsSpace((10, 10, 4), "binary"), (10, 10, 4), ConvEncoder, 5 * 5 * 4),
+    (ObsSpace((13, 13, 2), "binary"), (13, 13, 2), ConvEncoder, 4 * 4 * 6),
+    (ObsSpace((3, 5, 2), "binary"), (3, 5, 2), ConvEncoder, 3 * 5 * 4),  # too small to pool
+    (ObsSpace((64, 64, 3), "image"), (64, 64, 3), ConvEncoder, 4 * 4 * 8),
+    (ObsSpace((3,), "categorical", 5), (3, 5), MLPEncoder, 6),
+    (ObsSpace((), "categorical", 7), (7,), MLPEncoder, 6),
+    (ObsSpace((4, 4), "categorical", 3), (4, 4, 3), MLPEncoder, 6),
+    (ObsSpace((5, 5, 2), "categorical", 3), (5, 5, 2, 3), ConvEncoder, 5 * 5 * 4),
+]
+IDS = [f"{s.kind}-{'x'.join(map(str, s.shape)) or 'scalar'}" for s, *_ in SPACES]
+every_space = pytest.mark.parametrize("space, features, network, size", SPACES, ids=IDS)
+
+
+def observations(space: ObsSpace, lead: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    """Random ones, in the space's storage type."""
+    rng, shape = np.random.default_rng(seed), (*lead, *space.shape)
+    if space.kind == "real":
+        return (10 * rng.normal(size=shape)).astype(space.dtype)
+    top = {"binary": 2, "image": 256, "categorical": space.classes}[space.kind]
+    return rng.integers(0, top, shape).astype(space.dtype)
+
+
+def scrambled(module, seed: int = 0):
+    """The module with every leaf random, biases and norms' scales too."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) * 0.7, jnp.float32), module)
+
+
+def make(space: ObsSpace, **settings):
+    return encode.make_encoder(space, dataclasses.replace(MODEL, **settings), key=jr.key(0))
+
+
+# ---- the same in numpy, one observation at a time ------------------------------------------------------------------
+
+
+def numeric_by_hand(space: ObsSpace, obs: np.ndarray) -> np.ndarray:
+    """What a network sees of one observation, float64."""
+    if space.kind == "categorical":
+        seen = np.zeros((*space.shape, space.classes))
+        for i in np.ndindex(space.shape):
+            seen[(*i, int(obs[i]))] = 1
+        return seen
+    obs = np.float64(obs)
+    if space.kind == "real":
+        return np.sign(obs) * np.log(1 + np.abs(obs))
+    return obs / 255 - 0.5 if space.kind == "image" else obs
+
+
+def norm_silu(x, scale):
+    x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-4) * np.float64(scale)
+    return x / (1 + np.exp(-x))
+
+
+def conv(x, layer):
+    """ "Same" convolution of [H, W, i], pixel by pixel."""
+    height, width, _ = x.shape
+    kernel, before = len(layer.weight), (len(layer.weight) - 1) // 2
+    weight, out = np.float64(layer.weight), np.tile(np.float64(layer.bias), (height, width, 1))
+    for h, w, i, j in np.ndindex(height, width, kernel, kernel):
+        row, column = h + i - before, w + j - before
+        if 0 <= row < height and 0 <= column < width:
+            out[h, w] += x[row, column] @ weight[i, j]
+    return out
+
+
+def pool(x):
+    """Maximum over what there is of each 2 x 2 window."""
+    out = np.zeros((-(-x.shape[0] // 2), -(-x.shape[1] // 2), x.shape[2]))
+    for h, w in np.ndindex(out.shape[:2]):
+        out[h, w] = x[2 * h : 2 * h + 2, 2 * w : 2 * w + 2].max((0, 1))
+    return out
+
+
+# ---- tests ---------------------------------------------------------------------------------------------------------
+
+
+@every_space
+def test_the_space_picks_the_network_and_the_sizes(space, features, network, size):
+    assert encode.features(space) == features
+    assert encode.embed_size(space, MODEL) == size
+    encoder = jax.eval_shape(lambda: make(space))
+    assert type(encoder) is network
+    for lead in [(), (3,), (2, 3)]:
+        obs = jax.ShapeDtypeStruct((*lead, *space.shape), space.dtype)
+        embed = jax.eval_shape(lambda encoder, obs: encoder(obs, jnp.float32), encoder, obs)
+        chex.assert_shape(embed, (*lead, size))
+
+
+@every_space
+def test_half_precision_goes_all_the_way(space, features, network, size):
+    del features, network, size
+    obs = observations(space, (2,))
+    assert jax.eval_shape(lambda: make(space)(obs, jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+@every_space
+def test_what_the_networks_see(space, features, network, size):
+    del network, size
+    obs = observations(space, (3,))
+    seen = encode.numeric(space, obs)
+    chex.assert_shape(seen, (3, *features))
+    assert seen.dtype == jnp.float32
+    close(seen, np.stack([numeric_by_hand(space, o) for o in obs]), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "space, encoder, network, size",
+    [
+        (ObsSpace((10, 10, 4), "binary"), "mlp", MLPEncoder, 6),
+        (ObsSpace((64, 64, 3), "image"), "mlp", MLPEncoder, 6),
+        (ObsSpace((28, 28), "real"), "auto", MLPEncoder, 6),
+        (ObsSpace((28, 28), "real"), "conv", ConvEncoder, 4 * 4 * 8),
+        (ObsSpace((9, 9), "categorical", 4), "conv", ConvEncoder, 5 * 5 * 4),
+        (ObsSpace((9,), "binary"), "conv", MLPEncoder, 6),  # nothing to convolve
+        (ObsSpace((), "categorical", 4), "conv", MLPEncoder, 6),
+    ],
+)
+def test_a_network_by_force(space, encoder, network, size):
+    settings = dataclasses.replace(MODEL, encoder=encoder)
+    assert type(jax.eval_shape(lambda: make(space, encoder=encoder))) is network
+    assert encode.embed_size(space, settings) == size
+    obs = observations(space, (2,))
+    chex.assert_shape(jax.eval_shape(lambda: make(space, encoder=encoder)(obs, jnp.float32)), (2, size))
+
+
+@pytest.mark.parametrize(
+    "space, channels",
+    [
+        (ObsSpace((5, 6), "real"), 1),
+        (ObsSpace((5, 6), "categorical", 4), 4),
+        (ObsSpace((5, 6, 2), "categorical", 4), 8),
+        (ObsSpace((5, 6, 3), "image"), 3),
+    ],
+)
+def test_boards_have_a_channel_axis_last(space, channels):
+    assert encode.board(space) == (5, 6, channels)
+
+
+@pytest.mark.parametrize(
+    "space, encoder",
+    [
+        (ObsSpace((5,), "real"), "auto"),
+        (ObsSpace((), "real"), "auto"),
+        (ObsSpace((3,), "categorical", 5), "auto"),
+        (ObsSpace((5, 4), "binary"), "auto"),
+        (ObsSpace((4, 4, 3), "image"), "mlp"),
+    ],
+)
+def test_mlp_encoder_agrees_with_numpy(space, encoder):
+    network, obs = scrambled(make(space, encoder=encoder)), observations(space, (2, 2))
+    embed = jax.jit(lambda network, obs: network(obs, jnp.float32))(network, obs)
+    assert len(network.mlp.layers) == 3
+    for t, b in np.ndindex(2, 2):
+        x = numeric_by_hand(space, obs[t, b]).reshape(-1)
+        for layer in network.mlp.layers:
+            x = x @ np.float64(layer.linear.weight) + np.float64(layer.linear.bias)
+            x = norm_silu(x, layer.norm.scale)
+        close(embed[t, b], x, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "space, encoder, kernel, pools",
+    [
+        (ObsSpace((10, 10, 4), "binary"), "auto", 3, [True]),
+        (ObsSpace((13, 13, 2), "binary"), "auto", 3, [True, True]),
+        (ObsSpace((3, 5, 2), "binary"), "auto", 3, [False]),
+        (ObsSpace((5, 5, 2), "categorical", 3), "auto", 3, [False]),
+        (ObsSpace((28, 28), "real"), "conv", 5, [True, True, True]),
+    ],
+)
+def test_conv_encoder_agrees_with_numpy(space, encoder, kernel, pools):
+    network, obs = scrambled(make(space, encoder=encoder)), observations(space, (2,))
+    embed = jax.jit(lambda network, obs: network(obs, jnp.float32))(network, obs)
+    x = numeric_by_hand(space, obs[1]).reshape(encode.board(space))
+    for stage, halve in zip(network.stages, pools, strict=True):
+        assert len(stage.conv.weight) == kernel
+        x = conv(x, stage.conv)
+        x = norm_silu(pool(x) if halve else x, stage.norm.scale)
+    close(embed[1], x.reshape(-1), rtol=1e-3, atol=1e-3)
+
+
+def test_an_image_has_the_references_depths():
+    stages = jax.eval_shape(lambda: make(ObsSpace((64, 64, 3), "image"), depth=4)).stages
+    chex.assert_shape([s.conv.weight for s in stages], [(5, 5, 3, 8), (5, 5, 8, 12), (5, 5, 12, 16), (5, 5, 16, 16)])

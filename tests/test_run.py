@@ -1,0 +1,166 @@
+"""The program as a user starts it: what it writes, every environment, and what it says to bad input."""
+
+import json
+
+import numpy as np
+import pytest
+
+import run
+from envs import registry
+
+TINY = [
+    *("--model.deter", "8", "--model.blocks", "2", "--model.hidden", "8", "--model.units", "8", "--model.stoch", "2"),
+    *("--model.classes", "4", "--model.depth", "2", "--model.bins", "5", "--model.layers", "1", "--horizon", "2"),
+    *("--replay.batch-size", "2", "--replay.batch-length", "4", "--replay.train-ratio", "4", "--log-points", "2"),
+    *("--ensemble.members", "2", "--ensemble.layers", "1", "--eval-episodes", "2"),
+]
+
+KEYS = {
+    "env", "mode", "preset", "seeds", "env_steps", "updates", "score", "iqm", "ci_low", "ci_high", "zero_shot",
+    "compile_seconds", "wall_seconds", "peak_memory_mb", "versions",
+}  # fmt: skip
+
+
+def start(tmp_path, *words, seeds=2):
+    """Run in-process -> (exit code, folder)."""
+    folder = tmp_path / "run"
+    return run.main([*TINY, "--seeds", str(seeds), "--logdir", str(folder), *words]), folder
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_its_files(tmp_path, capsys):
+    code, folder = start(tmp_path, "--steps", "1e2", "--seed-start", "5")
+    assert code == 0
+    said = capsys.readouterr().out
+    assert "compiling" in said and "interquartile mean" in said and "steps/s" in said and "left" in said
+    assert {p.name for p in folder.iterdir()} == {"config.json", "metrics.jsonl", "summary.json", "curves.png"}
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary.keys() >= KEYS
+    assert summary["seeds"] == [5, 6] and len(summary["score"]) == 2 and summary["zero_shot"] is None
+    assert 100 <= summary["env_steps"] <= 110
+    assert summary["mean"] == pytest.approx(np.mean(summary["score"]))
+    metrics = rows(folder)
+    assert [(r["step"], r["seed"]) for r in metrics] == [
+        (s, k) for s in sorted({r["step"] for r in metrics}) for k in (5, 6)
+    ]
+    assert len(metrics) == 4 and metrics[-1]["step"] == summary["env_steps"]
+    for name in ("episode/score", "episode/length", "train/loss/recon", "train/loss/dyn", "fps/policy", "fps/train"):
+        assert np.isfinite(metrics[-1][name]), name
+    assert metrics[-1]["episode/length"] == 10
+    config = json.loads((folder / "config.json").read_text())
+    assert config["config"]["steps"] == 100 and config["seed_start"] == 5 and config["versions"]["jax"]
+
+
+def test_explore_then_adapt(tmp_path, capsys):
+    code, folder = start(tmp_path, "--mode", "explore", "--steps", "60", "--adapt-steps", "40", "--envs", "2")
+    assert code == 0
+    summary = json.loads((folder / "summary.json").read_text())
+    assert len(summary["zero_shot"]) == 2 and 100 <= summary["env_steps"] <= 120
+    metrics = rows(folder)
+    assert [r["phase"] for r in metrics] == ["explore"] * 4 + ["task"] * 4
+    assert all(np.isfinite(r["eval/score"]) for r in metrics)
+    assert "train/loss/ensemble" in metrics[0] and "train/loss/ensemble" not in metrics[-1]
+    assert "zero-shot" in capsys.readouterr().out
+
+
+# The smallest run that trains, of every id that gymnax has and can make without a download.
+@pytest.mark.parametrize("name", registry.ids())
+def test_every_environment_trains(tmp_path, name):
+    code, folder = start(tmp_path, "--env", name, "--steps", "24", "--eval-steps", "20", seeds=1)
+    assert code == 0
+    summary = json.loads((folder / "summary.json").read_text())
+    assert np.isfinite(summary["score"]).all() and summary["updates"] > 0
+    assert np.isfinite([v for k, v in rows(folder)[-1].items() if k.startswith("train/loss/")]).all()
+
+
+def test_every_registered_id_is_tried_or_explained():
+    import gymnax
+
+    assert set(gymnax.registered_envs) - set(registry.ids()) == {"MNISTBandit-bsuite"}
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--env", "Cach-bsuite"], ["Catch-bsuite"]),
+        (["--env", "MNISTBandit-bsuite"], ["MNISTBandit-bsuite"]),
+        (["--preset", "mikro"], ["micro"]),
+        (["--env.sizes", "3"], ["rows", "columns"]),
+        (["--env.rows", "many"], ["rows"]),
+        (["--env.rows"], ["needs a value"]),
+        (["--seeds", "0"], ["--seeds"]),
+        (["--seed-start", "-1"], ["--seed-start"]),
+        (["--log-points", "0"], ["--log-points"]),
+        (["--devices", "99"], ["--devices 99"]),
+        (["--steps", "0"], ["--steps"]),
+        (["--hypers.lr", "-1"], ["--hypers.lr"]),
+        (["--hypers.lr", "nan"], ["--hypers.lr"]),
+        (["--hypers.unimix", "1.5"], ["--hypers.unimix"]),
+        (["--model.blocks", "3"], ["--model.blocks", "deter"]),
+        (["--model.bins", "6"], ["--model.bins", "odd"]),
+        (["--replay.batch-length", "600", "--steps", "300"], ["601", "--steps"]),
+        (["--replay.train-ratio", "0"], ["--replay.train-ratio"]),
+        (["--replay.train-ratio", "0.0001"], ["--replay.train-ratio"]),
+        (["--replay.capacity", "3"], ["--replay.capacity"]),
+        (["--mode", "explore", "--ensemble.members", "1"], ["--ensemble.members"]),
+        (["--adapt-steps", "5"], ["--adapt-steps"]),
+    ],
+    ids=lambda value: " ".join(value)[:40],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, capsys, words, says):
+    code, folder = start(tmp_path, *words)
+    captured = capsys.readouterr()
+    assert code == 2 and not folder.exists()
+    assert captured.err.startswith("run.py: error: ") and captured.err.count("\n") == 1
+    for word in says:
+        assert word in captured.err
+    assert "compiling" not in captured.out
+
+
+@pytest.mark.parametrize("words", [["--mode", "dance"], ["--steps", "1.5"], ["--stebs", "3"]])
+def test_flags_that_cannot_be_read_exit_with_2(tmp_path, capsys, words):
+    with pytest.raises(SystemExit) as stopped:
+        start(tmp_path, *words)
+    assert stopped.value.code == 2 and not (tmp_path / "run").exists()
+
+
+def test_unwritable_folder_is_one_line(tmp_path, capsys):
+    (tmp_path / "run").write_text("a file")
+    code, folder = start(tmp_path)
+    captured = capsys.readouterr()
+    assert code == 2 and folder.read_text() == "a file"
+    assert captured.err.count("\n") == 1 and "--logdir" in captured.err
+
+
+def test_settings_of_the_environment_both_spellings():
+    for words in (["--env.size", "20"], ["--env.size=20"]):
+        arguments = run.parse(["--env", "DeepSea-bsuite", *words])
+        assert arguments.config.env_args == (("size", "20"),)
+
+
+def test_preset_sets_defaults_that_flags_override():
+    arguments = run.parse(["--preset", "12m", "--model.units", "100", "--steps", "1e5"])
+    model = arguments.config.model
+    assert (model.deter, model.hidden, model.units, model.classes, model.depth) == (2048, 256, 100, 16, 16)
+    assert arguments.config.steps == 100_000
+
+
+def test_help_gives_every_setting_its_words(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run.parse(["--help"])
+    said = capsys.readouterr().out
+    assert stopped.value.code == 0
+    for word in ("--seeds", "--model.deter", "--hypers.intrinsic-floor", "--replay.online", "400m", "--env.NAME"):
+        assert word in said
+
+
+def test_chunks_are_equal_and_cover_the_steps():
+    config = run.parse(["--preset", "micro", "--steps", "2000"]).config
+    for todo in (1, 7, 100, 1983):
+        for points in (1, 3, 20):
+            iterations, chunks = run.plan(config, todo, points)
+            steps = iterations * chunks * config.schedule[0]
+            assert todo <= steps < todo + config.schedule[0] * (1 + chunks) and chunks <= points

@@ -1,0 +1,136 @@
+"""The scan: schedule, state, chunks, what an update moves, phases."""
+
+import dataclasses
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+from stages import train
+from stages.replay import Clock
+from tests.conftest import tree_equal
+
+
+@pytest.fixture(scope="module")
+def started(env, config, hypers):
+    """A prefilled seed."""
+    state = jax.jit(lambda key: train.init(env, config, hypers, key=key))(jr.key(3))
+    return jax.jit(lambda s: train.collect_steps(env, config, hypers, s, Clock.zero(), config.prefill))(state)
+
+
+@pytest.fixture(scope="module")
+def advance(env, config, hypers):
+    """advance(state, clock, iterations), compiled for each number of iterations."""
+    return functools.cache(lambda n: jax.jit(functools.partial(train.advance, env, config, hypers, n)))
+
+
+def test_every_leaf_of_the_state_is_an_array(started):
+    state, clock, _ = started
+    for leaf in jax.tree.leaves((state, clock)):
+        assert isinstance(leaf, jax.Array), type(leaf)
+
+
+def test_ring_holds_the_rows_in_order(started, config):
+    state, clock, episodes = started
+    ring, steps = state.ring, int(clock.step)
+    assert steps == config.prefill
+    # Catch from its first row: 10 rows an episode (9 steps), then the next one.
+    first = np.arange(steps) % 10 == 0
+    np.testing.assert_array_equal(ring.is_first[:steps], np.stack([first] * config.envs, 1))
+    np.testing.assert_array_equal(ring.is_last[:steps], np.stack([np.arange(steps) % 10 == 9] * config.envs, 1))
+    assert float(episodes.count) == int(ring.is_last[:steps].sum())
+
+
+def test_schedule_meets_the_train_ratio(started, advance, config):
+    steps, updates = config.schedule
+    replay = config.replay
+    assert updates * replay.batch_size * replay.batch_length == replay.train_ratio * steps * config.envs
+    state, clock, _ = started
+    _, later, _ = advance(2)(state, clock)
+    assert int(later.step - clock.step) == 2 * steps
+
+
+def test_one_chunk_of_2n_equals_two_of_n_to_the_bit(started, advance):
+    state, clock, _ = started
+    once, clock_once, _ = advance(4)(state, clock)
+    half, clock_half, _ = advance(2)(state, clock)
+    twice, clock_twice, _ = advance(2)(half, clock_half)
+    assert tree_equal((once, clock_once), (twice, clock_twice))
+    assert not tree_equal(half.agent, twice.agent)
+
+
+def test_update_moves_every_part_and_the_slow_critic_a_little(started, config, hypers):
+    state, clock, _ = started
+    # The warm-up's first update has a learning rate of zero, and the output layers that start at zero hide what is
+    # below them until they have moved: so three updates.
+    step = jax.jit(functools.partial(train.update, config, hypers))
+    after, later = state, clock
+    for _ in range(3):
+        before = after
+        after, later, metrics = step(after, later)
+    for name, old, new in zip(
+        jax.tree_util.tree_leaves_with_path(state.agent),
+        jax.tree.leaves(state.agent),
+        jax.tree.leaves(after.agent),
+        strict=True,
+    ):
+        assert not np.array_equal(old, new), f"{jax.tree_util.keystr(name[0])} did not move"
+    expected = jax.tree.map(
+        lambda slow, fast: (1 - hypers.slow_rate) * slow + hypers.slow_rate * fast,
+        before.targets.tasker.slow,
+        after.agent.tasker.critics,
+    )
+    chex.assert_trees_all_close(after.targets.tasker.slow, expected, rtol=1e-5, atol=1e-7)
+    assert all(np.isfinite(v) for v in jax.tree.leaves(metrics))
+    assert not np.array_equal(jr.key_data(after.key), jr.key_data(before.key))
+
+
+def test_update_writes_fresh_latents_and_nothing_else_to_the_ring(started, config, hypers):
+    state, clock, _ = started
+    after, _, _ = jax.jit(functools.partial(train.update, config, hypers))(state, clock)
+    for name in ("obs", "action", "reward", "is_first", "is_last", "is_terminal"):
+        np.testing.assert_array_equal(getattr(state.ring, name), getattr(after.ring, name))
+    changed = (np.asarray(state.ring.deter) != np.asarray(after.ring.deter)).any(-1)
+    assert changed.any() and not changed[int(clock.step) :].any()
+
+
+def test_learning_rate_warms_up_from_zero(started, config, hypers):
+    state, clock, _ = started
+    after, _, metrics = jax.jit(functools.partial(train.update, config, hypers))(state, clock)
+    assert tree_equal(state.agent, after.agent)
+    assert float(metrics["opt/update_norm"]) == 0 and float(metrics["opt/grad_norm"]) > 0
+
+
+@pytest.mark.parametrize("mode", ["explore", "mix"])
+def test_exploring_seed_trains_then_adapts(env, config, hypers, mode):
+    exploring = dataclasses.replace(config, mode=mode)
+    state = jax.jit(lambda key: train.init(env, exploring, hypers, key=key))(jr.key(0))
+    prefill = lambda s: train.collect_steps(env, exploring, hypers, s, Clock.zero(), config.prefill)
+    state, clock, _ = jax.jit(prefill)(state)
+    explored, clock, progress = jax.jit(functools.partial(train.advance, env, exploring, hypers, 3))(state, clock)
+    assert float(progress.metrics["explorer_disagreement"]) > 0
+    assert not tree_equal(state.agent.explorer, explored.agent.explorer)
+    assert not tree_equal(state.agent.ensemble, explored.agent.ensemble)
+
+    adapted = train.adapt(explored)
+    assert adapted.agent.explorer is None and adapted.agent.ensemble is None and adapted.targets.explorer is None
+    assert tree_equal(adapted.agent.model, explored.agent.model)
+    # The optimiser's memory of what goes on is kept, and of what is left behind dropped.
+    count = lambda tree: len(jax.tree.leaves(tree))
+    assert count(adapted.optimizer) - 3 == 2 * count(adapted.agent)
+    task = dataclasses.replace(config, mode="task")
+    later, _, progress = jax.jit(functools.partial(train.advance, env, task, hypers, 2))(adapted, clock)
+    assert np.isfinite(float(progress.metrics["loss/recon"]))
+    assert not tree_equal(later.agent.tasker, adapted.agent.tasker)
+
+
+def test_capacity_is_what_the_run_collects_at_most(config):
+    rows = train.capacity(config)
+    assert rows * config.envs >= config.steps
+    small = dataclasses.replace(config, replay=dataclasses.replace(config.replay, capacity=50))
+    assert train.capacity(small) == 25
+    assert jnp.asarray(rows).dtype == jnp.int32
