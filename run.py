@@ -117,20 +117,7 @@ def _whole_number(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructor
 # ---- the run -------------------------------------------------------------------------------------------------------
 
 
-class Curve:
-    """Points gathered for the picture: env steps of a seed, and every seed's score there."""
-
-    def __init__(self) -> None:
-        self.steps: list[int] = []
-        self.scores: list[np.ndarray] = []
-
-    def add(self, step: int, scores: np.ndarray) -> None:
-        """One point; scores [seeds]."""
-        self.steps.append(step)
-        self.scores.append(np.asarray(scores, np.float64))
-
-
-def start_jax() -> None:
+def start_jax(cache: bool = True) -> None:
     """One virtual CPU device for each core, and the compilation cache; before jax makes its first array.
 
     XLA_FLAGS and JAX_COMPILATION_CACHE_DIR, where given, win.
@@ -140,7 +127,7 @@ def start_jax() -> None:
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         jax.config.update("jax_num_cpu_devices", cores)
-    if not jax.config.jax_compilation_cache_dir:
+    if cache and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         home = os.environ.get("XDG_CACHE_HOME", os.path.join(os.path.expanduser("~"), ".cache"))
         jax.config.update("jax_compilation_cache_dir", os.path.join(home, "dreamsweep", "jax"))
 
@@ -179,111 +166,55 @@ def run(arguments: Arguments, env: Any, folder: Any, started: float) -> None:
     """Train all phases, evaluate, and leave config.json, metrics.jsonl, summary.json and curves.png in the folder."""
     import jax
 
-    from stages import report
     from stages.agent import parameter_counts
     from stages.sweep import Sweep, mesh_for
     from stages.train import adapt
 
     config, hypers = arguments.config, arguments.hypers
     seeds = list(range(arguments.seed_start, arguments.seed_start + arguments.seeds))
-    devices = jax.devices()
-    mesh = mesh_for(len(seeds), devices[: arguments.devices or None])
-    phases = [config] + ([dataclasses.replace(config, mode="task")] if config.adapt_steps else [])
-    exploring = config.mode != "task"
-
+    mesh = mesh_for(len(seeds), jax.devices()[: arguments.devices or None])
     folder.write_config(dataclasses.asdict(arguments) | {"versions": versions()})
-    print(
+    record = Record(arguments, seeds, folder, started)
+    record.say(
         f"{config.env}, {config.mode}, preset {arguments.preset}: seeds {seeds[0]} to {seeds[-1]} on {mesh.size} "
-        f"{devices[0].platform} device(s); files in {folder.path}"
+        f"{mesh.devices.flat[0].platform} device(s); files in {folder.path}"
     )
+    record.say("making the agents and collecting the first rows ...")
+    sweep = Sweep(env, config, hypers, mesh)
+    state = sweep.init(seeds)
+    counts = parameter_counts(jax.tree.map(lambda x: x[0], state.agent))
+    record.say(f"{sum(counts.values()):,} parameters a seed: " + ", ".join(f"{k} {v:,}" for k, v in counts.items()))
+    state, clock, _ = sweep.prefill(state)
+    record.untrained = record.evaluate(sweep, state)
 
-    training, evaluation, markers, untrained = Curve(), Curve(), [], np.zeros(0)
-    compile_seconds, updates, zero_shot, step = 0.0, 0, None, 0
-    state = clock = sweep = None
-    for number, phase in enumerate(phases):
-        sweep = Sweep(env, phase, hypers, mesh)
-        if number == 0:
-            state = sweep.init(seeds)
-            counts = parameter_counts(jax.tree.map(lambda x: x[0], state.agent))
-            print(f"{sum(counts.values()):,} parameters a seed: " + ", ".join(f"{k} {v:,}" for k, v in counts.items()))
-            state, clock, _ = sweep.prefill(state)
-            todo = config.steps - config.prefill * config.envs
-        else:
-            markers.append((step, "adapts from here"))
-            state, todo = adapt(state), config.adapt_steps
-        untrained = _evaluate(sweep, state, seeds, 0) if number == 0 else untrained
-        iterations, chunks = plan(phase, todo, arguments.log_points)
-        print(f"phase {phase.mode}: compiling ...", end=" ", flush=True)
-        begun = time.time()
-        sweep.compile(state, clock, iterations)
-        compile_seconds += time.time() - begun
-        print(f"{time.time() - begun:.1f} s")
-
-        begun = time.time()
-        for chunk in range(1, chunks + 1):
-            at = time.time()
-            state, clock, progress = sweep.advance(state, clock, iterations)
-            progress = jax.tree.map(np.asarray, progress)
-            spent = time.time() - at
-            step = int(clock.step) * config.envs
-            updates += iterations * config.schedule[1]
-            rows, scores = metric_rows(progress, seeds, phase.mode, step, iterations, phase, spent)
-            training.add(step, scores)
-            if exploring:
-                tasker = _evaluate(sweep, state, seeds, 1 + len(evaluation.steps))
-                evaluation.add(step, tasker)
-                rows = [row | {"eval/score": float(s)} for row, s in zip(rows, tasker, strict=True)]
-            folder.append_metrics(rows)
-            left = (time.time() - begun) / chunk * (chunks - chunk)
-            print(progress_line(phase, step, chunk / chunks, training, evaluation, rows, left), flush=True)
-            warn_of_nan(progress, seeds)
-        if phase.mode != "task":
-            zero_shot = evaluation.scores[-1]
-
-        assert sweep.traces["advance"] == 1, sweep.traces
-
-    scores = _evaluate(sweep, state, seeds, 1 + len(evaluation.steps))
-    interval = report.summarise(scores, seeds)
-    curve = evaluation if exploring else training
-    report.plot_curves(
-        folder.path / "curves.png",
-        np.array(curve.steps),
-        np.stack(curve.scores, 1),
-        title=f"{config.env}, {config.mode}, preset {arguments.preset}",
-        ylabel="tasker's evaluation score" if exploring else "training score",
-        markers=markers or None,
-        baseline=(float(untrained.mean()), "untrained"),
-    )
-    folder.write_summary(
-        {
-            "env": config.env,
-            "env_args": dict(config.env_args),
-            "mode": config.mode,
-            "preset": arguments.preset,
-            "seeds": seeds,
-            "env_steps": step,
-            "updates": updates,
-            "score": scores.tolist(),
-            **dataclasses.asdict(interval),
-            "zero_shot": None if zero_shot is None else zero_shot.tolist(),
-            "untrained": untrained.tolist(),
-            "compile_seconds": round(compile_seconds, 2),
-            "wall_seconds": round(time.time() - started, 2),
-            "peak_memory_mb": round(peak_memory_mb(devices[0]), 1),
-            "versions": versions(),
-        }
-    )
-    title = f"{config.env}, {config.mode}: final evaluation, {config.eval_episodes} episodes a seed"
-    report.print_table(interval, title)
-    print(
-        f"{step:,} env steps and {updates:,} updates a seed in {time.time() - started:.0f} s "
-        f"({compile_seconds:.0f} s compiling), {peak_memory_mb(devices[0]):,.0f} MB; see {folder.path}"
-    )
+    state, clock = train_phase(sweep, state, clock, config.steps - config.prefill * config.envs, record)
+    if config.adapt_steps:
+        record.zero_shot, record.border = record.evaluation.scores[-1], record.step
+        sweep = Sweep(env, dataclasses.replace(config, mode="task"), hypers, mesh)
+        state, clock = train_phase(sweep, adapt(state), clock, config.adapt_steps, record)
+    elif record.exploring:
+        record.zero_shot = record.evaluation.scores[-1]
+    record.finish(record.evaluate(sweep, state))
 
 
-def _evaluate(sweep: Any, state: Any, seeds: list[int], point: int) -> np.ndarray:
-    """The tasker's mean score of each seed [seeds]."""
-    return np.asarray(sweep.evaluate(state, seeds, point)[0]).mean(1)
+def train_phase(sweep: Any, state: Any, clock: Any, todo: int, record: "Record") -> tuple[Any, Any]:
+    """Collect `todo` rows of every seed, and train on them, in equal chunks; log after each."""
+    iterations, chunks = plan(sweep.config, todo, record.arguments.log_points)
+    record.say(f"phase {sweep.config.mode}: compiling ...")
+    begun = time.time()
+    sweep.compile(state, clock, iterations)
+    record.compiled(time.time() - begun)
+    begun = time.time()
+    for chunk in range(1, chunks + 1):
+        at = time.time()
+        state, clock, progress = sweep.advance(state, clock, iterations)
+        # Reading the numbers waits for the chunk to end.
+        rows = metric_rows(progress, record.seeds, sweep.config, int(clock.step), iterations, at)
+        tasker = record.evaluate(sweep, state) if record.exploring else None
+        left = (time.time() - begun) / chunk * (chunks - chunk)
+        record.chunk(sweep.config, rows, tasker, iterations, chunk / chunks, left)
+    assert sweep.traces["advance"] == 1, sweep.traces
+    return state, clock
 
 
 def plan(config: Config, todo: int, points: int) -> tuple[int, int]:
@@ -296,41 +227,150 @@ def plan(config: Config, todo: int, points: int) -> tuple[int, int]:
 # ---- what is told --------------------------------------------------------------------------------------------------
 
 
+@dataclass
+class Curve:
+    """Points of the picture: env steps of a seed, and every seed's score there."""
+
+    steps: list[int] = field(default_factory=list)
+    scores: list[np.ndarray] = field(default_factory=list)
+
+    def add(self, step: int, scores: np.ndarray) -> None:
+        """One point; scores [seeds]."""
+        self.steps.append(step)
+        self.scores.append(np.asarray(scores, np.float64))
+
+
+@dataclass
+class Record:
+    """What a run has told so far: to the terminal, to metrics.jsonl, and at the end to the summary and the picture."""
+
+    arguments: Arguments
+    seeds: list[int]
+    folder: Any
+    started: float
+    training: Curve = field(default_factory=Curve)
+    evaluation: Curve = field(default_factory=Curve)
+    untrained: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    zero_shot: np.ndarray | None = None
+    border: int | None = None
+    step: int = 0
+    updates: int = 0
+    evaluations: int = 0
+    compile_seconds: float = 0.0
+
+    @property
+    def exploring(self) -> bool:
+        """Whether the run's first phase explores: then the tasker is evaluated at every log point."""
+        return self.arguments.config.mode != "task"
+
+    def say(self, line: str) -> None:
+        """A line to the terminal, at once."""
+        print(line, flush=True)
+
+    def compiled(self, seconds: float) -> None:
+        """Note a compilation."""
+        self.compile_seconds += seconds
+        self.say(f"compiled in {seconds:.1f} s")
+
+    def evaluate(self, sweep: Any, state: Any) -> np.ndarray:
+        """The tasker's mean score over fresh evaluation episodes, [seeds]."""
+        scores, _ = sweep.evaluate(state, self.seeds, self.evaluations)
+        self.evaluations += 1
+        return np.asarray(scores).mean(1)
+
+    def chunk(
+        self,
+        config: Config,
+        rows: list[dict[str, Any]],
+        tasker: np.ndarray | None,
+        iterations: int,
+        done: float,
+        left: float,
+    ) -> None:
+        """One log point: metrics.jsonl, curves, a line of progress."""
+        self.step = rows[0]["step"]
+        self.updates += iterations * config.schedule[1]
+        self.training.add(self.step, np.array([row["episode/score"] for row in rows]))
+        whole = self.arguments.config.steps + (self.arguments.config.adapt_steps if self.border is not None else 0)
+        words = [f"{config.mode:>7} {done:4.0%}", f"{self.step:,}/{whole:,} steps"]
+        words.append(f"score {_iqm(self.training.scores[-1])}")
+        if tasker is not None:
+            self.evaluation.add(self.step, tasker)
+            rows = [row | {"eval/score": float(score)} for row, score in zip(rows, tasker, strict=True)]
+            words.append(f"{'zero-shot' if config.mode == 'explore' else 'tasker'} {_iqm(tasker)}")
+        self.folder.append_metrics(rows)
+        speed = rows[0]["fps/policy"] * len(rows)
+        self.say("  ".join([*words, f"{speed:,.0f} steps/s", f"{int(left) // 60}:{int(left) % 60:02d} left"]))
+        broken = [row["seed"] for row in rows if not all(np.isfinite(v) for k, v in row.items() if "/loss/" in k)]
+        if broken:
+            print(f"run.py: warning: losses of seeds {broken} are not finite; try a lower --hypers.lr", file=sys.stderr)
+
+    def finish(self, scores: np.ndarray) -> None:
+        """curves.png, summary.json and the table. `scores` [seeds] are the final evaluation's."""
+        from stages import report
+
+        config, interval = self.arguments.config, report.summarise(scores, self.seeds)
+        curve = self.evaluation if self.exploring else self.training
+        report.plot_curves(
+            self.folder.path / "curves.png",
+            np.array(curve.steps),
+            np.stack(curve.scores, 1),
+            title=f"{config.env}, {config.mode}, preset {self.arguments.preset}",
+            ylabel="tasker's evaluation score" if self.exploring else "training score",
+            markers=None if self.border is None else [(self.border, "adapts from here")],
+            baseline=(float(self.untrained.mean()), "untrained"),
+        )
+        wall, memory = time.time() - self.started, peak_memory_mb()
+        self.folder.write_summary(
+            {
+                "env": config.env,
+                "env_args": dict(config.env_args),
+                "mode": config.mode,
+                "preset": self.arguments.preset,
+                "seeds": self.seeds,
+                "env_steps": self.step,
+                "updates": self.updates,
+                "score": scores.tolist(),
+                **dataclasses.asdict(interval),
+                "zero_shot": None if self.zero_shot is None else self.zero_shot.tolist(),
+                "untrained": self.untrained.tolist(),
+                "compile_seconds": round(self.compile_seconds, 2),
+                "wall_seconds": round(wall, 2),
+                "peak_memory_mb": round(memory, 1),
+                "versions": versions(),
+            }
+        )
+        title = f"{config.env}, {config.mode}: final evaluation, {config.eval_episodes} episodes a seed"
+        report.print_table(interval, title)
+        self.say(
+            f"{self.step:,} env steps and {self.updates:,} updates a seed in {wall:.0f} s "
+            f"({self.compile_seconds:.0f} s compiling the scan), {memory:,.0f} MB; see {self.folder.path}"
+        )
+
+
 def metric_rows(
-    progress: Any, seeds: list[int], mode: str, step: int, iterations: int, config: Config, spent: float
-) -> tuple[list[dict[str, Any]], np.ndarray]:
-    """One metrics row for each seed, with DreamerV3's names, and the seeds' mean scores (NaN: no episode ended)."""
-    episodes = progress.episodes
+    progress: Any, seeds: list[int], config: Config, clock_step: int, iterations: int, since: float
+) -> list[dict[str, Any]]:
+    """One metrics row for each seed, with DreamerV3's names; episode/score is NaN where no episode ended."""
+    episodes, metrics = progress.episodes, {name: np.asarray(value) for name, value in progress.metrics.items()}
+    count = np.asarray(episodes.count)
     with np.errstate(invalid="ignore"):
-        scores, lengths = episodes.score / episodes.count, episodes.length / episodes.count
-    steps, updates = config.schedule
+        scores, lengths = np.asarray(episodes.score) / count, np.asarray(episodes.length) / count
+    spent, (steps, updates) = time.time() - since, config.schedule
     shared = {
         "fps/policy": round(iterations * steps * config.envs / spent, 2),
         "fps/train": round(iterations * updates * config.replay.batch_size * config.replay.batch_length / spent, 2),
     }
     rows = []
     for i, seed in enumerate(seeds):
-        row = {"step": step, "seed": seed, "phase": mode, "episode/score": float(scores[i])}
-        row |= {"episode/length": float(lengths[i]), "episode/count": int(episodes.count[i])}
-        row |= {f"train/{name}": float(value[i]) for name, value in progress.metrics.items()}
-        rows.append(row | shared)
-    return rows, scores
-
-
-def progress_line(
-    config: Config, step: int, done: float, training: Curve, evaluation: Curve, rows: list[dict[str, Any]], left: float
-) -> str:
-    """Phase, steps, scores, speed, time left."""
-    total = config.steps if config.mode != "task" or not config.adapt_steps else config.steps + config.adapt_steps
-    words = [f"{config.mode:>7} {done:4.0%}", f"{step:,}/{total:,} steps", f"score {_iqm(training.scores[-1])}"]
-    if evaluation.scores:
-        name = "zero-shot" if config.mode == "explore" else "tasker"
-        words.append(f"{name} {_iqm(evaluation.scores[-1])}")
-    speed = rows[0]["fps/policy"] * len(rows)
-    return "  ".join([*words, f"{speed:,.0f} steps/s", f"{int(left) // 60}:{int(left) % 60:02d} left"])
+        row = {"step": clock_step * config.envs, "seed": seed, "phase": config.mode}
+        row |= {"episode/score": float(scores[i]), "episode/length": float(lengths[i]), "episode/count": int(count[i])}
+        rows.append(row | {f"train/{name}": float(value[i]) for name, value in metrics.items()} | shared)
+    return rows
 
 
 def _iqm(scores: np.ndarray) -> str:
+    """The interquartile mean of finite scores, in words."""
     from stages import report
 
     if not np.isfinite(scores).any():
@@ -338,16 +378,11 @@ def _iqm(scores: np.ndarray) -> str:
     return f"{report.summarise(scores, list(range(len(scores))), resamples=1).iqm:.2f}"
 
 
-def warn_of_nan(progress: Any, seeds: list[int]) -> None:
-    """Name the seeds whose losses are not finite; the others are untouched by them."""
-    losses = np.stack([v for k, v in progress.metrics.items() if k.startswith("loss/")])
-    broken = [seed for seed, bad in zip(seeds, ~np.isfinite(losses).all(0), strict=True) if bad]
-    if broken:
-        print(f"run.py: warning: losses of seeds {broken} are not finite; try a lower --hypers.lr", file=sys.stderr)
-
-
-def peak_memory_mb(device: Any) -> float:
+def peak_memory_mb() -> float:
     """Peak memory: the accelerator's own count, or the process's resident set."""
+    import jax
+
+    device = jax.devices()[0]
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "peak_bytes_in_use" in stats:
         return stats["peak_bytes_in_use"] / 1e6

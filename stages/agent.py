@@ -3,6 +3,8 @@
 Source: DreamerV3, Methods ("Optimizer"); the reference's opt.py.
 """
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -97,14 +99,14 @@ def adaptive_clip(clip: Float[Array, ""] | float, floor: float = 1e-3) -> optax.
         upper = clip * jnp.maximum(floor, norm(param))
         return grad / jnp.maximum(1.0, norm(grad) / upper)
 
-    def update(grads, state, params=None):
+    def clip_all(grads: Any, agent: Any) -> Any:
         one = lambda stacked, grad, param: (jax.vmap(clip_one) if stacked else clip_one)(grad, param)
-        return jax.tree.map(one, _stacked(params), grads, params), state
+        return jax.tree.map(one, _stacked(agent), grads, agent)
 
-    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+    return optax.stateless(clip_all)
 
 
-def optimizer(hypers: Hypers) -> optax.GradientTransformation:
+def optimizer(hypers: Hypers) -> Any:
     """LaProp (Ziyin et al. 2020, arXiv 2002.04839) after adaptive gradient clipping, with linear warm-up."""
     warmup = lambda count: -hypers.lr * jnp.minimum(1.0, count / jnp.maximum(1.0, hypers.warmup))
     return optax.chain(

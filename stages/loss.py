@@ -53,25 +53,24 @@ def agent_loss(
     losses, metrics = model_loss(model, seen, rows.obs, rows.reward, rows.is_terminal, hypers, reward_free)
     feat = rssm.feat(seen.latent)
 
-    exploring = agent.explorer is not None
-    behaviors = [agent.tasker, agent.explorer] if exploring else [agent.tasker]
+    behaviors = [agent.tasker] if agent.explorer is None else [agent.tasker, agent.explorer]
     dreams = _imagine_each(agent, behaviors, seen.latent, config.horizon, hypers, key=key_imagine)
 
     lost, tasker_scale, told = _tasker_loss(agent, targets, rows, sg(feat) if reward_free else feat, dreams[0], hypers)
     losses |= lost
     metrics |= told
     explorer_scale = None
-    if exploring:
+    if agent.ensemble is not None:
         target = _ensemble_target(seen, config.ensemble.target)
         losses["ensemble"] = ensemble_loss(agent.ensemble, feat, actions, target, rows.is_first)
         lost, explorer_scale, told = _explorer_loss(agent, targets, rows, sg(feat), actions, dreams[1], config, hypers)
         losses |= {f"explorer_{name}": loss for name, loss in lost.items()}
         metrics |= {f"explorer_{name}": value for name, value in told.items()}
 
-    scales = loss_scales(hypers, exploring)
+    scales = loss_scales(hypers, agent.explorer is not None)
     assert losses.keys() == scales.keys(), (sorted(losses), sorted(scales))
     means = {name: loss.mean() for name, loss in losses.items()}
-    total = sum(scales[name] * mean for name, mean in means.items())
+    total = jnp.stack([scales[name] * mean for name, mean in means.items()]).sum()
     metrics |= {f"loss/{name}": mean for name, mean in means.items()}
     return total, Outcome(sg(seen.latent), tasker_scale, explorer_scale, metrics)
 
@@ -95,6 +94,7 @@ def _explorer_loss(
     hypers: Hypers,
 ):
     """The explorer learns from the ensemble's disagreement; in mode mix also from the reward, a critic for each."""
+    assert agent.explorer is not None and agent.ensemble is not None and targets.explorer is not None
     # Disagreement becomes the reward of the untried action: D(s_t, a_t) arrives with s_{t+1}.
     intrinsic = arrive(disagreement(agent.ensemble, dream.feat, dream.action, config.ensemble.spread))
     on_rows = arrive(disagreement(agent.ensemble, feat, actions, config.ensemble.spread))

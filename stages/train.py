@@ -91,11 +91,11 @@ def update(
     loss = lambda agent: agent_loss(agent, state.targets, rows, config, hypers, key=key_loss)
     grads, outcome = jax.grad(loss, has_aux=True)(state.agent)
     updates, opt_state = optimizer(hypers).update(grads, state.optimizer, state.agent)
-    agent = optax.apply_updates(state.agent, updates)
+    agent: Agent = eqx.apply_updates(state.agent, updates)
 
     tasker = update_target(state.targets.tasker, agent.tasker, outcome.tasker_scale, hypers.slow_rate)
     explorer = state.targets.explorer
-    if outcome.explorer_scale is not None:
+    if explorer is not None and agent.explorer is not None and outcome.explorer_scale is not None:
         explorer = update_target(explorer, agent.explorer, outcome.explorer_scale, hypers.slow_rate)
     deter = outcome.latent.deter.astype(state.ring.deter.dtype)
     ring = replay.write_back(state.ring, windows, deter, classes_of(outcome.latent))

@@ -91,7 +91,8 @@ def observe(
     uniform = jr.uniform(key, (*is_first.shape, model.rssm.stoch))
 
     def step(latent, inputs):
-        latent, logits = rssm.posterior_step(model.rssm, latent, *inputs, ratio)
+        action, share, reset, uniform = inputs
+        latent, logits = rssm.posterior_step(model.rssm, latent, action, share, reset, uniform, ratio)
         return latent, (latent, logits)
 
     _, (latent, logits) = lax.scan(step, context, (projected, share, is_first, uniform))
