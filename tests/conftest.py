@@ -17,6 +17,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
@@ -58,13 +59,20 @@ def env():
 @pytest.fixture(scope="session")
 def mix_agent(config, env) -> Agent:
     """Every part that an agent can have."""
-    return Agent(dataclasses.replace(config, mode="mix"), env.obs_space, env.action_space, key=jr.key(0))
+    mix = dataclasses.replace(config, mode="mix")
+    return jax.jit(lambda key: Agent(mix, env.obs_space, env.action_space, key=key))(jr.key(0))
 
 
 @pytest.fixture(scope="session")
 def mix_targets(mix_agent) -> Targets:
     """Its slow critics and scales."""
     return Targets.of(mix_agent)
+
+
+def arbitrary(make, seed=0):
+    """What `make` makes, but with arbitrary weights: no layer at zero, and no initialiser to compile."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.asarray(rng.normal(0.2, 0.4, x.shape), x.dtype), jax.eval_shape(make))
 
 
 def tree_equal(a, b) -> bool:

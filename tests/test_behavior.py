@@ -32,6 +32,7 @@ from stages.behavior import (
 )
 from stages.config import Hypers, ModelConfig
 from stages.maths import Categorical, ReturnScale
+from tests.conftest import arbitrary
 
 H, T, B, F, BINS = 4, 4, 2, 6, 15
 n = T * B
@@ -39,14 +40,7 @@ SIZES = ModelConfig(units=8, layers=2, bins=BINS)
 TABLE = ModelConfig(units=F, layers=0, bins=BINS)  # no hidden layer: on one-hot features, a table
 DISCRETE, CONTINUOUS = ActionSpace("discrete", 3), ActionSpace("continuous", 2)
 HYPERS = Hypers(lam=0.9, discount_horizon=20.0, return_rate=0.1, slow_regularizer=0.7, unimix=0.05)
-compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 arrays = functools.partial(jax.tree.map, np.asarray)
-
-
-def arbitrary(make, seed=0):
-    """What `make` makes, but with arbitrary weights: no layer at zero, and no initialiser to compile."""
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: jnp.asarray(rng.normal(0.2, 0.4, x.shape), x.dtype), jax.eval_shape(make))
 
 
 def moderate(critics):
@@ -64,7 +58,7 @@ def make(actions, rewards):
     return behavior, BehaviorTarget(slow, scale)
 
 
-@functools.partial(compiled, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def experience(actions, rewards):
     """Made-up dreams and rows: an episode ends by itself in one window and by a time limit in the other."""
     keys = jr.split(jr.key(4), 6)
@@ -93,7 +87,7 @@ def case(name):
     actions, rewards, weights = CASES[name]
 
     arguments = (*make(actions, rewards), *experience(actions, rewards), weights, HYPERS)
-    outputs = compiled(lambda *given: behavior_loss(*given, weights, HYPERS))(*arguments[:4])
+    outputs = jax.jit(lambda *given: behavior_loss(*given, weights, HYPERS))(*arguments[:4])
     return arguments, outputs
 
 
@@ -240,7 +234,7 @@ def test_metrics_tell_of_the_first_reward(name):
 STEP, CHOSEN = 1, 2  # in what follows, the action that is paid, and when
 
 
-@compiled
+@jax.jit
 def policy_gradient(arrival, lam):
     """The loss' gradient [H+1, A] on a table of logits by step, where one dream is paid 1 on `arrival`.
 
@@ -291,7 +285,7 @@ def test_an_end_shuts_off_what_comes_after(lam):
     ended = imagined._replace(cont=imagined.cont.at[2].set(0.0))
     later = ended._replace(reward=ended.reward.at[:, 3:].add(5.0))
     hypers = Hypers(lam=lam, return_rate=0.0)
-    loss = compiled(lambda imagined: behavior_loss(behavior, target, imagined, replayed, weights, hypers)[0])
+    loss = jax.jit(lambda imagined: behavior_loss(behavior, target, imagined, replayed, weights, hypers)[0])
     one, other = loss(ended), loss(later)
     for name in ("policy", "value"):
         np.testing.assert_array_equal(one[name], other[name])
@@ -315,7 +309,7 @@ def gradients(loss, stopped=False):
             replayed = replayed._replace(feat=jax.lax.stop_gradient(replayed.feat))
         return behavior_loss(behavior, target, imagined, replayed, weights, hypers)[0][loss].sum()
 
-    return arrays(compiled(jax.grad(total))(free, fixed))
+    return arrays(jax.jit(jax.grad(total))(free, fixed))
 
 
 def reached(tree) -> bool:

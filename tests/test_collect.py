@@ -19,15 +19,9 @@ from stages.agent import Agent, collector
 from stages.collect import collect, decide, env_action, start
 from stages.config import Hypers
 from stages.rssm import Latent
+from tests.conftest import arbitrary
 
 S, N, HYPERS = 25, 2, Hypers()
-compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
-def arbitrary(make, seed=0):
-    """What `make` makes, but with arbitrary weights: no layer at zero, and no initialiser to compile."""
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: jnp.asarray(rng.normal(0.2, 0.4, x.shape), x.dtype), jax.eval_shape(make))
 
 
 class Case:
@@ -37,8 +31,8 @@ class Case:
         self.env, self.config = env, config
         self.agent = arbitrary(lambda: Agent(config, env.obs_space, env.action_space, key=jr.key(0)))
         self.key_start, self.keys = jr.key(1), jr.split(jr.key(2), S)
-        step = compiled(lambda agent, rollout, key: collect(env, agent, agent.tasker, rollout, HYPERS, key=key))
-        rollout = compiled(lambda key: start(env, self.agent.model, config, N, key=key))(self.key_start)
+        step = jax.jit(lambda agent, rollout, key: collect(env, agent, agent.tasker, rollout, HYPERS, key=key))
+        rollout = jax.jit(lambda key: start(env, self.agent.model, config, N, key=key))(self.key_start)
         self.rollouts, rows, self.episodes = [rollout], [], []
         for key in self.keys:
             rollout, row, episodes = step(self.agent, rollout, key)
@@ -61,7 +55,7 @@ both = pytest.mark.parametrize("name", ["Catch", "Pendulum"])
 @both
 def test_rows_are_those_of_an_environment_stepped_by_hand(case, name):
     env, rows = case(name).env, case(name).rows
-    reset, step = compiled(env.reset), compiled(env.step)
+    reset, step = jax.jit(env.reset), jax.jit(env.step)
     for n in range(N):
         state, seen = reset(jr.split(case(name).key_start, N)[n])
         for t in range(S):
@@ -127,7 +121,7 @@ def test_episodes_count_what_their_rows_sum_to(case, name):
 @both
 def test_a_row_has_the_latent_and_the_action_that_were_decided(case, name):
     agent, rows = case(name).agent, case(name).rows
-    think = compiled(lambda rollout, key: decide(agent.model, agent.tasker, rollout, HYPERS, False, key=key))
+    think = jax.jit(lambda rollout, key: decide(agent.model, agent.tasker, rollout, HYPERS, False, key=key))
     for t in range(12):
         latent, action = think(case(name).rollouts[t], jr.split(case(name).keys[t])[0])
         np.testing.assert_allclose(rows.deter[t], latent.deter, rtol=1e-4, atol=1e-5)
@@ -140,7 +134,7 @@ def test_a_row_has_the_latent_and_the_action_that_were_decided(case, name):
 def test_each_deter_follows_from_the_stored_row_before_it(case, name):
     model, rows, classes = case(name).agent.model, case(name).rows, case(name).config.model.classes
     nothing = Latent(jnp.zeros(rows.deter.shape[-1]), jnp.zeros((rows.stoch.shape[-1], classes)))
-    follow = compiled(
+    follow = jax.jit(
         lambda latent, action: rssm.advance_deter(
             model.rssm, latent, rssm.action_input(model.rssm, action, jnp.array(False))
         )
@@ -163,7 +157,7 @@ def test_the_past_is_forgotten_at_a_first_row_and_only_there(case, name, is_firs
     one = dataclasses.replace(rollout, timestep=now)
     latent = Latent(rollout.latent.deter + 1, jnp.roll(rollout.latent.stoch, 1, -1))
     other = dataclasses.replace(one, latent=latent, action=rollout.action + 0.5)
-    think = compiled(lambda rollout: decide(agent.model, agent.tasker, rollout, HYPERS, False, key=jr.key(5)))
+    think = jax.jit(lambda rollout: decide(agent.model, agent.tasker, rollout, HYPERS, False, key=jr.key(5)))
     same = (np.asarray(think(one)[0].deter) == think(other)[0].deter).all()
     assert same == is_first
 

@@ -4,7 +4,6 @@ Axes: M members, T rows, B windows, F feat, A actions, Y target dimensions.
 """
 
 import dataclasses
-import functools
 
 import chex
 import jax
@@ -19,20 +18,14 @@ from stages.config import EnsembleConfig, Hypers
 from stages.ensemble import Ensemble, disagreement, ensemble_loss, predict, target_size
 from stages.loss import agent_loss
 from stages.replay import Row
+from tests.conftest import arbitrary
 
 M, T, B, F, A, Y = 3, 5, 2, 6, 3, 4
-compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
-def arbitrary(make, seed=0):
-    """What `make` makes, but with arbitrary weights: no layer at zero, and no initialiser to compile."""
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: jnp.asarray(rng.normal(0.2, 0.4, x.shape), x.dtype), jax.eval_shape(make))
 
 
 @pytest.fixture(scope="module")
 def ensemble(config):
-    return compiled(lambda key: Ensemble(config, F + A, Y, key=key))(jr.key(0))
+    return jax.jit(lambda key: Ensemble(config, F + A, Y, key=key))(jr.key(0))
 
 
 @dataclasses.dataclass
@@ -56,7 +49,7 @@ def rows():
 @pytest.fixture(scope="module")
 def loss_of(ensemble):
     """ensemble_loss, compiled, as an array."""
-    loss = compiled(lambda *rows: ensemble_loss(ensemble, *rows))
+    loss = jax.jit(lambda *rows: ensemble_loss(ensemble, *rows))
     return lambda rows: np.asarray(loss(rows.feat, rows.action, rows.target, rows.is_first))
 
 
@@ -178,7 +171,7 @@ def test_nonsense_across_a_border_does_no_harm(ensemble, rows):
 def gradients(ensemble, rows):
     """Of the summed loss, with respect to (ensemble, feat, action, target)."""
     loss = lambda *given: ensemble_loss(*given, rows.is_first).sum()
-    return compiled(jax.grad(loss, argnums=(0, 1, 2, 3)))(ensemble, rows.feat, rows.action, rows.target)
+    return jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))(ensemble, rows.feat, rows.action, rows.target)
 
 
 def test_every_leaf_of_every_member_has_a_gradient(gradients):
@@ -189,7 +182,7 @@ def test_every_leaf_of_every_member_has_a_gradient(gradients):
 def test_each_members_gradient_is_its_own(ensemble, rows, gradients):
     loss = lambda e: ensemble_loss(e, rows.feat, rows.action, rows.target, rows.is_first).sum()
     for m in range(M):
-        alone = compiled(jax.grad(loss))(stacked(ensemble, 1, m))
+        alone = jax.jit(jax.grad(loss))(stacked(ensemble, 1, m))
         expected = jax.tree.map(lambda x: x[0] / M, alone)
         mine = jax.tree.map(lambda x: x[m], gradients[0])  # noqa: B023
         chex.assert_trees_all_close(mine, expected, rtol=1e-4, atol=1e-6)
@@ -201,7 +194,7 @@ def test_no_gradient_reaches_inputs_or_target(gradients):
 
 def test_disagreement_sends_no_gradient(ensemble, rows):
     total = lambda *given: disagreement(*given, "std").sum()
-    grads = compiled(jax.grad(total, argnums=(0, 1, 2)))(ensemble, rows.feat, rows.action)
+    grads = jax.jit(jax.grad(total, argnums=(0, 1, 2)))(ensemble, rows.feat, rows.action)
     assert not reached(grads)
 
 
@@ -231,7 +224,7 @@ def test_the_ensembles_loss_moves_nothing_else_of_the_agent(config, env):
 
     agent, targets, batch = agent_and_batch(config, env)
     loss = lambda agent: agent_loss(agent, targets, batch, config, hypers, key=jr.key(5))[0]
-    grads = compiled(jax.grad(loss))(agent)
+    grads = jax.jit(jax.grad(loss))(agent)
     assert all(reached(leaf) for leaf in jax.tree.leaves(grads.ensemble))
     for part in (grads.model, grads.tasker, grads.explorer):
         assert not reached(part)

@@ -4,7 +4,6 @@ Axes: E episodes.
 """
 
 import dataclasses
-import functools
 from typing import final
 
 import chex
@@ -19,16 +18,10 @@ from envs.environment import ActionSpace, Environment, ObsSpace, Timestep
 from stages.agent import Agent
 from stages.config import Hypers
 from stages.evaluate import evaluate
+from tests.conftest import arbitrary
 
 E, HYPERS, KEY = 12, Hypers(unimix=0.0), jr.key(3)
 OBS, ACTIONS = ObsSpace((2,), "real"), ActionSpace("discrete", 2)
-compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
-def arbitrary(make, seed=0):
-    """What `make` makes, but with arbitrary weights: no layer at zero, and no initialiser to compile."""
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: jnp.asarray(rng.normal(0.2, 0.4, x.shape), x.dtype), jax.eval_shape(make))
 
 
 @final
@@ -66,7 +59,7 @@ def play(env, config, agent=None, key=KEY, **settings):
     config = dataclasses.replace(config, mode="mix", eval_episodes=E, **settings)
     if agent is None:
         agent = arbitrary(lambda: Agent(config, env.obs_space, env.action_space, key=jr.key(0)))
-    scores, lengths = compiled(lambda agent, key: evaluate(env, agent, config, HYPERS, key=key))(agent, key)
+    scores, lengths = jax.jit(lambda agent, key: evaluate(env, agent, config, HYPERS, key=key))(agent, key)
     chex.assert_shape([scores, lengths], (E,))
     chex.assert_type([scores, lengths], jnp.float32)
     return np.asarray(scores), np.asarray(lengths)

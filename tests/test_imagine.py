@@ -3,8 +3,6 @@
 Axes: H steps, n starts, A actions, F feat.
 """
 
-import functools
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -16,15 +14,9 @@ from stages import rssm
 from stages.imagine import imagine
 from stages.rssm import Latent
 from stages.world_model import WorldModel
+from tests.conftest import arbitrary
 
 H, n, A, RATIO = 4, 3, 3, 0.01
-compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
-def arbitrary(make, seed=0):
-    """What `make` makes, but with arbitrary weights: no layer at zero, and no initialiser to compile."""
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: jnp.asarray(rng.normal(0.2, 0.4, x.shape), x.dtype), jax.eval_shape(make))
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +54,7 @@ def dream():
     def run(model, weight, start, noise, key):
         return imagine(model, lambda feat, noise: act(weight, feat, noise), start, noise, RATIO, key=key)
 
-    return compiled(run)
+    return jax.jit(run)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +87,7 @@ def test_each_action_was_chosen_at_the_feature_of_its_step(dreamt, weight, noise
 def test_each_feature_follows_from_the_one_before_and_its_action(config, model, dreamt):
     uniform = jr.uniform(jr.key(5), (H, n, config.model.stoch))
 
-    @compiled
+    @jax.jit
     def one_step(feat, action, uniform):
         projected = rssm.action_input(model.rssm, action, jnp.array(False))
         return rssm.prior_step(model.rssm, latent_of(config, feat), projected, uniform, RATIO)
@@ -136,7 +128,7 @@ def test_no_gradient_reaches_model_start_policy_or_noise(model, weight, start, n
         return jnp.square(out.feat).sum() + jnp.square(out.action).sum()
 
     arguments = (model, weight, start, noise)
-    grads = compiled(jax.grad(total, argnums=(0, 1, 2, 3)))(*arguments)
+    grads = jax.jit(jax.grad(total, argnums=(0, 1, 2, 3)))(*arguments)
     chex.assert_trees_all_equal(grads, jax.tree.map(jnp.zeros_like, arguments))
 
 
@@ -148,7 +140,7 @@ def test_without_the_stops_there_would_be_a_gradient(config, model, weight, star
         after = rssm.prior_step(model.rssm, latent, projected, jnp.full((config.model.stoch,), 0.5), RATIO)
         return jnp.square(rssm.feat(after)).sum()
 
-    for grads in compiled(jax.grad(total, argnums=(0, 1, 2)))(model, weight, start):
+    for grads in jax.jit(jax.grad(total, argnums=(0, 1, 2)))(model, weight, start):
         assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(grads)) > 0
 
 
@@ -169,6 +161,6 @@ def test_all_unimix_makes_every_class_equally_likely(config, model, weight):
     start = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (many, *x.shape)), rssm.initial(model.rssm, (), 16, float))
     noise = jnp.zeros((2, many, A))
     policy = lambda feat, noise: act(weight, feat, noise)
-    out = compiled(lambda ratio: imagine(model, policy, start, noise, ratio, key=jr.key(7)))(1.0)
+    out = jax.jit(lambda ratio: imagine(model, policy, start, noise, ratio, key=jr.key(7)))(1.0)
     stoch = np.reshape(out.feat[1, :, 16:], (many, config.model.stoch, config.model.classes))
     np.testing.assert_allclose(stoch.mean(0), 0.25, atol=0.04)

@@ -21,6 +21,7 @@ from stages.config import EnsembleConfig, Hypers
 from stages.ensemble import disagreement
 from stages.loss import agent_loss, arrive, loss_scales
 from stages.replay import Row
+from tests.conftest import arbitrary
 
 T, B, H, A = 4, 2, 3, 3
 MODEL = ("recon", "reward", "cont", "dyn", "rep")
@@ -28,14 +29,7 @@ BEHAVIOR = ("policy", "value", "repval")
 EXPLORE = ("ensemble", *(f"explorer_{name}" for name in BEHAVIOR))
 NAMES = {"task": (*MODEL, *BEHAVIOR), "explore": (*MODEL, *BEHAVIOR, *EXPLORE), "mix": (*MODEL, *BEHAVIOR, *EXPLORE)}
 HYPERS = Hypers(free_nats=0.0, intrinsic_scale=0.7, extrinsic_scale=0.4, intrinsic_floor=1e-3, return_floor=2.0)
-compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 arrays = functools.partial(jax.tree.map, np.asarray)
-
-
-def arbitrary(make, seed=0):
-    """What `make` makes, but with arbitrary weights: no layer at zero, and no initialiser to compile."""
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: jnp.asarray(rng.normal(0.2, 0.4, x.shape), x.dtype), jax.eval_shape(make))
 
 
 @dataclasses.dataclass
@@ -64,7 +58,7 @@ class Case:
         self.agent = eqx.tree_at(lambda a: a.model.reward.head.out.bias, agent, replace_fn=lambda bias: bias + peak)
         self.targets = Targets.of(self.agent)
         self.rows = made_up(sizes, env)
-        self._run = compiled(jax.value_and_grad(self._loss, has_aux=True))
+        self._run = jax.jit(jax.value_and_grad(self._loss, has_aux=True))
 
     def _loss(self, agent, rows, weights, targets):
         given = []

@@ -4,7 +4,6 @@ Axes: T rows, B windows.
 """
 
 import dataclasses
-import functools
 
 import chex
 import equinox as eqx
@@ -18,11 +17,10 @@ from stages import rssm
 from stages.config import Hypers
 from stages.rssm import Latent
 from stages.world_model import WorldModel, action_vector, compute_dtype, model_loss, observe
+from tests.conftest import arbitrary
 
 T, B, RATIO = 6, 3, 0.01
 LOSSES = ("recon", "reward", "cont", "dyn", "rep")
-# Nearly all of this file's time is the compiler's.
-compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @dataclasses.dataclass
@@ -36,12 +34,6 @@ class Window:
     reward: jax.Array
     is_terminal: jax.Array
     key: jax.Array
-
-
-def arbitrary(make, seed=0):
-    """What `make` makes, but with arbitrary weights: no layer at zero, and no initialiser to compile."""
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: jnp.asarray(rng.normal(0.2, 0.4, x.shape), x.dtype), jax.eval_shape(make))
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +60,7 @@ def window(config, env):
 @pytest.fixture(scope="module")
 def watch():
     """observe, compiled."""
-    return compiled(lambda model, context, *rows, key: observe(model, context, *rows, RATIO, key=key))
+    return jax.jit(lambda model, context, *rows, key: observe(model, context, *rows, RATIO, key=key))
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +71,7 @@ def seen(watch, model, window):
 @pytest.fixture(scope="module")
 def lose():
     """model_loss of what was seen, compiled: (losses, metrics)."""
-    return compiled(model_loss, static_argnames="reward_free")
+    return jax.jit(model_loss, static_argnames="reward_free")
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +88,7 @@ def gradient(window):
         losses, _ = model_loss(model, seen, *targets, hypers, reward_free)
         return sum(weights[name] * losses[name].sum() for name in LOSSES)
 
-    grad = compiled(jax.grad(loss), static_argnums=(2, 3))
+    grad = jax.jit(jax.grad(loss), static_argnums=(2, 3))
     return lambda model, name, reward_free=False, rows=T: grad(
         model, {n: float(n == name) for n in LOSSES}, reward_free, rows
     )
@@ -114,7 +106,7 @@ def moved(grads) -> set[str]:
 def test_observe_is_posterior_step_row_by_row(model, window, seen):
     uniform = jr.uniform(window.key, (T, B, model.rssm.stoch))
 
-    @compiled
+    @jax.jit
     def one_row(latent, action, obs, is_first, uniform):
         share = rssm.embed_share(model.rssm, model.encoder(obs, jnp.float32))
         projected = rssm.action_input(model.rssm, action, is_first)
@@ -309,7 +301,7 @@ def test_gradient_reaches_back_through_time_and_not_past_a_first_row(model, wind
         seen = observe(model, context, window.action, window.obs, is_first, RATIO, key=window.key)
         return jnp.square(seen.latent.deter[-1]).sum()
 
-    grad = compiled(jax.grad(last_row))
+    grad = jax.jit(jax.grad(last_row))
     none = jnp.zeros((T, B), bool)
     per_window = lambda context: (np.asarray(context.deter) != 0).any(-1)
     np.testing.assert_array_equal(per_window(grad(window.context, none)), [True, True, True])
