@@ -199,7 +199,7 @@ PRESETS: dict[str, tuple[Config, Hypers, str]] = {
     ),
     "micro": (
         Config(model=_MICRO, horizon=10, replay=ReplayConfig(batch_size=8, batch_length=16)),
-        Hypers(lr=1e-3, warmup=100.0, entropy=3e-3),
+        Hypers(lr=1e-3, warmup=100.0, entropy=1e-2, explorer_entropy=1e-2),
         "small tasks on a CPU",
     ),
     **{
