@@ -37,6 +37,13 @@ class Arguments:
     config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
     hypers: Hypers = field(default_factory=Hypers)
 
+    @property
+    def title(self) -> str:
+        """What is run, for people: environment and its settings, mode, preset."""
+        settings = ", ".join(f"{name} {value}" for name, value in self.config.env_args)
+        env = f"{self.config.env} ({settings})" if settings else self.config.env
+        return f"{env}, {self.config.mode}, preset {self.preset}"
+
 
 # ---- arguments -----------------------------------------------------------------------------------------------------
 
@@ -176,7 +183,7 @@ def run(arguments: Arguments, env: Any, folder: Any, started: float) -> None:
     folder.write_config(dataclasses.asdict(arguments) | {"versions": versions()})
     record = Record(arguments, seeds, folder, started)
     record.say(
-        f"{config.env}, {config.mode}, preset {arguments.preset}: seeds {seeds[0]} to {seeds[-1]} on {mesh.size} "
+        f"{arguments.title}: seeds {seeds[0]} to {seeds[-1]} on {mesh.size} "
         f"{mesh.devices.flat[0].platform} device(s); files in {folder.path}"
     )
     record.say("making the agents and collecting the first rows ...")
@@ -315,7 +322,7 @@ class Record:
             self.folder.path / "curves.png",
             np.array(curve.steps),
             np.stack(curve.scores, 1),
-            title=f"{config.env}, {config.mode}, preset {self.arguments.preset}",
+            title=self.arguments.title,
             ylabel="tasker's evaluation score" if self.exploring else "training score",
             markers=None if self.border is None else [(self.border, "adapts from here")],
             baseline=(float(self.untrained.mean()), "untrained"),
@@ -340,8 +347,9 @@ class Record:
                 "versions": versions(),
             }
         )
-        title = f"{config.env}, {config.mode}: final evaluation, {config.eval_episodes} episodes a seed"
-        report.print_table(interval, title)
+        report.print_table(
+            interval, f"{self.arguments.title}: final evaluation, {config.eval_episodes} episodes a seed"
+        )
         self.say(
             f"{self.step:,} env steps and {self.updates:,} updates a seed in {wall:.0f} s "
             f"({self.compile_seconds:.0f} s compiling the scan), {memory:,.0f} MB; see {self.folder.path}"
