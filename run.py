@@ -27,7 +27,7 @@ class Arguments:
     seed_start: int = 0
     """Number of the first seed."""
     preset: str = "tiny"
-    """Sizes and settings to start from (below: the defaults of this preset). Choices: see PRESETS in --help's end."""
+    """Sizes and settings to start from, listed above. The defaults below are those of the preset that is given."""
     logdir: str = ""
     """The run's folder; runs/ENV-MODE-TIME if empty."""
     log_points: int = 20

@@ -11,6 +11,7 @@ from fractions import Fraction
 from typing import Literal
 
 import equinox as eqx
+from tyro.conf import Suppress
 
 Mode = Literal["task", "explore", "mix"]
 
@@ -145,7 +146,7 @@ class Config:
 
     env: str = "Catch-bsuite"
     """Registered environment id."""
-    env_args: tuple[tuple[str, str], ...] = ()
+    env_args: Suppress[tuple[tuple[str, str], ...]] = ()
     """Constructor arguments and parameters of the environment (on the command line: --env.size 20)."""
     mode: Mode = "task"
     """task: plain DreamerV3. explore: Plan2Explore without any reward. mix: both rewards, one critic each."""
@@ -184,9 +185,9 @@ def _model(deter: int, width: int, classes: int, depth: int) -> ModelConfig:
     return ModelConfig(deter=deter, hidden=width, units=width, classes=classes, depth=depth)
 
 
-# Found by measurement on Catch (CPU, 8 to 32 seeds, 1,500 to 2,000 updates each): lr 2e-3 learned more slowly, 8e-3 less
-# surely; with entropy 3e-3 the actor commits before the model is worth trusting, and with 0.03 six of 32 seeds stayed at
-# 0.6, never going for one of the five columns; 16 replayed rows a step beat 32 at equal updates.
+# Found by measurement on Catch (CPU, 8 to 32 seeds, 1,500 to 2,000 updates each): lr 2e-3 learned more slowly, 8e-3
+# less surely; with entropy 3e-3 the actor commits before the model is worth trusting, and with 0.03 six of 32 seeds
+# stayed near 0.6 for good; 16 replayed rows a step beat 32 at equal updates.
 _TINY = ModelConfig(deter=64, blocks=4, hidden=32, units=32, stoch=8, classes=4, depth=4, bins=63)
 _TINY_HYPERS = Hypers(lr=5e-3, warmup=50.0, entropy=0.06, explorer_entropy=0.03)
 _TINY_REPLAY = ReplayConfig(batch_size=8, batch_length=16, train_ratio=16)

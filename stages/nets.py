@@ -147,7 +147,7 @@ class Conv(eqx.Module):
     """Convolution with "same" padding and stride 1 over [..., H, W, C].
 
     Boards are convolved as shifted slices and one matrix product: with weights per seed a library convolution becomes
-    a grouped one, several times slower (tests/bench). Images, where the slices would not fit, take the library's.
+    a grouped one, which is several times slower on a CPU. Images, where the slices would not fit, take the library's.
     """
 
     weight: Float[Array, "k k i o"]

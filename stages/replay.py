@@ -1,8 +1,8 @@
 """Replay on the device: a ring of rows, sampled in windows, newest first once, with latents written back.
 
 Axes: N environments, C capacity (rows of one environment), B windows, T trained rows of a window.
-The ring belongs to one seed. Its clock is shared by all seeds and stays outside their vmap, so that a write is a slice
-and not a scatter. Source: DreamerV3's embodied/core/replay.py (online queue, replay context).
+The ring belongs to one seed. Its clock is shared by all seeds and stays outside their vmap, so that a write compiles to
+a slice and not to a scatter. Source: DreamerV3's embodied/core/replay.py (online queue, replay context).
 """
 
 import equinox as eqx

@@ -173,8 +173,9 @@ def table(interval: Interval, title: str) -> Table:
     from rich.text import Text
 
     seeds = "seed" if interval.count == 1 else "seeds"
-    # Text, not str: a title such as "Catch[bsuite]" is not markup.
-    result = Table(title=Text(title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    # Text, not str: a title such as "Catch[bsuite]" is not markup. As wide as the title, so that it is not folded.
+    style = {"title_justify": "left", "title_style": "bold", "min_width": len(title)}
+    result = Table(title=Text(title), box=box.SIMPLE_HEAD, **style)
     result.add_column(f"over {interval.count} {seeds}")
     result.add_column("score", justify="right")
     result.add_column("", style="dim")

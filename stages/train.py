@@ -45,8 +45,7 @@ class Progress(eqx.Module):
 
 def capacity(config: Config) -> int:
     """Rows that the ring keeps of each environment: no more than the run collects, and at least one window."""
-    collected = config.steps + config.adapt_steps + config.prefill * config.envs
-    rows = min(config.replay.capacity, collected) // config.envs
+    rows = min(config.replay.capacity, config.steps + config.adapt_steps) // config.envs
     return max(rows, config.replay.batch_length + 1)
 
 
