@@ -297,7 +297,7 @@ class Record:
         """One log point: metrics.jsonl, curves, a line of progress."""
         self.step = rows[0]["step"]
         self.updates += iterations * config.schedule[1]
-        self.training.add(self.step, np.array([row["episode/score"] for row in rows]))
+        self.training.add(self.step, self._known(np.array([row["episode/score"] for row in rows])))
         whole = self.arguments.config.steps + (self.arguments.config.adapt_steps if self.border is not None else 0)
         words = [f"{config.mode:>7} {done:4.0%}", f"{self.step:,}/{whole:,} steps"]
         words.append(f"score {_iqm(self.training.scores[-1])}")
@@ -311,6 +311,10 @@ class Record:
         broken = [row["seed"] for row in rows if not all(np.isfinite(v) for k, v in row.items() if "/loss/" in k)]
         if broken:
             print(f"run.py: warning: losses of seeds {broken} are not finite; try a lower --hypers.lr", file=sys.stderr)
+
+    def _known(self, scores: np.ndarray) -> np.ndarray:
+        """Scores [seeds], with a seed's last one where no episode of it ended since (metrics.jsonl keeps the gap)."""
+        return np.where(np.isnan(scores), self.training.scores[-1], scores) if self.training.scores else scores
 
     def finish(self, scores: np.ndarray) -> None:
         """curves.png, summary.json and the table. `scores` [seeds] are the final evaluation's."""
