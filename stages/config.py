@@ -273,9 +273,10 @@ def validate(config: Config, hypers: Hypers) -> None:
         raise ConfigError("--adapt-steps follows --mode explore or mix; in mode task give --steps alone")
     rows = config.prefill * config.envs
     if rows > config.steps:
+        flag = "--replay.prefill" if replay.prefill >= rows else "--replay.batch-length"
         raise ConfigError(
             f"a batch of length {replay.batch_length} needs {rows} rows ({config.prefill} of each environment) before "
-            f"the first update, but only {config.steps} will be collected: raise --steps or lower --replay.batch-length"
+            f"the first update, but only {config.steps} will be collected: raise --steps or lower {flag}"
         )
     steps, updates = config.schedule
     asked = replay.train_ratio * config.envs / (replay.batch_size * replay.batch_length)

@@ -102,6 +102,7 @@ def test_every_registered_id_is_tried_or_explained():
         (["--model.blocks", "3"], ["--model.blocks", "deter"]),
         (["--model.bins", "6"], ["--model.bins", "odd"]),
         (["--replay.batch-length", "600", "--steps", "300"], ["601", "--steps"]),
+        (["--replay.prefill", "600", "--steps", "300"], ["600", "--replay.prefill"]),
         (["--replay.train-ratio", "0"], ["--replay.train-ratio"]),
         (["--replay.train-ratio", "0.0001"], ["--replay.train-ratio"]),
         (["--replay.capacity", "3"], ["--replay.capacity"]),

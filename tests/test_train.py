@@ -128,6 +128,17 @@ def test_exploring_seed_trains_then_adapts(env, config, hypers, mode):
     assert not tree_equal(later.agent.tasker, adapted.agent.tasker)
 
 
+def test_bfloat16_trains_with_float32_parameters(env, config, hypers):
+    half = dataclasses.replace(config, mode="mix", model=dataclasses.replace(config.model, dtype="bfloat16"))
+    state = jax.jit(lambda key: train.init(env, half, hypers, key=key))(jr.key(0))
+    prefill = lambda s: train.collect_steps(env, half, hypers, s, Clock.zero(), half.prefill)
+    state, clock, _ = jax.jit(prefill)(state)
+    after, _, progress = jax.jit(functools.partial(train.advance, env, half, hypers, 3))(state, clock)
+    assert state.rollout.latent.deter.dtype == state.ring.deter.dtype == jnp.bfloat16
+    assert {x.dtype for x in jax.tree.leaves(after.agent)} == {jnp.dtype("float32")}
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((after.agent, progress.metrics)))
+
+
 def test_capacity_is_what_the_run_collects_at_most(config):
     rows = train.capacity(config)
     assert rows * config.envs >= config.steps
