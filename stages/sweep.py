@@ -45,7 +45,7 @@ def _in_a_hurry(mesh: Mesh) -> dict[str, Any] | None:
     """Compiler options for a program that runs once: on a CPU, optimising it costs more than it will ever run."""
     if mesh.devices.flat[0].platform != "cpu":
         return None
-    return {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+    return {"xla_backend_optimization_level": 0}
 
 
 class Sweep:
