@@ -180,8 +180,7 @@ def behavior_loss(
     dist = behavior.actor(imagined.feat[:-1], hypers.unimix)
     logp, ent = log_prob_and_entropy(dist, imagined.action[:-1])
     policy = -weight[:-1] * (logp * sg(advantage) + weights.entropy * ent)
-    fit = lambda logits, ret, slow: _critic_loss(behavior.critics, logits, ret, slow, hypers.slow_regularizer)
-    value_loss = weight[:-1] * jax.vmap(fit)(logits[:, :-1], returns, slow).sum(0)
+    value_loss = weight[:-1] * _critic_loss(behavior.critics, logits[:, :-1], returns, slow, hypers.slow_regularizer)
 
     repval = _replay_value_loss(behavior, target, replayed, returns[:, 0], hypers)
     metrics = {
@@ -205,15 +204,15 @@ def _replay_value_loss(behavior, target, replayed: Replayed, imagined_return, hy
     live = (1 - replayed.is_terminal.astype(jnp.float32)) * (1 - 1 / hypers.discount_horizon)
     back = lambda reward, boot: maths.lambda_return(reward, boot, live, replayed.is_last, hypers.lam)
     returns = sg(jax.vmap(back)(replayed.reward, boot))
-    fit = lambda logits, ret, slow: _critic_loss(behavior.critics, logits, ret, slow, hypers.slow_regularizer)
+    loss = _critic_loss(behavior.critics, logits, returns, slow, hypers.slow_regularizer)
     # Past an episode's last row lies the next reset: nothing to predict there.
-    return (1 - replayed.is_last[:-1].astype(jnp.float32)) * jax.vmap(fit)(logits, returns, slow).sum(0)
+    return (1 - replayed.is_last[:-1].astype(jnp.float32)) * loss
 
 
-def _critic_loss(critic: TwoHotHead, logits, returns, slow, regularizer):
-    """Cross-entropy to the two-hot return and, `regularizer` times, to the slow critic's prediction."""
-    weights = critic.target(returns) + regularizer * critic.target(sg(slow))
-    return maths.cross_entropy(logits, weights)
+def _critic_loss(critics: TwoHotHead, logits, returns, slow, regularizer):
+    """Cross-entropy to the two-hot return and, `regularizer` times, to the slow critic's prediction; summed over R."""
+    weights = critics.target(returns) + regularizer * critics.target(sg(slow))
+    return maths.cross_entropy(logits, weights).sum(0)
 
 
 def update_target(target: BehaviorTarget, behavior: Behavior, scale: ReturnScale, rate) -> BehaviorTarget:

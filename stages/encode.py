@@ -1,5 +1,7 @@
 """Encoder: observation -> embedding. The observation space picks the network."""
 
+import math
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -30,10 +32,7 @@ def features(space: ObsSpace) -> tuple[int, ...]:
 def board(space: ObsSpace) -> tuple[int, int, int]:
     """(H, W, C) that convolutions see; integer grids have their one-hot classes among the channels."""
     height, width, *rest = features(space)
-    channels = 1
-    for size in rest:
-        channels *= size
-    return height, width, channels
+    return height, width, math.prod(rest)
 
 
 def numeric(space: ObsSpace, obs: Array) -> Float[Array, "..."]:
@@ -52,10 +51,7 @@ class MLPEncoder(eqx.Module):
     space: ObsSpace = eqx.field(static=True)
 
     def __init__(self, space: ObsSpace, model: ModelConfig, *, key: PRNGKeyArray):
-        inputs = 1
-        for size in features(space):
-            inputs *= size
-        self.mlp = MLP(inputs, model.units, model.layers, key=key)
+        self.mlp = MLP(math.prod(features(space)), model.units, model.layers, key=key)
         self.space = space
 
     def __call__(self, obs: Array, dtype: jnp.dtype) -> Float[Array, "... E"]:

@@ -25,6 +25,7 @@ import numpy as np
 import pytest
 
 from envs import registry
+from envs.environment import ObsSpace
 from stages.agent import Agent, Targets
 from stages.config import Config, EnsembleConfig, Hypers, ModelConfig, ReplayConfig
 
@@ -75,6 +76,15 @@ def arbitrary(make, seed=0):
     """What `make` makes, but with arbitrary weights: no layer at zero, and no initialiser to compile."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: jnp.asarray(rng.normal(0.2, 0.4, x.shape), x.dtype), jax.eval_shape(make))
+
+
+def observations(space: ObsSpace, lead: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    """Random observations [*lead, *obs], in the space's storage type."""
+    rng, shape = np.random.default_rng(seed), (*lead, *space.shape)
+    if space.kind == "real":
+        return (10 * rng.normal(size=shape)).astype(space.dtype)
+    top = {"binary": 2, "image": 256, "categorical": space.classes}[space.kind]
+    return rng.integers(0, top, shape).astype(space.dtype)
 
 
 def tree_equal(a, b) -> bool:

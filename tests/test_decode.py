@@ -19,6 +19,7 @@ from stages.config import ModelConfig
 from stages.decode import ContinueHead, ConvDecoder, MLPDecoder, TwoHotHead
 from stages.encode import board, features
 from stages.maths import cross_entropy
+from tests.conftest import observations
 
 D, S, K = 16, 3, 4
 MODEL = ModelConfig(deter=D, stoch=S, classes=K, units=6, depth=2, layers=3)
@@ -43,15 +44,6 @@ SPACES = [
 ]
 IDS = [f"{s.kind}-{'x'.join(map(str, s.shape)) or 'scalar'}" for s, _ in SPACES]
 every_space = pytest.mark.parametrize("space, network", SPACES, ids=IDS)
-
-
-def observations(space: ObsSpace, lead: tuple[int, ...], seed: int = 0) -> np.ndarray:
-    """Random ones, in the space's storage type."""
-    rng, shape = np.random.default_rng(seed), (*lead, *space.shape)
-    if space.kind == "real":
-        return (10 * rng.normal(size=shape)).astype(space.dtype)
-    top = {"binary": 2, "image": 256, "categorical": space.classes}[space.kind]
-    return rng.integers(0, top, shape).astype(space.dtype)
 
 
 def latents(*lead: int, seed: int = 0):

@@ -16,6 +16,7 @@ from envs.environment import ObsSpace
 from stages import encode
 from stages.config import ModelConfig
 from stages.encode import ConvEncoder, MLPEncoder
+from tests.conftest import observations
 
 MODEL = ModelConfig(units=6, depth=2, layers=3)
 close = chex.assert_trees_all_close
@@ -39,15 +40,6 @@ SPACES = [
 ]
 IDS = [f"{s.kind}-{'x'.join(map(str, s.shape)) or 'scalar'}" for s, *_ in SPACES]
 every_space = pytest.mark.parametrize("space, features, network, size", SPACES, ids=IDS)
-
-
-def observations(space: ObsSpace, lead: tuple[int, ...], seed: int = 0) -> np.ndarray:
-    """Random ones, in the space's storage type."""
-    rng, shape = np.random.default_rng(seed), (*lead, *space.shape)
-    if space.kind == "real":
-        return (10 * rng.normal(size=shape)).astype(space.dtype)
-    top = {"binary": 2, "image": 256, "categorical": space.classes}[space.kind]
-    return rng.integers(0, top, shape).astype(space.dtype)
 
 
 def scrambled(module, seed: int = 0):
