@@ -164,9 +164,10 @@ def behavior_loss(
     """
     imagined = sg(imagined)
     weight = jnp.cumprod(imagined.cont, 0)
+    # Heads see all H+1 steps, and the last one's outputs are dropped: cutting features would copy them.
     logits = jax.vmap(lambda critic: critic(imagined.feat))(behavior.critics)  # [R, H+1, n, I]
-    slow = jax.vmap(lambda critic: critic.mean(critic(imagined.feat[:-1])))(sg(target.slow))
     value = sg(jax.vmap(behavior.critics.mean)(logits))
+    slow = _values(target.slow, imagined.feat)
     never = jnp.zeros(imagined.cont.shape, bool)
     returns = jax.vmap(lambda r, v: maths.lambda_return(r, v, imagined.cont, never, hypers.lam))(imagined.reward, value)
     returns = sg(returns)  # [R, H, n]
@@ -177,10 +178,11 @@ def behavior_loss(
         divisor = maths.divisor(jax.tree.map(lambda x, r=r: x[r], scale), floor, debias)
         advantage += share * (returns[r] - value[r, :-1]) / divisor
 
-    dist = behavior.actor(imagined.feat[:-1], hypers.unimix)
-    logp, ent = log_prob_and_entropy(dist, imagined.action[:-1])
+    dist = behavior.actor(imagined.feat, hypers.unimix)
+    logp, ent = (x[:-1] for x in log_prob_and_entropy(dist, imagined.action))
     policy = -weight[:-1] * (logp * sg(advantage) + weights.entropy * ent)
-    value_loss = weight[:-1] * _critic_loss(behavior.critics, logits[:, :-1], returns, slow, hypers.slow_regularizer)
+    goals = jnp.concatenate([returns, value[:, -1:]], 1)
+    value_loss = weight[:-1] * _critic_loss(behavior.critics, logits, goals, slow, hypers.slow_regularizer)[:-1]
 
     repval = _replay_value_loss(behavior, target, replayed, returns[:, 0], hypers)
     metrics = {
@@ -197,22 +199,27 @@ def behavior_loss(
 
 def _replay_value_loss(behavior, target, replayed: Replayed, imagined_return, hypers: Hypers):
     """The critics' loss on replayed rows, bootstrapped with the imagined returns that start there [R, T B]."""
-    shape = replayed.reward.shape
-    logits = jax.vmap(lambda critic: critic(replayed.feat[:-1]))(behavior.critics)
-    slow = jax.vmap(lambda critic: critic.mean(critic(sg(replayed.feat[:-1]))))(sg(target.slow))
-    boot = imagined_return.reshape(shape)
+    logits = jax.vmap(lambda critic: critic(replayed.feat))(behavior.critics)
+    slow = _values(target.slow, sg(replayed.feat))
+    boot = imagined_return.reshape(replayed.reward.shape)
     live = (1 - replayed.is_terminal.astype(jnp.float32)) * (1 - 1 / hypers.discount_horizon)
     back = lambda reward, boot: maths.lambda_return(reward, boot, live, replayed.is_last, hypers.lam)
     returns = sg(jax.vmap(back)(replayed.reward, boot))
-    loss = _critic_loss(behavior.critics, logits, returns, slow, hypers.slow_regularizer)
+    goals = jnp.concatenate([returns, boot[:, -1:]], 1)
+    loss = _critic_loss(behavior.critics, logits, goals, slow, hypers.slow_regularizer)[:-1]
     # Past an episode's last row lies the next reset: nothing to predict there.
     return (1 - replayed.is_last[:-1].astype(jnp.float32)) * loss
 
 
+def _values(critics: TwoHotHead, feat):
+    """What each critic expects, [R, ...], without gradient."""
+    return sg(jax.vmap(lambda critic: critic.mean(critic(feat)))(sg(critics)))
+
+
 def _critic_loss(critics: TwoHotHead, logits, returns, slow, regularizer):
     """Cross-entropy to the two-hot return and, `regularizer` times, to the slow critic's prediction; summed over R."""
-    weights = critics.target(returns) + regularizer * critics.target(sg(slow))
-    return maths.cross_entropy(logits, weights).sum(0)
+    loss = lambda logits, *targets: critics.loss(logits, *targets, weights=(1.0, regularizer))
+    return jax.vmap(loss)(logits, returns, slow).sum(0)
 
 
 def update_target(target: BehaviorTarget, behavior: Behavior, scale: ReturnScale, rate) -> BehaviorTarget:

@@ -55,7 +55,7 @@ def decide(
     key_latent, key_action = jr.split(key)
     now = rollout.timestep
     share = rssm.embed_share(model.rssm, model.encoder(now.obs, model.dtype))
-    projected = rssm.action_input(model.rssm, rollout.action, now.is_first)
+    projected = rssm.action_share(model.rssm, rollout.action, now.is_first)
     uniform = jr.uniform(key_latent, (*now.is_first.shape, model.rssm.stoch))
     latent, _ = rssm.posterior_step(model.rssm, rollout.latent, projected, share, now.is_first, uniform, hypers.unimix)
     feat = rssm.feat(latent)

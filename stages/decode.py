@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from envs.environment import ObsSpace
 from stages.config import ModelConfig
 from stages.encode import MULTIPLIERS, board, convolutional, features
-from stages.maths import cross_entropy, symexp, symexp_bins, symlog, two_hot, two_hot_mean
+from stages.maths import cross_entropy, symexp, symexp_bins, symlog, two_hot_loss, two_hot_mean
 from stages.nets import BlockLinear, Conv, ConvStage, Dense, Head, Linear, RMSNorm, pyramid, upsample
 
 
@@ -140,9 +140,11 @@ class TwoHotHead(eqx.Module):
         """Expected value."""
         return two_hot_mean(logits, symexp_bins(self.bins))
 
-    def target(self, value: Float[Array, "..."]) -> Float[Array, "... I"]:
-        """Two-hot weights of a value, to be matched by cross_entropy."""
-        return two_hot(value, symexp_bins(self.bins))
+    def loss(
+        self, logits: Float[Array, "... I"], *targets: Float[Array, "..."], weights: tuple[Array | float, ...] = (1.0,)
+    ) -> Float[Array, "..."]:
+        """Cross-entropy to the two-hot of each target, weighted and summed, nats; no gradient to targets."""
+        return two_hot_loss(logits, jnp.stack(targets), jnp.stack([jnp.float32(w) for w in weights]), self.bins)
 
 
 class ContinueHead(eqx.Module):

@@ -53,7 +53,7 @@ def imagine(
         noise_action, noise_latent = inputs
         feat = rssm.feat(latent)
         action = policy(feat, noise_action)
-        projected = rssm.action_input(model.rssm, action, never)
+        projected = rssm.action_share(model.rssm, action, never)
         return rssm.prior_step(model.rssm, latent, projected, noise_latent, ratio), (feat, action)
 
     last, (feats, actions) = lax.scan(step, start, (noise[:-1], uniform))

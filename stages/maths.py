@@ -3,6 +3,8 @@
 Axes: K classes, I bins, T time (leading). "..." are any leading axes.
 """
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -47,11 +49,45 @@ def two_hot(target: Float[Array, "..."], bins: np.ndarray) -> Float[Array, "... 
 
 
 def two_hot_mean(logits: Float[Array, "... I"], bins: np.ndarray) -> Float[Array, "..."]:
-    """Expected bin. The halves are summed against each other, so that uniform logits give exactly 0."""
+    """Expected bin. The halves are subtracted from each other, so that uniform logits give exactly 0."""
     probs = jax.nn.softmax(logits)
     half = (len(bins) - 1) // 2
     low, high = probs[..., :half][..., ::-1], probs[..., half + 1 :]
-    return jnp.sum((high - low) * bins[half + 1 :], -1)
+    # A product and no sum of products: on a CPU, XLA takes 3 times as long for the latter.
+    return jnp.matmul(high - low, bins[half + 1 :], precision=lax.Precision.HIGHEST)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def two_hot_loss(
+    logits: Float[Array, "... I"], targets: Float[Array, "n ..."], weights: Float[Array, " n"], count: int
+) -> Float[Array, "..."]:
+    """sum_n weights[n] * cross_entropy(logits, two_hot(targets[n], symexp_bins(count))), nats.
+
+    The same numbers as that sum without its vectors: a target has weight on two bins, so two logits are read.
+    Sends gradient to the logits only.
+    """
+    return _two_hot_loss(logits, targets, weights, count)[0]
+
+
+def _two_hot_loss(logits, targets, weights, count):
+    bins = symexp_bins(count)
+    # Bins are even in symlog. Where rounding names the bin beside the right one, the clipped share is right all the same.
+    index = jnp.floor((symlog(targets) + 20) * ((count - 1) / 40))
+    index = jnp.clip(index, 0, count - 2).astype(jnp.int32)
+    share = jnp.clip((targets - jnp.asarray(bins)[index]) / jnp.asarray(np.diff(bins))[index], 0, 1)
+    read = lambda i: jnp.take_along_axis(logits[None], i[..., None], -1)[..., 0]
+    matched = (1 - share) * read(index) + share * read(index + 1)
+    loss = jnp.tensordot(weights, jax.nn.logsumexp(logits, -1) - matched, 1)
+    return loss, (jax.nn.softmax(logits), targets, weights)
+
+
+def _two_hot_loss_grad(count, saved, grad):
+    probs, targets, weights = saved
+    matched = sum(weights[i] * two_hot(targets[i], symexp_bins(count)) for i in range(targets.shape[0]))
+    return grad[..., None] * (weights.sum() * probs - matched), None, None
+
+
+two_hot_loss.defvjp(_two_hot_loss, _two_hot_loss_grad)
 
 
 def cross_entropy(logits: Float[Array, "... I"], weights: Float[Array, "... I"]) -> Float[Array, "..."]:

@@ -115,32 +115,52 @@ class BlockLinear(eqx.Module):
 class BlockGRU(eqx.Module):
     """DreamerV3's recurrent cell (Methods, "block-diagonal GRU"): one block-linear layer, then three gates.
 
-    `u = sigmoid(update - 1)`, `h' = u tanh(sigmoid(reset) cand) + (1 - u) h`.
+    `u = sigmoid(update - 1)`, `h' = u tanh(sigmoid(reset) cand) + (1 - u) h`. Each of the G blocks sees its own slice of
+    deter and the whole input: for the input the layer is an ordinary product, which may be computed in parts.
     """
 
-    hidden: BlockLinear
+    hidden: Float[Array, "i G o"]  # rows: a block's slice of deter, then the input
+    bias: Float[Array, " D"]
     norm: RMSNorm
-    gates: BlockLinear
-    blocks: int = eqx.field(static=True)
+    gates: Float[Array, "G o 3*o"]
+    gates_bias: Float[Array, "G 3*o"]
 
     def __init__(self, inputs: int, deter: int, blocks: int, *, key: PRNGKeyArray):
         key_hidden, key_gates = jr.split(key)
-        self.hidden = BlockLinear(deter + blocks * inputs, deter, blocks, key=key_hidden)
+        size = deter // blocks
+        # The reference counts a block-linear layer's inputs over all blocks.
+        self.hidden = truncated_normal(key_hidden, (size + inputs, blocks, size), deter + blocks * inputs)
+        self.bias = jnp.zeros((deter,))
         self.norm = RMSNorm(deter)
-        self.gates = BlockLinear(deter, 3 * deter, blocks, key=key_gates)
-        self.blocks = blocks
+        self.gates = truncated_normal(key_gates, (blocks, size, 3 * size), deter)
+        self.gates_bias = jnp.zeros((blocks, 3 * size))
 
-    def __call__(self, deter: Float[Array, "... D"], x: Float[Array, "... i"]) -> Float[Array, "... D"]:
-        """One step. Every block sees its own slice of deter and the whole input."""
-        split = lambda y: y.reshape(*y.shape[:-1], self.blocks, -1)
-        shared = jnp.broadcast_to(x[..., None, :], (*x.shape[:-1], self.blocks, x.shape[-1]))
-        hidden = self.hidden(jnp.concatenate([split(deter), shared], -1))
-        hidden = jax.nn.silu(self.norm(hidden))
-        # Each block's output holds its three gates in a row.
-        gates = split(self.gates(split(hidden)))
-        reset, cand, update = (g.reshape(deter.shape) for g in jnp.split(gates, 3, -1))
+    def input_share(self, x: Float[Array, "... j"], start: int = 0) -> Float[Array, "... D"]:
+        """What input rows `start` ... `start + j` add to the hidden layer. Needs no deter."""
+        rows = self.hidden[self.bias.size // self.hidden.shape[1] + start :][: x.shape[-1]]
+        return x @ rows.reshape(x.shape[-1], -1).astype(x.dtype)
+
+    def __call__(self, deter: Float[Array, "... D"], share: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """One step. `share` is the sum of input_share over all inputs."""
+        blocks, size, _ = self.gates.shape
+        old = _apart(deter, blocks)
+        product = jnp.matmul(old, jnp.moveaxis(self.hidden[:size], 1, 0).astype(deter.dtype))
+        hidden = jax.nn.silu(self.norm(_joined(product, deter.shape) + share + self.bias.astype(deter.dtype)))
+        # Blocks stay in front from here on: products and gates then read and write whole rows.
+        gates = jnp.matmul(_apart(hidden, blocks), self.gates.astype(deter.dtype))
+        reset, cand, update = jnp.split(gates + self.gates_bias[:, None].astype(deter.dtype), 3, -1)
         update = jax.nn.sigmoid(update - 1)
-        return update * jnp.tanh(jax.nn.sigmoid(reset) * cand) + (1 - update) * deter
+        return _joined(update * jnp.tanh(jax.nn.sigmoid(reset) * cand) + (1 - update) * old, deter.shape)
+
+
+def _apart(x: Float[Array, "... D"], blocks: int) -> Float[Array, "G n o"]:
+    """Blocks in front, all leading axes in one."""
+    return jnp.moveaxis(x.reshape(-1, blocks, x.shape[-1] // blocks), 1, 0)
+
+
+def _joined(x: Float[Array, "G n o"], shape: tuple[int, ...]) -> Float[Array, "... D"]:
+    """Undo _apart."""
+    return jnp.moveaxis(x, 0, 1).reshape(shape)
 
 
 MOST_SLICED = 1600  # H * W of the largest board: Pong's 30 x 40 is one, a 64 x 64 image is not

@@ -66,17 +66,18 @@ def embed_share(rssm: RSSM, embed: Float[Array, "... E"]) -> Float[Array, "... h
     return embed @ weight.astype(embed.dtype) + rssm.post.linear.bias.astype(embed.dtype)
 
 
-def action_input(rssm: RSSM, action: Float[Array, "... A"], reset: Bool[Array, "..."]) -> Float[Array, "... h"]:
-    """The action's input projection; the action before a reset is wiped. Needs no carry either."""
+def action_share(rssm: RSSM, action: Float[Array, "... A"], reset: Bool[Array, "..."]) -> Float[Array, "... D"]:
+    """The action's part of the recurrent cell's product; the action before a reset is wiped. Needs no carry either."""
     action = action / lax.stop_gradient(jnp.maximum(1, jnp.abs(action)))
-    return rssm.from_action(jnp.where(reset[..., None], 0, action))
+    projected = rssm.from_action(jnp.where(reset[..., None], 0, action))
+    return rssm.gru.input_share(projected, start=2 * projected.shape[-1])
 
 
-def advance_deter(rssm: RSSM, latent: Latent, action: Float[Array, "... h"]) -> Float[Array, "... D"]:
-    """The recurrent step. `action` is action_input's projection."""
+def advance_deter(rssm: RSSM, latent: Latent, action: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    """The recurrent step. `action` is action_share's."""
     stoch = latent.stoch.reshape(*latent.stoch.shape[:-2], -1)
-    x = jnp.concatenate([rssm.from_deter(latent.deter), rssm.from_stoch(stoch), action], -1)
-    return rssm.gru(latent.deter, x)
+    x = jnp.concatenate([rssm.from_deter(latent.deter), rssm.from_stoch(stoch)], -1)
+    return rssm.gru(latent.deter, rssm.gru.input_share(x) + action)
 
 
 def prior_logits(rssm: RSSM, deter: Float[Array, "... D"]) -> Float[Array, "... S K"]:
@@ -107,7 +108,7 @@ def wipe(latent: Latent, reset: Bool[Array, "..."]) -> Latent:
 def posterior_step(
     rssm: RSSM,
     latent: Latent,
-    action: Float[Array, "... h"],
+    action: Float[Array, "... D"],
     share: Float[Array, "... h"],
     reset: Bool[Array, "..."],
     uniform: Float[Array, "... S"],
@@ -117,7 +118,7 @@ def posterior_step(
 
     Args:
         latent: the previous state; wiped where `reset`.
-        action: action_input of the previous action.
+        action: action_share of the previous action.
         share: embed_share of the new observation.
         reset: is_first of the new observation.
         uniform: noise in [0, 1), one number a categorical.
@@ -134,7 +135,7 @@ def posterior_step(
 def prior_step(
     rssm: RSSM,
     latent: Latent,
-    action: Float[Array, "... h"],
+    action: Float[Array, "... D"],
     uniform: Float[Array, "... S"],
     ratio: Float[Array, ""] | float,
 ) -> Latent:

@@ -15,7 +15,7 @@ from stages import rssm
 from stages.config import Config, Hypers
 from stages.decode import ContinueHead, Decoder, TwoHotHead, make_decoder, recon_loss
 from stages.encode import Encoder, embed_size, make_encoder
-from stages.maths import Categorical, balanced_kl, cross_entropy, entropy, sg, unimix
+from stages.maths import Categorical, balanced_kl, entropy, sg, unimix
 from stages.rssm import RSSM, Latent
 
 
@@ -87,7 +87,7 @@ def observe(
     """
     embed = model.encoder(obs, model.dtype)
     share = rssm.embed_share(model.rssm, embed)
-    projected = rssm.action_input(model.rssm, action, is_first)
+    projected = rssm.action_share(model.rssm, action, is_first)
     uniform = jr.uniform(key, (*is_first.shape, model.rssm.stoch))
 
     def step(latent, inputs):
@@ -125,7 +125,7 @@ def model_loss(
     cont = model.cont(head_feat)
     losses = {
         "recon": recon_loss(model.decoder, seen.latent.deter, seen.latent.stoch, obs),
-        "reward": cross_entropy(model.reward(head_feat), model.reward.target(reward)),
+        "reward": model.reward.loss(model.reward(head_feat), reward),
         "cont": jax.nn.softplus(cont) - goes_on * cont,
         "dyn": dyn,
         "rep": rep,

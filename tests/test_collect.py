@@ -136,7 +136,7 @@ def test_each_deter_follows_from_the_stored_row_before_it(case, name):
     nothing = Latent(jnp.zeros(rows.deter.shape[-1]), jnp.zeros((rows.stoch.shape[-1], classes)))
     follow = jax.jit(
         lambda latent, action: rssm.advance_deter(
-            model.rssm, latent, rssm.action_input(model.rssm, action, jnp.array(False))
+            model.rssm, latent, rssm.action_share(model.rssm, action, jnp.array(False))
         )
     )
     for n in range(N):

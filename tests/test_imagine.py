@@ -89,7 +89,7 @@ def test_each_feature_follows_from_the_one_before_and_its_action(config, model, 
 
     @jax.jit
     def one_step(feat, action, uniform):
-        projected = rssm.action_input(model.rssm, action, jnp.array(False))
+        projected = rssm.action_share(model.rssm, action, jnp.array(False))
         return rssm.prior_step(model.rssm, latent_of(config, feat), projected, uniform, RATIO)
 
     for t in range(H):
@@ -136,7 +136,7 @@ def test_without_the_stops_there_would_be_a_gradient(config, model, weight, star
     def total(model, weight, start):
         latent = latent_of(config, jnp.concatenate([start.deter[0], start.stoch[0].reshape(-1)]))
         action = act(weight, rssm.feat(latent), noise[0, 0])
-        projected = rssm.action_input(model.rssm, action, jnp.array(False))
+        projected = rssm.action_share(model.rssm, action, jnp.array(False))
         after = rssm.prior_step(model.rssm, latent, projected, jnp.full((config.model.stoch,), 0.5), RATIO)
         return jnp.square(rssm.feat(after)).sum()
 

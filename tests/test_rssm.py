@@ -104,13 +104,13 @@ def sample_by_hand(logits, uniform):
 
 def run_posterior(model, latent, action, embed, reset, uniform):
     """posterior_step with the parts that a scan computes beforehand."""
-    projected, share = rssm.action_input(model, action, reset), rssm.embed_share(model, embed)
+    projected, share = rssm.action_share(model, action, reset), rssm.embed_share(model, embed)
     return rssm.posterior_step(model, latent, projected, share, reset, uniform, RATIO)
 
 
 def run_prior(model, latent, action, uniform):
     """prior_step likewise."""
-    projected = rssm.action_input(model, action, jnp.zeros(action.shape[:-1], bool))
+    projected = rssm.action_share(model, action, jnp.zeros(action.shape[:-1], bool))
     return rssm.prior_step(model, latent, projected, uniform, RATIO)
 
 
@@ -216,13 +216,13 @@ def test_a_first_state_after_a_wipe_equals_one_from_the_initial_state(model):
     [([0.5, -0.25], [0.5, -0.25]), ([3.0, -0.5], [1, -0.5]), ([-4.0, 0.2], [-1, 0.2]), ([1.0, 7.0], [1, 1])],
 )
 def test_actions_beyond_one_are_scaled_back_entry_by_entry(model, action, read):
-    project = lambda a: rssm.action_input(model, jnp.float32(a), jnp.array(False))
+    project = lambda a: rssm.action_share(model, jnp.float32(a), jnp.array(False))
     close(project(action), dense(model.from_action, np.float64(read)), rtol=1e-4, atol=1e-5)
 
 
 def test_the_action_scale_passes_no_gradient(model):
     weights = np.float32(np.arange(7))
-    project = lambda a: (rssm.action_input(model, a, jnp.array(False)) * weights).sum()
+    project = lambda a: (rssm.action_share(model, a, jnp.array(False)) * weights).sum()
     # d (a / sg(|a|)) / da = 1 / |a|, where a normalised a would have no slope at all.
     close(jax.grad(project)(jnp.float32([4, -2])), jax.grad(project)(jnp.float32([1, -1])) / np.float32([4, 2]))
 

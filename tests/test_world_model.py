@@ -109,7 +109,7 @@ def test_observe_is_posterior_step_row_by_row(model, window, seen):
     @jax.jit
     def one_row(latent, action, obs, is_first, uniform):
         share = rssm.embed_share(model.rssm, model.encoder(obs, jnp.float32))
-        projected = rssm.action_input(model.rssm, action, is_first)
+        projected = rssm.action_share(model.rssm, action, is_first)
         return rssm.posterior_step(model.rssm, latent, projected, share, is_first, uniform, RATIO)
 
     for b in range(B):
