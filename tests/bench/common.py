@@ -82,12 +82,11 @@ def seconds(fn: Callable[[], Any], repeats: int) -> list[float]:
 median = statistics.median
 
 
-def peak(dtype: Any, products: int = 4, repeats: int = 6) -> Result:
-    """The best rate of large square products, GFLOP/s: on all devices together, and on one device alone.
+def peak(devices: list[Any], dtype: Any, products: int = 4, repeats: int = 6) -> Result:
+    """The best rate of large square products, GFLOP/s: on these devices together, and on one alone.
 
     One CPU device alone may still use every core, since all of them share one pool of threads.
     """
-    devices = jax.devices()
     together = _product_rate(devices, dtype, products, repeats)
     alone = _product_rate(devices[:1], dtype, products, repeats) if len(devices) > 1 else together
     return {"peak_gflops": together, "peak_gflops_per_device": together / len(devices), "peak_gflops_one_device": alone}

@@ -7,9 +7,10 @@ Updates alone are timed, not env steps: a jitted scan of `--updates` updates ove
 seeds, sharded over the devices, its state donated. Each point is a fresh process and one JSON line; after them comes a
 table. With --reference, the reference's update is measured before and after ours of each size, in the same run.
 
-What a line says: `seconds_per_update_per_seed` is the median of `all_seconds`, of chunks after a warm-up. `needed_gflop`
-counts the matrix products of one update by hand with nothing twice, `reference_way_gflop` as the reference's program
-executes them, `executed_gflop` those in our traced program, `elements_million` its results of all else (flops.py).
+What a line says: `seconds_per_update_per_seed` is the median of `all_seconds`, of chunks after a warm-up. Of one update
+of one seed (flops.py), `needed_gflop` counts the matrix products by hand with nothing twice, `reference_way_gflop` by
+hand as the reference's program executes them, `executed_gflop` those in our traced program, and `elements_million` its
+results of all else.
 `share_of_peak` is of needed products; `peak_gflops` is measured in the same process, before the updates. Memory in MB,
 all devices together: `state_mb` the state's arrays, `alias_mb` what of them is updated in place (donated state is never
 copied where the two are equal), `temporary_mb` what the compiled program needs besides, `run_memory_mb` the most that
@@ -53,7 +54,7 @@ def measure(point: Result) -> Result:
     run.start_jax(cache=False)
     config, hypers = made_up.configuration(point["size"], point["mode"], **point["changes"])
     mesh, seeds = mesh_for(point["seeds"], jax.devices()[: point["devices"] or None]), point["seeds"]
-    machine = common.peak(compute_dtype(config.model.dtype))
+    machine = common.peak(machine_of(mesh), compute_dtype(config.model.dtype))
     counted = products(config, hypers)
     updates = point["updates"] or chunk(counted["needed_gflop"] * seeds, machine["peak_gflops"], point["seconds"])
     begun = time.perf_counter()
@@ -86,6 +87,11 @@ def measure(point: Result) -> Result:
         **memory_used(before, sizes_mb),
         "versions": run.versions(),
     }
+
+
+def machine_of(mesh: Mesh) -> list[Any]:
+    """The devices whose peak counts: on a CPU all virtual ones, as a device alone uses every core."""
+    return jax.devices() if jax.default_backend() == "cpu" else list(mesh.devices.flat)
 
 
 def products(config: Config, hypers: Hypers) -> Result:
@@ -176,8 +182,8 @@ def memory_of(compiled: Any, devices: int) -> Result:
 
 # ---- all points ----------------------------------------------------------------------------------------------------
 
-COLUMNS = """size mode seeds devices seconds_per_update_per_seed ratio of_task compile_seconds needed_gflop executed_gflop
-    peak_gflops share_of_peak share_of_peak_reference_way state_mb alias_mb temporary_mb run_memory_mb
+COLUMNS = """size mode seeds devices seconds_per_update_per_seed ratio of_task compile_seconds needed_gflop
+    executed_gflop peak_gflops share_of_peak share_of_peak_reference_way state_mb alias_mb temporary_mb run_memory_mb
     memory_ratio peak_memory_mb failed""".split()
 
 
