@@ -33,13 +33,21 @@ def emit(result: Result) -> Result:
 
 
 def in_process(script: str, point: Result) -> Result:
-    """Measure a point in a fresh process, as peak memory is a process's; `failed` says why where that went wrong."""
+    """Measure a point in a fresh process, as peak memory is a process's; prints and returns the result.
+
+    `failed` says why where that went wrong: sizes may go on until memory ends.
+    """
+    return emit(quietly(script, point))
+
+
+def quietly(script: str, point: Result) -> Result:
+    """`in_process` without the printing."""
     command = [sys.executable, os.path.abspath(script), "--here", json.dumps(point)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
         reason = done.stderr.strip().splitlines()[-1:] or ["no message"]
-        return emit(point | {"failed": f"exit code {done.returncode}: {reason[0][-300:]}"})
-    return emit(json.loads(done.stdout.strip().splitlines()[-1]))
+        return point | {"failed": f"exit code {done.returncode}: {reason[0][-300:]}"}
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def here(measure: Callable[[Result], Result]) -> None:

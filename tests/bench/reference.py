@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import pathlib
+import resource
 import statistics
 import sys
 import tempfile
@@ -170,16 +171,28 @@ def loop(config, steps: int) -> dict[str, object]:
     rest = {name: getattr(config, name) for name in (*names, "logdir", "replay_context")}
     args = elements.Config(**dict(config.run) | {"steps": steps}, **rest)
     logger = lambda: elements.Logger(elements.Counter(), [elements.logger.JSONLOutput(config.logdir, "metrics.jsonl")])
-    begun = time.perf_counter()
+    begun, agents, ready = time.perf_counter(), [], []
+
+    def make():
+        agents.append(make_agent(config))
+        ready.append(time.perf_counter() - begun)
+        return agents[0]
+
     embodied.run.train(
-        functools.partial(make_agent, config),
+        make,
         functools.partial(main.make_replay, config, "replay"),
         lambda index: main.wrap_env(Vector(), config),
         functools.partial(main.make_stream, config),
         logger,
         args,
     )
-    return {"run_seconds": time.perf_counter() - begun, "steps": steps}
+    return {
+        "run_seconds": time.perf_counter() - begun,
+        "agent_seconds": ready[0],  # compiling included
+        "steps": steps,
+        "updates": int(agents[0].n_updates),
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
+    }
 
 
 def accept_old_jit() -> None:
