@@ -11,7 +11,7 @@ What a line says: `seconds_per_update_per_seed` is the median of `all_seconds`, 
 of one seed (flops.py), `needed_gflop` counts the matrix products by hand with nothing twice, `reference_way_gflop` by
 hand as the reference's program executes them, `executed_gflop` those in our traced program, and `elements_million` its
 results of all else.
-`share_of_peak` is of needed products; `peak_gflops` is measured in the same process, before the updates. Memory in MB,
+`share_of_peak` is of needed products; `peak_gflops` is measured in the same process, after the updates. Memory in MB,
 all devices together: `state_mb` the state's arrays, `alias_mb` what of them is updated in place (donated state is never
 copied where the two are equal), `temporary_mb` what the compiled program needs besides, `run_memory_mb` the most that
 the updates really took, the state included, and `memory_ratio` that over state plus temporaries. `peak_memory_mb` is
@@ -54,9 +54,8 @@ def measure(point: Result) -> Result:
     run.start_jax(cache=False)
     config, hypers = made_up.configuration(point["size"], point["mode"], **point["changes"])
     mesh, seeds = mesh_for(point["seeds"], jax.devices()[: point["devices"] or None]), point["seeds"]
-    machine = common.peak(machine_of(mesh), compute_dtype(config.model.dtype))
     counted = products(config, hypers)
-    updates = point["updates"] or chunk(counted["needed_gflop"] * seeds, machine["peak_gflops"], point["seconds"])
+    updates = point["updates"] or chunk(counted["needed_gflop"] * seeds, point["seconds"])
     begun = time.perf_counter()
     compiled = compile_updates(config, hypers, mesh, seeds, updates)
     compile_seconds = time.perf_counter() - begun
@@ -69,7 +68,9 @@ def measure(point: Result) -> Result:
 
     before = common.forget_peak()
     times = [spent / updates / seeds for spent in common.seconds(advance, point["repeats"])]
-    spent = common.median(times)
+    spent, memory = common.median(times), memory_used(before, sizes_mb)
+    # Only now: an accelerator's peak memory cannot be forgotten.
+    machine = common.peak(machine_of(mesh), compute_dtype(config.model.dtype))
     return {
         **{name: point[name] for name in ("size", "mode", "seeds", "changes")},
         "devices": mesh.size,
@@ -84,7 +85,7 @@ def measure(point: Result) -> Result:
         "share_of_peak": counted["needed_gflop"] / spent / machine["peak_gflops"],
         "share_of_peak_reference_way": counted["reference_way_gflop"] / spent / machine["peak_gflops"],
         **sizes_mb,
-        **memory_used(before, sizes_mb),
+        **memory,
         "versions": run.versions(),
     }
 
@@ -117,9 +118,10 @@ def memory_used(before: float | None, sizes_mb: Result) -> Result:
     return {"run_memory_mb": peak, "memory_ratio": peak / needs, "peak_memory_mb": whole}
 
 
-def chunk(gflop: float, peak_gflops: float, seconds: float) -> int:
-    """Updates that take about `seconds` at a third of the peak; between 1 and 50."""
-    return max(1, min(50, round(seconds * peak_gflops / 3 / gflop)))
+def chunk(gflop: float, seconds: float) -> int:
+    """Updates that take about `seconds` at a modest guess of the rate; between 1 and 50."""
+    guess = 20 * len(jax.devices()) if jax.default_backend() == "cpu" else 5000  # GFLOP/s
+    return max(1, min(50, round(seconds * guess / gflop)))
 
 
 def compile_updates(config: Config, hypers: Hypers, mesh: Mesh, seeds: int, updates: int) -> Any:
