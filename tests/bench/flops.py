@@ -21,9 +21,9 @@ Needed is what is left after dead products are dropped and with nothing evaluate
     ensemble, replayed rows       B (T-1)   B (T-1)   no
     ensemble, dreams              H R
 
-The last four groups are there once for each behaviour that has them. A backward pass costs twice a forward one: the
-gradients of weights and of inputs. The products with zeros at a window's first step (2 / T of the recurrent ones at
-most, less where the scan keeps them) are counted, as any scan computes them.
+Dreams and critics are there once for each behaviour (rewards in dreams only for one that is paid them). A backward pass
+costs twice a forward one: the gradients of weights and of inputs. What a scan sends back out of a window's first step
+goes nowhere, but is counted: any scan computes it.
 
 The reference's way (`parts(..., reference=True)`) differs in three places, each of which its program does execute: the
 actor is evaluated twice in dreams (to act, and for its loss), heads, actor and critics read all H + 1 states, and the
