@@ -1,8 +1,8 @@
 """The reference implementation beside ours: seconds of one of its updates, or of one of its runs.
 
 It is not part of this repository: give the path of a checkout of github.com/danijar/dreamerv3 and an interpreter that
-has its packages (jax, elements, ninjax, portal, einops, optax, chex, granular, scope, ruamel.yaml, psutil). update.py and loop.py
-call this file with that interpreter; it imports nothing of ours but the table of sizes.
+has its packages (jax, elements, ninjax, portal, einops, optax, chex, granular, scope, ruamel.yaml, psutil). update.py
+and loop.py call this file with that interpreter; it imports nothing of ours but the sizes and the counter of products.
 """
 
 import argparse
@@ -10,11 +10,13 @@ import functools
 import json
 import os
 import pathlib
+import resource
 import statistics
 import sys
 import tempfile
 import time
 
+import flops
 import sizes
 
 
@@ -72,6 +74,7 @@ def update(config, updates: int, repeats: int) -> dict[str, object]:
     import jax
     import numpy as np
 
+    keep_traceable()
     begun = time.perf_counter()
     agent = make_agent(config)
     compiled = time.perf_counter() - begun
@@ -90,6 +93,8 @@ def update(config, updates: int, repeats: int) -> dict[str, object]:
     batches = iter(agent.stream(stream()))
     carry = agent.init_train(config.batch_size)
 
+    found = executed(agent, carry, next(batches))
+
     def step(carry):
         carry, _, _ = agent.train(carry, next(batches))
         return carry
@@ -105,7 +110,29 @@ def update(config, updates: int, repeats: int) -> dict[str, object]:
         "seconds_per_update": statistics.median(times[1:]),
         "all_seconds": times[1:],
         "compile_seconds": compiled,
+        "executed_gflop": found.products / 1e9,
+        "elements_million": found.elements / 1e6,
     }
+
+
+def keep_traceable() -> None:
+    """Compiling replaces the agent's jitted update by an executable; keep the former, to count what it executes."""
+    from embodied.jax.agent import Agent
+
+    compile_train = Agent._compile_train
+
+    def keeping(self):
+        self.traceable = self._train
+        compile_train(self)
+
+    Agent._compile_train = keeping
+
+
+def executed(agent, carry, batch) -> flops.Count:
+    """What its update executes, counted as ours is."""
+    mine = lambda policy: {k: v for k, v in agent.params.items() if (k in agent.policy_keys) == policy}
+    data = {k: v for k, v in batch.items() if k != "seed"}
+    return flops.count(flops.alive(agent.traceable.trace(mine(False), mine(True), batch["seed"], carry, data).jaxpr))
 
 
 def loop(config, steps: int) -> dict[str, object]:
@@ -144,16 +171,28 @@ def loop(config, steps: int) -> dict[str, object]:
     rest = {name: getattr(config, name) for name in (*names, "logdir", "replay_context")}
     args = elements.Config(**dict(config.run) | {"steps": steps}, **rest)
     logger = lambda: elements.Logger(elements.Counter(), [elements.logger.JSONLOutput(config.logdir, "metrics.jsonl")])
-    begun = time.perf_counter()
+    begun, agents, ready = time.perf_counter(), [], []
+
+    def make():
+        agents.append(make_agent(config))
+        ready.append(time.perf_counter() - begun)
+        return agents[0]
+
     embodied.run.train(
-        functools.partial(make_agent, config),
+        make,
         functools.partial(main.make_replay, config, "replay"),
         lambda index: main.wrap_env(Vector(), config),
         functools.partial(main.make_stream, config),
         logger,
         args,
     )
-    return {"run_seconds": time.perf_counter() - begun, "steps": steps}
+    return {
+        "run_seconds": time.perf_counter() - begun,
+        "agent_seconds": ready[0],  # compiling included
+        "steps": steps,
+        "updates": int(agents[0].n_updates),
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
+    }
 
 
 def accept_old_jit() -> None:
@@ -162,7 +201,7 @@ def accept_old_jit() -> None:
 
     names = ("in_shardings", "out_shardings", "static_argnums", "static_argnames")
     plain = jax.jit
-    jax.jit = lambda fn=None, *args, **kw: plain(fn, **dict(zip(names, args)), **kw)
+    jax.jit = lambda fn=None, *args, **kw: plain(fn, **dict(zip(names, args, strict=False)), **kw)
 
 
 def measure(python: str, checkout: str, *words: str) -> dict[str, object]:
@@ -196,10 +235,7 @@ def main() -> None:
     accept_old_jit()
     with tempfile.TemporaryDirectory() as logdir:
         config = settings(args.checkout, args.size, logdir, args.train_ratio)
-        if args.what == "update":
-            result = update(config, args.updates, args.repeats)
-        else:
-            result = loop(config, args.steps)
+        result = update(config, args.updates, args.repeats) if args.what == "update" else loop(config, args.steps)
         print()
         print(json.dumps({"reference": args.what, "size": args.size, "jax": jax.__version__} | result), flush=True)
         os._exit(0)  # its prefetching threads never end

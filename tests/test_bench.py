@@ -1,0 +1,118 @@
+"""What the benches count: matrix products by hand, against small hand-computed pieces and against the traced update."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "bench"))  # run by hand, so not a package
+
+import flops
+import made_up
+import sizes
+
+from stages.config import PRESETS, EnsembleConfig, ModelConfig, ReplayConfig
+from stages.nets import BlockLinear, Conv, Linear
+
+# Widths large enough for the sampler's products (K - 1 of each class) to stay small beside the layers'.
+MODEL = ModelConfig(deter=64, blocks=4, hidden=32, units=32, stoch=4, classes=4, bins=63)
+
+
+def small(mode: str):
+    """A configuration that traces in a second."""
+    config, hypers = made_up.configuration("micro", mode)
+    replay = ReplayConfig(batch_size=4, batch_length=16, capacity=64)
+    ensemble = EnsembleConfig(members=3)
+    return dataclasses.replace(config, model=MODEL, horizon=10, replay=replay, ensemble=ensemble), hypers
+
+
+def grad_of_sum(layer, x):
+    """Gradients of a layer's summed squared outputs with respect to its weights and its input."""
+    return jax.grad(lambda layer, x: jnp.square(layer(x)).sum(), argnums=(0, 1))(layer, x)
+
+
+def shaped(*shape):
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def test_linear_by_hand():
+    layer = jax.eval_shape(lambda: Linear(3, 5, key=jr.key(0)))
+    forward = 2 * 7 * 3 * 5
+    assert flops.executed(lambda layer, x: layer(x), layer, shaped(7, 3)).products == forward
+    assert flops.executed(grad_of_sum, layer, shaped(7, 3)).products == 3 * forward
+    assert flops.Part("one layer", (3 * 5,), 7, 7).flop == 3 * forward
+    assert flops.Part("first layer", (3 * 5,), 7, 7, into=False).flop == 2 * forward
+
+
+def test_gradient_that_nobody_asks_for_is_not_counted():
+    layer = jax.eval_shape(lambda: Linear(3, 5, key=jr.key(0)))
+    weights_only = lambda layer, x: grad_of_sum(layer, x)[0]
+    assert flops.executed(weights_only, layer, shaped(7, 3)).products == 2 * (2 * 7 * 3 * 5)
+
+
+def test_block_linear_by_hand():
+    layer = jax.eval_shape(lambda: BlockLinear(8, 12, 4, key=jr.key(0)))
+    assert flops.executed(lambda layer, x: layer(x), layer, shaped(7, 4, 2)).products == 2 * 7 * 8 * 12 // 4
+
+
+def test_library_convolution_by_hand():
+    layer = jax.eval_shape(lambda: Conv(3, 5, 3, key=jr.key(0)))
+    found = flops.executed(lambda layer, x: layer._library(x), layer, shaped(2, 6, 4, 3))
+    assert found.products == 2 * (2 * 6 * 4 * 5) * (3 * 3 * 3)
+
+
+def test_scan_counts_its_length_and_cond_its_dearest_branch():
+    weight = shaped(4, 4)
+    looped = lambda w: jax.lax.scan(lambda x, _: (x @ w, None), jnp.ones((2, 4)), length=10)[0]
+    assert flops.executed(looped, weight).products == 10 * (2 * 2 * 4 * 4)
+    either = lambda w: jax.lax.cond(w[0, 0] > 0, lambda w: w @ w, lambda w: w, w)
+    assert flops.executed(either, weight).products == 2 * 4**3
+
+
+def test_results_of_all_else():
+    found = flops.executed(lambda x: jnp.exp(x) + x, shaped(3, 5))
+    assert found == flops.Count(products=0, elements=30)
+
+
+def test_stack_by_hand():
+    assert flops.stack(50, 64, 3) == (50 * 64, 64 * 64, 64 * 64)
+    assert flops.stack(192, 64, 1, 255) == (192 * 64, 64 * 255)
+
+
+@pytest.mark.parametrize("mode", ["task", "explore", "mix"])
+def test_traced_update_executes_what_it_needs_and_little_more(mode):
+    # What is executed beyond need today: the actor twice in dreams, gradients of a dream's last state (zeros), the
+    # reward of its first state, products that draw classes; and when exploring, the ensemble twice on replayed rows.
+    config, hypers = small(mode)
+    hand = flops.needed(config, sizes.OBS, sizes.ACTIONS)
+    found = flops.executed_update(config, hypers, made_up.Vector())
+    assert hand <= found.products <= 1.13 * hand
+
+
+@pytest.mark.parametrize("size, gflop", [("micro", 1.03366656), ("1m", 29.021569024), ("12m", 428.645810176)])
+def test_reference_way_is_what_the_reference_executes(size, gflop):
+    # Its update traced and counted with this counter (reference.py): the same to the last digit.
+    config, _ = made_up.configuration(size, "task")
+    assert flops.needed(config, sizes.OBS, sizes.ACTIONS, reference=True) / 1e9 == pytest.approx(gflop, rel=1e-12)
+
+
+@pytest.mark.parametrize("size", list(sizes.MODELS))
+def test_sizes_are_the_presets(size):
+    model = dataclasses.asdict(PRESETS[size.removesuffix("-long")][0].model)
+    assert sizes.MODELS[size].items() <= model.items()
+    config, _ = made_up.configuration(size, "task")
+    assert (config.replay.batch_size, config.replay.batch_length) == sizes.REPLAYS[size]
+    assert config.horizon == sizes.HORIZONS[size]
+
+
+def test_made_up_environment_keeps_the_rules():
+    env = made_up.Vector()
+    state, step = env.reset(jr.key(0))
+    assert bool(step.is_first) and step.obs.shape == env.obs_space.shape
+    for now in range(1, sizes.EPISODE + 1):
+        state, step = env.step(jr.key(now), state, jnp.int32(0))
+        assert not step.is_first and bool(step.is_last) == (now == sizes.EPISODE)
