@@ -5,7 +5,8 @@ reward-free explorer; R = 2 for the explorer of mode mix). Axes: R rewards, H ho
 Source: DreamerV3, eq. 4-7, and the reference's imag_loss and repl_loss.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -14,7 +15,7 @@ import jax.random as jr
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from envs.environment import ActionSpace
-from stages import maths
+from stages import blocks, maths
 from stages.config import Hypers, ModelConfig
 from stages.decode import TwoHotHead
 from stages.maths import Categorical, ReturnScale, sg
@@ -144,10 +145,23 @@ class Weights(NamedTuple):
     entropy: Float[Array, ""] | float
 
 
+class Dreamt(NamedTuple):
+    """What is kept of the dreams, in blocks of c starts."""
+
+    feat: Float[Array, "blocks H+1 c F"]
+    action: Float[Array, "blocks H+1 c A"]
+    weight: Float[Array, "blocks H+1 c"]
+    reward: Float[Array, "blocks R H+1 c"]
+    value: Float[Array, "blocks R H+1 c"]
+    returns: Float[Array, "blocks R H c"]
+
+
 def behavior_loss(
     behavior: Behavior,
     target: BehaviorTarget,
-    imagined: Imagined,
+    dream: Callable[[Any, Any], Imagined],
+    known: Any,
+    starts: Any,
     replayed: Replayed,
     weights: Weights,
     hypers: Hypers,
@@ -157,51 +171,74 @@ def behavior_loss(
     The actor ascends sum_r scale_r (R_r - v_r) / max(floor_r, S_r) by REINFORCE, plus entropy; each critic matches its
     lambda-returns, and its slow copy, on imagined and on replayed rows.
 
+    Args:
+        dream: (known, one block of starts) -> what is imagined from them. Closes over nothing traced.
+        known: what dreaming reads; gets no gradient.
+        starts: blocks of starts, [blocks, ...] (stages/blocks.py).
+
     Returns:
-        losses: policy [H, n], value [H, n], repval [T-1, B] (the last row has no successor), summed over rewards.
+        losses: policy [] and value [], means over imagined rows, and repval [T-1, B] (the last row has no successor),
+            summed over rewards.
         the new return scales [R]
         metrics
     """
-    imagined = sg(imagined)
-    weight = jnp.cumprod(imagined.cont, 0)
-    # Heads see all H+1 steps, and the last one's outputs are dropped: cutting features would copy them.
-    logits = jax.vmap(lambda critic: critic(imagined.feat))(behavior.critics)  # [R, H+1, n, I]
-    value = sg(jax.vmap(behavior.critics.mean)(logits))
-    slow = _values(target.slow, imagined.feat)
-    never = jnp.zeros(imagined.cont.shape, bool)
-    returns = jax.vmap(lambda r, v: maths.lambda_return(r, v, imagined.cont, never, hypers.lam))(imagined.reward, value)
-    returns = sg(returns)  # [R, H, n]
 
+    def dream_and_value(critics, known, start):
+        slow, hypers, known = known
+        imagined = sg(dream(known, start))
+        weight = jnp.cumprod(imagined.cont, 0)
+        # Heads see all H+1 steps, and the last one's outputs are dropped: cutting features would copy them.
+        logits = jax.vmap(lambda critic: critic(imagined.feat))(critics)  # [R, H+1, c, I]
+        value = sg(jax.vmap(critics.mean)(logits))
+        never = jnp.zeros(weight.shape, bool)
+        back = lambda reward, value: maths.lambda_return(reward, value, imagined.cont, never, hypers.lam)
+        returns = sg(jax.vmap(back)(imagined.reward, value))
+        goals = jnp.concatenate([returns, value[:, -1:]], 1)
+        loss = _critic_loss(critics, logits, goals, _values(slow, imagined.feat), hypers.slow_regularizer)
+        kept = Dreamt(imagined.feat, imagined.action, weight, imagined.reward, value, returns)
+        return (weight * loss)[:-1].sum(), kept
+
+    value_loss, dreamt = blocks.sum_over(dream_and_value, behavior.critics, (target.slow, hypers, known), starts)
+
+    returns = jnp.moveaxis(dreamt.returns, 1, 0)  # [R, blocks, H, c]
     scale = jax.vmap(lambda s, r: maths.update_scale(s, r, hypers.return_rate))(target.scale, returns)
     advantage = jnp.zeros(returns.shape[1:])
     for r, (share, floor, debias) in enumerate(zip(weights.scale, weights.floor, weights.debias, strict=True)):
         divisor = maths.divisor(jax.tree.map(lambda x, r=r: x[r], scale), floor, debias)
-        advantage += share * (returns[r] - value[r, :-1]) / divisor
+        advantage += share * (returns[r] - dreamt.value[:, r, :-1]) / divisor
 
-    dist = behavior.actor(imagined.feat, hypers.unimix)
-    logp, ent = (x[:-1] for x in log_prob_and_entropy(dist, imagined.action))
-    policy = -weight[:-1] * (logp * sg(advantage) + weights.entropy * ent)
-    goals = jnp.concatenate([returns, value[:, -1:]], 1)
-    value_loss = weight[:-1] * _critic_loss(behavior.critics, logits, goals, slow, hypers.slow_regularizer)[:-1]
+    def act_better(actor, known, block):
+        dreamt, advantage = block
+        unimix, bonus = known
+        logp, ent = log_prob_and_entropy(actor(dreamt.feat, unimix), dreamt.action)
+        return -(dreamt.weight * (_padded(advantage) * logp + bonus * ent))[:-1].sum(), ent[:-1].sum()
 
-    repval = _replay_value_loss(behavior, target, replayed, returns[:, 0], hypers)
+    policy, ent = blocks.sum_over(act_better, behavior.actor, (hypers.unimix, weights.entropy), (dreamt, advantage))
+
+    # Blocks hold consecutive starts, and a start is a replayed row: [R, blocks, c] is [R, T, B].
+    boot = returns[:, :, 0].reshape(replayed.reward.shape)
+    repval = _replay_value_loss(behavior, target, replayed, boot, hypers)
     metrics = {
         "adv_mag": jnp.abs(advantage).mean(),
-        "ent": ent.mean(),
+        "ent": ent.sum() / advantage.size,
         "ret": returns[0].mean(),
         "ret_scale": (scale.high - scale.low)[0],
-        "val": value[0].mean(),
-        "rew": imagined.reward[0, 1:].mean(),
-        "weight": weight.mean(),
+        "val": dreamt.value[:, 0].mean(),
+        "rew": dreamt.reward[:, 0, 1:].mean(),
+        "weight": dreamt.weight.mean(),
     }
-    return {"policy": policy, "value": value_loss, "repval": repval}, scale, metrics
+    losses = {"policy": policy / advantage.size, "value": value_loss / advantage.size, "repval": repval}
+    return losses, scale, metrics
 
 
-def _replay_value_loss(behavior, target, replayed: Replayed, imagined_return, hypers: Hypers):
-    """The critics' loss on replayed rows, bootstrapped with the imagined returns that start there [R, T B]."""
+def _padded(x: Float[Array, "H n"]) -> Float[Array, "H+1 n"]:
+    return jnp.concatenate([x, jnp.zeros_like(x[:1])])
+
+
+def _replay_value_loss(behavior, target, replayed: Replayed, boot, hypers: Hypers):
+    """The critics' loss on replayed rows, bootstrapped with the imagined returns that start there [R, T, B]."""
     logits = jax.vmap(lambda critic: critic(replayed.feat))(behavior.critics)
     slow = _values(target.slow, sg(replayed.feat))
-    boot = imagined_return.reshape(replayed.reward.shape)
     live = (1 - replayed.is_terminal.astype(jnp.float32)) * (1 - 1 / hypers.discount_horizon)
     back = lambda reward, boot: maths.lambda_return(reward, boot, live, replayed.is_last, hypers.lam)
     returns = sg(jax.vmap(back)(replayed.reward, boot))

@@ -5,12 +5,12 @@ Source: DreamerV3, "Actor critic learning".
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
-import jax.random as jr
 from jax import lax
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from stages import rssm
 from stages.maths import sg
@@ -21,6 +21,13 @@ Policy = Callable[[Float[Array, "n F"], Float[Array, "n *noise"]], Float[Array, 
 """(feature, noise) -> action vector."""
 
 
+class Noise(NamedTuple):
+    """Uniform numbers for the latents and the policy's own, drawn before the scan."""
+
+    latent: Float[Array, "H n S"]
+    action: Float[Array, "H+1 n *noise"]
+
+
 class Trajectory(eqx.Module):
     """H imagined steps and their start. action[t] was chosen at feat[t]; both carry no gradient."""
 
@@ -29,36 +36,27 @@ class Trajectory(eqx.Module):
 
 
 def imagine(
-    model: WorldModel,
-    policy: Policy,
-    start: Latent,
-    noise: Float[Array, "H+1 n *noise"],
-    ratio: Float[Array, ""] | float,
-    *,
-    key: PRNGKeyArray,
+    model: WorldModel, policy: Policy, start: Latent, noise: Noise, ratio: Float[Array, ""] | float
 ) -> Trajectory:
     """Imagine from each start, which is step 0 of the trajectory.
 
     Args:
-        policy: acts on features; its random numbers come in as `noise`, drawn before the scan.
+        policy: acts on features, with its share of the noise.
         start: [n, ...] latents.
         ratio: unimix of the prior.
-        key: for the latents' own noise.
     """
     model, start = sg(model), sg(start)
     never = jnp.zeros(start.deter.shape[:-1], bool)
-    uniform = jr.uniform(key, (noise.shape[0] - 1, *start.stoch.shape[:-1]))
 
-    def step(latent, inputs):
-        noise_action, noise_latent = inputs
+    def step(latent, noise):
         feat = rssm.feat(latent)
-        action = policy(feat, noise_action)
-        projected = rssm.action_share(model.rssm, action, never)
-        return rssm.prior_step(model.rssm, latent, projected, noise_latent, ratio), (feat, action)
+        action = policy(feat, noise.action)
+        share = rssm.action_share(model.rssm, action, never)
+        return rssm.prior_step(model.rssm, latent, share, noise.latent, ratio), (feat, action)
 
-    last, (feats, actions) = lax.scan(step, start, (noise[:-1], uniform))
+    last, (feats, actions) = lax.scan(step, start, Noise(noise.latent, noise.action[:-1]))
     feat = rssm.feat(last)
-    action = policy(feat, noise[-1])
+    action = policy(feat, noise.action[-1])
     return sg(Trajectory(_append(feats, feat), _append(actions, action)))
 
 

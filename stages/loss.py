@@ -3,22 +3,24 @@
 Axes: T time, B windows, H horizon, n = T B starts, R rewards. This is the file where disagreement becomes a reward.
 """
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from stages import rssm
+from stages import blocks, rssm
 from stages.agent import Agent, Targets
-from stages.behavior import Behavior, Imagined, Replayed, Weights, act, action_noise, behavior_loss
+from stages.behavior import Actor, Imagined, Replayed, Weights, act, action_noise, behavior_loss
 from stages.config import Config, Hypers
 from stages.ensemble import disagreement, ensemble_loss
-from stages.imagine import Trajectory, imagine
+from stages.imagine import Noise, Trajectory, imagine
 from stages.maths import ReturnScale, sg
 from stages.replay import Row
 from stages.rssm import Latent
-from stages.world_model import Observed, action_vector, model_loss, observe
+from stages.world_model import Observed, WorldModel, action_vector, model_loss, observe
 
 
 class Outcome(eqx.Module):
@@ -53,17 +55,18 @@ def agent_loss(
     losses, metrics = model_loss(model, seen, rows.obs, rows.reward, rows.is_terminal, hypers, reward_free)
     feat = rssm.feat(seen.latent)
 
-    behaviors = [agent.tasker] if agent.explorer is None else [agent.tasker, agent.explorer]
-    dreams = _imagine_each(agent, behaviors, seen.latent, config.horizon, hypers, key=key_imagine)
-
-    lost, tasker_scale, told = _tasker_loss(agent, targets, rows, sg(feat) if reward_free else feat, dreams[0], hypers)
+    key_tasker, key_explorer = jr.split(key_imagine)
+    starts = _starts(model, seen.latent, config, key=key_tasker)
+    tasker_feat = sg(feat) if reward_free else feat
+    lost, tasker_scale, told = _tasker_loss(agent, targets, rows, tasker_feat, starts, hypers)
     losses |= lost
     metrics |= told
     explorer_scale = None
     if agent.ensemble is not None:
         target = _ensemble_target(seen, config.ensemble.target)
         losses["ensemble"] = ensemble_loss(agent.ensemble, feat, actions, target, rows.is_first)
-        lost, explorer_scale, told = _explorer_loss(agent, targets, rows, sg(feat), actions, dreams[1], config, hypers)
+        starts = _starts(model, seen.latent, config, key=key_explorer)
+        lost, explorer_scale, told = _explorer_loss(agent, targets, rows, sg(feat), actions, starts, config, hypers)
         losses |= {f"explorer_{name}": loss for name, loss in lost.items()}
         metrics |= {f"explorer_{name}": value for name, value in told.items()}
 
@@ -75,12 +78,17 @@ def agent_loss(
     return total, Outcome(sg(seen.latent), tasker_scale, explorer_scale, metrics)
 
 
-def _tasker_loss(agent: Agent, targets: Targets, rows: Row, feat: Array, dream: Trajectory, hypers: Hypers):
+def _tasker_loss(agent: Agent, targets: Targets, rows: Row, feat: Array, starts: Any, hypers: Hypers):
     """The tasker learns from the reward head in dreams, and from the rewards replayed."""
-    imagined = _imagined(agent, dream, [_predicted_reward(agent, dream)])
+
+    def dream(known, start):
+        agent, hypers = known
+        dreamt = _dream(agent.model, agent.tasker.actor, start, hypers)
+        return _imagined(agent, dreamt, [_predicted_reward(agent, dreamt)])
+
     replayed = Replayed(feat, rows.reward[None], rows.is_last, rows.is_terminal)
     weights = Weights((1.0,), (hypers.return_floor,), (False,), hypers.entropy)
-    return behavior_loss(agent.tasker, targets.tasker, imagined, replayed, weights, hypers)
+    return behavior_loss(agent.tasker, targets.tasker, dream, (sg(agent), hypers), starts, replayed, weights, hypers)
 
 
 def _explorer_loss(
@@ -89,27 +97,36 @@ def _explorer_loss(
     rows: Row,
     feat: Array,
     actions: Array,
-    dream: Trajectory,
+    starts: Any,
     config: Config,
     hypers: Hypers,
 ):
     """The explorer learns from the ensemble's disagreement; in mode mix also from the reward, a critic for each."""
     assert agent.explorer is not None and agent.ensemble is not None and targets.explorer is not None
-    # Disagreement becomes the reward of the untried action: D(s_t, a_t) arrives with s_{t+1}.
-    intrinsic = arrive(disagreement(agent.ensemble, dream.feat, dream.action, config.ensemble.spread))
+
+    def dream(known, start):
+        agent, hypers = known
+        dreamt = _dream(agent.model, agent.explorer.actor, start, hypers)
+        # Disagreement becomes the reward of the untried action: D(s_t, a_t) arrives with s_{t+1}.
+        intrinsic = arrive(disagreement(agent.ensemble, dreamt.feat, dreamt.action, config.ensemble.spread))
+        extrinsic = [_predicted_reward(agent, dreamt)] if config.mode == "mix" else []
+        return _imagined(agent, dreamt, [intrinsic, *extrinsic])
+
     on_rows = arrive(disagreement(agent.ensemble, feat, actions, config.ensemble.spread))
     # What would arrive with a reset was not earned by the action before it.
     on_rows = jnp.where(rows.is_first, 0.0, on_rows)
     if config.mode == "mix":
-        rewards, replayed = [intrinsic, _predicted_reward(agent, dream)], jnp.stack([on_rows, rows.reward])
+        replayed = jnp.stack([on_rows, rows.reward])
         scales, floors = (hypers.intrinsic_scale, hypers.extrinsic_scale), (hypers.intrinsic_floor, hypers.return_floor)
     else:
-        rewards, replayed = [intrinsic], on_rows[None]
+        replayed = on_rows[None]
         scales, floors = (hypers.intrinsic_scale,), (hypers.intrinsic_floor,)
     weights = Weights(scales, floors, (True, False)[: len(scales)], hypers.explorer_entropy)
     replayed = Replayed(feat, replayed, rows.is_last, rows.is_terminal)
-    imagined = _imagined(agent, dream, rewards)
-    losses, scale, metrics = behavior_loss(agent.explorer, targets.explorer, imagined, replayed, weights, hypers)
+    known = (sg(agent), hypers)
+    losses, scale, metrics = behavior_loss(
+        agent.explorer, targets.explorer, dream, known, starts, replayed, weights, hypers
+    )
     return losses, scale, metrics | {"disagreement": on_rows.mean()}
 
 
@@ -126,22 +143,21 @@ def arrive(reward: Float[Array, "T *b"]) -> Float[Array, "T *b"]:
     return jnp.concatenate([jnp.zeros_like(reward[:1]), reward[:-1]])
 
 
-def _imagine_each(
-    agent: Agent, behaviors: list[Behavior], latent: Latent, horizon: int, hypers: Hypers, *, key: PRNGKeyArray
-) -> list[Trajectory]:
-    """Every behaviour's dreams from every replayed state: one scan, the actors vmapped over it."""
+def _starts(model: WorldModel, latent: Latent, config: Config, *, key: PRNGKeyArray) -> tuple[Latent, Noise]:
+    """Every replayed state as a start of dreams, with the dreams' noise: in blocks, [blocks, ...]."""
+    key_latent, key_action = jr.split(key)
     start = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), sg(latent))
-    actors = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(sg(b.actor) for b in behaviors))
+    horizon, rows = config.horizon, start.deter.shape[0]
+    uniform = jr.uniform(key_latent, (horizon, rows, model.rssm.stoch))
+    noise = Noise(uniform, action_noise(model.actions, (horizon + 1, rows), key=key_action))
+    count = blocks.count(rows, config.block)
+    return blocks.split(start, count), blocks.split(noise, count, axis=1)
 
-    def dream(actor, key):
-        key_action, key_latent = jr.split(key)
-        noise = action_noise(actor.actions, (horizon + 1, start.deter.shape[0]), key=key_action)
-        policy = lambda feat, noise: act(actor, feat, noise, hypers.unimix)
-        return imagine(agent.model, policy, start, noise, hypers.unimix, key=key_latent)
 
-    keys = jnp.stack([jr.fold_in(key, i) for i in range(len(behaviors))])
-    dreams = jax.vmap(dream)(actors, keys)
-    return [jax.tree.map(lambda x, i=i: x[i], dreams) for i in range(len(behaviors))]
+def _dream(model: WorldModel, actor: Actor, start: tuple[Latent, Noise], hypers: Hypers) -> Trajectory:
+    """Imagine with this actor from one block of starts."""
+    policy = lambda feat, noise: act(actor, feat, noise, hypers.unimix)
+    return imagine(model, policy, *start, hypers.unimix)
 
 
 def _predicted_reward(agent: Agent, dream: Trajectory) -> Float[Array, "H+1 n"]:

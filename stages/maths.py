@@ -105,9 +105,28 @@ class Categorical(eqx.Module):
     logp: Float[Array, "... K"]
 
 
+@jax.custom_vjp
+def softmax(logits: Float[Array, "... K"]) -> Float[Array, "... K"]:
+    """jax.nn.softmax with its gradient's sum as a product with ones (stages/nets.py: norm_silu says why)."""
+    return jax.nn.softmax(logits)
+
+
+def _softmax(logits):
+    probs = jax.nn.softmax(logits)
+    return probs, probs
+
+
+def _softmax_grad(probs, grad):
+    weighted = probs * grad
+    return (weighted - probs * (weighted @ np.ones(probs.shape[-1], np.float32))[..., None],)
+
+
+softmax.defvjp(_softmax, _softmax_grad)
+
+
 def unimix(logits: Float[Array, "... K"], ratio: Float[Array, ""] | float) -> Categorical:
     """Softmax mixed with `ratio` of the uniform distribution (DreamerV3, Methods), in float32."""
-    probs = jax.nn.softmax(logits.astype(jnp.float32))
+    probs = softmax(logits.astype(jnp.float32))
     probs = (1 - ratio) * probs + ratio / logits.shape[-1]
     return Categorical(probs, jnp.log(probs))
 

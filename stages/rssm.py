@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from stages.config import ModelConfig
 from stages.maths import Categorical, sample_index, straight_through, unimix
-from stages.nets import MLP, BlockGRU, Dense, Linear
+from stages.nets import MLP, BlockGRU, Dense, Linear, product
 
 
 class Latent(eqx.Module):
@@ -63,7 +63,7 @@ def feat(latent: Latent) -> Float[Array, "... F"]:
 def embed_share(rssm: RSSM, embed: Float[Array, "... E"]) -> Float[Array, "... h"]:
     """The embedding's part of the posterior layer's product. It needs no carry, so a scan may compute it beforehand."""
     weight = rssm.post.linear.weight[-embed.shape[-1] :]
-    return embed @ weight.astype(embed.dtype) + rssm.post.linear.bias.astype(embed.dtype)
+    return product(embed, weight.astype(embed.dtype)) + rssm.post.linear.bias.astype(embed.dtype)
 
 
 def action_share(rssm: RSSM, action: Float[Array, "... A"], reset: Bool[Array, "..."]) -> Float[Array, "... D"]:
@@ -88,7 +88,7 @@ def prior_logits(rssm: RSSM, deter: Float[Array, "... D"]) -> Float[Array, "... 
 def posterior_logits(rssm: RSSM, deter: Float[Array, "... D"], share: Float[Array, "... h"]) -> Float[Array, "... S K"]:
     """What the model believes of a step after it saw it. `share` is embed_share's."""
     weight = rssm.post.linear.weight[: deter.shape[-1]].astype(deter.dtype)
-    return _categoricals(rssm, rssm.post_out(rssm.post.activate(deter @ weight + share)))
+    return _categoricals(rssm, rssm.post_out(rssm.post.activate(product(deter, weight) + share)))
 
 
 def _categoricals(rssm: RSSM, logits: Float[Array, "... L"]) -> Float[Array, "... S K"]:

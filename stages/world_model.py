@@ -7,11 +7,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jax import lax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from envs.environment import ActionSpace, ObsSpace
-from stages import rssm
+from stages import recur, rssm
 from stages.config import Config, Hypers
 from stages.decode import ContinueHead, Decoder, TwoHotHead, make_decoder, recon_loss
 from stages.encode import Encoder, embed_size, make_encoder
@@ -87,15 +86,16 @@ def observe(
     """
     embed = model.encoder(obs, model.dtype)
     share = rssm.embed_share(model.rssm, embed)
-    projected = rssm.action_share(model.rssm, action, is_first)
+    moved = rssm.action_share(model.rssm, action, is_first)
     uniform = jr.uniform(key, (*is_first.shape, model.rssm.stoch))
 
-    def step(latent, inputs):
-        action, share, reset, uniform = inputs
-        latent, logits = rssm.posterior_step(model.rssm, latent, action, share, reset, uniform, ratio)
+    def step(params, latent, x, fixed):
+        (action, share), (reset, uniform, ratio) = x, fixed
+        latent, logits = rssm.posterior_step(params, latent, action, share, reset, uniform, ratio)
         return latent, (latent, logits)
 
-    _, (latent, logits) = lax.scan(step, context, (projected, share, is_first, uniform))
+    ratios = jnp.broadcast_to(ratio, (is_first.shape[0], 1, 1, 1))
+    _, (latent, logits) = recur.scan(step, model.rssm, context, (moved, share), (is_first, uniform, ratios))
     prior = rssm.prior_logits(model.rssm, latent.deter)
     return Observed(latent, embed, unimix(logits, ratio), unimix(prior, ratio))
 

@@ -1,0 +1,45 @@
+"""A scan whose weights get their gradient from all steps at once.
+
+Reverse mode through `lax.scan` adds to the gradient of every weight at every step: products of B rows, and a read and
+a write of all weights each time. Here the scan's own reverse pass carries back the states' gradients only; then one
+product over all T * B rows gives the weights'. The same numbers up to rounding, for one more evaluation of the steps.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def scan(step: Callable[[Any, Any, Any, Any], tuple[Any, Any]], params: Any, carry: Any, xs: Any, fixed: Any) -> Any:
+    """`lax.scan` over `carry, y = step(params, carry, x, fixed_x)`: (last carry, ys [T, ...]).
+
+    Gradient reaches params, carry and xs; `fixed` (bools, noise) gets none. `step` takes any leading axes, so that it
+    can be given all steps at once, and must not close over anything traced.
+    """
+
+    def forward(params, carry, xs, fixed):
+        def one(carry, inputs):
+            x, tap, fixed = inputs
+            after, y = step(params, carry, x, fixed)
+            return jax.tree.map(jnp.add, after, tap), (y, carry)
+
+        # What reaches a tap on the way back is the gradient of the state it was added to.
+        steps = jax.tree.leaves(xs)[0].shape[0]
+        taps = jax.tree.map(lambda x: jnp.zeros((steps, *x.shape), x.dtype), carry)
+        run = lambda carry, xs, taps: lax.scan(one, carry, (xs, taps, fixed))
+        (last, (ys, before)), back = jax.vjp(run, carry, xs, taps)
+        return (last, ys), (back, params, before, xs, fixed)
+
+    def backward(saved, grads):
+        back, params, before, xs, fixed = saved
+        grad_last, grad_ys = grads
+        grad_carry, grad_xs, grad_after = back((grad_last, (grad_ys, jax.tree.map(jnp.zeros_like, before))))
+        (grad_params,) = jax.vjp(lambda params: step(params, before, xs, fixed), params)[1]((grad_after, grad_ys))
+        return grad_params, grad_carry, grad_xs, None
+
+    run = jax.custom_vjp(lambda *args: forward(*args)[0])
+    run.defvjp(forward, backward)
+    return run(params, carry, xs, fixed)
