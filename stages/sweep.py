@@ -1,6 +1,7 @@
 """Sweep: seeds side by side. vmap inside, sharded over devices outside; called in chunks with donated state."""
 
 import collections
+import concurrent.futures
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +14,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from envs.environment import Environment
-from stages import train
+from stages import memory, train
+from stages.agent import parameter_counts
 from stages.collect import Episodes
 from stages.config import Config, Hypers
 from stages.evaluate import evaluate
@@ -73,24 +75,54 @@ class Sweep:
             self.traces["evaluate"] += 1
             return evaluate(env, agent, config, hypers, key=key)
 
-        self._init = jax.jit(wrap(init, 1, False), compiler_options=_in_a_hurry(mesh))
-        self._prefill = jax.jit(wrap(prefill, 1, True), donate_argnums=0)
-        self._evaluate = jax.jit(wrap(score, 2, False))
+        self._stages = {
+            "init": jax.jit(wrap(init, 1, False), compiler_options=_in_a_hurry(mesh)),
+            "prefill": jax.jit(wrap(prefill, 1, True), donate_argnums=0),
+            "evaluate": jax.jit(wrap(score, 2, False)),
+        }
         self._advance = lambda n: jax.jit(wrap(functools.partial(advance, n), 1, True), donate_argnums=0)
-        self._compiled: dict[int, Any] = {}
+        self._compiled: dict[Any, Any] = {}
 
-    def init(self, seeds: Sequence[int]) -> TrainState:
-        """States of all seeds; all of a seed's randomness comes from its number."""
-        return self._init(self._keys(seeds))
+    def shapes(self, seeds: int) -> tuple[TrainState, Clock]:
+        """The state of so many seeds after `prefill`, and the clock, as shapes: nothing is computed or allocated."""
+        state = self._placed(self._stages["init"].trace(self._key_shapes(seeds)).out_info, P("seeds"))
+        return state, self._placed(jax.eval_shape(Clock.zero), P())
 
-    def prefill(self, state: TrainState) -> tuple[TrainState, Clock, Episodes]:
-        """Collect what the first batch needs. Consumes `state`."""
-        return self._prefill(state, Clock.zero())
+    def parameters(self) -> dict[str, int]:
+        """Parameters of a seed, by part; nothing is computed."""
+        state, _ = self.shapes(self.mesh.size)
+        return parameter_counts(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state.agent))
+
+    def prepare(self, state: TrainState, clock: Clock, iterations: int, begins: bool = True) -> float:
+        """Compile all stages from shapes alone: bytes of memory that a device needs at the most demanding moment.
+
+        A phase that goes on with another's state (`begins` False) neither inits nor prefills.
+        """
+        keys = self._key_shapes(state.key.shape[0])
+        jobs = {"advance": self._advance(iterations).lower(state, clock)}  # first, since it takes longest to compile
+        jobs["evaluate"] = self._stages["evaluate"].lower(state.agent, keys)
+        if begins:
+            jobs["init"] = self._stages["init"].lower(keys)
+            jobs["prefill"] = self._stages["prefill"].lower(state, clock)
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            done = dict(zip(jobs, pool.map(lambda job: job.compile(), jobs.values()), strict=True))
+        self._compiled |= {iterations if name == "advance" else name: program for name, program in done.items()}
+        needs = {name: memory.need(program) for name, program in done.items()}
+        held = needs["advance"].held  # the whole state; `init` makes it, the others find it there
+        return max(need.more + (0 if name == "init" else held) for name, need in needs.items())
 
     def compile(self, state: TrainState, clock: Clock, iterations: int) -> Any:
         """Compile `advance` for chunks of `iterations` iterations; returns the compiled program."""
         self._compiled[iterations] = self._advance(iterations).lower(state, clock).compile()
         return self._compiled[iterations]
+
+    def init(self, seeds: Sequence[int]) -> TrainState:
+        """States of all seeds; all of a seed's randomness comes from its number."""
+        return self._run("init", self._keys(seeds))
+
+    def prefill(self, state: TrainState) -> tuple[TrainState, Clock, Episodes]:
+        """Collect what the first batch needs. Consumes `state`."""
+        return self._run("prefill", state, Clock.zero())
 
     def advance(self, state: TrainState, clock: Clock, iterations: int) -> tuple[TrainState, Clock, Progress]:
         """One chunk. Consumes `state`."""
@@ -100,7 +132,19 @@ class Sweep:
 
     def evaluate(self, state: TrainState, seeds: Sequence[int], point: int) -> tuple[Any, Any]:
         """Scores and lengths [seeds, E] of evaluation episodes. `point` numbers the evaluation."""
-        return self._evaluate(state.agent, self._keys(seeds, point + 1))
+        return self._run("evaluate", state.agent, self._keys(seeds, point + 1))
+
+    def _run(self, stage: str, *args: Any) -> Any:
+        """A stage as `prepare` compiled it, or compiled now."""
+        return self._compiled.get(stage, self._stages[stage])(*args)
+
+    def _placed(self, shapes: Any, spec: P) -> Any:
+        """Shapes with their place on the devices, so that what is compiled for them takes what the stages give."""
+        sharding = NamedSharding(self.mesh, spec)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+
+    def _key_shapes(self, seeds: int) -> Any:
+        return self._placed(jax.eval_shape(lambda: jr.split(jr.key(0), seeds)), P("seeds"))
 
     def _keys(self, seeds: Sequence[int], point: int = 0):
         """One key a seed: point 0 is training's, the others belong to evaluations."""

@@ -95,6 +95,11 @@ def test_every_registered_id_is_tried_or_explained():
         (["--seed-start", "-1"], ["--seed-start"]),
         (["--log-points", "0"], ["--log-points"]),
         (["--devices", "99"], ["--devices 99"]),
+        (["--parallel", "0"], ["--parallel"]),
+        (["--memory", "-1"], ["--memory"]),
+        (["--memory", "1e-6"], ["not even one seed fits", "1,000", "--replay.capacity", "--preset"]),
+        (["--memory", "1e-4", "--parallel", "2"], ["--parallel 2", "auto"]),
+        (["--coordinator", "somewhere", "--processes", "2", "--process", "0"], ["HOST:PORT"]),
         (["--steps", "0"], ["--steps"]),
         (["--hypers.lr", "-1"], ["--hypers.lr"]),
         (["--hypers.lr", "nan"], ["--hypers.lr"]),
@@ -156,12 +161,3 @@ def test_help_gives_every_setting_its_words(capsys):
     assert stopped.value.code == 0
     for word in ("--seeds", "--model.deter", "--hypers.intrinsic-floor", "--replay.online", "400m", "--env.NAME"):
         assert word in said
-
-
-def test_chunks_are_equal_and_cover_the_steps():
-    config = run.parse(["--preset", "micro", "--steps", "2000"]).config
-    for todo in (1, 7, 100, 1983):
-        for points in (1, 3, 20):
-            iterations, chunks = run.plan(config, todo, points)
-            steps = iterations * chunks * config.schedule[0]
-            assert todo <= steps < todo + config.schedule[0] * (1 + chunks) and chunks <= points
