@@ -1,6 +1,6 @@
 """Train a sweep of DreamerV3 agents, with Plan2Explore if asked: `python run.py --seeds 32`.
 
-Arguments -> Config, Hypers -> sweep -> files in the run's folder. `--help` lists every setting with its default and
+Arguments -> Config, Hypers -> rounds of a sweep -> files in the run's folder. `--help` lists every setting with its default and
 source; `--preset` chooses sizes; `--env.NAME VALUE` sets a constructor argument or parameter of the environment.
 """
 

@@ -81,4 +81,5 @@ def _left(group: Path, limit: str, usage: str, cache: str) -> float:
 
 def words(size: float) -> str:
     """Bytes, for people."""
-    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
+    unit, name = next(((u, n) for u, n in ((1e9, "GB"), (1e6, "MB")) if size >= u), (1e3, "kB"))
+    return f"{size / unit:,.1f} {name}"

@@ -205,7 +205,7 @@ def settle(
         fitted = Fit(agreed, built, prepare(built, agreed, math.inf), fitted.all_need)
     rounds = deal(seeds, agreed, processes)
     line = _announce(fitted, rounds, processes, there, tight=fitted.need > usable())
-    return Settled(fitted.phases, rounds, fitted.phases[0].sweep.parameters(), line)
+    return Settled(fitted.phases, rounds, fitted.phases[0].sweep.parameters(agreed), line)
 
 
 def _announce(fitted: Fit, rounds: list[Round], processes: Processes, there: str, tight: bool) -> str:

@@ -88,9 +88,9 @@ class Sweep:
         state = self._placed(self._stages["init"].trace(self._key_shapes(seeds)).out_info, P("seeds"))
         return state, self._placed(jax.eval_shape(Clock.zero), P())
 
-    def parameters(self) -> dict[str, int]:
-        """Parameters of a seed, by part; nothing is computed."""
-        state, _ = self.shapes(self.mesh.size)
+    def parameters(self, seeds: int) -> dict[str, int]:
+        """Parameters of one of so many seeds, by part; nothing is computed."""
+        state, _ = self.shapes(seeds)
         return parameter_counts(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state.agent))
 
     def prepare(self, state: TrainState, clock: Clock, iterations: int, begins: bool = True) -> float:

@@ -96,6 +96,8 @@ def test_the_compilers_account():
     assert memory.need(Silent()) == (0, 0)
 
 
-@pytest.mark.parametrize(("size", "says"), [(9.14e9, "9.1 GB"), (1.2e12, "1,200.0 GB"), (48.9e6, "48.9 MB")])
+@pytest.mark.parametrize(
+    ("size", "says"), [(9.14e9, "9.1 GB"), (1.2e12, "1,200.0 GB"), (48.9e6, "48.9 MB"), (0, "0.0 kB")]
+)
 def test_words(size, says):
     assert memory.words(size) == says

@@ -27,7 +27,7 @@ class Pretended:
         self.compiled.append(self.width)
         return (HELD + MORE) * self.width / self.mesh.size
 
-    def parameters(self):
+    def parameters(self, seeds):
         return {"actor": 1}
 
 
@@ -113,13 +113,13 @@ def settled(seeds, allowed, parallel="auto"):
 def test_a_sweep_too_big_says_so():
     result, _ = settled(110, 90_000)
     assert len(result.rounds) == 2
-    assert result.line == "2 rounds of 56: 110 seeds need 0.2 MB, 0.1 MB are allowed"
+    assert result.line == "2 rounds of 56: 110 seeds need 165.0 kB, 90.0 kB are allowed"
 
 
 def test_a_sweep_that_fits_says_so():
     result, _ = settled(7, 10**9)
     assert [each.told for each in result.rounds] == [list(range(7))] and result.rounds[0].mine == [*range(7), 6]
-    assert result.line == "seeds side by side: 7; they need 0.0 MB, 1.0 GB are allowed"
+    assert result.line == "seeds side by side: 7; they need 12.0 kB, 1.0 GB are allowed"
     result, _ = settled(7, 0)
     assert result.line.endswith("GB are free")
 
@@ -142,9 +142,9 @@ def test_accelerators_need_a_seed_on_each():
     class Device:
         platform = "gpu"
 
-    build, compiled = pretend()
-    with pytest.raises(ConfigError, match=r"needs 0.0 MB, and 0.0 MB are allowed on each device"):
-        settle(list(range(8)), [Device()] * 4, Processes(), build, allowed=1499)
+    build, _ = pretend()
+    with pytest.raises(ConfigError, match=r"needs 6.0 kB, and 5.9 kB are allowed on each device"):
+        settle(list(range(8)), [Device()] * 4, Processes(), build, allowed=5900)
 
 
 class Crowd(Processes):
@@ -186,6 +186,7 @@ def test_need_is_at_least_the_state(env, config, hypers):
     built = phases_of(env, config, hypers, jax.devices(), 8, 2)
     need = prepare(built, 8, float("inf"))
     sweep, iterations, _ = built[0]
+    assert sum(sweep.parameters(8).values()) > 1000
     state, clock, _ = sweep.prefill(sweep.init(range(8)))
     held = sum(x.nbytes for x in jax.tree.leaves(state) if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key))
     assert held < need < 100 * held

@@ -97,8 +97,6 @@ def test_every_registered_id_is_tried_or_explained():
         (["--devices", "99"], ["--devices 99"]),
         (["--parallel", "0"], ["--parallel"]),
         (["--memory", "-1"], ["--memory"]),
-        (["--memory", "1e-6"], ["not even one seed fits", "1,000", "--replay.capacity", "--preset"]),
-        (["--memory", "1e-4", "--parallel", "2"], ["--parallel 2", "auto"]),
         (["--coordinator", "somewhere", "--processes", "2", "--process", "0"], ["HOST:PORT"]),
         (["--steps", "0"], ["--steps"]),
         (["--hypers.lr", "-1"], ["--hypers.lr"]),

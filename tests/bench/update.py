@@ -26,6 +26,7 @@ def measure(preset: str, mode: str, env: str, seeds: int, updates: int, repeats:
     begun = time.perf_counter()
     run.start_jax(cache=False)
     from envs import make
+    from stages import record
     from stages.config import preset as preset_of
     from stages.sweep import Sweep, mesh_for
 
@@ -54,10 +55,10 @@ def measure(preset: str, mode: str, env: str, seeds: int, updates: int, repeats:
         "all_seconds": times[1:],
         "start_seconds": started - begun,
         "compile_seconds": compile_seconds,
-        "peak_memory_mb": run.peak_memory_mb(),
+        "peak_memory_mb": record.peak_memory_mb(),
         "state_mb": memory.argument_size_in_bytes * sweep.mesh.size / 1e6,
         "temporary_mb": memory.temp_size_in_bytes * sweep.mesh.size / 1e6,
-        "versions": run.versions(),
+        "versions": record.versions(),
     }
 
 
