@@ -1,7 +1,8 @@
 """Train a sweep of DreamerV3 agents, with Plan2Explore if asked: `python run.py --seeds 32`.
 
-Arguments -> Config, Hypers -> rounds of a sweep -> files in the run's folder. `--help` lists every setting with its default and
-source; `--preset` chooses sizes; `--env.NAME VALUE` sets a constructor argument or parameter of the environment.
+Arguments -> Config, Hypers -> rounds of a sweep -> files in the run's folder. `--help` lists every setting with its
+default and source; `--preset` chooses sizes; `--env.NAME VALUE` sets a constructor argument or parameter of the
+environment.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ class Arguments:
     """DreamerV3 with Plan2Explore, many seeds in one compiled program."""
 
     seeds: int = 4
-    """Agents trained side by side."""
+    """Agents to train."""
     seed_start: int = 0
     """Number of the first seed."""
     preset: str = "tiny"
@@ -34,9 +35,10 @@ class Arguments:
     devices: int = 0
     """Devices to share the seeds out over; 0 takes all (on a CPU: one virtual device for each core)."""
     parallel: Literal["auto"] | int = "auto"
-    """Seeds trained side by side, the others in further rounds; auto: as many as fit into memory."""
+    """Seeds trained side by side (of all processes together), the others in further rounds; auto: as many as fit."""
     memory: float = 0.0
-    """GB that the agents of a process may take (on accelerators: of each device); 0: 80 % of what is free."""
+    """GB that a process's agents may take by the compiler's account (on accelerators: of each device); 0: 80 % of what
+    is free."""
     distributed: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Share the seeds out over all processes of a cluster, which all start this same command (Slurm, Open MPI,
     Kubernetes and TPU pods are detected); the first one tells."""
@@ -48,6 +50,11 @@ class Arguments:
     """Which of them this one is, from 0."""
     config: Annotated[Config, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff] = field(default_factory=Config)
     hypers: Hypers = field(default_factory=Hypers)
+
+    @property
+    def several(self) -> bool:
+        """Whether the run has further processes."""
+        return self.distributed or bool(self.coordinator) or self.processes != 0 or self.process != -1
 
     @property
     def title(self) -> str:
@@ -164,10 +171,8 @@ def main(argv: list[str]) -> int:
     started = time.time()
     try:
         arguments = parse(argv)
-        several = arguments.distributed or arguments.coordinator
-        with (
-            join(arguments.coordinator, arguments.processes, arguments.process) if several else Processes() as processes
-        ):
+        place = (arguments.coordinator, arguments.processes, arguments.process)
+        with join(*place) if arguments.several else Processes() as processes:
             _check_machines(arguments, processes)
             env = make(arguments.config.env, dict(arguments.config.env_args))
             name = f"{arguments.config.env}-{arguments.config.mode}-{time.strftime('%Y%m%d-%H%M%S')}"

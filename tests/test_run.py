@@ -152,10 +152,27 @@ def test_preset_sets_defaults_that_flags_override():
     assert arguments.config.steps == 100_000
 
 
+def test_where_and_how_wide_it_runs():
+    plain = run.parse([])
+    assert (plain.parallel, plain.memory, plain.several) == ("auto", 0.0, False)
+    assert run.parse(["--parallel", "2e1", "--replay.online", "False"]).parallel == 20
+    for words in (["--distributed"], ["--coordinator", "host:1"], ["--processes", "2"], ["--process", "0"]):
+        assert run.parse(words).several
+
+
 def test_help_gives_every_setting_its_words(capsys):
     with pytest.raises(SystemExit) as stopped:
         run.parse(["--help"])
     said = capsys.readouterr().out
     assert stopped.value.code == 0
-    for word in ("--seeds", "--model.deter", "--hypers.intrinsic-floor", "--replay.online", "400m", "--env.NAME"):
+    for word in (
+        "--seeds",
+        "--model.deter",
+        "--hypers.intrinsic-floor",
+        "--replay.online",
+        "400m",
+        "--env.NAME",
+        "--parallel",
+        "--distributed",
+    ):
         assert word in said
