@@ -6,6 +6,7 @@ environment.
 """
 
 import dataclasses
+import itertools
 import os
 import re
 import sys
@@ -115,7 +116,7 @@ def _take_env_args(argv: list[str]) -> tuple[list[str], tuple[tuple[str, str], .
 
 def _peek(argv: list[str], flag: str, default: str) -> str:
     """A flag's value before the parser sees it: the preset decides the others' defaults."""
-    for here, following in zip(argv, [*argv[1:], default], strict=True):
+    for here, following in itertools.pairwise([*argv, default]):
         if here == flag:
             return following
         if here.startswith(flag + "="):
