@@ -12,12 +12,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
-CACHED = 128
+CACHED = 64
 """Starts of a block on a CPU, measured: see docs/speed.md."""
 
 
 def count(rows: int, size: int) -> int:
-    """The fewest equal blocks of at most `size` of `rows` rows; 0 takes what suits the machine: 128 on a CPU, and on
+    """The fewest equal blocks of at most `size` of `rows` rows; 0 takes what suits the machine: 64 on a CPU, and on
     an accelerator all rows at once."""
     size = size or (CACHED if jax.default_backend() == "cpu" else rows)
     return next(n for n in range(1, rows + 1) if rows % n == 0 and rows // n <= max(1, size))

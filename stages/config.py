@@ -159,7 +159,9 @@ class Config:
     horizon: int = 15
     """Imagined steps, H."""
     block: int = 0
-    """Starts imagined at once. It changes no number, only the speed; 0 takes 128 on a CPU and all on accelerators."""
+    """Starts imagined at once. It changes no number, only the speed; 0 takes 64 on a CPU and all on accelerators."""
+    lane: int = 0
+    """Seeds that a device computes at once. Only for speed; 0 takes what suits the machine: 1 on a core, else all."""
     eval_episodes: int = 16
     """Episodes of a seed's final evaluation, with the tasker."""
     eval_steps: int = 0
@@ -236,7 +238,7 @@ _POSITIVE = {
     "ensemble": ("members", "layers"),
     "replay": ("batch_size", "batch_length", "capacity", "train_ratio"),
 }
-_NON_NEGATIVE = {"": ("adapt_steps", "block", "eval_steps"), "ensemble": ("units",), "replay": ("prefill",)}
+_NON_NEGATIVE = {"": ("adapt_steps", "block", "lane", "eval_steps"), "ensemble": ("units",), "replay": ("prefill",)}
 _POSITIVE_HYPERS = ("lr", "agc", "discount_horizon", "return_floor", "intrinsic_floor")
 _UNIT_HYPERS = ("unimix", "lam", "slow_rate", "return_rate")
 

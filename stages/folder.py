@@ -26,6 +26,7 @@ class RunFolder:
     """
 
     path: Path
+    made: tuple[Path, ...] = ()  # the folders that `create` made for it, parents first
 
     CONFIG = "config.json"
     METRICS = "metrics.jsonl"
@@ -49,13 +50,17 @@ class RunFolder:
             _refuse_a_run(folder, (cls.CONFIG, cls.METRICS, cls.SUMMARY))
             _probe(folder)
         except BaseException as error:
-            for each in reversed(made):
-                with contextlib.suppress(OSError):
-                    each.rmdir()
+            cls(folder, tuple(made)).discard()
             if isinstance(error, RunFolderError) or not isinstance(error, (OSError, ValueError)):
                 raise
             raise _explained(folder, error) from error
-        return cls(folder)
+        return cls(folder, tuple(made))
+
+    def discard(self) -> None:
+        """Remove the folders that `create` made, but for those that hold something by now."""
+        for each in reversed(self.made):
+            with contextlib.suppress(OSError):
+                each.rmdir()
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write `config.json`, whole or not at all. Raises RunFolderError if the disk refuses."""

@@ -1,6 +1,7 @@
 """Sweep: seeds side by side. vmap inside, sharded over devices outside; called in chunks with donated state."""
 
 import collections
+import concurrent.futures
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,16 +10,21 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from envs.environment import Environment
-from stages import train
+from stages import memory, train
+from stages.agent import parameter_counts
 from stages.collect import Episodes
 from stages.config import Config, Hypers
 from stages.evaluate import evaluate
 from stages.replay import Clock
 from stages.train import Progress, TrainState
+
+CACHED = 1
+"""Seeds that a CPU's core computes at once, measured: see docs/speed.md."""
 
 
 def mesh_for(seeds: int, devices: Sequence[Any] | None = None) -> Mesh:
@@ -28,17 +34,48 @@ def mesh_for(seeds: int, devices: Sequence[Any] | None = None) -> Mesh:
     return Mesh(np.array(devices[:count]), ("seeds",))
 
 
-def over_seeds(mesh: Mesh, fn: Callable, seed_args: int, clock: bool) -> Callable:
+def over_seeds(mesh: Mesh, fn: Callable, seed_args: int, clock: bool, lane: int = 0) -> Callable:
     """`fn` of one seed -> of a sweep: leading arguments carry a seed axis, and so do results.
 
-    With `clock`, the last argument and the second result are the Clock, the same for all seeds, never batched.
+    With `clock`, the last argument and the second result are the Clock, the same for all seeds, never batched. With
+    `lane`, a device computes at most so many seeds at once (in_lanes).
     """
     axes = (0,) * seed_args + ((None,) if clock else ())
     out_axes: Any = (0, None, 0) if clock else 0
     specs = tuple(P("seeds") if a == 0 else P() for a in axes)
     out_specs: Any = (P("seeds"), P(), P("seeds")) if clock else P("seeds")
     batched = jax.vmap(fn, in_axes=axes, out_axes=out_axes)
+    batched = in_lanes(batched, lane) if lane else batched
     return jax.shard_map(batched, mesh=mesh, in_specs=specs, out_specs=out_specs, check_vma=False)
+
+
+def in_lanes(fn: Callable, lane: int) -> Callable:
+    """`fn(state, clock) -> (state, clock, told)` over seeds [S, ...] -> the same, `lane` seeds after another.
+
+    Each lane runs to the end before the next begins, so that a processor's cache holds all that it works on; its
+    state is read from, and written back to, its place among all seeds'.
+    """
+
+    def run(state, clock):
+        seeds = jax.tree.leaves(state)[0].shape[0]
+        width = max(w for w in range(1, min(lane, seeds) + 1) if seeds % w == 0)
+
+        def one(carry, start):
+            state, _ = carry
+            part = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, width), state)
+            part, after, told = fn(part, clock)
+            write = lambda x, part: lax.dynamic_update_slice_in_dim(x, part, start, 0)
+            return (jax.tree.map(write, state, part), after), told
+
+        (state, after), told = lax.scan(one, (state, clock), jnp.arange(0, seeds, width))
+        return state, after, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), told)
+
+    return run
+
+
+def lane_of(config: Config, mesh: Mesh) -> int:
+    """Seeds that a device computes at once; 0 is all."""
+    return config.lane or (CACHED if mesh.devices.flat[0].platform == "cpu" else 0)
 
 
 def _in_a_hurry(mesh: Mesh) -> dict[str, Any] | None:
@@ -73,24 +110,55 @@ class Sweep:
             self.traces["evaluate"] += 1
             return evaluate(env, agent, config, hypers, key=key)
 
-        self._init = jax.jit(wrap(init, 1, False), compiler_options=_in_a_hurry(mesh))
-        self._prefill = jax.jit(wrap(prefill, 1, True), donate_argnums=0)
-        self._evaluate = jax.jit(wrap(score, 2, False))
-        self._advance = lambda n: jax.jit(wrap(functools.partial(advance, n), 1, True), donate_argnums=0)
-        self._compiled: dict[int, Any] = {}
+        self._stages = {
+            "init": jax.jit(wrap(init, 1, False), compiler_options=_in_a_hurry(mesh)),
+            "prefill": jax.jit(wrap(prefill, 1, True), donate_argnums=0),
+            "evaluate": jax.jit(wrap(score, 2, False)),
+        }
+        lane = lane_of(config, mesh)
+        self._advance = lambda n: jax.jit(wrap(functools.partial(advance, n), 1, True, lane), donate_argnums=0)
+        self._compiled: dict[Any, Any] = {}
 
-    def init(self, seeds: Sequence[int]) -> TrainState:
-        """States of all seeds; all of a seed's randomness comes from its number."""
-        return self._init(self._keys(seeds))
+    def shapes(self, seeds: int) -> tuple[TrainState, Clock]:
+        """The state of so many seeds after `prefill`, and the clock, as shapes: nothing is computed or allocated."""
+        state = self._placed(self._stages["init"].trace(self._key_shapes(seeds)).out_info, P("seeds"))
+        return state, self._placed(jax.eval_shape(Clock.zero), P())
 
-    def prefill(self, state: TrainState) -> tuple[TrainState, Clock, Episodes]:
-        """Collect what the first batch needs. Consumes `state`."""
-        return self._prefill(state, Clock.zero())
+    def parameters(self, seeds: int) -> dict[str, int]:
+        """Parameters of one of so many seeds, by part; nothing is computed."""
+        state, _ = self.shapes(seeds)
+        return parameter_counts(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state.agent))
+
+    def prepare(self, state: TrainState, clock: Clock, iterations: int, begins: bool = True) -> float:
+        """Compile all stages from shapes alone: bytes of memory that a device needs at the most demanding moment.
+
+        A phase that goes on with another's state (`begins` False) neither inits nor prefills.
+        """
+        keys = self._key_shapes(state.key.shape[0])
+        jobs = {"advance": self._advance(iterations).lower(state, clock)}  # first, since it takes longest to compile
+        jobs["evaluate"] = self._stages["evaluate"].lower(state.agent, keys)
+        if begins:
+            jobs["init"] = self._stages["init"].lower(keys)
+            jobs["prefill"] = self._stages["prefill"].lower(state, clock)
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            done = dict(zip(jobs, pool.map(lambda job: job.compile(), jobs.values()), strict=True))
+        self._compiled |= {iterations if name == "advance" else name: program for name, program in done.items()}
+        needs = {name: memory.need(program) for name, program in done.items()}
+        held = needs["advance"].held  # the whole state; `init` makes it, the others find it there
+        return max(need.more + (0 if name == "init" else held) for name, need in needs.items())
 
     def compile(self, state: TrainState, clock: Clock, iterations: int) -> Any:
         """Compile `advance` for chunks of `iterations` iterations; returns the compiled program."""
         self._compiled[iterations] = self._advance(iterations).lower(state, clock).compile()
         return self._compiled[iterations]
+
+    def init(self, seeds: Sequence[int]) -> TrainState:
+        """States of all seeds; all of a seed's randomness comes from its number."""
+        return self._run("init", self._keys(seeds))
+
+    def prefill(self, state: TrainState) -> tuple[TrainState, Clock, Episodes]:
+        """Collect what the first batch needs. Consumes `state`."""
+        return self._run("prefill", state, Clock.zero())
 
     def advance(self, state: TrainState, clock: Clock, iterations: int) -> tuple[TrainState, Clock, Progress]:
         """One chunk. Consumes `state`."""
@@ -100,7 +168,19 @@ class Sweep:
 
     def evaluate(self, state: TrainState, seeds: Sequence[int], point: int) -> tuple[Any, Any]:
         """Scores and lengths [seeds, E] of evaluation episodes. `point` numbers the evaluation."""
-        return self._evaluate(state.agent, self._keys(seeds, point + 1))
+        return self._run("evaluate", state.agent, self._keys(seeds, point + 1))
+
+    def _run(self, stage: str, *args: Any) -> Any:
+        """A stage as `prepare` compiled it, or compiled now."""
+        return self._compiled.get(stage, self._stages[stage])(*args)
+
+    def _placed(self, shapes: Any, spec: P) -> Any:
+        """Shapes with their place on the devices, so that what is compiled for them takes what the stages give."""
+        sharding = NamedSharding(self.mesh, spec)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+
+    def _key_shapes(self, seeds: int) -> Any:
+        return self._placed(jax.eval_shape(lambda: jr.split(jr.key(0), seeds)), P("seeds"))
 
     def _keys(self, seeds: Sequence[int], point: int = 0):
         """One key a seed: point 0 is training's, the others belong to evaluations."""

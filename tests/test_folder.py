@@ -59,6 +59,17 @@ def test_create_expands_the_home_folder(tmp_path, monkeypatch):
     assert RunFolder.create("~/run").path == tmp_path / "run"
 
 
+def test_discard_removes_what_create_made_unless_it_holds_something(tmp_path):
+    (tmp_path / "mine").mkdir()
+    RunFolder.create(tmp_path / "mine").discard()
+    RunFolder.create(tmp_path / "mine" / "a" / "b").discard()
+    assert names(tmp_path) == ["mine"] and names(tmp_path / "mine") == []
+    folder = RunFolder.create(tmp_path / "mine" / "a" / "b")
+    folder.write_config({})
+    folder.discard()
+    assert names(folder.path) == ["config.json"]
+
+
 @pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "summary.json"])
 def test_create_refuses_a_run(tmp_path, name):
     (tmp_path / name).write_text("{}")

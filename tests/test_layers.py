@@ -7,8 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"config", "maths"},
-    {"nets", "replay"},
+    {"config", "maths", "memory", "blocks", "recur"},
+    {"nets", "replay", "processes"},
     {"encode", "decode", "rssm", "ensemble"},
     {"world_model", "imagine"},
     {"behavior"},
@@ -16,6 +16,8 @@ LAYERS = [
     {"loss", "collect", "evaluate"},
     {"train"},
     {"sweep", "report", "folder"},
+    {"rounds"},
+    {"record"},
 ]
 # Within a layer, these lean on a neighbour that leans on nobody there.
 NEIGHBOURS = {("decode", "encode"), ("imagine", "world_model"), ("evaluate", "collect"), ("report", "folder")}

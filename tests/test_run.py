@@ -95,6 +95,9 @@ def test_every_registered_id_is_tried_or_explained():
         (["--seed-start", "-1"], ["--seed-start"]),
         (["--log-points", "0"], ["--log-points"]),
         (["--devices", "99"], ["--devices 99"]),
+        (["--parallel", "0"], ["--parallel"]),
+        (["--memory", "-1"], ["--memory"]),
+        (["--coordinator", "somewhere", "--processes", "2", "--process", "0"], ["HOST:PORT"]),
         (["--steps", "0"], ["--steps"]),
         (["--hypers.lr", "-1"], ["--hypers.lr"]),
         (["--hypers.lr", "nan"], ["--hypers.lr"]),
@@ -149,19 +152,27 @@ def test_preset_sets_defaults_that_flags_override():
     assert arguments.config.steps == 100_000
 
 
+def test_where_and_how_wide_it_runs():
+    plain = run.parse([])
+    assert (plain.parallel, plain.memory, plain.several) == ("auto", 0.0, False)
+    assert run.parse(["--parallel", "2e1", "--replay.online", "False"]).parallel == 20
+    for words in (["--distributed"], ["--coordinator", "host:1"], ["--processes", "2"], ["--process", "0"]):
+        assert run.parse(words).several
+
+
 def test_help_gives_every_setting_its_words(capsys):
     with pytest.raises(SystemExit) as stopped:
         run.parse(["--help"])
     said = capsys.readouterr().out
     assert stopped.value.code == 0
-    for word in ("--seeds", "--model.deter", "--hypers.intrinsic-floor", "--replay.online", "400m", "--env.NAME"):
+    for word in (
+        "--seeds",
+        "--model.deter",
+        "--hypers.intrinsic-floor",
+        "--replay.online",
+        "400m",
+        "--env.NAME",
+        "--parallel",
+        "--distributed",
+    ):
         assert word in said
-
-
-def test_chunks_are_equal_and_cover_the_steps():
-    config = run.parse(["--preset", "micro", "--steps", "2000"]).config
-    for todo in (1, 7, 100, 1983):
-        for points in (1, 3, 20):
-            iterations, chunks = run.plan(config, todo, points)
-            steps = iterations * chunks * config.schedule[0]
-            assert todo <= steps < todo + config.schedule[0] * (1 + chunks) and chunks <= points

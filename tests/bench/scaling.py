@@ -26,8 +26,8 @@ import update
 from common import Result
 
 import run
-from stages import train
-from stages.sweep import mesh_for, over_seeds
+from stages import record, train
+from stages.sweep import lane_of, mesh_for, over_seeds
 
 AXES = ("envs", "batch-size", "batch-length", "horizon", "capacity", "size")
 
@@ -49,7 +49,11 @@ def collect(point: Result, steps: int = 50) -> Result:
     state, clock = update.made_up_state(config, hypers, mesh, seeds)
     env = made_up.Vector()
     stepped = lambda state, clock: train.collect_steps(env, config, hypers, state, clock, steps)
-    compiled = jax.jit(over_seeds(mesh, stepped, 1, True), donate_argnums=0).lower(state, clock).compile()
+    compiled = (
+        jax.jit(over_seeds(mesh, stepped, 1, True, lane_of(config, mesh)), donate_argnums=0)
+        .lower(state, clock)
+        .compile()
+    )
 
     def advance():
         nonlocal state, clock
@@ -89,7 +93,7 @@ def fit(point: Result) -> Result:
         "seeds_that_fit": each * len(devices),
         "gb_of_them": used * len(devices),
         "gb_of_another_seed": two - one,
-        "versions": run.versions(),
+        "versions": record.versions(),
     }
 
 

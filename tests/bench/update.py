@@ -37,10 +37,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import run
-from stages import train
+from stages import record, train
 from stages.config import Config, Hypers
 from stages.replay import Clock
-from stages.sweep import mesh_for, over_seeds
+from stages.sweep import lane_of, mesh_for, over_seeds
 from stages.world_model import compute_dtype
 
 MODES = ("task", "explore", "mix")
@@ -86,7 +86,7 @@ def measure(point: Result) -> Result:
         "share_of_peak_reference_way": counted["reference_way_gflop"] / spent / machine["peak_gflops"],
         **sizes_mb,
         **memory,
-        "versions": run.versions(),
+        "versions": record.versions(),
     }
 
 
@@ -109,7 +109,7 @@ def products(config: Config, hypers: Hypers) -> Result:
 
 def memory_used(before: float | None, sizes_mb: Result) -> Result:
     """Peak memory since `before`, MB of this process with the state in it; and it over state and temporaries."""
-    whole = run.peak_memory_mb()
+    whole = record.peak_memory_mb()
     if jax.default_backend() == "cpu" and before is not None:
         peak = common.resident_mb("VmHWM") - before + sizes_mb["state_mb"]
     else:
@@ -140,7 +140,7 @@ def compile_updates(config: Config, hypers: Hypers, mesh: Mesh, seeds: int, upda
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
 
     state = jax.eval_shape(lambda: jax.vmap(functools.partial(full, config, hypers))(keys_of(seeds)))
-    program = jax.jit(over_seeds(mesh, advance, 1, True), donate_argnums=0)
+    program = jax.jit(over_seeds(mesh, advance, 1, True, lane_of(config, mesh)), donate_argnums=0)
     return program.lower(placed(state, P("seeds")), placed(jax.eval_shape(Clock.zero), P())).compile()
 
 

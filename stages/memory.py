@@ -1,0 +1,85 @@
+"""Memory: how much is free for a sweep, and how much its compiled programs take. Host side."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import psutil
+
+SHARE = 0.8  # of the free memory is used: the rest is for the compiler, the allocator's gaps and other people
+
+
+class Need(NamedTuple):
+    """Bytes of one device that a compiled program takes."""
+
+    held: float  # its arguments
+    more: float  # what it allocates beside them: temporaries, and results that do not replace a donated argument
+
+
+def need(program: Any) -> Need:
+    """The compiler's own account of a compiled program; zeros where it keeps none."""
+    account = program.memory_analysis()
+    if account is None:
+        return Need(0, 0)
+    results = account.output_size_in_bytes - account.alias_size_in_bytes
+    return Need(account.argument_size_in_bytes, account.temp_size_in_bytes + results)
+
+
+def shared(devices: Sequence[Any]) -> bool:
+    """Whether these devices take their memory from one pool: a CPU's do."""
+    return devices[0].platform == "cpu"
+
+
+def free(devices: Sequence[Any]) -> float:
+    """Free bytes: of the machine or container, if the devices share that, else of the device that has least.
+
+    Infinite where a device does not tell.
+    """
+    if shared(devices):
+        return min(psutil.virtual_memory().available, free_of_groups())
+    stats = [device.memory_stats() or {} for device in devices]
+    return min(s.get("bytes_limit", math.inf) - s.get("bytes_in_use", 0) for s in stats)
+
+
+def free_of_groups(root: Path = Path("/")) -> float:
+    """Bytes below the limits of this process's control groups (a container's limit), infinite without a limit.
+
+    Both versions of Linux's control groups; `root` is where /proc and /sys are.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return math.inf
+    left = math.inf
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            top, names = "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            top = "sys/fs/cgroup/memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        # A limit further up binds as well; and inside a container only the top may be there to be read.
+        group = PurePosixPath(path)
+        left = min([left, *(_left(root / top / each.relative_to("/"), *names) for each in (group, *group.parents))])
+    return left
+
+
+def _left(group: Path, limit: str, usage: str, cache: str) -> float:
+    try:
+        most = (group / limit).read_text().strip()
+        if most == "max":
+            return math.inf
+        stats = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        # The page cache counts as used, but is given back when memory is short.
+        return max(0, int(most) - int((group / usage).read_text()) + int(stats.get(cache, 0)))
+    except (OSError, ValueError):
+        return math.inf
+
+
+def words(size: float) -> str:
+    """Bytes, for people."""
+    unit, name = next(((u, n) for u, n in ((1e9, "GB"), (1e6, "MB")) if size >= u), (1e3, "kB"))
+    return f"{size / unit:,.1f} {name}"

@@ -1,0 +1,105 @@
+"""Processes: several of them that train one sweep, each on its own devices, and what they tell one another.
+
+Seeds are independent, so that nothing crosses between processes while they train. The few numbers that are told go
+through the key-value store of `jax.distributed`'s coordinator rather than through a collective: no device memory, no
+compilation, and whoever fails can say so to those who wait. (`jax._src`: jax shows this store nowhere else.)
+
+Axes: W processes, P rows of one process.
+"""
+
+import re
+import socket
+from typing import Any
+
+import jax
+import numpy as np
+from jax._src import distributed
+
+from stages.config import ConfigError
+
+PATIENCE_MS = 7 * 24 * 3600 * 1000  # a slower process is waited for; a dead one is noticed by jax's heartbeats
+
+
+class ProcessError(RuntimeError):
+    """Another process of the run has failed. The message is one line that says which."""
+
+
+class Processes:
+    """The processes of a run; without arguments, this one alone.
+
+    All call `exchange` and `gather` equally often and in the same order. Used as a context, they share their fate:
+    where one leaves with an exception, the others get a ProcessError at their next exchange instead of waiting.
+    """
+
+    def __init__(self, index: int = 0, count: int = 1, store: Any = None):
+        self.index, self.count = index, count
+        self._store, self._turn = store, 0
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process prints and writes."""
+        return self.index == 0
+
+    def exchange(self, word: bytes) -> list[bytes]:
+        """One word of each process, in their order. Not empty: that is the word of who failed. Raises ProcessError."""
+        if self.count == 1:
+            return [word]
+        self._tell(word)
+        words = [self._store.blocking_key_value_get_bytes(self._key(i), PATIENCE_MS) for i in range(self.count)]
+        self._turn += 1
+        for index, each in enumerate(words):
+            if not each:
+                raise ProcessError(f"process {index} of {self.count} has stopped; its own output says why")
+        return words
+
+    def gather(self, tree: Any) -> Any:
+        """Arrays [P, ...] of each process, of equal shapes -> numpy [W * P, ...], in the order of processes."""
+        leaves, structure = jax.tree.flatten(jax.tree.map(np.asarray, tree))
+        layout = np.dtype([(f"leaf{i}", x.dtype, x.shape) for i, x in enumerate(leaves)])
+        words = self.exchange(b"".join(x.tobytes() for x in leaves))
+        everyone = [np.frombuffer(word, layout)[0] for word in words]
+        return structure.unflatten(np.concatenate([one[name] for one in everyone]) for name in layout.names or ())
+
+    def on_this_machine(self) -> int:
+        """How many of the processes share this machine's memory."""
+        here = socket.gethostname().encode()
+        return self.exchange(here).count(here)
+
+    def __enter__(self) -> "Processes":
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if kind is not None and self.count > 1:
+            self._tell(b"")
+
+    def _key(self, index: int) -> str:
+        return f"dreamsweep/{self._turn}/{index}"
+
+    def _tell(self, word: bytes) -> None:
+        self._store.key_value_set_bytes(self._key(self.index), word, allow_overwrite=True)
+
+
+def join(coordinator: str = "", count: int = 0, index: int = -1) -> Processes:
+    """Meet the other processes; before jax makes its first array. Waits until all have come.
+
+    Args:
+        coordinator: HOST:PORT of process 0; empty: detected, as are `count` 0 and `index` -1.
+
+    Raises:
+        ConfigError: nothing was given and no cluster is detected, or the numbers make no sense.
+    """
+    if coordinator and not re.fullmatch(r".+:\d+", coordinator):
+        raise ConfigError(f"--coordinator must be HOST:PORT, not {coordinator!r}")
+    if count < 0 or not -1 <= index < (count or 2**31):
+        raise ConfigError(f"--process {index} is not one of {count} --processes; they are counted from 0")
+    if coordinator and index == 0:
+        print(f"waiting at {coordinator} until all {count} processes have come ...", flush=True)
+    try:
+        jax.distributed.initialize(coordinator or None, count or None, None if index < 0 else index)
+    except Exception as error:
+        why = " ".join(str(error).split())
+        raise ConfigError(
+            "--distributed found no cluster (Slurm, Open MPI, Kubernetes, TPU) that answers: give --coordinator "
+            f"HOST:PORT --processes N --process I ({why})"
+        ) from error
+    return Processes(jax.process_index(), jax.process_count(), distributed.global_state.client)

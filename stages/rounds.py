@@ -1,0 +1,218 @@
+"""Rounds: how many seeds fit side by side, and how a sweep's seeds are dealt out to rounds and processes.
+
+A round is P seeds of each process, trained side by side from their first step to their last evaluation. All rounds run
+the same executables. Places that no seed is left for train the last seed once more, and nobody is told.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
+
+from envs.environment import Environment
+from stages import memory
+from stages.config import Config, ConfigError, Hypers
+from stages.processes import Processes
+from stages.sweep import Sweep, mesh_for
+from stages.train import adapt
+
+
+@dataclass(frozen=True)
+class Round:
+    """Seeds that are trained at the same time."""
+
+    told: list[int]  # of all processes, without padding
+    mine: list[int]  # [P], this process's, with padding
+
+
+class Phase(NamedTuple):
+    """A stretch of a round in one mode: `chunks` calls of `iterations` iterations each."""
+
+    sweep: Sweep
+    iterations: int
+    chunks: int
+
+
+class Fit(NamedTuple):
+    """What fits side by side in one process."""
+
+    width: int  # P; 0: not even the least
+    phases: list[Phase]  # compiled for it
+    need: float  # bytes that it needs
+    all_need: float  # bytes that all seeds of the process side by side would have needed
+
+
+class Settled(NamedTuple):
+    """What will run."""
+
+    phases: list[Phase]  # compiled
+    rounds: list[Round]
+    parameters: dict[str, int]  # of a seed, by part
+    line: str  # says what runs side by side, and why
+
+
+# ---- what is compiled ----------------------------------------------------------------------------------------------
+
+
+def plan(config: Config, todo: int, points: int) -> tuple[int, int]:
+    """(iterations of a chunk, chunks) that collect `todo` rows or little more: chunks are equal, so one is compiled."""
+    total = max(1, -(-todo // (config.schedule[0] * config.envs)))
+    iterations = -(-total // points)
+    return iterations, -(-total // iterations)
+
+
+def phases_of(
+    env: Environment, config: Config, hypers: Hypers, devices: Sequence[Any], width: int, points: int
+) -> list[Phase]:
+    """The phases of a round of `width` seeds on these devices, not compiled yet; `points` chunks in each, at most."""
+    mesh = mesh_for(width, devices)
+    first = Phase(Sweep(env, config, hypers, mesh), *plan(config, config.steps - config.prefill * config.envs, points))
+    if not config.adapt_steps:
+        return [first]
+    task = dataclasses.replace(config, mode="task")
+    return [first, Phase(Sweep(env, task, hypers, mesh), *plan(task, config.adapt_steps, points))]
+
+
+def prepare(phases: list[Phase], width: int, usable: float) -> float:
+    """Compile all that the phases run, and return the bytes needed: of all devices if they share memory, else of each.
+
+    Nothing is allocated. Nothing is compiled either if the seeds' states alone take more than `usable`.
+    """
+    (first, iterations, _), *later = phases
+    pools = first.mesh.size if memory.shared(list(first.mesh.devices)) else 1
+    state, clock = first.shapes(width)
+    held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)) / first.mesh.size * pools
+    if held > usable:
+        return held
+    try:
+        needs = [first.prepare(state, clock, iterations)]
+        needs += [each.sweep.prepare(adapt(state), clock, each.iterations, begins=False) for each in later]
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):  # so says a TPU's compiler of a program too big for it
+            raise
+        return math.inf
+    return max(needs) * pools
+
+
+# ---- what fits -----------------------------------------------------------------------------------------------------
+
+
+def side_by_side(seeds: int, devices: int, most: float) -> int:
+    """Seeds of a round, P, at most `most`: the fewest rounds, equally full, and equally many seeds on each device.
+
+    P is a multiple of the devices, or fewer than them. Rounded up, it can exceed `seeds`.
+    """
+    full = lambda n: n if n <= devices else -(-n // devices) * devices
+    most = int(min(full(seeds), most))
+    most = most if most <= devices else most // devices * devices
+    return full(-(-seeds // -(-seeds // most))) if most else 0
+
+
+def fit(
+    seeds: int,
+    devices: Sequence[Any],
+    build: Callable[[int], list[Phase]],
+    usable: Callable[[], float],
+    most: float = math.inf,
+    least: int = 1,
+) -> Fit:
+    """The widest round that fits into `usable()` bytes, compiled. What fits at the first try is compiled once.
+
+    Args:
+        seeds: of this process.
+        build: width -> phases, not compiled.
+        usable: bytes; asked after compiling, since the compiler's leftovers count.
+        most: seeds side by side at most.
+        least: give up where not even so many fit.
+    """
+    width, all_need = side_by_side(seeds, len(devices), most), 0.0
+    while True:
+        built = build(width)
+        need = prepare(built, width, usable())
+        room = usable()
+        if not math.isinf(need):
+            all_need = max(all_need, need * max(1, seeds / width))
+        if need <= room:
+            return Fit(width, built, need, all_need)
+        if width <= least:
+            return Fit(0, built, need, all_need)
+        guess = width // 2 if math.isinf(need) else int(width * room / need)
+        width = side_by_side(seeds, len(devices), max(least, min(guess, width - 1)))
+
+
+# ---- the sweep's rounds --------------------------------------------------------------------------------------------
+
+
+def deal(seeds: list[int], width: int, processes: Processes) -> list[Round]:
+    """The sweep's seeds in rounds of `width` for each process, in order."""
+    block, rounds = width * processes.count, []
+    for start in range(0, len(seeds), block):
+        told = seeds[start : start + block]
+        places = told + told[-1:] * (block - len(told))
+        rounds.append(Round(told, places[processes.index * width :][:width]))
+    return rounds
+
+
+def settle(
+    seeds: list[int],
+    devices: Sequence[Any],
+    processes: Processes,
+    build: Callable[[int], list[Phase]],
+    *,
+    parallel: int | Literal["auto"] = "auto",
+    allowed: float = 0.0,
+) -> Settled:
+    """Compile for as many seeds side by side as fit, in all processes.
+
+    Args:
+        seeds: of the whole sweep.
+        devices: of this process.
+        build: width -> phases, not compiled.
+        parallel: seeds side by side in all processes together; then nothing narrower is tried.
+        allowed: bytes that a process may use, of each device where they have their own; 0: a share of what is free.
+
+    Raises:
+        ConfigError: not even one seed fits, or not as many as `parallel` wants; in all processes.
+    """
+    share = -(-len(seeds) // processes.count)
+    beside = processes.on_this_machine() if memory.shared(devices) else 1
+    free = lambda: allowed or memory.free(devices) / beside
+    usable = lambda: allowed or memory.SHARE * free()
+    if parallel == "auto":
+        # On an accelerator fewer seeds than devices need no less of any device.
+        least = 1 if memory.shared(devices) else min(share, len(devices))
+        fitted = fit(share, devices, build, usable, least=least)
+    else:
+        most = math.inf if parallel >= len(seeds) else max(1, parallel // processes.count)
+        fitted = fit(share, devices, build, free, most, least=side_by_side(share, len(devices), most))
+    where = "" if memory.shared(devices) else " on each device"
+    there = f"{memory.words(free())} are {'allowed' if allowed else 'free'}{where}"
+    agreed = min(int(word) for word in processes.exchange(b"%d" % fitted.width))
+    if not agreed:
+        if fitted.width:
+            raise ConfigError("the sweep does not fit into the memory of another process")
+        what = "not even one seed fits" if parallel == "auto" else f"--parallel {parallel} does not fit"
+        advice = "or take a smaller --preset" if parallel == "auto" else "or leave --parallel at auto"
+        raise ConfigError(
+            f"{what}: it needs {memory.words(fitted.need)}, and {there}; lower --replay.capacity, --envs or "
+            f"--replay.batch-size, {advice}"
+        )
+    if agreed < fitted.width:
+        built = build(agreed)
+        fitted = Fit(agreed, built, prepare(built, agreed, math.inf), fitted.all_need)
+    rounds = deal(seeds, agreed, processes)
+    line = _announce(fitted, rounds, processes, there, tight=fitted.need > usable())
+    return Settled(fitted.phases, rounds, fitted.phases[0].sweep.parameters(agreed), line)
+
+
+def _announce(fitted: Fit, rounds: list[Round], processes: Processes, there: str, tight: bool) -> str:
+    """What will run side by side, and why, in a line."""
+    seeds, width = sum(len(each.told) for each in rounds), fitted.width * processes.count
+    each = " in each process" if processes.count > 1 else ""
+    line = f"seeds side by side: {seeds}; they need {memory.words(fitted.need)}{each}, {there}"
+    if len(rounds) > 1:
+        line = f"{len(rounds)} rounds of {width}: {seeds} seeds need {memory.words(fitted.all_need)}{each}, {there}"
+    return line + (": that is tight, and may fail; a smaller --parallel, or auto, is safe" if tight else "")

@@ -1,0 +1,101 @@
+"""Processes that tell one another: order, shapes, and that none waits for one that failed. Threads play them."""
+
+import concurrent.futures
+import threading
+
+import numpy as np
+import pytest
+
+from stages.config import ConfigError
+from stages.processes import ProcessError, Processes, join
+
+
+class Store:
+    """A key-value store as the coordinator's."""
+
+    def __init__(self):
+        self.told, self.changed = {}, threading.Condition()
+
+    def key_value_set_bytes(self, key, value, allow_overwrite=False):
+        with self.changed:
+            assert allow_overwrite or key not in self.told
+            self.told[key] = value
+            self.changed.notify_all()
+
+    def blocking_key_value_get_bytes(self, key, timeout_in_ms):
+        with self.changed:
+            assert self.changed.wait_for(lambda: key in self.told, timeout=20), f"nobody told {key}"
+            return self.told[key]
+
+
+def play(act, count=3):
+    """`act` of each process, at the same time -> their results, or what they raised."""
+    store = Store()
+
+    def one(index):
+        try:
+            with Processes(index, count, store) as processes:
+                return act(processes)
+        except Exception as error:
+            return error
+
+    with concurrent.futures.ThreadPoolExecutor(count) as pool:
+        return list(pool.map(one, range(count)))
+
+
+def test_gather_stacks_processes_in_their_order():
+    def act(processes):
+        start = 10 * processes.index
+        return processes.gather({"a": np.array([start, start + 1]), "b": np.full((2, 3), processes.index, np.float32)})
+
+    for told in play(act):
+        np.testing.assert_array_equal(told["a"], [0, 1, 10, 11, 20, 21])
+        np.testing.assert_array_equal(told["b"], np.repeat(np.arange(3), 2)[:, None].repeat(3, 1))
+        assert told["a"].dtype == np.int64 and told["b"].dtype == np.float32
+
+
+def test_turns_do_not_mix():
+    assert (
+        play(lambda p: [p.exchange(b"%d %d" % (turn, p.index)) for turn in range(3)])
+        == [[[b"%d %d" % (turn, index) for index in range(3)] for turn in range(3)]] * 3
+    )
+
+
+def test_who_fails_takes_the_others_along():
+    def act(processes):
+        processes.exchange(b"all well")
+        if processes.index == 1:
+            raise OSError("disk full")
+        processes.exchange(b"still well")
+
+    first, second, third = play(act)
+    assert isinstance(second, OSError)
+    for other in (first, third):
+        assert isinstance(other, ProcessError) and "process 1 of 3" in str(other)
+
+
+def test_all_may_fail_at_once():
+    assert all(isinstance(each, KeyError) for each in play(lambda processes: {}[processes.index]))
+
+
+def test_who_leaves_in_peace_tells_nothing():
+    assert play(lambda processes: processes.exchange(b"x") and None) == [None] * 3
+
+
+def test_alone():
+    alone = Processes()
+    assert alone.leads and alone.count == 1 and alone.exchange(b"") == [b""] and alone.on_this_machine() == 1
+    np.testing.assert_array_equal(alone.gather(np.arange(3)), np.arange(3))
+
+
+def test_this_machine_is_shared_by_threads():
+    assert play(lambda processes: processes.on_this_machine()) == [3, 3, 3]
+    assert play(lambda processes: processes.leads) == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("place", "says"), [(("host", 2, 0), "HOST:PORT"), (("host:1", 2, 2), "--process 2"), (("", -1, 0), "--processes")]
+)
+def test_a_place_that_makes_no_sense(place, says):
+    with pytest.raises(ConfigError, match=says):
+        join(*place)

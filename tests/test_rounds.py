@@ -1,0 +1,206 @@
+"""Rounds: seeds dealt out, and the width that fits found, on sweeps that only pretend to compile."""
+
+import jax
+import numpy as np
+import pytest
+
+import run
+from stages.config import ConfigError
+from stages.processes import Processes
+from stages.rounds import Phase, deal, fit, phases_of, plan, prepare, settle, side_by_side
+from stages.sweep import mesh_for
+
+HELD, MORE = 1000, 500  # bytes of a pretended seed: state, and the rest of what it needs
+
+
+class Pretended:
+    """A sweep that needs HELD + MORE bytes a seed and notes what is compiled."""
+
+    def __init__(self, width, compiled):
+        self.mesh, self.compiled, self.width = mesh_for(width, jax.devices()), compiled, width
+
+    def shapes(self, seeds):
+        return jax.ShapeDtypeStruct((seeds, HELD), np.uint8), None
+
+    def prepare(self, state, clock, iterations):
+        assert state.shape[0] == self.width
+        self.compiled.append(self.width)
+        return (HELD + MORE) * self.width / self.mesh.size
+
+    def parameters(self, seeds):
+        return {"actor": 1}
+
+
+def pretend():
+    """(build, widths compiled so far)."""
+    compiled = []
+    return lambda width: [Phase(Pretended(width, compiled), 1, 1)], compiled
+
+
+@pytest.mark.parametrize(
+    ("seeds", "devices", "most", "width"),
+    [
+        *((32, 2, 99, 32), (7, 2, 99, 8), (7, 4, 99, 8), (13, 8, 99, 16), (1, 4, 99, 1), (3, 4, 99, 3)),
+        *((110, 2, 24, 22), (110, 2, 25, 22), (110, 1, 24, 22), (7, 2, 7, 4), (7, 2, 6, 4), (7, 4, 6, 4)),
+        *((7, 4, 3, 3), (8, 4, 3, 3), (7, 4, 1, 1), (7, 4, 0, 0), (100, 8, 99, 56), (5, 4, float("inf"), 8)),
+    ],
+)
+def test_side_by_side(seeds, devices, most, width):
+    assert side_by_side(seeds, devices, most) == width
+
+
+def test_side_by_side_fills_all_devices_and_wastes_no_round():
+    for seeds in range(1, 40):
+        for devices in range(1, 9):
+            for most in range(1, 45):
+                width = side_by_side(seeds, devices, most)
+                assert 1 <= width <= most and (width <= devices or width % devices == 0)
+                cut = most if most <= devices else most // devices * devices
+                assert -(-seeds // width) == max(1, -(-seeds // cut))
+                assert mesh_for(width, range(devices)).size == min(width, devices)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("width", [1, 4, 16])
+def test_every_seed_is_told_once_in_order(count, width):
+    seeds = list(range(5, 16))
+    dealt = [deal(seeds, width, Processes(index, count)) for index in range(count)]
+    assert [seed for each in dealt[0] for seed in each.told] == seeds
+    for together in zip(*dealt, strict=True):
+        places = [seed for each in together for seed in each.mine]
+        assert len(places) == width * count and all(len(each.mine) == width for each in together)
+        assert all(each.told == together[0].told for each in together)
+        assert places[: len(together[0].told)] == together[0].told
+        assert set(places) == set(together[0].told)
+
+
+def test_what_fits_is_compiled_once():
+    build, compiled = pretend()
+    fitted = fit(7, jax.devices(), build, lambda: 8 * 1500)
+    assert (fitted.width, fitted.need, compiled) == (8, 8 * 1500, [8])
+
+
+def test_too_many_seeds_are_narrowed_to_what_fits():
+    build, compiled = pretend()
+    fitted = fit(110, jax.devices(), build, lambda: 90_000)  # 60 seeds, or two equal rounds
+    assert fitted.width == 56 and fitted.need == 56 * 1500 and fitted.all_need == pytest.approx(110 * 1500)
+    assert compiled == [56], "the states of 112 seeds alone take more, so that compiling for them would be in vain"
+    build, compiled = pretend()
+    assert fit(110, jax.devices(), build, lambda: 120_000).width == 56
+    assert compiled == [112, 56], "their states fit, but not what is needed beside them"
+
+
+def test_fewer_seeds_than_devices_where_memory_is_shared():
+    build, _ = pretend()
+    assert fit(110, jax.devices(), build, lambda: 3 * 1500).width == 3
+    assert fit(110, jax.devices(), build, lambda: 1500).width == 1
+    nothing = fit(110, jax.devices(), build, lambda: 999)
+    assert nothing.width == 0 and nothing.need == 1000
+
+
+def test_memory_that_shrinks_while_compiling_is_noticed():
+    build, _ = pretend()
+    room = iter([8 * 1500, 4 * 1500, 4 * 1500, 4 * 1500])
+    assert fit(8, jax.devices(), build, lambda: next(room)).width == 4
+
+
+def settled(seeds, allowed, parallel="auto"):
+    build, compiled = pretend()
+    result = settle(list(range(seeds)), jax.devices(), Processes(), build, parallel=parallel, allowed=allowed)
+    return result, compiled
+
+
+def test_a_sweep_too_big_says_so():
+    result, _ = settled(110, 90_000)
+    assert len(result.rounds) == 2
+    assert result.line == "2 rounds of 56: 110 seeds need 165.0 kB, 90.0 kB are allowed"
+
+
+def test_a_sweep_that_fits_says_so():
+    result, _ = settled(7, 10**9)
+    assert [each.told for each in result.rounds] == [list(range(7))] and result.rounds[0].mine == [*range(7), 6]
+    assert result.line == "seeds side by side: 7; they need 12.0 kB, 1.0 GB are allowed"
+    result, _ = settled(7, 0)
+    assert result.line.endswith("GB are free")
+
+
+def test_parallel_is_what_was_asked_for():
+    for parallel, width in ((1, 1), (3, 3), (5, 4), (7, 8), (99, 8)):
+        result, compiled = settled(7, 10**9, parallel)
+        assert compiled == [width] and all(len(each.mine) == width for each in result.rounds)
+
+
+def test_what_does_not_fit_is_an_error_that_says_what_to_do():
+    with pytest.raises(ConfigError, match=r"not even one seed fits: .*--replay.capacity.*--preset"):
+        settled(7, 1200)
+    with pytest.raises(ConfigError, match=r"--parallel 7 does not fit: .*auto"):
+        settled(7, 7 * 1500, parallel=7)
+    assert len(settled(7, 7 * 1500)[0].rounds) == 2
+
+
+def test_accelerators_need_a_seed_on_each():
+    class Device:
+        platform = "gpu"
+
+    build, _ = pretend()
+    with pytest.raises(ConfigError, match=r"needs 6.0 kB, and 5.9 kB are allowed on each device"):
+        settle(list(range(8)), [Device()] * 4, Processes(), build, allowed=5900)
+
+
+class Crowd(Processes):
+    """Two processes, of which the other one is made up: it fits `other` seeds."""
+
+    def __init__(self, other):
+        super().__init__(0, 2)
+        self.other = other
+
+    def exchange(self, word):
+        return [word, b"%d" % self.other if word.isdigit() else b"elsewhere"]
+
+
+def test_processes_agree_on_the_narrowest():
+    build, compiled = pretend()
+    result = settle(list(range(32)), jax.devices(), Crowd(other=4), build, allowed=10**9)
+    assert compiled == [16, 4] and [each.mine for each in result.rounds] == [
+        list(range(start, start + 4)) for start in (0, 8, 16, 24)
+    ]
+    assert result.line.startswith("4 rounds of 8: 32 seeds need") and "in each process" in result.line
+    with pytest.raises(ConfigError, match="another process"):
+        settle(list(range(32)), jax.devices(), Crowd(other=0), build, allowed=10**9)
+
+
+def test_a_compiler_that_runs_out_of_memory_means_narrower(monkeypatch):
+    build, compiled = pretend()
+
+    def refuse(self, state, clock, iterations):
+        compiled.append(self.width)
+        if self.width > 8:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: ran out of memory in memory space hbm")
+        return 1.0
+
+    monkeypatch.setattr(Pretended, "prepare", refuse)
+    assert fit(32, jax.devices(), build, lambda: 1e9).width == 8 and compiled == [32, 16, 8]
+
+
+def test_need_is_at_least_the_state(env, config, hypers):
+    built = phases_of(env, config, hypers, jax.devices(), 8, 2)
+    need = prepare(built, 8, float("inf"))
+    sweep, iterations, _ = built[0]
+    assert sum(sweep.parameters(8).values()) > 1000
+    state, clock, _ = sweep.prefill(sweep.init(range(8)))
+    held = sum(x.nbytes for x in jax.tree.leaves(state) if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key))
+    assert held < need < 100 * held
+    sweep.advance(state, clock, iterations)
+    assert sweep.traces["advance"] == 1 and sweep.traces["evaluate"] == 1
+    shapes, _ = sweep.shapes(8)
+    same = jax.tree.map(lambda x, y: x.shape == y.shape and x.dtype == y.dtype, shapes, state)
+    assert all(jax.tree.leaves(same))
+
+
+def test_chunks_are_equal_and_cover_the_steps():
+    config = run.parse(["--preset", "micro", "--steps", "2000"]).config
+    for todo in (1, 7, 100, 1983):
+        for points in (1, 3, 20):
+            iterations, chunks = plan(config, todo, points)
+            steps = iterations * chunks * config.schedule[0]
+            assert todo <= steps < todo + config.schedule[0] * (1 + chunks) and chunks <= points

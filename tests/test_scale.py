@@ -1,0 +1,146 @@
+"""The same sweep at once, in rounds, and over two real processes: the same numbers, told once."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import run
+from tests.test_run import TINY, rows
+
+ROOT = Path(__file__).parent.parent
+SEEDS = 7
+SWEEP = [*TINY, "--seeds", str(SEEDS), "--steps", "60", "--mode", "explore"]
+PATIENCE = 300  # seconds, before a test gives up on its processes
+
+
+def told(folder):
+    """Rows of metrics.jsonl by (step, seed), without what the clock says, and the summary."""
+    table = {(row["step"], row["seed"]): row for row in rows(folder)}
+    assert len(table) == len(rows(folder)), "a row was told twice"
+    for row in table.values():
+        assert row.pop("fps/policy") > 0 and row.pop("fps/train") > 0
+    return table, json.loads((folder / "summary.json").read_text())
+
+
+def same(one, other):
+    """The same rows and scores, but for the order of sums."""
+    (table, summary), (table_other, summary_other) = told(one), told(other)
+    assert table.keys() == table_other.keys() and {seed for _, seed in table} == set(range(SEEDS))
+    for at, row in table.items():
+        assert row.keys() == table_other[at].keys()
+        for name, value in row.items():
+            if isinstance(value, str) or value is None:
+                assert table_other[at][name] == value, (at, name)
+            else:
+                np.testing.assert_allclose(table_other[at][name], value, rtol=1e-2, atol=1e-3, err_msg=f"{at} {name}")
+    for name in ("seeds", "score", "zero_shot", "untrained", "env_steps", "updates", "iqm", "ci_low", "ci_high"):
+        assert summary[name] == summary_other[name], name
+
+
+@pytest.fixture(scope="module")
+def at_once(tmp_path_factory):
+    """Seven seeds side by side on four devices: a prime number, so one place is padding."""
+    folder = tmp_path_factory.mktemp("scale") / "at_once"
+    assert run.main([*SWEEP, "--logdir", str(folder)]) == 0
+    return folder
+
+
+def test_padding_is_not_told(at_once):
+    _, summary = told(at_once)
+    assert (summary["side_by_side"], summary["rounds"], summary["processes"]) == (8, 1, 1)
+    assert summary["seeds"] == list(range(SEEDS)) and summary["count"] == SEEDS
+    assert all(len(summary[name]) == SEEDS for name in ("score", "zero_shot", "untrained"))
+
+
+def test_rounds_give_the_same_numbers(at_once, tmp_path, capsys):
+    folder = tmp_path / "rounds"
+    assert run.main([*SWEEP, "--logdir", str(folder), "--parallel", "4"]) == 0
+    said = capsys.readouterr().out
+    assert "2 rounds of 4: 7 seeds need " in said and "are free" in said
+    assert said.index("2 rounds of 4") < said.index("round 1 of 2: seeds 0 to 3") < said.index("round 2 of 2")
+    assert json.loads((folder / "summary.json").read_text())["rounds"] == 2
+    same(at_once, folder)
+
+
+def test_a_sweep_too_big_for_memory_is_trained_in_rounds(tmp_path, capsys):
+    words = [*TINY, "--seeds", "3", "--steps", "24", "--devices", "1", "--logdir"]
+    assert run.main([*words, str(tmp_path / "run"), "--memory", "2e-4"]) == 0
+    said = capsys.readouterr().out
+    assert " rounds of " in said and ": 3 seeds need " in said and "200.0 kB are allowed" in said
+    assert said.index("are allowed") < said.index("round 1 of ") < said.index("round 2 of ")
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["count"] == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--memory", "1e-6"], ["not even one seed fits", "1.0 kB are allowed", "--replay.capacity", "--preset"]),
+        (["--memory", "1e-5", "--parallel", "2"], ["--parallel 2 does not fit", "10.0 kB", "auto"]),
+    ],
+)
+def test_what_does_not_fit_is_one_line_and_leaves_nothing(tmp_path, capsys, words, says):
+    assert run.main([*SWEEP, "--logdir", str(tmp_path / "new" / "run"), *words]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("run.py: error: ") and said.count("\n") == 1 and not list(tmp_path.iterdir())
+    for word in says:
+        assert word in said
+
+
+def start(*words):
+    """The program in a process of its own."""
+    command = [sys.executable, str(ROOT / "run.py"), *words]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def end(*processes):
+    """(exit code, stdout, stderr) of each; none outlives the test."""
+    try:
+        return [(p.returncode, *said) for p, said in [(p, p.communicate(timeout=PATIENCE)) for p in processes]]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def both(*words, each=((), ())):
+    """Two processes that meet at a free port -> what `end` gives; `each` are words for one of them."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    place = ["--coordinator", f"127.0.0.1:{port}", "--processes", "2"]
+    return end(*(start(*words, *place, "--process", str(i), *each[i]) for i in range(2)))
+
+
+def test_two_processes_give_the_same_numbers_in_one_folder(at_once, tmp_path):
+    (code, said, _), (other_code, other_said, _) = both(*SWEEP, "--logdir", str(tmp_path / "run"))
+    assert (code, other_code) == (0, 0)
+    assert other_said == "" and "of each of 2 processes" in said and "interquartile mean" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {path.name for path in at_once.iterdir()}
+    assert told(tmp_path / "run")[1]["processes"] == 2
+    same(at_once, tmp_path / "run")
+
+
+def test_processes_end_together_with_one_line_each(tmp_path):
+    (tmp_path / "summary.json").write_text("{}")
+    for index, (code, said, error) in enumerate(both(*SWEEP, "--logdir", str(tmp_path))):
+        assert code == 2 and "compiling" not in said and error.count("run.py: error: ") == 1, error
+        assert ("already holds a run" in error) if index == 0 else ("process 0 of 2 has stopped" in error)
+    results = both(*SWEEP, "--logdir", str(tmp_path / "new"), each=(("--horizon", "2"), ("--horizon", "3")))
+    for code, _, error in results:
+        assert code == 2 and "not started with the same arguments" in error
+    assert not (tmp_path / "new").exists()
+    for code, _, error in both(*SWEEP, "--seeds", "0"):
+        assert code == 2 and error.startswith("run.py: error: --seeds") and error.count("\n") == 1
+
+
+def test_no_cluster_is_one_line():
+    ((code, said, error),) = end(start(*SWEEP, "--distributed"))
+    assert code == 2 and not said and error.count("\n") == 1
+    assert error.startswith("run.py: error: --distributed found no cluster") and "--coordinator HOST:PORT" in error
