@@ -186,8 +186,8 @@ class BlockLinear(eqx.Module):
 class BlockGRU(eqx.Module):
     """DreamerV3's recurrent cell (Methods, "block-diagonal GRU"): one block-linear layer, then three gates.
 
-    `u = sigmoid(update - 1)`, `h' = u tanh(sigmoid(reset) cand) + (1 - u) h`. Each of the G blocks sees its own slice of
-    deter and the whole input: for the input the layer is an ordinary product, which may be computed in parts.
+    `u = sigmoid(update - 1)`, `h' = u tanh(sigmoid(reset) cand) + (1 - u) h`. Each of the G blocks sees its own slice
+    of deter and the whole input: for the input the layer is an ordinary product, which may be computed in parts.
     """
 
     hidden: Float[Array, "i G o"]  # rows: a block's slice of deter, then the input
