@@ -71,7 +71,7 @@ def two_hot_loss(
 
 def _two_hot_loss(logits, targets, weights, count):
     bins = symexp_bins(count)
-    # Bins are even in symlog. Where rounding names the bin beside the right one, the clipped share is right all the same.
+    # Bins are even in symlog. Where rounding names the bin beside the right one, the clipped share still is right.
     index = jnp.floor((symlog(targets) + 20) * ((count - 1) / 40))
     index = jnp.clip(index, 0, count - 2).astype(jnp.int32)
     share = jnp.clip((targets - jnp.asarray(bins)[index]) / jnp.asarray(np.diff(bins))[index], 0, 1)
