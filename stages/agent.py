@@ -107,11 +107,15 @@ def adaptive_clip(clip: Float[Array, ""] | float, floor: float = 1e-3) -> optax.
 
 
 def optimizer(hypers: Hypers) -> Any:
-    """LaProp (Ziyin et al. 2020, arXiv 2002.04839) after adaptive gradient clipping, with linear warm-up."""
+    """LaProp (Ziyin et al. 2020, arXiv 2002.04839) after adaptive gradient clipping, with linear warm-up.
+
+    Past the clipping nothing asks which tensor a number belongs to: all go in one vector, through a tenth of the
+    operations that would otherwise be compiled and run.
+    """
     warmup = lambda count: -hypers.lr * jnp.minimum(1.0, count / jnp.maximum(1.0, hypers.warmup))
-    return optax.chain(
-        adaptive_clip(hypers.agc),
+    laprop = optax.chain(
         optax.scale_by_rms(decay=0.999, eps=1e-20, eps_in_sqrt=False, bias_correction=True),
         optax.ema(0.9, debias=True),
         optax.scale_by_schedule(warmup),
     )
+    return optax.chain(adaptive_clip(hypers.agc), optax.flatten(laprop))

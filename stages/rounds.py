@@ -17,7 +17,6 @@ from stages import memory
 from stages.config import Config, ConfigError, Hypers
 from stages.processes import Processes
 from stages.sweep import Sweep, mesh_for
-from stages.train import adapt
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def prepare(phases: list[Phase], width: int, usable: float) -> float:
         return held
     try:
         needs = [first.prepare(state, clock, iterations)]
-        needs += [each.sweep.prepare(adapt(state), clock, each.iterations, begins=False) for each in later]
+        needs += [each.sweep.prepare(each.sweep.adapted(state), clock, each.iterations, begins=False) for each in later]
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):  # so says a TPU's compiler of a program too big for it
             raise

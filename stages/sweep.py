@@ -112,7 +112,7 @@ class Sweep:
 
         self._stages = {
             "init": jax.jit(wrap(init, 1, False), compiler_options=_in_a_hurry(mesh)),
-            "prefill": jax.jit(wrap(prefill, 1, True), donate_argnums=0),
+            "prefill": jax.jit(wrap(prefill, 1, True), donate_argnums=0, compiler_options=_in_a_hurry(mesh)),
             "evaluate": jax.jit(wrap(score, 2, False)),
         }
         lane = lane_of(config, mesh)
@@ -123,6 +123,10 @@ class Sweep:
         """The state of so many seeds after `prefill`, and the clock, as shapes: nothing is computed or allocated."""
         state = self._placed(self._stages["init"].trace(self._key_shapes(seeds)).out_info, P("seeds"))
         return state, self._placed(jax.eval_shape(Clock.zero), P())
+
+    def adapted(self, state: TrainState) -> TrainState:
+        """What train.adapt makes of a state of these shapes, as shapes."""
+        return self._placed(jax.eval_shape(train.adapt, state), P("seeds"))
 
     def parameters(self, seeds: int) -> dict[str, int]:
         """Parameters of one of so many seeds, by part; nothing is computed."""

@@ -4,6 +4,7 @@ An iteration is `steps` env steps and then `updates` updates (`Config.schedule`)
 never becomes batched, so that writes to the ring stay slices.
 """
 
+import math
 from typing import Any
 
 import equinox as eqx
@@ -137,8 +138,12 @@ def advance(
 
 def adapt(state: TrainState) -> TrainState:
     """Leave the explorer and the ensemble behind: the state that mode task goes on with."""
-    shed_agent = lambda a: eqx.tree_at(lambda x: (x.explorer, x.ensemble), a, (None, None), is_leaf=lambda x: x is None)
-    is_agent = lambda x: isinstance(x, Agent)
-    shed = lambda tree: jax.tree.map(lambda x: shed_agent(x) if is_agent(x) else x, tree, is_leaf=is_agent)
+    agent = eqx.tree_at(lambda a: (a.explorer, a.ensemble), state.agent, (None, None), is_leaf=lambda x: x is None)
+    seeds = state.key.ndim  # 1 in a sweep, 0 for a seed alone
+    size = lambda agent: sum(math.prod(x.shape[seeds:]) for x in jax.tree.leaves(agent))
+    # The optimiser keeps one vector for all weights, in the order of the agent's fields: what goes stands last.
+    before, after = size(state.agent), size(agent)
+    shed = lambda x: x[..., :after] if x.shape[seeds:] == (before,) else x
     targets = Targets(state.targets.tasker, None)
-    return TrainState(shed(state.agent), targets, shed(state.optimizer), state.ring, state.rollout, state.key)
+    optimizer = jax.tree.map(shed, state.optimizer)
+    return TrainState(agent, targets, optimizer, state.ring, state.rollout, state.key)
