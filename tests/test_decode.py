@@ -18,7 +18,6 @@ from stages import decode
 from stages.config import ModelConfig
 from stages.decode import ContinueHead, ConvDecoder, MLPDecoder, TwoHotHead
 from stages.encode import board, features
-from stages.maths import cross_entropy
 from tests.conftest import observations
 
 D, S, K = 16, 3, 4
@@ -285,22 +284,57 @@ def test_the_first_prediction_is_exactly_zero(run, depth, bins):
     assert len(head.head.mlp.layers) == depth
 
 
-def test_a_target_is_what_mean_reads_back():
+def two_hot_by_hand(value: float, count: int) -> np.ndarray:
+    """Weights [I] on the two of `count` bins, even in symlog, around `value`; float64."""
+    points = np.linspace(-20, 20, count)
+    bins, weights = np.sign(points) * np.expm1(np.abs(points)), np.zeros(count)
+    value = min(max(value, bins[0]), bins[-1])
+    high = max(1, int(np.searchsorted(bins, value)))
+    weights[high] = (value - bins[high - 1]) / (bins[high] - bins[high - 1])
+    weights[high - 1] = 1 - weights[high]
+    return weights
+
+
+VALUES = np.float32([-1e5, -3.3, 0, 0.01, 1, 777])
+
+
+def test_mean_reads_back_a_two_hot():
     head = TwoHotHead(7, 6, 1, 255, key=jr.key(0))
-    value = np.float32([-1e5, -3.3, 0, 0.01, 1, 777])
-    weights = head.target(value)
-    chex.assert_shape(weights, (6, 255))
-    close(head.mean(jnp.log(weights)), value, rtol=1e-5, atol=1e-6)
+    logits = np.log(1e-30 + np.stack([two_hot_by_hand(float(x), 255) for x in VALUES])).astype(np.float32)
+    close(head.mean(logits), VALUES, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("bins", [15, 255])
+def test_two_hot_loss_is_cross_entropy_to_each_target(bins):
+    head, rng = TwoHotHead(7, 6, 1, bins, key=jr.key(0)), np.random.default_rng(0)
+    logits = rng.normal(size=(6, bins)).astype(np.float32)
+    logp = np.float64(logits) - np.log(np.exp(np.float64(logits)).sum(-1, keepdims=True))
+    first, second = (
+        -np.array([two_hot_by_hand(float(x), bins) @ row for x, row in zip(values, logp, strict=True)])
+        for values in (VALUES, VALUES[::-1])
+    )
+    close(head.loss(logits, VALUES), first, rtol=1e-5)
+    both = jax.jit(lambda weight: head.loss(logits, VALUES, VALUES[::-1], weights=(1.0, weight)))
+    close(both(jnp.float32(0.3)), first + 0.3 * second, rtol=1e-5)
+
+
+def test_two_hot_loss_sends_gradient_to_the_logits_alone():
+    head = TwoHotHead(7, 6, 1, 15, key=jr.key(0))
+    loss = lambda *args: head.loss(*args, weights=(1.0, 0.5)).sum()
+    grads = jax.grad(loss, (0, 1, 2))(jnp.zeros((6, 15)), VALUES, VALUES[::-1])
+    by_hand = 1.5 / 15 - np.stack([two_hot_by_hand(float(x), 15) for x in VALUES])
+    by_hand = by_hand - 0.5 * np.stack([two_hot_by_hand(float(x), 15) for x in VALUES[::-1]])
+    close(grads, (by_hand, np.zeros(6), np.zeros(6)), rtol=1e-5, atol=1e-6)
 
 
 def test_two_hot_head_learns_a_value_from_its_zero_start():
     head, feat = TwoHotHead(3, 6, 1, 15, key=jr.key(0)), np.float32([1, -2, 3])
-    loss = lambda head: cross_entropy(head(feat), head.target(jnp.float32(40.0)))
+    loss = lambda head: head.loss(head(feat), jnp.float32(40.0))
     step = jax.jit(lambda head: jax.tree.map(lambda x, g: x - 0.2 * g, head, jax.grad(loss)(head)))
     for _ in range(200):
         head = step(head)
     # The floor is the two-hot target's own entropy; the tail of the outer bins, up to e^20, fades last.
-    target = np.float64(head.target(jnp.float32(40.0)))
+    target = two_hot_by_hand(40.0, 15)
     floor = -(target[target > 0] * np.log(target[target > 0])).sum()
     assert loss(head) < floor + 0.05
 

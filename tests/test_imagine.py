@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from stages import rssm
-from stages.imagine import imagine
+from stages.imagine import Noise, imagine
 from stages.rssm import Latent
 from stages.world_model import WorldModel
 from tests.conftest import arbitrary
@@ -38,8 +38,9 @@ def weight(config):
 
 
 @pytest.fixture(scope="module")
-def noise():
-    return 0.5 * jr.normal(jr.key(4), (H + 1, n, A))
+def noise(config):
+    uniform = jr.uniform(jr.key(5), (H, n, config.model.stoch))
+    return Noise(uniform, 0.5 * jr.normal(jr.key(4), (H + 1, n, A)))
 
 
 def act(weight, feat, noise):
@@ -51,15 +52,15 @@ def act(weight, feat, noise):
 def dream():
     """imagine under `act`, compiled."""
 
-    def run(model, weight, start, noise, key):
-        return imagine(model, lambda feat, noise: act(weight, feat, noise), start, noise, RATIO, key=key)
+    def run(model, weight, start, noise):
+        return imagine(model, lambda feat, noise: act(weight, feat, noise), start, noise, RATIO)
 
     return jax.jit(run)
 
 
 @pytest.fixture(scope="module")
 def dreamt(dream, model, weight, start, noise):
-    return dream(model, weight, start, noise, jr.key(5))
+    return dream(model, weight, start, noise)
 
 
 def latent_of(config, feat):
@@ -80,13 +81,11 @@ def test_the_first_feature_is_the_start(start, dreamt):
 
 
 def test_each_action_was_chosen_at_the_feature_of_its_step(dreamt, weight, noise):
-    expected = np.tanh(np.asarray(dreamt.feat, np.float64) @ np.asarray(weight, np.float64) + np.asarray(noise))
+    expected = np.tanh(np.asarray(dreamt.feat, np.float64) @ np.asarray(weight, np.float64) + np.asarray(noise.action))
     np.testing.assert_allclose(dreamt.action, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_each_feature_follows_from_the_one_before_and_its_action(config, model, dreamt):
-    uniform = jr.uniform(jr.key(5), (H, n, config.model.stoch))
-
+def test_each_feature_follows_from_the_one_before_and_its_action(config, model, dreamt, noise):
     @jax.jit
     def one_step(feat, action, uniform):
         projected = rssm.action_share(model.rssm, action, jnp.array(False))
@@ -94,7 +93,7 @@ def test_each_feature_follows_from_the_one_before_and_its_action(config, model, 
 
     for t in range(H):
         for i in range(n):
-            following = one_step(dreamt.feat[t, i], dreamt.action[t, i], uniform[t, i])
+            following = one_step(dreamt.feat[t, i], dreamt.action[t, i], noise.latent[t, i])
             expected = latent_of(config, dreamt.feat[t + 1, i])
             np.testing.assert_allclose(following.deter, expected.deter, rtol=1e-5, atol=1e-6)
             np.testing.assert_array_equal(following.stoch, expected.stoch)
@@ -102,7 +101,7 @@ def test_each_feature_follows_from_the_one_before_and_its_action(config, model, 
 
 @pytest.mark.parametrize("t", range(H + 1))
 def test_another_action_changes_what_comes_after_it_and_nothing_before(dream, dreamt, model, weight, start, noise, t):
-    other = dream(model, weight, start, noise.at[t].add(2.0), jr.key(5))
+    other = dream(model, weight, start, noise._replace(action=noise.action.at[t].add(2.0)))
     chex.assert_trees_all_equal(other.feat[: t + 1], dreamt.feat[: t + 1])
     chex.assert_trees_all_equal(other.action[:t], dreamt.action[:t])
     assert (np.abs(other.action[t] - dreamt.action[t]).max(-1) > 1e-3).all()
@@ -111,20 +110,23 @@ def test_another_action_changes_what_comes_after_it_and_nothing_before(dream, dr
 
 
 def test_starts_do_not_mix(dream, dreamt, model, weight, start, noise):
-    other = dream(model, weight, Latent(start.deter.at[1].add(1.0), start.stoch), noise, jr.key(5))
+    other = dream(model, weight, Latent(start.deter.at[1].add(1.0), start.stoch), noise)
     changed = (np.asarray(other.feat) != dreamt.feat).any((0, 2))
     np.testing.assert_array_equal(changed, [False, True, False])
 
 
-def test_another_key_dreams_other_latents_from_the_same_action(dream, dreamt, model, weight, start, noise):
-    other = dream(model, weight, start, noise, jr.key(6))
-    chex.assert_trees_all_equal(other.action[0], dreamt.action[0])
-    assert (np.asarray(other.feat[1]) != dreamt.feat[1]).any()
+@pytest.mark.parametrize("t", range(H))
+def test_another_latent_noise_changes_the_step_that_it_draws(config, dream, dreamt, model, weight, start, noise, t):
+    other = dream(model, weight, start, noise._replace(latent=noise.latent.at[t].set(1 - noise.latent[t])))
+    chex.assert_trees_all_equal(other.feat[: t + 1], dreamt.feat[: t + 1])
+    chex.assert_trees_all_equal(other.action[: t + 1], dreamt.action[: t + 1])
+    deter, stoch = np.split(np.asarray(other.feat[t + 1] != dreamt.feat[t + 1]), [config.model.deter], -1)
+    assert not deter.any() and stoch.any()  # deter comes before the draw
 
 
 def test_no_gradient_reaches_model_start_policy_or_noise(model, weight, start, noise):
     def total(model, weight, start, noise):
-        out = imagine(model, lambda feat, noise: act(weight, feat, noise), start, noise, RATIO, key=jr.key(5))
+        out = imagine(model, lambda feat, noise: act(weight, feat, noise), start, noise, RATIO)
         return jnp.square(out.feat).sum() + jnp.square(out.action).sum()
 
     arguments = (model, weight, start, noise)
@@ -135,7 +137,7 @@ def test_no_gradient_reaches_model_start_policy_or_noise(model, weight, start, n
 def test_without_the_stops_there_would_be_a_gradient(config, model, weight, start, noise):
     def total(model, weight, start):
         latent = latent_of(config, jnp.concatenate([start.deter[0], start.stoch[0].reshape(-1)]))
-        action = act(weight, rssm.feat(latent), noise[0, 0])
+        action = act(weight, rssm.feat(latent), noise.action[0, 0])
         projected = rssm.action_share(model.rssm, action, jnp.array(False))
         after = rssm.prior_step(model.rssm, latent, projected, jnp.full((config.model.stoch,), 0.5), RATIO)
         return jnp.square(rssm.feat(after)).sum()
@@ -151,7 +153,7 @@ def test_the_policy_is_given_features_and_its_noise_alone(config, model, weight,
         calls.append((tuple(x.shape for x in args), kwargs))
         return act(weight, *args)
 
-    imagine(model, policy, start, noise, RATIO, key=jr.key(5))
+    imagine(model, policy, start, noise, RATIO)
     features = config.model.deter + config.model.stoch * config.model.classes
     assert calls and all(call == (((n, features), (n, A)), {}) for call in calls)
 
@@ -159,8 +161,8 @@ def test_the_policy_is_given_features_and_its_noise_alone(config, model, weight,
 def test_all_unimix_makes_every_class_equally_likely(config, model, weight):
     many = 4000
     start = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (many, *x.shape)), rssm.initial(model.rssm, (), 16, float))
-    noise = jnp.zeros((2, many, A))
+    noise = Noise(jr.uniform(jr.key(7), (1, many, config.model.stoch)), jnp.zeros((2, many, A)))
     policy = lambda feat, noise: act(weight, feat, noise)
-    out = jax.jit(lambda ratio: imagine(model, policy, start, noise, ratio, key=jr.key(7)))(1.0)
+    out = jax.jit(lambda ratio: imagine(model, policy, start, noise, ratio))(1.0)
     stoch = np.reshape(out.feat[1, :, 16:], (many, config.model.stoch, config.model.classes))
     np.testing.assert_allclose(stoch.mean(0), 0.25, atol=0.04)

@@ -131,6 +131,103 @@ def test_two_hot_mean_is_the_expectation():
     assert (np.abs(error) < 1e-6 * np.abs(weighed).sum(-1)).all()
 
 
+def mean_gradient(logits, bins):
+    """d mean / d logits and the sum of magnitudes that it is a difference of, in float64."""
+    probs, bins = softmax(logits), np.float64(bins)
+    mean, size = (probs * bins).sum(-1, keepdims=True), (probs * np.abs(bins)).sum(-1, keepdims=True)
+    return probs * (bins - mean), probs * (np.abs(bins) + size)
+
+
+@either
+@pytest.mark.parametrize("count", [3, 15, 255])
+@pytest.mark.parametrize("shape", [(), (4,), (2, 3)])
+def test_two_hot_mean_has_the_gradient_of_an_expectation(run, count, shape):
+    rng, bins = np.random.default_rng(1), maths.symexp_bins(count)
+    logits, out = rng.normal(size=(*shape, count)).astype(np.float32), rng.normal(size=shape).astype(np.float32)
+    mean = lambda logits: maths.two_hot_mean(logits, bins)
+    grad = run(jax.grad(lambda logits: (out * mean(logits)).sum()))(logits)
+    by_hand, size = (np.float64(out)[..., None] * x for x in mean_gradient(logits, bins))
+    assert (np.abs(np.asarray(grad) - by_hand) <= 2e-6 * np.abs(size)).all()
+    many = np.stack([logits, 2 * logits])
+    size = (softmax(many) * np.abs(np.float64(bins))).sum(-1)  # of the terms: their sum's order may differ
+    assert (
+        np.abs(np.asarray(run(jax.vmap(mean))(many)) - (softmax(many) * np.float64(bins)).sum(-1)) <= 1e-6 * size
+    ).all()
+
+
+def cross_entropies(logits, targets, weights, count):
+    """two_hot_loss in its plain form: vectors of weights on all bins, written into cross_entropy."""
+    two_hots = [maths.two_hot(maths.sg(target), maths.symexp_bins(count)) for target in targets]
+    return sum(maths.sg(w) * maths.cross_entropy(logits, x) for w, x in zip(weights, two_hots, strict=True))
+
+
+def value_and_gradients(loss, count, out):
+    """(losses, gradients of all three arguments) for one cotangent, as a function."""
+
+    def both(*args):
+        value, back = jax.vjp(lambda *args: loss(*args, count), *args)
+        return value, back(out)
+
+    return both
+
+
+def loss_inputs(count: int, heads: int):
+    """(logits, targets, weights, cotangent): targets beside bins, on them, of all sizes, and beyond the ends."""
+    rng, bins = np.random.default_rng(2), maths.symexp_bins(count)
+    targets = np.concatenate([some_values(), bins, np.float32([1e30, -1e30])])
+    targets = np.stack([rng.permutation(targets) for _ in range(heads)])
+    logits = (3 * rng.normal(size=(targets.shape[1], count))).astype(np.float32)
+    weights = np.float32([1.0, -0.3, 2.5][:heads])
+    return logits, targets, weights, rng.normal(size=len(logits)).astype(np.float32)
+
+
+@pytest.mark.parametrize("count, heads", [(3, 2), (15, 1), (15, 3), (255, 2)])
+def test_two_hot_loss_is_cross_entropies_in_value_and_gradient(count, heads):
+    *args, out = loss_inputs(count, heads)
+    both = lambda loss: optimised(value_and_gradients(loss, count, out))(*args)
+    close(both(maths.two_hot_loss), both(cross_entropies), rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("count", [3, 15, 255])
+def test_two_hot_loss_agrees_with_a_search(count):
+    logits, targets, weights, _ = loss_inputs(count, 2)
+    logp, bins, by_hand = np.log(softmax(logits)), maths.symexp_bins(count), np.zeros(len(logits))
+    for target, weight in zip(targets, weights, strict=True):
+        by_hand -= weight * (np.stack([two_hot_by_search(x, bins) for x in target]) * logp).sum(-1)
+    close(maths.two_hot_loss(logits, targets, weights, count), by_hand, rtol=1e-5, atol=2e-5)
+
+
+def test_two_hot_loss_takes_any_leading_axes_and_vmap():
+    logits, targets, weights, out = loss_inputs(15, 2)
+    cut = lambda x, *shape: x[..., :12].reshape(*x.shape[:-1], *shape)
+    logits, out, targets = logits[:12].reshape(2, 3, 2, 15), cut(out, 2, 3, 2), cut(targets, 2, 3, 2)
+    plain = value_and_gradients(cross_entropies, 15, out)(logits, targets, weights)
+    close(value_and_gradients(maths.two_hot_loss, 15, out)(logits, targets, weights), plain, rtol=1e-5, atol=1e-5)
+    one = lambda loss: lambda logits, targets, out: value_and_gradients(loss, 15, out)(logits, targets, weights)
+    batch = lambda loss: jax.jit(jax.vmap(one(loss), (0, 1, 0)))(logits, targets, out)
+    many = [batch(loss) for loss in (maths.two_hot_loss, cross_entropies)]
+    close(*many, rtol=1e-5, atol=1e-5)
+    close(many[0][0], plain[0], rtol=1e-5, atol=1e-5)
+    single = [loss(logits[0, 0, 0], targets[:, 0, 0, 0], weights, 15) for loss in (maths.two_hot_loss, cross_entropies)]
+    close(*single, rtol=1e-5, atol=1e-5)
+
+
+def test_two_hot_loss_sends_no_gradient_to_targets_and_weights():
+    logits, targets, weights, _ = loss_inputs(15, 2)
+    total = lambda *args: maths.two_hot_loss(*args, 15).sum()
+    grads = jax.grad(total, (0, 1, 2))(logits, targets, weights)
+    assert (jnp.abs(grads[0]).max(-1) > 1e-3).all()
+    chex.assert_trees_all_equal(grads[1:], (jnp.zeros_like(targets), jnp.zeros_like(weights)))
+
+
+def test_two_hot_loss_of_extreme_logits_is_finite():
+    logits = np.float32([[1e4, -1e4, 0], [-1e30, 0, 1e30]])
+    args = (logits, np.float32([[0.5, 1e30]]), np.ones(1, np.float32))
+    close(maths.two_hot_loss(*args, 3)[0], 2e4, rtol=1e-3)
+    close(maths.two_hot_loss(*args, 3)[1], 0.0)
+    chex.assert_tree_all_finite(jax.grad(lambda *args: maths.two_hot_loss(*args, 3).sum())(*args))
+
+
 @either
 def test_cross_entropy(run):
     rng = np.random.default_rng(2)
@@ -140,6 +237,33 @@ def test_cross_entropy(run):
 
 
 # ---- categoricals --------------------------------------------------------------------------------------------------
+
+
+@either
+@pytest.mark.parametrize("size", [0.0, 1.0, 30.0])
+@pytest.mark.parametrize("shape", [(1,), (5,), (4, 5), (2, 3, 32)])
+def test_softmax_is_jaxs_in_value_and_gradient(run, shape, size):
+    rng = np.random.default_rng(3)
+    logits, out = size * rng.normal(size=shape), rng.normal(size=shape)
+    logits, out = logits.astype(np.float32), out.astype(np.float32)
+
+    def both(softmax):
+        value, back = jax.vjp(softmax, logits)
+        return value, back(out)
+
+    value, (grad,) = run(lambda: both(maths.softmax))()
+    plain, (plain_grad,) = run(lambda: both(jax.nn.softmax))()
+    close((value, grad), (plain, plain_grad), rtol=1e-5, atol=1e-6)
+    probs = softmax(logits)
+    close(value, probs, rtol=1e-5, atol=1e-7)
+    close(grad, probs * (out - (probs * out).sum(-1, keepdims=True)), rtol=1e-5, atol=1e-6)
+
+
+def test_softmax_under_vmap_is_jaxs_in_value_and_gradient():
+    logits, out = np.random.default_rng(3).normal(size=(2, 2, 3, 5)).astype(np.float32)
+    for axis in (0, 1):
+        loss = lambda f: lambda logits: (jax.vmap(f, axis, axis)(logits) * out).sum()  # noqa: B023
+        close(*[jax.value_and_grad(loss(f))(logits) for f in (maths.softmax, jax.nn.softmax)], rtol=1e-5, atol=1e-6)
 
 
 @either

@@ -63,9 +63,9 @@ def dense(layer, x):
     return activate(layer.norm, linear(layer.linear, x))
 
 
-def blocks_of(layer, x):
-    """Block-linear layer on [G, i]."""
-    return np.concatenate([part @ np.float64(w) for part, w in zip(x, layer.weight, strict=True)]) + layer.bias
+def blocks_of(weight, x):
+    """Product of each block [G, i] with its own weights [G, i, o]."""
+    return np.stack([part @ np.float64(w) for part, w in zip(x, weight, strict=True)])
 
 
 def deter_by_hand(model: RSSM, deter, stoch, action):
@@ -73,11 +73,19 @@ def deter_by_hand(model: RSSM, deter, stoch, action):
     deter, action = np.float64(deter), np.float64(action) / np.maximum(1, np.abs(action))
     x = [dense(model.from_deter, deter), dense(model.from_stoch, stoch.reshape(-1)), dense(model.from_action, action)]
     slices = deter.reshape(MODEL.blocks, -1)
-    hidden = blocks_of(model.gru.hidden, [np.concatenate([own, *x]) for own in slices])
+    # Weights [i, G, o]: rows are a block's slice of deter, then what all blocks see.
+    weight = np.moveaxis(np.float64(model.gru.hidden), 1, 0)
+    hidden = blocks_of(weight, [np.concatenate([own, *x]) for own in slices]).reshape(-1) + np.float64(model.gru.bias)
     hidden = activate(model.gru.norm, hidden).reshape(MODEL.blocks, -1)
-    gates = blocks_of(model.gru.gates, hidden).reshape(MODEL.blocks, 3, -1)
+    gates = (blocks_of(model.gru.gates, hidden) + np.float64(model.gru.gates_bias)).reshape(MODEL.blocks, 3, -1)
     reset, cand, update = gates[:, 0], gates[:, 1], sigmoid(gates[:, 2] - 1)
     return (update * np.tanh(sigmoid(reset) * cand) + (1 - update) * slices).reshape(-1)
+
+
+def action_share_by_hand(model: RSSM, action):
+    """What an action adds to the cell's hidden layer [D]: the last rows of its weights are the action's."""
+    projected = dense(model.from_action, np.float64(action))
+    return np.concatenate([projected @ np.float64(model.gru.hidden[-MODEL.hidden :, g]) for g in range(MODEL.blocks)])
 
 
 def prior_by_hand(model: RSSM, deter):
@@ -216,12 +224,17 @@ def test_a_first_state_after_a_wipe_equals_one_from_the_initial_state(model):
     [([0.5, -0.25], [0.5, -0.25]), ([3.0, -0.5], [1, -0.5]), ([-4.0, 0.2], [-1, 0.2]), ([1.0, 7.0], [1, 1])],
 )
 def test_actions_beyond_one_are_scaled_back_entry_by_entry(model, action, read):
-    project = lambda a: rssm.action_share(model, jnp.float32(a), jnp.array(False))
-    close(project(action), dense(model.from_action, np.float64(read)), rtol=1e-4, atol=1e-5)
+    share = rssm.action_share(model, jnp.float32(action), jnp.array(False))
+    close(share, action_share_by_hand(model, read), rtol=1e-4, atol=1e-5)
+
+
+def test_the_action_before_a_reset_is_none(model):
+    share = rssm.action_share(model, jnp.float32([[0.5, -0.25]] * 2), jnp.array([True, False]))
+    close(share, np.stack([action_share_by_hand(model, a) for a in ([0, 0], [0.5, -0.25])]), rtol=1e-4, atol=1e-5)
 
 
 def test_the_action_scale_passes_no_gradient(model):
-    weights = np.float32(np.arange(7))
+    weights = np.float32(np.arange(D))
     project = lambda a: (rssm.action_share(model, a, jnp.array(False)) * weights).sum()
     # d (a / sg(|a|)) / da = 1 / |a|, where a normalised a would have no slope at all.
     close(jax.grad(project)(jnp.float32([4, -2])), jax.grad(project)(jnp.float32([1, -1])) / np.float32([4, 2]))

@@ -125,6 +125,49 @@ def test_observe_is_posterior_step_row_by_row(model, window, seen):
             np.testing.assert_allclose(seen.post.probs[t, b], mixed, rtol=1e-5)
 
 
+def plain_observe(model, context, action, obs, is_first, uniform):
+    """observe with lax.scan over whole rows, its weights' gradient left to jax: (latents, posterior logits)."""
+
+    def row(latent, inputs):
+        action, obs, is_first, uniform = inputs
+        share = rssm.embed_share(model.rssm, model.encoder(obs, model.dtype))
+        moved = rssm.action_share(model.rssm, action, is_first)
+        latent, logits = rssm.posterior_step(model.rssm, latent, moved, share, is_first, uniform, RATIO)
+        return latent, (latent, logits)
+
+    return jax.lax.scan(row, context, (action, obs, is_first, uniform))[1]
+
+
+@pytest.mark.parametrize("resets", [False, True])
+def test_observe_is_a_plain_scan_in_value_and_gradient(model, window, resets):
+    is_first = window.is_first & resets
+    weights = jax.tree.map(lambda x, key: jr.normal(key, (T, *x.shape)), window.context, Latent(*jr.split(jr.key(2))))
+    moods = jr.normal(jr.key(3), weights.stoch.shape)
+
+    def fast(model, context, action):
+        seen = observe(model, context, action, window.obs, is_first, RATIO, key=window.key)
+        return seen.latent, seen.post.logp
+
+    def plain(model, context, action):
+        uniform = jr.uniform(window.key, (T, B, model.rssm.stoch))
+        latent, logits = plain_observe(model, context, action, window.obs, is_first, uniform)
+        return latent, jnp.log((1 - RATIO) * jax.nn.softmax(logits) + RATIO / logits.shape[-1])
+
+    def both(f):
+        value, back = jax.vjp(f, model, window.context, window.action)
+        return value, back((weights, moods))
+
+    (value, grads), (expected, expected_grads) = jax.jit(lambda: both(fast))(), jax.jit(lambda: both(plain))()
+    chex.assert_trees_all_close(value, expected, rtol=1e-5, atol=1e-5)
+    for (path, one), other in zip(
+        jax.tree_util.tree_leaves_with_path(grads), jax.tree.leaves(expected_grads), strict=True
+    ):
+        error, largest = np.abs(one - other).max(), np.abs(other).max()
+        assert error <= 1e-5 * largest, f"{jax.tree_util.keystr(path)}: {error} of {largest}"
+    reached = moved(expected_grads[0])
+    assert reached == {"encoder", "rssm"}
+
+
 def test_prior_is_what_deter_foretells(model, seen):
     logits = np.asarray(rssm.prior_logits(model.rssm, seen.latent.deter), np.float64)
     probs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
