@@ -15,6 +15,7 @@ import pytest
 from scipy import stats
 
 from envs.environment import ActionSpace
+from stages import blocks
 from stages.behavior import (
     Actor,
     Behavior,
@@ -74,6 +75,18 @@ def experience(actions, rewards):
     return imagined, replayed
 
 
+def in_blocks(imagined, count):
+    """Dreams in `count` blocks of consecutive starts, as behavior_loss takes them."""
+    return Imagined(*(blocks.split(x, count, axis) for x, axis in zip(imagined, (1, 1, 2, 1), strict=True)))
+
+
+def given_loss(behavior, target, imagined, replayed, weights, hypers, count=1):
+    """behavior_loss of dreams that are given: a start is its dream."""
+    dream = lambda known, block: block
+    starts = in_blocks(imagined, count)
+    return behavior_loss(behavior, target, dream, None, starts, replayed, weights, hypers)
+
+
 CASES = {
     "one reward, discrete": (DISCRETE, 1, Weights((1.0,), (1.0,), (False,), 0.03)),
     "one reward, continuous": (CONTINUOUS, 1, Weights((2.0,), (1e-8,), (True,), 0.03)),
@@ -82,16 +95,29 @@ CASES = {
 
 
 @functools.cache
-def case(name):
-    """(arguments of behavior_loss, its outputs)."""
+def arguments_of(name):
+    """Arguments of given_loss."""
     actions, rewards, weights = CASES[name]
-
-    arguments = (*make(actions, rewards), *experience(actions, rewards), weights, HYPERS)
-    outputs = jax.jit(lambda *given: behavior_loss(*given, weights, HYPERS))(*arguments[:4])
-    return arguments, outputs
+    return (*make(actions, rewards), *experience(actions, rewards), weights, HYPERS)
 
 
+@functools.cache
+def case(name, count=1):
+    """What behavior_loss gives for dreams in `count` blocks, and the behaviour's gradients by loss."""
+    *arguments, weights, hypers = arguments_of(name)
+
+    def run(behavior, *arguments):
+        losses = lambda behavior: given_loss(behavior, *arguments, weights, hypers, count)
+        total = lambda name: lambda behavior: losses(behavior)[0][name].sum()
+        return losses(behavior), {name: jax.grad(total(name))(behavior) for name in LOSSES}
+
+    return arrays(jax.jit(run)(*arguments))
+
+
+LOSSES = ("policy", "value", "repval")
 every_case = pytest.mark.parametrize("name", CASES)
+every_loss = pytest.mark.parametrize("loss", LOSSES)
+every_count = pytest.mark.parametrize("count", [1, 4])  # of blocks
 
 
 # ---- the slow implementation ---------------------------------------------------------------------------------------
@@ -147,8 +173,12 @@ def slow_policy(actor, feat, action):
     return dist.logpdf(action).sum(), dist.entropy().sum()
 
 
-def slow_loss(behavior, target, imagined, replayed, weights, hypers):
-    """behavior_loss, one number at a time; returns (losses, returns, scales)."""
+def slow_loss(behavior, target, imagined, replayed, weights, hypers, believed=None):
+    """behavior_loss, one number at a time; returns (losses, scales, metrics).
+
+    Values that returns are made of are those of `believed`, critics that stay where they are when others are moved.
+    """
+    believed = behavior.critics if believed is None else believed
     rewards = len(imagined.reward)
     imagined, replayed = arrays(imagined), arrays(replayed)
     value, slow_value = np.zeros((2, rewards, H + 1, n))
@@ -156,7 +186,7 @@ def slow_loss(behavior, target, imagined, replayed, weights, hypers):
     returns = np.zeros((rewards, H, n))
     for r in range(rewards):
         logits[r] = slow_head(behavior.critics.head, imagined.feat, r)
-        value[r] = softmax(logits[r]) @ slow_bins()
+        value[r] = softmax(slow_head(believed.head, imagined.feat, r)) @ slow_bins()
         slow_value[r] = softmax(slow_head(target.slow.head, imagined.feat, r)) @ slow_bins()
         for i in range(n):
             for t in range(H):
@@ -172,6 +202,7 @@ def slow_loss(behavior, target, imagined, replayed, weights, hypers):
         divisors.append(max(weights.floor[r], (high - low) / (weight if weights.debias[r] else 1)))
 
     losses = {"policy": np.zeros((H, n)), "value": np.zeros((H, n)), "repval": np.zeros((T - 1, B))}
+    advantages, entropies = np.zeros((2, H, n))
     for t in range(H):
         for i in range(n):
             weight = np.prod(imagined.cont[: t + 1, i])
@@ -179,6 +210,7 @@ def slow_loss(behavior, target, imagined, replayed, weights, hypers):
                 weights.scale[r] * (returns[r, t, i] - value[r, t, i]) / divisors[r] for r in range(rewards)
             )
             logp, entropy = slow_policy(behavior.actor, imagined.feat[t, i], imagined.action[t, i])
+            advantages[t, i], entropies[t, i] = advantage, entropy
             losses["policy"][t, i] = -weight * (logp * advantage + weights.entropy * entropy)
             for r in range(rewards):
                 fit = two_hot_nats(logits[r, t, i], returns[r, t, i])
@@ -197,36 +229,65 @@ def slow_loss(behavior, target, imagined, replayed, weights, hypers):
                 goal = slow_return(replayed.reward[r, :, b], boot, live, replayed.is_last[:, b], hypers.lam, t)
                 fit, stay = (two_hot_nats(logits_rows[t, b], x) for x in (goal, slow_rows[t, b]))
                 losses["repval"][t, b] += fit + hypers.slow_regularizer * stay
-    return losses, returns, scales
+    losses |= {name: losses[name].mean() for name in ("policy", "value")}
+    metrics = {
+        "adv_mag": np.abs(advantages).mean(),
+        "ent": entropies.mean(),
+        "ret": returns[0].mean(),
+        "ret_scale": scales[0][1] - scales[0][0],
+        "val": value[0].mean(),
+        "rew": imagined.reward[0, 1:].mean(),
+        "weight": np.cumprod(imagined.cont, 0).mean(),
+    }
+    return losses, scales, metrics
 
 
 @functools.cache
 def slow_case(name):
-    return slow_loss(*case(name)[0])
+    return slow_loss(*arguments_of(name))
 
 
 @every_case
-@pytest.mark.parametrize("loss", ["policy", "value", "repval"])
-def test_loss_is_the_slow_ones(name, loss):
-    losses = case(name)[1][0]
-    assert set(losses) == {"policy", "value", "repval"}
+@every_count
+@every_loss
+def test_loss_is_the_slow_ones(name, count, loss):
+    losses = case(name, count)[0][0]
+    assert set(losses) == set(LOSSES)
     expected = slow_case(name)[0][loss]
-    chex.assert_shape(losses[loss], expected.shape)
-    assert np.abs(expected).max() > 0.1
+    chex.assert_shape(losses[loss], np.shape(expected))
+    assert np.abs(expected).max() > 0.005
     np.testing.assert_allclose(losses[loss], expected, rtol=2e-4, atol=1e-5)
 
 
 @every_case
-def test_return_scales_are_averages_of_percentiles_one_for_each_reward(name):
-    scale, expected = case(name)[1][1], np.array(slow_case(name)[2])
+@every_count
+@every_loss
+def test_gradient_is_the_slow_ones_slope(name, count, loss):
+    behavior, *others = arguments_of(name)
+    rng, step = np.random.default_rng(3), 1e-5
+    way = jax.tree.map(lambda x: rng.normal(size=x.shape), behavior)
+    moved = lambda step: jax.tree.map(lambda x, d: np.asarray(x, np.float64) + step * d, behavior, way)
+    up, down = (slow_loss(moved(s), *others, believed=behavior.critics)[0][loss].sum() for s in (step, -step))
+    grads = case(name, count)[1][loss]
+    slope = sum((g * d).sum() for g, d in zip(jax.tree.leaves(grads), jax.tree.leaves(way), strict=True))
+    assert abs(slope) > 0.01
+    np.testing.assert_allclose(slope, (up - down) / (2 * step), rtol=1e-3)
+
+
+@every_case
+@every_count
+def test_return_scales_are_averages_of_percentiles_one_for_each_reward(name, count):
+    scale, expected = case(name, count)[0][1], np.array(slow_case(name)[1])
     np.testing.assert_allclose(np.stack([scale.low, scale.high, scale.weight], 1), expected, rtol=1e-4)
 
 
 @every_case
-def test_metrics_tell_of_the_first_reward(name):
-    metrics, returns = case(name)[1][2], slow_case(name)[1]
-    np.testing.assert_allclose(metrics["ret"], returns[0].mean(), rtol=1e-4, atol=1e-5)
-    chex.assert_tree_all_finite(metrics)
+@every_count
+def test_metrics_are_means_and_tell_of_the_first_reward(name, count):
+    metrics, expected = case(name, count)[0][2], slow_case(name)[2]
+    assert metrics.keys() == expected.keys()
+    for key, value in expected.items():
+        np.testing.assert_allclose(metrics[key], value, rtol=1e-4, atol=1e-5, err_msg=key)
 
 
 # ---- credit --------------------------------------------------------------------------------------------------------
@@ -251,8 +312,8 @@ def policy_gradient(arrival, lam):
     hypers = Hypers(lam=lam, unimix=0.0)
 
     def loss(behavior):
-        losses, _, _ = behavior_loss(behavior, BehaviorTarget.of(behavior), imagined, replayed, weights, hypers)
-        return losses["policy"].sum()
+        losses, _, _ = given_loss(behavior, BehaviorTarget.of(behavior), imagined, replayed, weights, hypers)
+        return H * losses["policy"]
 
     return jax.grad(loss)(actor_critic).actor.head.out.weight
 
@@ -281,16 +342,18 @@ def test_the_last_step_pays_the_action_before_the_last():
 
 @pytest.mark.parametrize("lam", [0.0, 0.95])
 def test_an_end_shuts_off_what_comes_after(lam):
-    behavior, target, imagined, replayed, weights, _ = case("one reward, discrete")[0]
+    behavior, target, imagined, replayed, weights, _ = arguments_of("one reward, discrete")
     ended = imagined._replace(cont=imagined.cont.at[2].set(0.0))
-    later = ended._replace(reward=ended.reward.at[:, 3:].add(5.0))
+    later = ended._replace(
+        reward=ended.reward.at[:, 3:].add(5.0), feat=ended.feat.at[2:].add(1.0), action=ended.action.at[2:].set(0.0)
+    )
+    sooner = ended._replace(reward=ended.reward.at[:, 2].add(5.0))
     hypers = Hypers(lam=lam, return_rate=0.0)
-    loss = jax.jit(lambda imagined: behavior_loss(behavior, target, imagined, replayed, weights, hypers)[0])
-    one, other = loss(ended), loss(later)
+    loss = jax.jit(lambda imagined: given_loss(behavior, target, imagined, replayed, weights, hypers)[0])
+    one, other, before = loss(ended), loss(later), loss(sooner)
     for name in ("policy", "value"):
         np.testing.assert_array_equal(one[name], other[name])
-        np.testing.assert_array_equal(one[name][2:], 0)
-        assert (np.abs(one[name][:2]) > 0).all()
+        assert one[name] != before[name]
 
 
 # ---- gradients -----------------------------------------------------------------------------------------------------
@@ -299,7 +362,7 @@ def test_an_end_shuts_off_what_comes_after(lam):
 @functools.cache
 def gradients(loss, stopped=False):
     """Gradients of one summed loss with respect to (behaviour, target, imagined, replayed) of the two-reward case."""
-    *arguments, weights, hypers = case("two rewards")[0]
+    *arguments, weights, hypers = arguments_of("two rewards")
     flags = lambda x: not jnp.issubdtype(x.dtype, jnp.floating)
     fixed, free = eqx.partition(tuple(arguments), jax.tree.map(flags, tuple(arguments)))
 
@@ -307,7 +370,7 @@ def gradients(loss, stopped=False):
         behavior, target, imagined, replayed = eqx.combine(free, fixed)
         if stopped:
             replayed = replayed._replace(feat=jax.lax.stop_gradient(replayed.feat))
-        return behavior_loss(behavior, target, imagined, replayed, weights, hypers)[0][loss].sum()
+        return given_loss(behavior, target, imagined, replayed, weights, hypers, count=2)[0][loss].sum()
 
     return arrays(jax.jit(jax.grad(total))(free, fixed))
 
@@ -316,18 +379,33 @@ def reached(tree) -> bool:
     return any((x != 0).any() for x in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize("loss", ["policy", "value", "repval"])
+@every_loss
 def test_no_gradient_reaches_rewards_continues_or_actions(loss):
     _, _, imagined, replayed = gradients(loss)
     assert not reached((imagined.reward, imagined.cont, imagined.action, replayed.reward))
 
 
-@pytest.mark.parametrize("loss", ["policy", "value", "repval"])
+@every_loss
 def test_no_gradient_reaches_imagined_features(loss):
     assert not reached(gradients(loss)[2].feat)
 
 
-@pytest.mark.parametrize("loss", ["policy", "value", "repval"])
+@every_loss
+def test_dreaming_is_given_what_it_reads_and_sends_it_no_gradient(loss):
+    behavior, target, imagined, replayed, weights, hypers = arguments_of("two rewards")
+    halve = imagined._replace(reward=imagined.reward / 2)
+
+    def total(known):
+        dream = lambda known, block: block._replace(reward=known * block.reward)
+        given = (in_blocks(halve, 2), replayed, weights, hypers)
+        return behavior_loss(behavior, target, dream, known, *given)[0][loss].sum()
+
+    value, grad = jax.jit(jax.value_and_grad(total))(jnp.float32(2.0))
+    np.testing.assert_allclose(value, case("two rewards")[0][0][loss].sum(), rtol=1e-5)
+    assert grad == 0
+
+
+@every_loss
 def test_no_gradient_reaches_slow_critics_or_scales(loss):
     assert not reached(gradients(loss)[1])
 

@@ -53,3 +53,11 @@ def test_unknown_preset_names_near_ones():
 def test_hypers_out_of_range_are_named(name, value):
     with pytest.raises(ConfigError, match=f"--hypers.{name.replace('_', '-')} "):
         validate(Config(), dataclasses.replace(Hypers(), **{name: value}))
+
+
+@pytest.mark.parametrize("name", ["block", "lane"])
+def test_settings_for_speed_may_be_left_to_the_machine_but_not_be_negative(name):
+    for value in (0, 1, 7):
+        validate(dataclasses.replace(Config(), **{name: value}), Hypers())
+    with pytest.raises(ConfigError, match=f"--{name} must be 0 or more, not -1"):
+        validate(dataclasses.replace(Config(), **{name: -1}), Hypers())

@@ -17,6 +17,7 @@ import pytest
 
 from stages import loss as loss_stage
 from stages.agent import Agent, Targets
+from stages.behavior import Imagined
 from stages.config import EnsembleConfig, Hypers
 from stages.ensemble import disagreement
 from stages.loss import agent_loss, arrive, loss_scales
@@ -39,19 +40,20 @@ class Lost:
     total: np.ndarray
     grads: Agent
     outcome: loss_stage.Outcome
-    imagined: list  # of tasker, and explorer
+    imagined: list  # of tasker, and explorer; its blocks joined
     replayed: list
     weights: list
+    blocks: list  # how many
 
 
 class Case:
     """agent_loss in one mode: the agent, made-up rows, and a compiled gradient with a weight for each loss."""
 
-    def __init__(self, config, env, mode):
+    def __init__(self, config, env, mode, block=0):
         sizes = dataclasses.replace(config.model, layers=1)
         ensemble = EnsembleConfig(members=3, layers=1)
         self.mode, self.sizes = mode, sizes
-        self.config = dataclasses.replace(config, mode=mode, horizon=H, model=sizes, ensemble=ensemble)
+        self.config = dataclasses.replace(config, mode=mode, horizon=H, model=sizes, ensemble=ensemble, block=block)
         agent = arbitrary(lambda: Agent(self.config, env.obs_space, env.action_space, key=jr.key(0)))
         # The outermost bins are hundreds of millions away: believe in small rewards.
         peak = -4.0 * jnp.abs(jnp.arange(sizes.bins) - sizes.bins // 2)
@@ -63,9 +65,10 @@ class Case:
     def _loss(self, agent, rows, weights, targets):
         given = []
 
-        def spy(behavior, target, *args):
-            given.append(args[:3])
-            return behavior_loss(behavior, target, *args)
+        def spy(behavior, target, dream, known, starts, replayed, weights, hypers):
+            dreams = [dream(known, start) for start in apart(starts)]
+            given.append((joined(dreams), replayed, weights, len(dreams)))
+            return behavior_loss(behavior, target, dream, known, starts, replayed, weights, hypers)
 
         behavior_loss = loss_stage.behavior_loss
         with (
@@ -88,6 +91,17 @@ class Case:
         return self()
 
 
+def apart(tree):
+    """Blocks one by one."""
+    return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(len(jax.tree.leaves(tree)[0]))]
+
+
+def joined(dreams) -> Imagined:
+    """One dream of all blocks' starts."""
+    axes = Imagined(feat=1, action=1, reward=2, cont=1)  # where the starts are
+    return jax.tree.map(lambda axis, *x: jnp.concatenate(x, axis), axes, *dreams)
+
+
 def made_up(sizes, env) -> Row:
     """Rows [T+1, B] with a terminal end before row 3 of window 0."""
     keys, lead = jr.split(jr.key(1), 5), (T + 1, B)
@@ -107,7 +121,7 @@ def made_up(sizes, env) -> Row:
 @pytest.fixture(scope="module")
 def case(config, env):
     """Case by mode, compiled once each."""
-    return functools.cache(lambda mode: Case(config, env, mode))
+    return functools.cache(lambda mode, block=0: Case(config, env, mode, block))
 
 
 every_mode = pytest.mark.parametrize("mode", NAMES)
@@ -368,3 +382,17 @@ def test_new_scales_are_of_the_behaviours_that_exist(case, mode):
         assert outcome.explorer_scale is None
     else:
         chex.assert_shape(outcome.explorer_scale.low, ({"explore": 1, "mix": 2}[mode],))
+
+
+# ---- blocks --------------------------------------------------------------------------------------------------------
+
+
+@every_mode
+@pytest.mark.parametrize(("block", "blocks"), [(1, T * B), (3, T * B // 2)])
+def test_blocks_change_no_number(case, mode, block, blocks):
+    one, lost = case(mode).lost, case(mode, block).lost
+    assert set(one.blocks) == {1} and set(lost.blocks) == {blocks}
+    np.testing.assert_allclose(lost.total, one.total, rtol=1e-5)
+    chex.assert_trees_all_close(lost.grads, one.grads, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(lost.outcome, one.outcome, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(lost.imagined, one.imagined, rtol=1e-4, atol=1e-5)

@@ -1,18 +1,26 @@
-"""Seeds side by side: a seed alone equals that seed in a sweep, on any number of devices, with one trace."""
+"""Seeds side by side: a seed alone equals that seed in a sweep, in any lanes, on any devices, with one trace."""
+
+import dataclasses
+import functools
+from unittest import mock
 
 import chex
 import jax
+import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 import pytest
 
-from stages.sweep import Sweep, mesh_for
+from stages import sweep as sweep_stage
+from stages.sweep import Sweep, in_lanes, lane_of, mesh_for
 from tests.conftest import tree_equal
 
 ITERATIONS = 8
 
 
-def play(env, config, hypers, seeds, devices):
+def play(env, config, hypers, seeds, devices, lane=0):
     """Prefill and two chunks -> sweep, state, clock, last progress."""
+    config = dataclasses.replace(config, lane=lane)
     sweep = Sweep(env, config, hypers, mesh_for(len(seeds), jax.devices()[:devices]))
     state, clock, _ = sweep.prefill(sweep.init(seeds))
     for _ in range(2):
@@ -22,20 +30,45 @@ def play(env, config, hypers, seeds, devices):
 
 @pytest.fixture(scope="module")
 def together(env, config, hypers):
-    """Seeds 4 to 7 on one device."""
-    return play(env, config, hypers, [4, 5, 6, 7], 1)
+    """Seeds 4 to 7 on one device, all at once: the plain form."""
+    with mock.patch.object(sweep_stage, "CACHED", 0):
+        return play(env, config, hypers, [4, 5, 6, 7], 1)
+
+
+@pytest.fixture(scope="module")
+def lanes(env, config, hypers):
+    """The same seeds on one device, one after another."""
+    return play(env, config, hypers, [4, 5, 6, 7], 1, lane=1)
+
+
+@pytest.fixture(scope="module")
+def pairs(env, config, hypers):
+    """The same seeds on one device, at most three at once: two."""
+    return play(env, config, hypers, [4, 5, 6, 7], 1, lane=3)
 
 
 @pytest.fixture(scope="module")
 def spread(env, config, hypers):
-    """The same seeds, one on each of four devices."""
-    return play(env, config, hypers, [4, 5, 6, 7], 4)
+    """The same seeds, two on each of two devices, one after another."""
+    return play(env, config, hypers, [4, 5, 6, 7], 2)
 
 
 @pytest.fixture(scope="module")
 def alone(env, config, hypers):
     """Seed 7 on its own."""
     return play(env, config, hypers, [7], 1)
+
+
+def assert_same(one, other):
+    """The same rows, to the bit, and numbers close to each other."""
+    (_, state, clock, progress), (_, other_state, other_clock, other_progress) = one, other
+    assert tree_equal(clock, other_clock) and tree_equal(state.key, other_state.key)
+    for name in ("obs", "action", "reward", "is_first", "stoch"):
+        np.testing.assert_array_equal(getattr(state.ring, name), getattr(other_state.ring, name), err_msg=name)
+    numbers = lambda *trees: jax.tree.map(np.asarray, trees)
+    close = functools.partial(chex.assert_trees_all_close, rtol=1e-4, atol=1e-4)
+    close(numbers(progress), numbers(other_progress))
+    close(numbers(state.agent, state.targets), numbers(other_state.agent, other_state.targets))
 
 
 def test_seed_alone_equals_that_seed_in_a_sweep(together, alone, config):
@@ -57,31 +90,69 @@ def test_seeds_differ(together):
             assert (actions[i] != actions[j]).any()
 
 
+def test_lanes_do_not_change_the_numbers(together, lanes, pairs):
+    assert_same(together, lanes)
+    assert_same(together, pairs)
+
+
 def test_devices_do_not_change_the_numbers(together, spread):
-    _, one, clock, progress = together
-    _, four, clock_four, progress_four = spread
-    assert tree_equal(clock, clock_four)
-    np.testing.assert_array_equal(one.ring.action, four.ring.action)
-    chex.assert_trees_all_close(
-        jax.tree.map(np.asarray, progress), jax.tree.map(np.asarray, progress_four), rtol=1e-4, atol=1e-4
-    )
+    assert_same(together, spread)
 
 
 def test_seeds_are_spread_over_devices(spread):
     _, state, _, _ = spread
-    assert len(state.agent.tasker.actor.head.out.weight.sharding.device_set) == 4
+    assert len(state.agent.tasker.actor.head.out.weight.sharding.device_set) == 2
 
 
-def test_advance_is_traced_once(together):
-    assert together[0].traces["advance"] == 1
+def test_advance_is_traced_once(together, pairs):
+    assert together[0].traces["advance"] == pairs[0].traces["advance"] == 1
 
 
-def test_state_is_donated(env, config, hypers):
-    sweep = Sweep(env, config, hypers, mesh_for(2, jax.devices()[:1]))
-    state, clock, _ = sweep.prefill(sweep.init([0, 1]))
+@pytest.mark.parametrize("sweep", ["together", "lanes", "pairs", "spread"])
+def test_state_is_donated_to_the_last_byte(request, sweep):
+    sweep, state, clock, _ = request.getfixturevalue(sweep)
     memory = sweep.compile(state, clock, ITERATIONS).memory_analysis()
-    held = sum(x.nbytes for x in jax.tree.leaves(state) if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key))
-    assert memory.alias_size_in_bytes >= held
+    raw = lambda x: jr.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+    held = sum(raw(x).nbytes for x in jax.tree.leaves(state)) // sweep.mesh.size
+    assert memory.alias_size_in_bytes == held
+
+
+# ---- lanes of something small ---------------------------------------------------------------------------------------
+
+
+def walk(widths):
+    """A stage of one seed, batched: its state, the clock, what it tells; notes how many seeds it was traced for."""
+
+    def one(state, clock):
+        key, key_step = jr.split(state["key"])
+        x = state["x"] * (1 + clock) + jr.normal(key_step, (3,))
+        return {"key": key, "x": x}, clock + 2, {"sum": x.sum(), "clock": clock}
+
+    def over(state, clock):
+        widths.append(state["x"].shape[0])
+        return jax.vmap(one, in_axes=(0, None), out_axes=(0, None, 0))(state, clock)
+
+    return over
+
+
+@pytest.mark.parametrize(
+    ("seeds", "lane", "width"), [(6, 1, 1), (6, 2, 2), (6, 4, 3), (6, 6, 6), (6, 9, 6), (7, 3, 1), (1, 2, 1)]
+)
+def test_lanes_are_the_widest_that_share_the_seeds_out(seeds, lane, width):
+    widths = []
+    state = {"key": jr.split(jr.key(0), seeds), "x": jnp.arange(3.0 * seeds).reshape(seeds, 3)}
+    plain = jax.jit(walk([]))(state, jnp.int32(5))
+    laned = jax.jit(in_lanes(walk(widths), lane), donate_argnums=0)(jax.tree.map(jnp.array, state), jnp.int32(5))
+    assert set(widths) == {width}
+    assert laned[1] == 7
+    assert tree_equal(laned[0]["key"], plain[0]["key"])
+    chex.assert_trees_all_close((laned[0]["x"], laned[2]), (plain[0]["x"], plain[2]), rtol=1e-6)
+
+
+def test_lane_of_suits_the_machine(config):
+    mesh = lambda platform: mock.Mock(devices=np.array([mock.Mock(platform=platform)]))
+    lane = lambda lane, platform: lane_of(dataclasses.replace(config, lane=lane), mesh(platform))
+    assert [lane(0, "cpu"), lane(0, "gpu"), lane(3, "cpu"), lane(3, "gpu")] == [1, 0, 3, 3]
 
 
 def test_evaluation_is_repeatable_and_apart_from_training(together):
