@@ -118,7 +118,8 @@ def _softmax(logits):
 
 def _softmax_grad(probs, grad):
     weighted = probs * grad
-    return (weighted - probs * (weighted @ np.ones(probs.shape[-1], np.float32))[..., None],)
+    along = jnp.matmul(weighted, np.ones(probs.shape[-1], np.float32), precision=lax.Precision.HIGHEST)
+    return (weighted - probs * along[..., None],)
 
 
 softmax.defvjp(_softmax, _softmax_grad)

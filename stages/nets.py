@@ -4,6 +4,7 @@ Every layer acts on the last axes and takes any leading ones. Parameters are flo
 type, so one cast at the door decides the arithmetic. Source: DreamerV3's embodied/jax/nets.py, re-derived.
 """
 
+import functools
 import math
 
 import equinox as eqx
@@ -76,9 +77,10 @@ def _norm_silu_grad(saved, grad):
     gate = jax.nn.sigmoid(normed)
     grad = grad.astype(jnp.float32) * (gate * (1 + normed * (1 - gate)))
     shared = grad * x32
-    along = (shared @ scale)[..., None] / size
+    exact = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)  # sums, which no GPU may shorten
+    along = exact(shared, scale)[..., None] / size
     grad_x = inverse * (grad * scale - x32 * (jnp.square(inverse) * along))
-    return grad_x.astype(x.dtype), inverse.reshape(-1) @ shared.reshape(-1, size)
+    return grad_x.astype(x.dtype), exact(inverse.reshape(-1), shared.reshape(-1, size))
 
 
 norm_silu.defvjp(_norm_silu, _norm_silu_grad)
