@@ -43,7 +43,7 @@ class Lost:
     imagined: list  # of tasker, and explorer; its blocks joined
     replayed: list
     weights: list
-    blocks: list  # how many
+    noise: list  # in blocks
 
 
 class Case:
@@ -67,7 +67,7 @@ class Case:
 
         def spy(behavior, target, dream, known, starts, replayed, weights, hypers):
             dreams = [dream(known, start) for start in apart(starts)]
-            given.append((joined(dreams), replayed, weights, len(dreams)))
+            given.append((joined(dreams), replayed, weights, starts[1]))
             return behavior_loss(behavior, target, dream, known, starts, replayed, weights, hypers)
 
         behavior_loss = loss_stage.behavior_loss
@@ -372,6 +372,8 @@ def test_explorer_and_tasker_dream_apart(case, mode):
     tasker, explorer = case(mode).lost.imagined
     np.testing.assert_array_equal(tasker.feat[0], explorer.feat[0])
     assert (tasker.feat[1:] != explorer.feat[1:]).any((0, 2)).all()
+    one, other = case(mode).lost.noise
+    assert (one.latent != other.latent).all() and (one.action != other.action).all()
 
 
 @every_mode
@@ -391,7 +393,7 @@ def test_new_scales_are_of_the_behaviours_that_exist(case, mode):
 @pytest.mark.parametrize(("block", "blocks"), [(1, T * B), (3, T * B // 2)])
 def test_blocks_change_no_number(case, mode, block, blocks):
     one, lost = case(mode).lost, case(mode, block).lost
-    assert set(map(int, one.blocks)) == {1} and set(map(int, lost.blocks)) == {blocks}
+    assert {len(x.latent) for x in one.noise} == {1} and {len(x.latent) for x in lost.noise} == {blocks}
     np.testing.assert_allclose(lost.total, one.total, rtol=1e-5)
     chex.assert_trees_all_close(lost.grads, one.grads, rtol=1e-4, atol=1e-5)
     chex.assert_trees_all_close(lost.outcome, one.outcome, rtol=1e-4, atol=1e-5)

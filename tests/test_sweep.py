@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from stages import sweep as sweep_stage
-from stages.sweep import Sweep, in_lanes, lane_of, mesh_for
+from stages.sweep import Sweep, in_lanes, lane_of, mesh_for, over_seeds
 from tests.conftest import tree_equal
 
 ITERATIONS = 8
@@ -119,19 +121,26 @@ def test_state_is_donated_to_the_last_byte(request, sweep):
 # ---- lanes of something small ---------------------------------------------------------------------------------------
 
 
-def walk(widths):
-    """A stage of one seed, batched: its state, the clock, what it tells; notes how many seeds it was traced for."""
+def walk(state, clock):
+    """A stage of one seed: its state, the clock, what it tells."""
+    key, key_step = jr.split(state["key"])
+    x = state["x"] * (1 + clock) + jr.normal(key_step, (3,))
+    return {"key": key, "x": x}, clock + 2, {"sum": x.sum(), "clock": clock}
 
-    def one(state, clock):
-        key, key_step = jr.split(state["key"])
-        x = state["x"] * (1 + clock) + jr.normal(key_step, (3,))
-        return {"key": key, "x": x}, clock + 2, {"sum": x.sum(), "clock": clock}
 
-    def over(state, clock):
-        widths.append(state["x"].shape[0])
-        return jax.vmap(one, in_axes=(0, None), out_axes=(0, None, 0))(state, clock)
+def walks(seeds):
+    """States of many."""
+    return {"key": jr.split(jr.key(0), seeds), "x": jnp.arange(3.0 * seeds).reshape(seeds, 3)}
 
-    return over
+
+def all_at_once(state, clock):
+    return jax.vmap(walk, in_axes=(0, None), out_axes=(0, None, 0))(state, clock)
+
+
+def assert_same_walk(laned, plain):
+    assert laned[1] == plain[1] == 7
+    assert tree_equal(laned[0]["key"], plain[0]["key"])
+    chex.assert_trees_all_close((laned[0]["x"], laned[2]), (plain[0]["x"], plain[2]), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -139,13 +148,24 @@ def walk(widths):
 )
 def test_lanes_are_the_widest_that_share_the_seeds_out(seeds, lane, width):
     widths = []
-    state = {"key": jr.split(jr.key(0), seeds), "x": jnp.arange(3.0 * seeds).reshape(seeds, 3)}
-    plain = jax.jit(walk([]))(state, jnp.int32(5))
-    laned = jax.jit(in_lanes(walk(widths), lane), donate_argnums=0)(jax.tree.map(jnp.array, state), jnp.int32(5))
+
+    def noted(state, clock):
+        widths.append(state["x"].shape[0])
+        return all_at_once(state, clock)
+
+    assert_same_walk(
+        jax.jit(in_lanes(noted, lane))(walks(seeds), jnp.int32(5)), all_at_once(walks(seeds), jnp.int32(5))
+    )
     assert set(widths) == {width}
-    assert laned[1] == 7
-    assert tree_equal(laned[0]["key"], plain[0]["key"])
-    chex.assert_trees_all_close((laned[0]["x"], laned[2]), (plain[0]["x"], plain[2]), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("devices", "lane"), [(1, 4), (2, 1), (2, 2), (3, 2), (3, 0)])
+def test_lanes_on_each_device(devices, lane):
+    mesh = mesh_for(6, jax.devices()[:devices])
+    state = jax.device_put(walks(6), NamedSharding(mesh, P("seeds")))
+    laned = jax.jit(over_seeds(mesh, walk, 1, True, lane), donate_argnums=0).lower(state, jnp.int32(5)).compile()
+    assert laned.memory_analysis().alias_size_in_bytes == 6 * (2 * 4 + 3 * 4) // devices  # keys and x
+    assert_same_walk(laned(state, jnp.int32(5)), all_at_once(walks(6), jnp.int32(5)))
 
 
 def test_lane_of_suits_the_machine(config):
