@@ -44,31 +44,33 @@ def over_seeds(mesh: Mesh, fn: Callable, seed_args: int, clock: bool, lane: int 
     out_axes: Any = (0, None, 0) if clock else 0
     specs = tuple(P("seeds") if a == 0 else P() for a in axes)
     out_specs: Any = (P("seeds"), P(), P("seeds")) if clock else P("seeds")
-    batched = jax.vmap(fn, in_axes=axes, out_axes=out_axes)
-    batched = in_lanes(batched, lane) if lane else batched
+    batched = in_lanes(fn, lane) if lane else jax.vmap(fn, in_axes=axes, out_axes=out_axes)
     return jax.shard_map(batched, mesh=mesh, in_specs=specs, out_specs=out_specs, check_vma=False)
 
 
 def in_lanes(fn: Callable, lane: int) -> Callable:
-    """`fn(state, clock) -> (state, clock, told)` over seeds [S, ...] -> the same, `lane` seeds after another.
+    """`fn(state, clock) -> (state, clock, told)` of one seed -> of seeds [S, ...], `lane` of them after another.
 
     Each lane runs to the end before the next begins, so that a processor's cache holds all that it works on; its
-    state is read from, and written back to, its place among all seeds'.
+    state is read from, and written back to, its place among all seeds'. A lane of one seed has no seed axis at all.
     """
 
     def run(state, clock):
         seeds = jax.tree.leaves(state)[0].shape[0]
         width = max(w for w in range(1, min(lane, seeds) + 1) if seeds % w == 0)
+        beside = fn if width == 1 else jax.vmap(fn, in_axes=(0, None), out_axes=(0, None, 0))
+        lanes = state if width == 1 else jax.tree.map(lambda x: x.reshape(-1, width, *x.shape[1:]), state)
 
-        def one(carry, start):
-            state, _ = carry
-            part = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, width), state)
-            part, after, told = fn(part, clock)
-            write = lambda x, part: lax.dynamic_update_slice_in_dim(x, part, start, 0)
-            return (jax.tree.map(write, state, part), after), told
+        def one(carry, lane):
+            lanes, _ = carry
+            part = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, lane, keepdims=False), lanes)
+            part, after, told = beside(part, clock)
+            write = lambda x, part: lax.dynamic_update_index_in_dim(x, part, lane, 0)
+            return (jax.tree.map(write, lanes, part), after), told
 
-        (state, after), told = lax.scan(one, (state, clock), jnp.arange(0, seeds, width))
-        return state, after, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), told)
+        (lanes, after), told = lax.scan(one, (lanes, clock), jnp.arange(seeds // width))
+        joined = lambda x: x.reshape(seeds, *x.shape[2 if width > 1 else 1 :])
+        return jax.tree.map(joined, lanes), after, jax.tree.map(joined, told)
 
     return run
 

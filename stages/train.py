@@ -4,24 +4,23 @@ An iteration is `steps` env steps and then `updates` updates (`Config.schedule`)
 never becomes batched, so that writes to the ring stay slices.
 """
 
-import math
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import optax
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from envs.environment import Environment
 from stages import replay
-from stages.agent import Agent, Targets, collector, optimizer
+from stages.agent import Agent, Targets, collector
 from stages.behavior import update_target
 from stages.collect import Episodes, Rollout, collect, start
 from stages.config import Config, Hypers
 from stages.loss import agent_loss
+from stages.optimizer import optimizer, tensor_rows, to_rows
 from stages.replay import Clock, Replay
 from stages.rssm import classes_of
 
@@ -100,8 +99,8 @@ def update(
     deter = outcome.latent.deter.astype(state.ring.deter.dtype)
     ring = replay.write_back(state.ring, windows, deter, classes_of(outcome.latent))
     metrics = outcome.metrics | {
-        "opt/grad_norm": optax.global_norm(grads),
-        "opt/update_norm": optax.global_norm(updates),
+        "opt/grad_norm": jnp.linalg.norm(to_rows(grads)),
+        "opt/update_norm": jnp.linalg.norm(to_rows(updates)),
     }
     state = TrainState(agent, Targets(tasker, explorer), opt_state, ring, state.rollout, key)
     return state, replay.serve(clock, *shape), metrics
@@ -139,11 +138,11 @@ def advance(
 def adapt(state: TrainState) -> TrainState:
     """Leave the explorer and the ensemble behind: the state that mode task goes on with."""
     agent = eqx.tree_at(lambda a: (a.explorer, a.ensemble), state.agent, (None, None), is_leaf=lambda x: x is None)
+    # The optimiser keeps rows of all weights in the order of the agent's fields: what goes stands last.
     seeds = state.key.ndim  # 1 in a sweep, 0 for a seed alone
-    size = lambda agent: sum(math.prod(x.shape[seeds:]) for x in jax.tree.leaves(agent))
-    # The optimiser keeps one vector for all weights, in the order of the agent's fields: what goes stands last.
-    before, after = size(state.agent), size(agent)
-    shed = lambda x: x[..., :after] if x.shape[seeds:] == (before,) else x
+    alone = lambda agent: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[seeds:], x.dtype), agent)
+    before, after = (tensor_rows(alone(a)).sum() for a in (state.agent, agent))
+    shed = lambda x: x[..., :after, :] if x.shape[seeds : seeds + 1] == (before,) else x
     targets = Targets(state.targets.tasker, None)
     optimizer = jax.tree.map(shed, state.optimizer)
     return TrainState(agent, targets, optimizer, state.ring, state.rollout, state.key)

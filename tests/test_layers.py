@@ -13,7 +13,7 @@ LAYERS = [
     {"world_model", "imagine"},
     {"behavior"},
     {"agent"},
-    {"loss", "collect", "evaluate"},
+    {"loss", "collect", "evaluate", "optimizer"},
     {"train"},
     {"sweep", "report", "folder"},
     {"rounds"},

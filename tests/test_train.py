@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from stages import train
+from stages.optimizer import WIDTH, tensor_rows
 from stages.replay import Clock
 from tests.conftest import tree_equal
 
@@ -121,12 +122,12 @@ def test_exploring_seed_trains_then_adapts(env, config, hypers, mode):
     assert adapted.agent.explorer is None and adapted.agent.ensemble is None and adapted.targets.explorer is None
     assert tree_equal(adapted.agent.model, explored.agent.model)
     # The optimiser's memory of what goes on is kept, and of what is left behind dropped.
-    kept, whole = (sum(x.size for x in jax.tree.leaves(agent)) for agent in (adapted.agent, explored.agent))
+    kept, whole = (tensor_rows(agent).sum() for agent in (adapted.agent, explored.agent))
     memories = zip(jax.tree.leaves(adapted.optimizer), jax.tree.leaves(explored.optimizer), strict=True)
-    vectors = [(now, then) for now, then in memories if then.ndim]
-    assert len(vectors) == 2
-    for now, then in vectors:
-        assert then.shape == (whole,) and tree_equal(now, then[:kept])
+    rows = [(now, then) for now, then in memories if then.ndim]
+    assert len(rows) == 2
+    for now, then in rows:
+        assert then.shape == (whole, WIDTH) and tree_equal(now, then[:kept])
     task = dataclasses.replace(config, mode="task")
     later, _, progress = jax.jit(functools.partial(train.advance, env, task, hypers, 2))(adapted, clock)
     assert np.isfinite(float(progress.metrics["loss/recon"]))
