@@ -15,13 +15,12 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from stages.agent import Agent
 from stages.config import Hypers
 
 WIDTH = 64
 
 
-def optimizer(hypers: Hypers) -> optax.GradientTransformation:
+def optimizer(hypers: Hypers) -> Any:
     """LaProp (Ziyin et al. 2020, arXiv 2002.04839) after adaptive gradient clipping, with linear warm-up."""
     warmup = lambda count: -hypers.lr * jnp.minimum(1.0, count / jnp.maximum(1.0, hypers.warmup))
     laprop = optax.chain(
@@ -30,12 +29,16 @@ def optimizer(hypers: Hypers) -> optax.GradientTransformation:
         optax.scale_by_schedule(warmup),
     )
 
-    def update(grads: Agent, state: Any, agent: Agent) -> tuple[Agent, Any]:
-        clipped = adaptive_clip(to_rows(grads), to_rows(agent), tensor_rows(agent), hypers.agc)
-        rows, state = laprop.update(clipped, state)
-        return from_rows(rows, agent), state
+    def init(params: Any) -> Any:
+        return laprop.init(to_rows(params))
 
-    return optax.GradientTransformation(lambda agent: laprop.init(to_rows(agent)), update)
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        clipped = adaptive_clip(to_rows(updates), to_rows(params), tensor_rows(params), hypers.agc)
+        rows: Any
+        rows, state = laprop.update(clipped, state)
+        return from_rows(rows, params), state
+
+    return optax.GradientTransformation(init, update)
 
 
 def adaptive_clip(
@@ -58,21 +61,21 @@ def adaptive_clip(
 # ---- all weights as rows -------------------------------------------------------------------------------------------
 
 
-def _stacked(agent: Agent) -> Agent:
+def _stacked(agent: Any) -> Any:
     """A tree like the agent: how many tensors each leaf is."""
     ones = jax.tree.map(lambda _: 1, agent)
     where = lambda a: [x for x in (a.ensemble, a.tasker.critics, a.explorer and a.explorer.critics) if x is not None]
     return eqx.tree_at(where, ones, [jax.tree.map(len, part) for part in where(agent)])
 
 
-def tensor_rows(agent: Agent) -> np.ndarray:
+def tensor_rows(agent: Any) -> np.ndarray:
     """Rows of each tensor, [K]. The agent may be one of shapes."""
     leaves, stacked = jax.tree.leaves(agent), jax.tree.leaves(_stacked(agent))
     rows = [[-(-math.prod(x.shape) // n // WIDTH)] * n for x, n in zip(leaves, stacked, strict=True)]
     return np.concatenate(rows)
 
 
-def to_rows(agent: Agent) -> Float[Array, "R 64"]:
+def to_rows(agent: Any) -> Float[Array, "R 64"]:
     """All numbers of an agent, or of a tree like it."""
 
     pieces = []
@@ -83,7 +86,7 @@ def to_rows(agent: Agent) -> Float[Array, "R 64"]:
     return jnp.concatenate(pieces).reshape(-1, WIDTH)
 
 
-def from_rows(rows: Float[Array, "R 64"], like: Agent) -> Agent:
+def from_rows(rows: Float[Array, "R 64"], like: Any) -> Any:
     """Undo to_rows."""
     leaves, structure = jax.tree.flatten(like)
     stacked, at, back = jax.tree.leaves(_stacked(like)), 0, []
