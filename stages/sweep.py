@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -52,7 +53,8 @@ def in_lanes(fn: Callable, lane: int) -> Callable:
     """`fn(state, clock) -> (state, clock, told)` of one seed -> of seeds [S, ...], `lane` of them after another.
 
     Each lane runs to the end before the next begins, so that a processor's cache holds all that it works on; its
-    state is read from, and written back to, its place among all seeds'. A lane of one seed has no seed axis at all.
+    state is copied from, and written back to, its place among all seeds'. A lane of one seed has no seed axis at all,
+    and a lane that is alone works in place.
     """
 
     def run(state, clock):
@@ -63,16 +65,27 @@ def in_lanes(fn: Callable, lane: int) -> Callable:
 
         def one(carry, lane):
             lanes, _ = carry
-            part = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, lane, keepdims=False), lanes)
+            part = jax.tree.map(lambda x: _row_major(lax.dynamic_index_in_dim(x, lane, keepdims=False)), lanes)
             part, after, told = beside(part, clock)
-            write = lambda x, part: lax.dynamic_update_index_in_dim(x, part, lane, 0)
+            write = lambda x, part: lax.dynamic_update_index_in_dim(x, _row_major(part), lane, 0)
             return (jax.tree.map(write, lanes, part), after), told
 
-        (lanes, after), told = lax.scan(one, (lanes, clock), jnp.arange(seeds // width))
+        if width < seeds:
+            (lanes, after), told = lax.scan(one, (lanes, clock), jnp.arange(seeds // width))
+        else:
+            part, after, told = beside(jax.tree.map(lambda x: _row_major(x.reshape(x.shape[1:])), lanes), clock)
+            lanes, told = jax.tree.map(lambda x: _row_major(x.reshape(1, *x.shape)), (part, told))
         joined = lambda x: x.reshape(seeds, *x.shape[2 if width > 1 else 1 :])
         return jax.tree.map(joined, lanes), after, jax.tree.map(joined, told)
 
     return run
+
+
+def _row_major(x: jax.Array) -> jax.Array:
+    """`x` with its layout said: else XLA may order axes of length 1 another way, and copies a whole ring for it."""
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return x
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
 def lane_of(config: Config, mesh: Mesh) -> int:

@@ -9,7 +9,7 @@ Lines are those of update.py (each point a process of its own, updates alone), w
 together, and `of_one`, that over the time of the first number of seeds. Where environments are varied, as the update
 itself hardly sees them, `seconds_per_env_step` is given too: of one step of one environment of one seed.
 
-With --fit nothing is run: programs of one update are compiled, for one and for two seeds on each device, and the
+With --fit nothing is run: programs of two updates are compiled, for one and for two seeds on each device, and the
 compiler's count of arguments and temporaries is drawn out to `memory_gb` (the device's own limit, all of the machine's
 memory on a CPU, or --memory-gb on each device); the answer is compiled too, and lowered until it fits.
 """
@@ -76,7 +76,7 @@ def fit(point: Result) -> Result:
     def gigabytes(each: int) -> float:
         """Memory of one device that carries so many seeds."""
         seeds = each * len(devices)
-        memory = update.memory_of(update.compile_updates(config, hypers, mesh_for(seeds, devices), seeds, 1), 1)
+        memory = update.memory_of(update.compile_updates(config, hypers, mesh_for(seeds, devices), seeds, 2), 1)
         return (memory["argument_mb"] + memory["temporary_mb"]) / 1e3
 
     one, two = gigabytes(1), gigabytes(2)
