@@ -12,6 +12,7 @@ import re
 import sys
 import time
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -147,6 +148,11 @@ def _whole_number(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructor
 # ---- the run -------------------------------------------------------------------------------------------------------
 
 
+QUEUEING = "xla_cpu_experimental_ynn_fusion_type"
+"""XLA's products by YNNPACK, switched off: while all cores carry seeds, the help that each one calls for stays queued
+until the chunk ends, and memory grows with every update (docs/speed.md)."""
+
+
 def start_jax(cache: bool = True) -> None:
     """One virtual CPU device for each core, and the compilation cache; before jax makes its first array.
 
@@ -154,7 +160,10 @@ def start_jax(cache: bool = True) -> None:
     """
     import jax
 
-    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    flags = os.environ.get("XLA_FLAGS", "")
+    if QUEUEING not in flags and version("jaxlib").startswith(("0.10.", "0.11.")):  # unknown flags are fatal
+        os.environ["XLA_FLAGS"] = f"{flags} --{QUEUEING}="
+    if "xla_force_host_platform_device_count" not in flags:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         jax.config.update("jax_num_cpu_devices", cores)
     if cache and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
