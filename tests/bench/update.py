@@ -121,7 +121,7 @@ def memory_used(before: float | None, sizes_mb: Result) -> Result:
 def chunk(gflop: float, seconds: float) -> int:
     """Updates that take about `seconds` at a modest guess of the rate; 2 to 50.
 
-    A scan of one update is compiled as none, and XLA then copies the ring: no run has such chunks.
+    A scan of one update is compiled as none, and XLA then copies the ring; chunks of runs are longer.
     """
     guess = 20 * len(jax.devices()) if jax.default_backend() == "cpu" else 5000  # GFLOP/s
     return max(2, min(50, round(seconds * guess / gflop)))
