@@ -5,7 +5,6 @@ ensemble members and of rewards are tensors of their own. A tenth of the operati
 compiled and run. Source: DreamerV3, Methods ("Optimizer"); the reference's opt.py.
 """
 
-import math
 from typing import Any
 
 import equinox as eqx
@@ -71,13 +70,12 @@ def _stacked(agent: Any) -> Any:
 def tensor_rows(agent: Any) -> np.ndarray:
     """Rows of each tensor, [K]. The agent may be one of shapes."""
     leaves, stacked = jax.tree.leaves(agent), jax.tree.leaves(_stacked(agent))
-    rows = [[-(-math.prod(x.shape) // n // WIDTH)] * n for x, n in zip(leaves, stacked, strict=True)]
+    rows = [[-(-x.size // n // WIDTH)] * n for x, n in zip(leaves, stacked, strict=True)]
     return np.concatenate(rows)
 
 
 def to_rows(agent: Any) -> Float[Array, "R 64"]:
     """All numbers of an agent, or of a tree like it."""
-
     pieces = []
     for x, count in zip(jax.tree.leaves(agent), jax.tree.leaves(_stacked(agent)), strict=True):
         x = x.reshape(count, -1)
