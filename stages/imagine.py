@@ -45,14 +45,14 @@ def imagine(
         start: [n, ...] latents.
         ratio: unimix of the prior.
     """
-    model, start = sg(model), sg(start)
+    dynamics, start = rssm.laid_out(sg(model.rssm)), sg(start)
     never = jnp.zeros(start.deter.shape[:-1], bool)
 
     def step(latent, noise):
         feat = rssm.feat(latent)
         action = policy(feat, noise.action)
-        share = rssm.action_share(model.rssm, action, never)
-        return rssm.prior_step(model.rssm, latent, share, noise.latent, ratio), (feat, action)
+        share = rssm.action_share(dynamics, action, never)
+        return rssm.prior_step(dynamics, latent, share, noise.latent, ratio), (feat, action)
 
     last, (feats, actions) = lax.scan(step, start, Noise(noise.latent, noise.action[:-1]))
     feat = rssm.feat(last)

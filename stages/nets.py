@@ -4,91 +4,21 @@ Every layer acts on the last axes and takes any leading ones. Parameters are flo
 type, so one cast at the door decides the arithmetic. Source: DreamerV3's embodied/jax/nets.py, re-derived.
 """
 
-import functools
 import math
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
+
+from stages.kernels import EPSILON, affine, block_norm_silu, block_product, mix, norm_silu, product
 
 
 def truncated_normal(key: PRNGKeyArray, shape: tuple[int, ...], fan_in: int, scale: float = 1.0) -> Array:
     """Normal of variance 1/fan_in, cut off at two standard deviations (1.1368 restores the variance)."""
     return jr.truncated_normal(key, -2.0, 2.0, shape) * (scale * 1.1368 * math.sqrt(1.0 / fan_in))
-
-
-# ---- products and activations with gradients written out -----------------------------------------------------------
-
-
-@jax.custom_vjp
-def product(x: Float[Array, "... i"], weight: Float[Array, "i o"]) -> Float[Array, "... o"]:
-    """x W. The gradient of W asks for a transposed copy of the narrower of its two factors only."""
-    return x @ weight
-
-
-def _product_grad(saved, grad):
-    x, weight = saved
-    rows = tuple(range(x.ndim - 1))
-    inputs, outputs = weight.shape
-    first, second = (x, grad) if inputs <= outputs else (grad, x)
-    grad_weight = jax.lax.dot_general(first, second, ((rows, rows), ((), ())))
-    return grad @ weight.T, grad_weight if inputs <= outputs else grad_weight.T
-
-
-product.defvjp(lambda x, weight: (x @ weight, (x, weight)), _product_grad)
-
-
-@jax.custom_vjp
-def block_product(x: Float[Array, "G n i"], weight: Float[Array, "G i o"]) -> Float[Array, "G n o"]:
-    """x W of each block; its gradient as product's."""
-    return x @ weight
-
-
-def _block_product_grad(saved, grad):
-    x, weight = saved
-    grad_weight = jax.lax.dot_general(x, grad, (((1,), (1,)), ((0,), (0,))))
-    return grad @ jnp.swapaxes(weight, 1, 2), grad_weight
-
-
-block_product.defvjp(lambda x, weight: (x @ weight, (x, weight)), _block_product_grad)
-
-
-@jax.custom_vjp
-def norm_silu(x: Float[Array, "... i"], scale: Float[Array, " i"]) -> Float[Array, "... i"]:
-    """silu(RMSNorm(x)), in float32: the activation of all layers.
-
-    Its gradient's sums are products with a vector: on a CPU, XLA takes up to 30 times as long for sums of products.
-    """
-    return _norm_silu(x, scale)[0]
-
-
-def _norm_silu(x, scale):
-    x32 = x.astype(jnp.float32)
-    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), -1, keepdims=True) + EPSILON)
-    return jax.nn.silu(x32 * (inverse * scale)).astype(x.dtype), (x, inverse, scale)
-
-
-def _norm_silu_grad(saved, grad):
-    x, inverse, scale = saved
-    x32, size = x.astype(jnp.float32), x.shape[-1]
-    normed = x32 * (inverse * scale)
-    gate = jax.nn.sigmoid(normed)
-    grad = grad.astype(jnp.float32) * (gate * (1 + normed * (1 - gate)))
-    shared = grad * x32
-    exact = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)  # sums, which no GPU may shorten
-    along = exact(shared, scale)[..., None] / size
-    grad_x = inverse * (grad * scale - x32 * (jnp.square(inverse) * along))
-    return grad_x.astype(x.dtype), exact(inverse.reshape(-1), shared.reshape(-1, size))
-
-
-norm_silu.defvjp(_norm_silu, _norm_silu_grad)
-
-
-# ---- layers --------------------------------------------------------------------------------------------------------
-
-EPSILON = 1e-4  # of every RMSNorm
 
 
 class Linear(eqx.Module):
@@ -102,7 +32,7 @@ class Linear(eqx.Module):
         self.bias = jnp.zeros((outputs,))
 
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
-        return product(x, self.weight.astype(x.dtype)) + self.bias.astype(x.dtype)
+        return affine(x, self.weight.astype(x.dtype), self.bias.astype(x.dtype))
 
 
 class RMSNorm(eqx.Module):
@@ -186,10 +116,9 @@ class BlockLinear(eqx.Module):
 
 
 class BlockGRU(eqx.Module):
-    """DreamerV3's recurrent cell (Methods, "block-diagonal GRU"): one block-linear layer, then three gates.
+    """Weights of DreamerV3's recurrent cell (Methods, "block-diagonal GRU"): one block-linear layer, then three gates.
 
-    `u = sigmoid(update - 1)`, `h' = u tanh(sigmoid(reset) cand) + (1 - u) h`. Each of the G blocks sees its own slice
-    of deter and the whole input: for the input the layer is an ordinary product, which may be computed in parts.
+    Each of the G blocks sees its own slice of deter and the whole input, which comes in parts of the sizes `inputs`.
     """
 
     hidden: Float[Array, "i G o"]  # rows: a block's slice of deter, then the input
@@ -197,33 +126,62 @@ class BlockGRU(eqx.Module):
     norm: RMSNorm
     gates: Float[Array, "G o 3*o"]
     gates_bias: Float[Array, "G 3*o"]
+    inputs: tuple[int, ...] = eqx.field(static=True)
 
-    def __init__(self, inputs: int, deter: int, blocks: int, *, key: PRNGKeyArray):
+    def __init__(self, inputs: tuple[int, ...], deter: int, blocks: int, *, key: PRNGKeyArray):
         key_hidden, key_gates = jr.split(key)
         size = deter // blocks
         # The reference counts a block-linear layer's inputs over all blocks.
-        self.hidden = truncated_normal(key_hidden, (size + inputs, blocks, size), deter + blocks * inputs)
+        shape = (size + sum(inputs), blocks, size)
+        self.hidden = truncated_normal(key_hidden, shape, deter + blocks * sum(inputs))
         self.bias = jnp.zeros((deter,))
         self.norm = RMSNorm(deter)
         self.gates = truncated_normal(key_gates, (blocks, size, 3 * size), deter)
         self.gates_bias = jnp.zeros((blocks, 3 * size))
+        self.inputs = inputs
 
-    def input_share(self, x: Float[Array, "... j"], start: int = 0) -> Float[Array, "... D"]:
-        """What input rows `start` ... `start + j` add to the hidden layer. Needs no deter."""
-        rows = self.hidden[self.bias.size // self.hidden.shape[1] + start :][: x.shape[-1]]
-        return product(x, rows.reshape(x.shape[-1], -1).astype(x.dtype))
+    def cell(self) -> "Cell":
+        """The weights as the cell's products take them: laid out before a scan, they are not in each of its steps."""
+        blocks, size, _ = self.gates.shape
+        own, rest = jnp.split(self.hidden, [size])
+        parts = jnp.split(rest.reshape(-1, blocks * size), np.cumsum(self.inputs)[:-1])
+        apart = lambda x: x.reshape(blocks, 1, -1)
+        return Cell(
+            jnp.moveaxis(own, 1, 0), tuple(parts), apart(self.bias), self.norm.scale, self.gates, apart(self.gates_bias)
+        )
+
+
+class Cell(eqx.Module):
+    """DreamerV3's recurrent cell: `h' = u tanh(sigmoid(reset) cand) + (1 - u) h`, `u = sigmoid(update - 1)`.
+
+    A block sees its own slice of h and the whole input. For the input, the hidden layer is an ordinary product, which
+    may be computed in parts, and beforehand.
+    """
+
+    own: Float[Array, "G o o"]
+    parts: tuple[Float[Array, "j D"], ...]
+    bias: Float[Array, "G 1 o"]
+    scale: Float[Array, " D"]
+    gates: Float[Array, "G o 3*o"]
+    gates_bias: Float[Array, "G 1 3*o"]
+
+    def cell(self) -> "Cell":
+        """Itself."""
+        return self
+
+    def share(self, part: int, x: Float[Array, "... j"]) -> Float[Array, "... D"]:
+        """What this part of the input adds to the hidden layer. Needs no deter."""
+        return product(x, self.parts[part].astype(x.dtype))
 
     def __call__(self, deter: Float[Array, "... D"], share: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        """One step. `share` is the sum of input_share over all inputs."""
-        blocks, size, _ = self.gates.shape
+        """One step. `share` is the sum over all parts of the input."""
+        blocks, dtype = len(self.own), deter.dtype
+        # Blocks stay in front: products, norm and gates then read and write whole rows.
         old = _apart(deter, blocks)
-        own = _joined(block_product(old, jnp.moveaxis(self.hidden[:size], 1, 0).astype(deter.dtype)), deter.shape)
-        hidden = norm_silu(own + share + self.bias.astype(deter.dtype), self.norm.scale)
-        # Blocks stay in front from here on: products and gates then read and write whole rows.
-        gates = block_product(_apart(hidden, blocks), self.gates.astype(deter.dtype))
-        reset, cand, update = jnp.split(gates + self.gates_bias[:, None].astype(deter.dtype), 3, -1)
-        update = jax.nn.sigmoid(update - 1)
-        return _joined(update * jnp.tanh(jax.nn.sigmoid(reset) * cand) + (1 - update) * old, deter.shape)
+        hidden = block_product(old, self.own.astype(dtype)) + _apart(share, blocks) + self.bias.astype(dtype)
+        gates = block_product(block_norm_silu(hidden, self.scale), self.gates.astype(dtype))
+        reset, cand, update = jnp.split(gates + self.gates_bias.astype(dtype), 3, -1)
+        return _joined(mix(update - 1, jnp.tanh(jax.nn.sigmoid(reset) * cand), old), deter.shape)
 
 
 def _apart(x: Float[Array, "... D"], blocks: int) -> Float[Array, "G n o"]:

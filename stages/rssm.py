@@ -11,8 +11,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from stages.config import ModelConfig
+from stages.kernels import product
 from stages.maths import Categorical, sample_index, straight_through, unimix
-from stages.nets import MLP, BlockGRU, Dense, Linear, product
+from stages.nets import MLP, BlockGRU, Cell, Dense, Linear
 
 
 class Latent(eqx.Module):
@@ -28,7 +29,7 @@ class RSSM(eqx.Module):
     from_deter: Dense
     from_stoch: Dense
     from_action: Dense
-    gru: BlockGRU
+    gru: BlockGRU | Cell
     prior: MLP
     prior_out: Linear
     post: Dense
@@ -42,7 +43,7 @@ class RSSM(eqx.Module):
         self.from_deter = Dense(model.deter, model.hidden, key=next(keys))
         self.from_stoch = Dense(latent, model.hidden, key=next(keys))
         self.from_action = Dense(action, model.hidden, key=next(keys))
-        self.gru = BlockGRU(3 * model.hidden, model.deter, model.blocks, key=next(keys))
+        self.gru = BlockGRU((2 * model.hidden, model.hidden), model.deter, model.blocks, key=next(keys))
         self.prior = MLP(model.deter, model.hidden, 2, key=next(keys))
         self.prior_out = Linear(model.hidden, latent, key=next(keys))
         self.post = Dense(model.deter + embed, model.hidden, key=next(keys))
@@ -53,6 +54,11 @@ class RSSM(eqx.Module):
 def initial(rssm: RSSM, lead: tuple[int, ...], deter: int, dtype: jnp.dtype) -> Latent:
     """The state before anything was seen: zeros."""
     return Latent(jnp.zeros((*lead, deter), dtype), jnp.zeros((*lead, rssm.stoch, rssm.classes), dtype))
+
+
+def laid_out(rssm: RSSM) -> RSSM:
+    """The same weights as a scan's steps take them (BlockGRU.cell)."""
+    return eqx.tree_at(lambda r: r.gru, rssm, rssm.gru.cell())
 
 
 def feat(latent: Latent) -> Float[Array, "... F"]:
@@ -70,14 +76,15 @@ def action_share(rssm: RSSM, action: Float[Array, "... A"], reset: Bool[Array, "
     """The action's part of the recurrent cell's product; the action before a reset is wiped. Needs no carry either."""
     action = action / lax.stop_gradient(jnp.maximum(1, jnp.abs(action)))
     projected = rssm.from_action(jnp.where(reset[..., None], 0, action))
-    return rssm.gru.input_share(projected, start=2 * projected.shape[-1])
+    return rssm.gru.cell().share(1, projected)
 
 
 def advance_deter(rssm: RSSM, latent: Latent, action: Float[Array, "... D"]) -> Float[Array, "... D"]:
     """The recurrent step. `action` is action_share's."""
     stoch = latent.stoch.reshape(*latent.stoch.shape[:-2], -1)
     x = jnp.concatenate([rssm.from_deter(latent.deter), rssm.from_stoch(stoch)], -1)
-    return rssm.gru(latent.deter, rssm.gru.input_share(x) + action)
+    cell = rssm.gru.cell()
+    return cell(latent.deter, cell.share(0, x) + action)
 
 
 def prior_logits(rssm: RSSM, deter: Float[Array, "... D"]) -> Float[Array, "... S K"]:

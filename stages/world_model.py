@@ -85,8 +85,9 @@ def observe(
         ratio: unimix.
     """
     embed = model.encoder(obs, model.dtype)
-    share = rssm.embed_share(model.rssm, embed)
-    moved = rssm.action_share(model.rssm, action, is_first)
+    dynamics = rssm.laid_out(model.rssm)
+    share = rssm.embed_share(dynamics, embed)
+    moved = rssm.action_share(dynamics, action, is_first)
     uniform = jr.uniform(key, (*is_first.shape, model.rssm.stoch))
 
     def step(params, latent, x, fixed):
@@ -95,8 +96,8 @@ def observe(
         return latent, (latent, logits)
 
     ratios = jnp.broadcast_to(ratio, (is_first.shape[0], 1, 1, 1))
-    _, (latent, logits) = recur.scan(step, model.rssm, context, (moved, share), (is_first, uniform, ratios))
-    prior = rssm.prior_logits(model.rssm, latent.deter)
+    _, (latent, logits) = recur.scan(step, dynamics, context, (moved, share), (is_first, uniform, ratios))
+    prior = rssm.prior_logits(dynamics, latent.deter)
     return Observed(latent, embed, unimix(logits, ratio), unimix(prior, ratio))
 
 

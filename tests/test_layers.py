@@ -7,8 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"config", "maths", "memory", "blocks", "recur"},
-    {"nets", "replay", "processes"},
+    {"config", "kernels", "memory", "blocks", "recur"},
+    {"maths", "nets", "replay", "processes"},
     {"encode", "decode", "rssm", "ensemble"},
     {"world_model", "imagine"},
     {"behavior"},

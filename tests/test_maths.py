@@ -240,33 +240,6 @@ def test_cross_entropy(run):
 
 
 @either
-@pytest.mark.parametrize("size", [0.0, 1.0, 30.0])
-@pytest.mark.parametrize("shape", [(1,), (5,), (4, 5), (2, 3, 32)])
-def test_softmax_is_jaxs_in_value_and_gradient(run, shape, size):
-    rng = np.random.default_rng(3)
-    logits, out = size * rng.normal(size=shape), rng.normal(size=shape)
-    logits, out = logits.astype(np.float32), out.astype(np.float32)
-
-    def both(softmax):
-        value, back = jax.vjp(softmax, logits)
-        return value, back(out)
-
-    value, (grad,) = run(lambda: both(maths.softmax))()
-    plain, (plain_grad,) = run(lambda: both(jax.nn.softmax))()
-    close((value, grad), (plain, plain_grad), rtol=1e-5, atol=1e-6)
-    probs = softmax(logits)
-    close(value, probs, rtol=1e-5, atol=1e-7)
-    close(grad, probs * (out - (probs * out).sum(-1, keepdims=True)), rtol=1e-5, atol=1e-6)
-
-
-def test_softmax_under_vmap_is_jaxs_in_value_and_gradient():
-    logits, out = np.random.default_rng(3).normal(size=(2, 2, 3, 5)).astype(np.float32)
-    for axis in (0, 1):
-        loss = lambda f: lambda logits: (jax.vmap(f, axis, axis)(logits) * out).sum()  # noqa: B023
-        close(*[jax.value_and_grad(loss(f))(logits) for f in (maths.softmax, jax.nn.softmax)], rtol=1e-5, atol=1e-6)
-
-
-@either
 @pytest.mark.parametrize("ratio", [0.0, 0.01, 0.3])
 def test_unimix_mixes_probabilities(run, ratio):
     logits = np.random.default_rng(3).normal(size=(5, 6)).astype(np.float32) * 3

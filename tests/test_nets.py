@@ -6,7 +6,6 @@ Axes: B batch, G blocks, D deter, H, W, C board.
 import itertools
 
 import chex
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 
 from stages import nets
+from tests.test_kernels import WIDTHS, agree, draw
 
 close = chex.assert_trees_all_close
 either = pytest.mark.parametrize("run", [lambda f: f, jax.jit], ids=["eager", "jit"])
@@ -23,11 +23,6 @@ def scrambled(module, seed: int = 0):
     """The module with every leaf random, biases and norms' scales too, so that none can be left out unseen."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) * 0.7, jnp.float32), module)
-
-
-def draw(*shape: int, seed: int = 1) -> np.ndarray:
-    """Standard normal numbers."""
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def sigmoid(x):
@@ -78,104 +73,6 @@ def test_output_scale_touches_the_output_layer_alone():
 def test_layers_of_an_mlp_have_keys_of_their_own():
     _, second, third = nets.MLP(8, 8, 3, key=jr.key(3)).layers
     assert np.abs(np.corrcoef(second.linear.weight.ravel(), third.linear.weight.ravel())[0, 1]) < 0.5
-
-
-# ---- products and activations with gradients written out -----------------------------------------------------------
-
-WIDTHS = [(3, 11), (11, 3), (5, 5), (1, 4), (4, 1)]  # narrow to wide, wide to narrow: each transposes another factor
-
-
-def agree(fast, plain, args, out, rtol: float = 1e-5, atol: float = 1e-5) -> None:
-    """Hold `fast` to `plain` in value and in the gradient of every argument, for the cotangent `out`."""
-
-    def both(f):
-        value, back = jax.vjp(f, *args)
-        return value, back(jnp.asarray(out, value.dtype))
-
-    close(jax.jit(lambda: both(fast))(), jax.jit(lambda: both(plain))(), rtol=rtol, atol=atol)
-
-
-def silu_of_norm(x, scale):
-    """norm_silu in jax's own operations."""
-    return jax.nn.silu(eqx.tree_at(lambda norm: norm.scale, nets.RMSNorm(scale.size), scale)(x))
-
-
-@pytest.mark.parametrize("lead", [(), (4,), (2, 3), (2, 3, 2)])
-@pytest.mark.parametrize("inputs, outputs", WIDTHS)
-def test_product_is_a_matrix_product_in_value_and_gradient(inputs, outputs, lead):
-    args = draw(*lead, inputs), draw(inputs, outputs, seed=2)
-    agree(nets.product, lambda x, weight: x @ weight, args, draw(*lead, outputs, seed=3))
-
-
-@pytest.mark.parametrize("inputs, outputs", [(3, 5), (5, 3), (4, 4)])
-@pytest.mark.parametrize("blocks", [1, 3])
-def test_block_product_is_one_product_a_block_in_value_and_gradient(inputs, outputs, blocks):
-    args = draw(blocks, 6, inputs), draw(blocks, inputs, outputs, seed=2)
-    plain = lambda x, weight: jnp.stack([x[g] @ weight[g] for g in range(blocks)])
-    agree(nets.block_product, plain, args, draw(blocks, 6, outputs, seed=3))
-
-
-@pytest.mark.parametrize("size", [0.0, 1e-3, 1.0, 1e4])
-@pytest.mark.parametrize("shape", [(7,), (4, 7), (2, 3, 1), (2, 3, 16)])
-def test_norm_silu_is_silu_of_rms_norm_in_value_and_gradient(shape, size):
-    scaled = lambda f: lambda x, scale: f(x * size, scale)  # gradients are then of order one for every size
-    args = draw(*shape), draw(shape[-1], seed=2)
-    agree(scaled(nets.norm_silu), scaled(silu_of_norm), args, draw(*shape, seed=3))
-
-
-def test_norm_silu_at_zero_has_the_largest_slope_and_no_more():
-    zeros, scale, out = jnp.zeros((4, 7)), draw(7, seed=2), draw(4, 7, seed=3)
-    grads = jax.vjp(nets.norm_silu, zeros, jnp.asarray(scale))[1](jnp.asarray(out))
-    close(grads, (out * scale * 0.5 / 1e-4**0.5, np.zeros(7)), rtol=1e-5)  # silu'(0) = 1/2
-
-
-def test_fast_layers_under_vmap_are_their_plain_forms():
-    """Weights of each seed, weights that all share, and inputs that all share."""
-    for axes in [(0, 0), (0, None), (None, 0)]:
-        pick = lambda x, axis: x if axis == 0 else x[0]  # two seeds, or the first one's
-        many = lambda f: jax.vmap(f, axes)  # noqa: B023
-        args = lambda *xs: tuple(map(pick, xs, axes))  # noqa: B023
-        for i, o in [(3, 7), (7, 3)]:
-            x, weight = args(draw(2, 4, i), draw(2, i, o, seed=2))
-            agree(many(nets.product), many(jnp.matmul), (x, weight), draw(2, 4, o, seed=3))
-            x, weight = args(draw(2, 3, 4, i), draw(2, 3, i, o, seed=2))
-            agree(many(nets.block_product), many(jnp.matmul), (x, weight), draw(2, 3, 4, o, seed=3))
-        x, scale = args(draw(2, 4, 7), draw(2, 7, seed=2))
-        agree(many(nets.norm_silu), many(silu_of_norm), (x, scale), draw(2, 4, 7, seed=3))
-
-
-@pytest.mark.parametrize(
-    "fast, plain, shapes",
-    [
-        (nets.product, jnp.matmul, [(4, 3), (3, 8)]),
-        (nets.product, jnp.matmul, [(4, 8), (8, 3)]),
-        (nets.block_product, jnp.matmul, [(2, 4, 3), (2, 3, 8)]),
-    ],
-    ids=["narrow-to-wide", "wide-to-narrow", "blocks"],
-)
-def test_products_of_half_precision_stay_in_it(fast, plain, shapes):
-    x, weight = (jnp.asarray(draw(*shape, seed=i), jnp.bfloat16) for i, shape in enumerate(shapes))
-    value, back = jax.vjp(fast, x, weight)
-    grads = back(value)
-    chex.assert_type([value, *grads], jnp.bfloat16)
-    full = [y.astype(jnp.float32) for y in (x, weight)]
-    by_hand, plain_back = jax.vjp(plain, *full)
-    as_float = lambda tree: jax.tree.map(lambda y: y.astype(jnp.float32), tree)
-    close(as_float((value, grads)), (by_hand, plain_back(value.astype(jnp.float32))), rtol=0.02, atol=0.1)
-
-
-def test_norm_silu_of_half_precision_is_computed_in_float32():
-    x, out = (jnp.asarray(draw(4, 64, seed=i), jnp.bfloat16) for i in (1, 2))
-    scale = jnp.asarray(draw(64, seed=3))
-    value, back = jax.vjp(nets.norm_silu, x, scale)
-    grads = back(out)
-    full, full_back = jax.vjp(silu_of_norm, x.astype(jnp.float32), scale)
-    full_grads = full_back(out.astype(jnp.float32))
-    assert (value.dtype, *(g.dtype for g in grads)) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
-    # Rounded once at the end: half a unit in the last of 8 bits.
-    as_float = [value.astype(jnp.float32), grads[0].astype(jnp.float32)]
-    close(as_float, [full, full_grads[0]], rtol=2**-8, atol=1e-5)
-    close(grads[1], full_grads[1], rtol=1e-5, atol=1e-5)
 
 
 def test_dense_activates_a_product_computed_elsewhere():
@@ -264,12 +161,12 @@ def gru_by_hand(gru: nets.BlockGRU, deter, x):
 @jax.jit
 def gru_step(gru: nets.BlockGRU, deter, x):
     """One step, the input in one piece."""
-    return gru(deter, gru.input_share(x))
+    return gru.cell()(deter, gru.cell().share(0, x))
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 3])
 def test_block_gru_agrees_with_a_loop_over_blocks(blocks):
-    gru = scrambled(nets.BlockGRU(5, 12, blocks, key=jr.key(0)))
+    gru = scrambled(nets.BlockGRU((5,), 12, blocks, key=jr.key(0)))
     chex.assert_shape(gru.hidden, (12 // blocks + 5, blocks, 12 // blocks))
     chex.assert_shape(gru.gates, (blocks, 12 // blocks, 3 * 12 // blocks))
     deter, x = draw(6, 12), draw(6, 5, seed=2)
@@ -277,23 +174,34 @@ def test_block_gru_agrees_with_a_loop_over_blocks(blocks):
     close(gru_step(gru, deter, x), by_hand, rtol=1e-4, atol=1e-5)
 
 
+def test_a_cell_laid_out_is_the_cell():
+    gru = scrambled(nets.BlockGRU((2, 3), 12, 3, key=jr.key(0)))
+    cell = gru.cell()
+    assert cell.cell() is cell
+    # Every weight of the GRU is in its cell once, and none is in there twice.
+    numbers = lambda tree: np.sort(np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]))
+    chex.assert_trees_all_equal(numbers(cell), numbers(gru))
+
+
 def test_block_gru_takes_any_leading_axes():
-    gru = scrambled(nets.BlockGRU(5, 12, 3, key=jr.key(0)))
+    gru = scrambled(nets.BlockGRU((5,), 12, 3, key=jr.key(0)))
     deter, x = draw(2, 3, 12), draw(2, 3, 5)
     close(gru_step(gru, deter, x)[1, 2], gru_step(gru, deter[1, 2], x[1, 2]), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("cuts", [[2], [1, 4], [5]])
+@pytest.mark.parametrize("cuts", [[2], [1, 4], []])
 def test_shares_of_a_gru_input_add_up(cuts):
-    gru, x = scrambled(nets.BlockGRU(5, 12, 3, key=jr.key(0))), draw(4, 5)
+    x = draw(4, 5)
     parts = np.split(x, cuts, -1)
-    shares = [gru.input_share(part, start) for part, start in zip(parts, [0, *cuts], strict=True) if part.size]
-    close(sum(shares), gru.input_share(x), rtol=1e-5, atol=1e-5)
-    close(gru.input_share(x), x @ np.asarray(gru.hidden[4:]).reshape(5, 12), rtol=1e-5, atol=1e-5)
+    cell = scrambled(nets.BlockGRU(tuple(part.shape[-1] for part in parts), 12, 3, key=jr.key(0))).cell()
+    whole = scrambled(nets.BlockGRU((5,), 12, 3, key=jr.key(0)))
+    shares = sum(cell.share(i, part) for i, part in enumerate(parts))
+    close(shares, whole.cell().share(0, x), rtol=1e-5, atol=1e-5)
+    close(shares, x @ np.asarray(whole.hidden[4:]).reshape(5, 12), rtol=1e-5, atol=1e-5)
 
 
 def test_block_gru_starts_with_the_references_fan_in_over_all_blocks():
-    gru = jax.jit(lambda key: nets.BlockGRU(60, 320, 8, key=key))(jr.key(1))
+    gru = jax.jit(lambda key: nets.BlockGRU((60,), 320, 8, key=key))(jr.key(1))
     close(np.asarray(gru.hidden).std(), (320 + 8 * 60) ** -0.5, rtol=0.02)
     close(np.asarray(gru.gates).std(), 320**-0.5, rtol=0.02)
     assert not gru.bias.any() and not gru.gates_bias.any() and (gru.norm.scale == 1).all()
@@ -313,10 +221,10 @@ def gru_plain(gru: nets.BlockGRU, deter, x):
 
 @pytest.mark.parametrize("blocks", [1, 3])
 def test_block_gru_has_the_gradient_of_its_plain_form(blocks):
-    gru = scrambled(nets.BlockGRU(5, 12, blocks, key=jr.key(0)))
+    gru = scrambled(nets.BlockGRU((5,), 12, blocks, key=jr.key(0)))
     deter, x, out = draw(2, 3, 12), draw(2, 3, 5, seed=2), draw(2, 3, 12, seed=3)
     both_axes = jax.vmap(jax.vmap(gru_plain, (None, 0, 0)), (None, 0, 0))
-    agree(lambda *a: a[0](a[1], a[0].input_share(a[2])), both_axes, (gru, deter, x), out)
+    agree(gru_step, both_axes, (gru, deter, x), out)
 
 
 @pytest.mark.parametrize("inputs, outputs", WIDTHS)
