@@ -13,7 +13,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from stages.kernels import EPSILON, affine, block_norm_silu, block_product, mix, norm_silu, product
+from stages.kernels import EPSILON, affine, apart, block_norm_silu, block_product, joined, mix, norm_silu, product
 
 
 def truncated_normal(key: PRNGKeyArray, shape: tuple[int, ...], fan_in: int, scale: float = 1.0) -> Array:
@@ -145,10 +145,8 @@ class BlockGRU(eqx.Module):
         blocks, size, _ = self.gates.shape
         own, rest = jnp.split(self.hidden, [size])
         parts = jnp.split(rest.reshape(-1, blocks * size), np.cumsum(self.inputs)[:-1])
-        apart = lambda x: x.reshape(blocks, 1, -1)
-        return Cell(
-            jnp.moveaxis(own, 1, 0), tuple(parts), apart(self.bias), self.norm.scale, self.gates, apart(self.gates_bias)
-        )
+        bias, gates_bias = self.bias.reshape(blocks, 1, -1), self.gates_bias[:, None]
+        return Cell(jnp.moveaxis(own, 1, 0), tuple(parts), bias, self.norm.scale, self.gates, gates_bias)
 
 
 class Cell(eqx.Module):
@@ -177,21 +175,11 @@ class Cell(eqx.Module):
         """One step. `share` is the sum over all parts of the input."""
         blocks, dtype = len(self.own), deter.dtype
         # Blocks stay in front: products, norm and gates then read and write whole rows.
-        old = _apart(deter, blocks)
-        hidden = block_product(old, self.own.astype(dtype)) + _apart(share, blocks) + self.bias.astype(dtype)
+        old = apart(deter, blocks)
+        hidden = block_product(old, self.own.astype(dtype)) + apart(share, blocks) + self.bias.astype(dtype)
         gates = block_product(block_norm_silu(hidden, self.scale), self.gates.astype(dtype))
         reset, cand, update = jnp.split(gates + self.gates_bias.astype(dtype), 3, -1)
-        return _joined(mix(update - 1, jnp.tanh(jax.nn.sigmoid(reset) * cand), old), deter.shape)
-
-
-def _apart(x: Float[Array, "... D"], blocks: int) -> Float[Array, "G n o"]:
-    """Blocks in front, all leading axes in one."""
-    return jnp.moveaxis(x.reshape(-1, blocks, x.shape[-1] // blocks), 1, 0)
-
-
-def _joined(x: Float[Array, "G n o"], shape: tuple[int, ...]) -> Float[Array, "... D"]:
-    """Undo _apart."""
-    return jnp.moveaxis(x, 0, 1).reshape(shape)
+        return joined(mix(update - 1, jnp.tanh(jax.nn.sigmoid(reset) * cand), old)).reshape(deter.shape)
 
 
 MOST_SLICED = 1600  # H * W of the largest board: Pong's 30 x 40 is one, a 64 x 64 image is not

@@ -106,6 +106,22 @@ def test_products_of_half_precision_stay_in_it(fast, plain, shapes):
     close(as_float((value, grads)), (by_hand, plain_back(value.astype(jnp.float32))), rtol=0.02, atol=0.1)
 
 
+# ---- blocks --------------------------------------------------------------------------------------------------------
+
+
+@either
+@pytest.mark.parametrize("lead", [(6,), (2, 3), (1, 6)])
+@pytest.mark.parametrize("blocks", [1, 3, 5])
+def test_blocks_stand_in_front_and_join_again(run, blocks, lead):
+    x = draw(*lead, 15)
+    by_hand = np.stack([x.reshape(6, blocks, -1)[:, g] for g in range(blocks)])
+    chex.assert_trees_all_equal(run(lambda x: kernels.apart(x, blocks))(x), by_hand)
+    chex.assert_trees_all_equal(run(kernels.joined)(by_hand), x.reshape(6, 15))
+    out = draw(6, 15, seed=2)
+    (grad,) = run(lambda: jax.vjp(kernels.joined, by_hand)[1](out))()
+    chex.assert_trees_all_equal(grad, np.stack([out.reshape(6, blocks, -1)[:, g] for g in range(blocks)]))
+
+
 # ---- activations ---------------------------------------------------------------------------------------------------
 
 
