@@ -58,7 +58,8 @@ def ensemble_loss(
     The pair across an episode's end is masked out (its action leads to no observation), and the last row has no
     successor: both are 0. Gradients are stopped at inputs and target, so only the members learn from it.
     """
-    predictions = predict(ensemble, feat[:-1], action[:-1])
+    # Of all rows, though the last one's is not used: disagreement on the same rows then costs no second prediction.
+    predictions = predict(ensemble, feat, action)[:, :-1]
     error = 0.5 * jnp.square(predictions - sg(target[1:]).astype(jnp.float32)).sum(-1).mean(0)
     loss = jnp.where(is_first[1:], 0.0, error)
     return jnp.concatenate([loss, jnp.zeros_like(loss[:1])])

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float
 
 EPSILON = 1e-4  # of every RMSNorm
@@ -30,8 +31,18 @@ def last_sum(x: Float[Array, "... K"]) -> Float[Array, "..."]:
 
 def row_sum(x: Float[Array, "... o"]) -> Float[Array, " o"]:
     """Sum over all axes but the last, in x's type."""
-    rows = x.reshape(-1, x.shape[-1])
-    return jnp.matmul(np.ones(rows.shape[0], x.dtype), rows)
+    return _block_row_sum(x.reshape(1, -1, x.shape[-1]))[0]
+
+
+@custom_vmap
+def _block_row_sum(x: Float[Array, "G n o"]) -> Float[Array, "G o"]:
+    return jnp.matmul(np.ones((len(x), 1, x.shape[1]), x.dtype), x)[:, 0]
+
+
+@_block_row_sum.def_vmap
+def _(size, batched, x):
+    # Left to itself, vmap shares the ones out over what it maps over: a product that first transposes x.
+    return _block_row_sum(x.reshape(-1, *x.shape[2:])).reshape(*x.shape[:2], -1), True
 
 
 def last_max(x: Float[Array, "... K"]) -> Float[Array, "..."]:

@@ -108,11 +108,11 @@ def _explorer_loss(
         agent, hypers = known
         dreamt = _dream(agent.model, agent.explorer.actor, start, hypers)
         # Disagreement becomes the reward of the untried action: D(s_t, a_t) arrives with s_{t+1}.
-        intrinsic = arrive(disagreement(agent.ensemble, dreamt.feat, dreamt.action, config.ensemble.spread))
+        intrinsic = arrive(disagreement(agent.ensemble, dreamt.feat[:-1], dreamt.action[:-1], config.ensemble.spread))
         extrinsic = [_predicted_reward(agent, dreamt)] if config.mode == "mix" else []
         return _imagined(agent, dreamt, [intrinsic, *extrinsic])
 
-    on_rows = arrive(disagreement(agent.ensemble, feat, actions, config.ensemble.spread))
+    on_rows = arrive(disagreement(agent.ensemble, feat, actions, config.ensemble.spread)[:-1])
     # What would arrive with a reset was not earned by the action before it.
     on_rows = jnp.where(rows.is_first, 0.0, on_rows)
     if config.mode == "mix":
@@ -138,9 +138,9 @@ def loss_scales(hypers: Hypers, exploring: bool) -> dict[str, Float[Array, ""] |
     return model | behavior | (explore if exploring else {})
 
 
-def arrive(reward: Float[Array, "T *b"]) -> Float[Array, "T *b"]:
+def arrive(reward: Float[Array, "T-1 *b"]) -> Float[Array, "T *b"]:
     """Rewards of choosing an action, indexed by its step -> indexed by arrival: one later, 0 at the first."""
-    return jnp.concatenate([jnp.zeros_like(reward[:1]), reward[:-1]])
+    return jnp.concatenate([jnp.zeros_like(reward[:1]), reward])
 
 
 def _starts(model: WorldModel, latent: Latent, config: Config, *, key: PRNGKeyArray) -> tuple[Latent, Noise]:

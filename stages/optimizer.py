@@ -15,6 +15,7 @@ import optax
 from jaxtyping import Array, Float
 
 from stages.config import Hypers
+from stages.kernels import last_sum
 
 WIDTH = 64
 
@@ -52,9 +53,14 @@ def adaptive_clip(
     Norms are over whole tensors, as in the reference (optax's own works unit by unit; Brock et al. 2021, arXiv
     2102.06171). Members and rewards are clipped one by one: an ensemble trains as its members alone would.
     """
-    norms = jnp.sqrt(tensor_sums(jnp.square(jnp.stack([grads, params])).sum(-1), counts))
+    norms = jnp.sqrt(tensor_sums(last_sum(jnp.square(jnp.stack([grads, params]))), counts))
     excess = jnp.maximum(1.0, norms[0] / (clip * jnp.maximum(floor, norms[1])))
     return grads / excess[np.repeat(np.arange(len(counts)), counts)][:, None]
+
+
+def norm(agent: Any) -> Float[Array, ""]:
+    """Of all numbers of an agent, or of a tree like it."""
+    return jnp.sqrt(last_sum(jnp.square(to_rows(agent))).sum())
 
 
 # ---- all weights as rows -------------------------------------------------------------------------------------------

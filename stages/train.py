@@ -20,7 +20,7 @@ from stages.behavior import update_target
 from stages.collect import Episodes, Rollout, collect, start
 from stages.config import Config, Hypers
 from stages.loss import agent_loss
-from stages.optimizer import optimizer, tensor_rows, to_rows
+from stages.optimizer import norm, optimizer, tensor_rows
 from stages.replay import Clock, Replay
 from stages.rssm import classes_of
 
@@ -99,8 +99,8 @@ def update(
     deter = outcome.latent.deter.astype(state.ring.deter.dtype)
     ring = replay.write_back(state.ring, windows, deter, classes_of(outcome.latent))
     metrics = outcome.metrics | {
-        "opt/grad_norm": jnp.linalg.norm(to_rows(grads)),
-        "opt/update_norm": jnp.linalg.norm(to_rows(updates)),
+        "opt/grad_norm": norm(grads),
+        "opt/update_norm": norm(updates),
     }
     state = TrainState(agent, Targets(tasker, explorer), opt_state, ring, state.rollout, key)
     return state, replay.serve(clock, *shape), metrics

@@ -42,9 +42,9 @@ def shaped(*shape):
 
 def test_linear_by_hand():
     layer = jax.eval_shape(lambda: Linear(3, 5, key=jr.key(0)))
-    forward = 2 * 7 * 3 * 5
+    forward, bias = 2 * 7 * 3 * 5, 2 * 7 * 5  # the bias' gradient is a product with ones
     assert flops.executed(lambda layer, x: layer(x), layer, shaped(7, 3)).products == forward
-    assert flops.executed(grad_of_sum, layer, shaped(7, 3)).products == 3 * forward
+    assert flops.executed(grad_of_sum, layer, shaped(7, 3)).products == 3 * forward + bias
     assert flops.Part("one layer", (3 * 5,), 7, 7).flop == 3 * forward
     assert flops.Part("first layer", (3 * 5,), 7, 7, into=False).flop == 2 * forward
 
@@ -52,7 +52,7 @@ def test_linear_by_hand():
 def test_gradient_that_nobody_asks_for_is_not_counted():
     layer = jax.eval_shape(lambda: Linear(3, 5, key=jr.key(0)))
     weights_only = lambda layer, x: grad_of_sum(layer, x)[0]
-    assert flops.executed(weights_only, layer, shaped(7, 3)).products == 2 * (2 * 7 * 3 * 5)
+    assert flops.executed(weights_only, layer, shaped(7, 3)).products == 2 * (2 * 7 * 3 * 5) + 2 * 7 * 5
 
 
 def test_block_linear_by_hand():
@@ -95,8 +95,8 @@ def test_traced_update_executes_what_it_needs_and_little_more(mode):
     again = ("recurrent step", "posterior", "ensemble, replayed")
     twice = [dataclasses.replace(part, backward=0).flop for part in parts if part.name in again]
     known = sum(part.flop for part in parts) + sum(twice)
-    # What is left is under 2 %: sums taken as products (norms' gradients, values of bins, drawing classes).
-    assert flops.needed(config, sizes.OBS, sizes.ACTIONS) < known < found < 1.02 * known
+    # What is left is under 4 %: sums taken as products (norms, biases, softmax, values of bins, drawing classes).
+    assert flops.needed(config, sizes.OBS, sizes.ACTIONS) < known < found < 1.04 * known
 
 
 def test_layers_with_their_own_gradients_count_once():

@@ -227,6 +227,13 @@ def test_softmax_under_vmap_is_jaxs_in_value_and_gradient():
 # ---- under vmap -----------------------------------------------------------------------------------------------------
 
 
+def test_row_sum_under_vmaps_is_numpys():
+    x = draw(2, 3, 4, 5, 6)
+    close(jax.jit(jax.vmap(jax.vmap(kernels.row_sum)))(x), x.astype(np.float64).sum((2, 3)), rtol=1e-5, atol=1e-5)
+    inner_axes = jax.vmap(jax.vmap(kernels.row_sum, 1), 2, 1)
+    close(jax.jit(inner_axes)(x), x.astype(np.float64).sum((0, 3)), rtol=1e-5, atol=1e-5)
+
+
 def test_fast_layers_under_vmap_are_their_plain_forms():
     """Weights of each seed, weights that all share, and inputs that all share."""
     for axes in [(0, 0), (0, None), (None, 0)]:

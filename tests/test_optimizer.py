@@ -14,7 +14,7 @@ import pytest
 from stages.agent import Agent
 from stages.config import Hypers
 from stages.ensemble import Ensemble
-from stages.optimizer import WIDTH, adaptive_clip, from_rows, optimizer, tensor_rows, tensor_sums, to_rows
+from stages.optimizer import WIDTH, adaptive_clip, from_rows, norm, optimizer, tensor_rows, tensor_sums, to_rows
 
 close = chex.assert_trees_all_close
 HYPERS = Hypers(lr=1e-2, warmup=4.0)
@@ -105,8 +105,8 @@ def clip(grads: Agent, params: Agent) -> Agent:
 def test_a_huge_gradient_is_cut_to_a_share_of_its_parameter(start):
     huge = jax.tree.map(lambda x: x * 1e9, gradients(start, 0))
     clipped = clip(huge, start)
-    for (name, norm), (_, param) in zip(norms(clipped), norms(start), strict=True):
-        close(norm, 0.3 * max(1e-3, param), rtol=1e-4, custom_message=name)
+    for (name, grad), (_, param) in zip(norms(clipped), norms(start), strict=True):
+        close(grad, 0.3 * max(1e-3, param), rtol=1e-4, custom_message=name)
     one, other = (jax.tree.leaves(x)[0].ravel() for x in (huge, clipped))
     close(one / jnp.linalg.norm(one), other / jnp.linalg.norm(other), rtol=1e-4)  # its direction stays
 
@@ -171,6 +171,11 @@ def test_rows_hold_every_tensor_from_a_row_of_its_own(start):
 
 def test_rows_go_back_to_what_they_were(start):
     chex.assert_trees_all_equal(from_rows(to_rows(start), start), start)
+
+
+def test_norm_is_of_all_numbers(start):
+    numbers = np.concatenate([np.float64(x).ravel() for x in jax.tree.leaves(start)])
+    close(norm(start), np.sqrt((numbers**2).sum()), rtol=1e-5)
 
 
 def test_rows_of_shapes_are_those_of_numbers(start):

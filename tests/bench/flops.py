@@ -117,7 +117,7 @@ def parts(config: Any, obs: int, actions: int, reference: bool = False) -> list[
         member = stack(feat + actions, config.ensemble.units or m.units, config.ensemble.layers, target)
         members = config.ensemble.members
         found.append(Part("ensemble, replayed", member, followed, followed, into=False, copies=members))
-        found.append(Part("ensemble, dreams", member, read, copies=members))
+        found.append(Part("ensemble, dreams", member, dreamt, copies=members))
     return found
 
 
