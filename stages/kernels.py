@@ -183,7 +183,7 @@ def exponentials(
     logits: Float[Array, "... K"],
 ) -> tuple[Float[Array, "... K"], Float[Array, "... 1"], Float[Array, "... 1"]]:
     """exp(logits - top), their sum and top, the largest logit: what softmax and log-sum-exp are made of, in one place,
-    so that XLA computes it once for all that read it. For use inside of gradients that are written out."""
+    so that XLA computes it once for all that read it. For use without gradient, or within one that is written out."""
     top = last_max(logits)[..., None]
     powers = jnp.exp(logits - top)
     return powers, last_sum(powers)[..., None], top
