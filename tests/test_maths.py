@@ -14,18 +14,13 @@ import pytest
 
 from stages import maths
 from stages.maths import Categorical, ReturnScale
+from tests.test_kernels import softmax
 
 BINS = maths.symexp_bins(255)
 # Fully optimised, as in a run: what is exact here must stay so when the compiler rewrites it.
 optimised = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})
 either = pytest.mark.parametrize("run", [lambda f: f, optimised], ids=["eager", "jit"])
 close = chex.assert_trees_all_close
-
-
-def softmax(logits):
-    """In float64."""
-    exp = np.exp(np.asarray(logits, np.float64) - np.max(logits, -1, keepdims=True))
-    return exp / exp.sum(-1, keepdims=True)
 
 
 def categorical(probs) -> Categorical:
