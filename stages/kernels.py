@@ -21,12 +21,13 @@ from jaxtyping import Array, Float
 
 EPSILON = 1e-4  # of every RMSNorm
 
-_exact = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)  # sums, which no GPU may shorten
+exact = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+"""A sum taken as a product, which no GPU may shorten."""
 
 
 def last_sum(x: Float[Array, "... K"]) -> Float[Array, "..."]:
     """Sum over the last axis, in float32."""
-    return _exact(x, np.ones(x.shape[-1], np.float32))
+    return exact(x, np.ones(x.shape[-1], np.float32))
 
 
 def row_sum(x: Float[Array, "... o"]) -> Float[Array, " o"]:
@@ -141,7 +142,7 @@ def block_norm_silu(x: Float[Array, "G n o"], scale: Float[Array, " G*o"]) -> Fl
 def _block_norm_silu(x, scale):
     x32 = x.astype(jnp.float32)
     blocks, _, size = x.shape
-    root = jnp.sqrt(_exact(jnp.square(x32), np.full(size, 1 / scale.size, np.float32)).sum(0) + EPSILON)[:, None]
+    root = jnp.sqrt(exact(jnp.square(x32), np.full(size, 1 / scale.size, np.float32)).sum(0) + EPSILON)[:, None]
     normed = x32 * (scale.reshape(blocks, 1, size) / root)
     return (normed / (1 + _exp_minus(normed))).astype(x.dtype), (x, root, scale)
 
@@ -154,8 +155,8 @@ def _block_norm_silu_grad(saved, grad):
     power = _exp_minus(normed)
     grad = grad.astype(jnp.float32) * (1 + power * (1 + normed)) / jnp.square(1 + power)
     shared = grad * x32
-    along = _exact(shared, jnp.swapaxes(scale, 1, 2)).sum(0) / (blocks * size * jnp.square(root))
-    grad_scale = _exact((1 / root).reshape(1, 1, rows), shared)
+    along = exact(shared, jnp.swapaxes(scale, 1, 2)).sum(0) / (blocks * size * jnp.square(root))
+    grad_scale = exact((1 / root).reshape(1, 1, rows), shared)
     return ((grad * scale - x32 * along) / root).astype(x.dtype), grad_scale.reshape(-1)
 
 

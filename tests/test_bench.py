@@ -19,8 +19,8 @@ from stages import blocks, recur
 from stages.config import PRESETS, EnsembleConfig, ModelConfig, ReplayConfig
 from stages.nets import BlockLinear, Conv, Linear
 
-# Widths large enough for the sampler's products (K - 1 of each class) to stay small beside the layers'.
-MODEL = ModelConfig(deter=64, blocks=4, hidden=32, units=32, stoch=4, classes=4, bins=63)
+# Widths large enough for sums taken as products, and the sampler's (K - 1 of each class), to stay small beside layers.
+MODEL = ModelConfig(deter=128, blocks=4, hidden=128, units=128, stoch=4, classes=4, bins=63)
 
 
 def small(mode: str):
@@ -95,8 +95,8 @@ def test_traced_update_executes_what_it_needs_and_little_more(mode):
     again = ("recurrent step", "posterior", "ensemble, replayed")
     twice = [dataclasses.replace(part, backward=0).flop for part in parts if part.name in again]
     known = sum(part.flop for part in parts) + sum(twice)
-    # What is left is under 4 %: sums taken as products (norms, biases, softmax, values of bins, drawing classes).
-    assert flops.needed(config, sizes.OBS, sizes.ACTIONS) < known < found < 1.04 * known
+    # What is left is under 2 %: sums taken as products (norms, biases, softmax, values of bins, drawing classes).
+    assert flops.needed(config, sizes.OBS, sizes.ACTIONS) < known < found < 1.02 * known
 
 
 def test_layers_with_their_own_gradients_count_once():
