@@ -67,9 +67,12 @@ def _product_grad(saved, grad):
     x, transposed = saved
     rows = tuple(range(x.ndim - 1))
     outputs, inputs = transposed.shape
-    first, second = (x, grad) if inputs <= outputs else (grad, x)
-    grad_weight = lax.dot_general(first, second, ((rows, rows), ((), ())))
-    return grad @ transposed, grad_weight if inputs <= outputs else grad_weight.T
+    if inputs <= outputs:
+        return grad @ transposed, lax.dot_general(x, grad, ((rows, rows), ((), ())))
+    # As a batch of one: else XLA turns the product around, and reads all of x by columns (47 instead of 125 GFLOP/s).
+    rows = tuple(r + 1 for r in rows)
+    grad_weight = lax.dot_general(grad[None], x[None], ((rows, rows), ((0,), (0,))))
+    return grad @ transposed, jnp.swapaxes(grad_weight, 1, 2)[0]
 
 
 product.defvjp(lambda x, weight: (x @ weight, (x, weight.T)), _product_grad)

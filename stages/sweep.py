@@ -4,6 +4,7 @@ import collections
 import concurrent.futures
 import functools
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import jax
@@ -93,11 +94,13 @@ def lane_of(config: Config, mesh: Mesh) -> int:
     return config.lane or (CACHED if mesh.devices.flat[0].platform == "cpu" else 0)
 
 
-def _in_a_hurry(mesh: Mesh) -> dict[str, Any] | None:
-    """Compiler options for a program that runs once: on a CPU, optimising it costs more than it will ever run."""
+def _compiled_fast(mesh: Mesh, level: int) -> dict[str, Any] | None:
+    """Compiler options for a program that runs seldom: on a CPU, optimising it costs more than it will ever take."""
     if mesh.devices.flat[0].platform != "cpu":
         return None
-    return {"xla_backend_optimization_level": 0}
+    # jaxlib 0.10 has its older emitters still: half the compiler's work, and kernels that are slower in places.
+    emitters = {"xla_cpu_use_fusion_emitters": False} if version("jaxlib").startswith("0.10.") else {}
+    return {"xla_backend_optimization_level": level} | emitters
 
 
 class Sweep:
@@ -126,9 +129,9 @@ class Sweep:
             return evaluate(env, agent, config, hypers, key=key)
 
         self._stages = {
-            "init": jax.jit(wrap(init, 1, False), compiler_options=_in_a_hurry(mesh)),
-            "prefill": jax.jit(wrap(prefill, 1, True), donate_argnums=0, compiler_options=_in_a_hurry(mesh)),
-            "evaluate": jax.jit(wrap(score, 2, False)),
+            "init": jax.jit(wrap(init, 1, False), compiler_options=_compiled_fast(mesh, 0)),
+            "prefill": jax.jit(wrap(prefill, 1, True), donate_argnums=0, compiler_options=_compiled_fast(mesh, 0)),
+            "evaluate": jax.jit(wrap(score, 2, False), compiler_options=_compiled_fast(mesh, 1)),
         }
         lane = lane_of(config, mesh)
         self._advance = lambda n: jax.jit(wrap(functools.partial(advance, n), 1, True, lane), donate_argnums=0)
@@ -154,13 +157,16 @@ class Sweep:
         A phase that goes on with another's state (`begins` False) neither inits nor prefills.
         """
         keys = self._key_shapes(state.key.shape[0])
-        jobs = {"advance": self._advance(iterations).lower(state, clock)}  # first, since it takes longest to compile
-        jobs["evaluate"] = self._stages["evaluate"].lower(state.agent, keys)
+        # The longest first. Tracing goes on while the compiler, which needs no interpreter, is at work.
+        jobs = {
+            "advance": (self._advance(iterations), state, clock),
+            "evaluate": (self._stages["evaluate"], state.agent, keys),
+        }
         if begins:
-            jobs["init"] = self._stages["init"].lower(keys)
-            jobs["prefill"] = self._stages["prefill"].lower(state, clock)
+            jobs |= {"init": (self._stages["init"], keys), "prefill": (self._stages["prefill"], state, clock)}
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            done = dict(zip(jobs, pool.map(lambda job: job.compile(), jobs.values()), strict=True))
+            begun = {name: pool.submit(stage.lower(*shapes).compile) for name, (stage, *shapes) in jobs.items()}
+            done = {name: job.result() for name, job in begun.items()}
         self._compiled |= {iterations if name == "advance" else name: program for name, program in done.items()}
         needs = {name: memory.need(program) for name, program in done.items()}
         held = needs["advance"].held  # the whole state; `init` makes it, the others find it there
