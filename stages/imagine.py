@@ -61,4 +61,5 @@ def imagine(
 
 
 def _append(xs, x):
-    return jnp.concatenate([xs, x[None]])
+    # As rows: XLA else writes the features twice, as rows and as steps, since both are read.
+    return jnp.concatenate([xs.reshape(-1, x.shape[-1]), x]).reshape(-1, *x.shape)
