@@ -9,6 +9,7 @@ Axes: W processes, P rows of one process.
 
 import re
 import socket
+import time
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from jax._src import distributed
 from stages.config import ConfigError
 
 PATIENCE_MS = 7 * 24 * 3600 * 1000  # a slower process is waited for; a dead one is noticed by jax's heartbeats
+ARRIVAL_S = 300  # process 0 is waited for as long as jax itself would wait
 
 
 class ProcessError(RuntimeError):
@@ -86,7 +88,7 @@ def join(coordinator: str = "", count: int = 0, index: int = -1) -> Processes:
         coordinator: HOST:PORT of process 0; empty: detected, as are `count` 0 and `index` -1.
 
     Raises:
-        ConfigError: nothing was given and no cluster is detected, or the numbers make no sense.
+        ConfigError: nothing was given and no cluster is detected, nobody answers, or the numbers make no sense.
     """
     if coordinator and not re.fullmatch(r".+:\d+", coordinator):
         raise ConfigError(f"--coordinator must be HOST:PORT, not {coordinator!r}")
@@ -94,6 +96,8 @@ def join(coordinator: str = "", count: int = 0, index: int = -1) -> Processes:
         raise ConfigError(f"--process {index} is not one of {count} --processes; they are counted from 0")
     if coordinator and index == 0:
         print(f"waiting at {coordinator} until all {count} processes have come ...", flush=True)
+    elif coordinator and index > 0:
+        _reach(coordinator)
     try:
         jax.distributed.initialize(coordinator or None, count or None, None if index < 0 else index)
     except Exception as error:
@@ -103,3 +107,21 @@ def join(coordinator: str = "", count: int = 0, index: int = -1) -> Processes:
             f"HOST:PORT --processes N --process I ({why})"
         ) from error
     return Processes(jax.process_index(), jax.process_count(), distributed.global_state.client)
+
+
+def _reach(coordinator: str) -> None:
+    """Wait until somebody listens at HOST:PORT. jax would wait as long, and then take the process down."""
+    host, port = coordinator.rsplit(":", 1)
+    ends = time.monotonic() + ARRIVAL_S
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+            return
+        except (OSError, OverflowError) as error:
+            hopeless = isinstance(error, (socket.gaierror, OverflowError))  # no such name, no such port
+            if hopeless or time.monotonic() > ends:
+                raise ConfigError(
+                    f"--coordinator {coordinator} does not answer ({error}): start process 0 there, and see that its "
+                    "port can be reached from here"
+                ) from error
+        time.sleep(1)

@@ -1,11 +1,14 @@
 """Processes that tell one another: order, shapes, and that none waits for one that failed. Threads play them."""
 
 import concurrent.futures
+import socket
 import threading
+import time
 
 import numpy as np
 import pytest
 
+from stages import processes
 from stages.config import ConfigError
 from stages.processes import ProcessError, Processes, join
 
@@ -99,3 +102,22 @@ def test_this_machine_is_shared_by_threads():
 def test_a_place_that_makes_no_sense(place, says):
     with pytest.raises(ConfigError, match=says):
         join(*place)
+
+
+@pytest.mark.parametrize("coordinator", ["nowhere.invalid:80", "localhost:99999", "localhost:1"])
+def test_a_coordinator_that_cannot_be_reached(coordinator, monkeypatch):
+    monkeypatch.setattr(processes, "ARRIVAL_S", 0)
+    with pytest.raises(ConfigError, match=f"{coordinator} does not answer"):
+        join(coordinator, 2, 1)
+
+
+def test_a_coordinator_that_comes_later_is_waited_for(monkeypatch):
+    monkeypatch.setattr(processes, "ARRIVAL_S", 60)
+    with socket.socket() as server:
+        server.bind(("localhost", 0))  # bound, but nobody listens yet
+        later = threading.Timer(0.3, server.listen)
+        later.start()
+        begun = time.monotonic()
+        processes._reach(f"localhost:{server.getsockname()[1]}")
+        later.join()
+    assert time.monotonic() - begun > 0.3
