@@ -90,7 +90,7 @@ def join(coordinator: str = "", count: int = 0, index: int = -1) -> Processes:
     Raises:
         ConfigError: nothing was given and no cluster is detected, nobody answers, or the numbers make no sense.
     """
-    if coordinator and not re.fullmatch(r".+:\d+", coordinator):
+    if coordinator and not (re.fullmatch(r".+:\d+", coordinator) and int(coordinator.rsplit(":")[-1]) < 2**16):
         raise ConfigError(f"--coordinator must be HOST:PORT, not {coordinator!r}")
     if count < 0 or not -1 <= index < (count or 2**31):
         raise ConfigError(f"--process {index} is not one of {count} --processes; they are counted from 0")
@@ -112,16 +112,18 @@ def join(coordinator: str = "", count: int = 0, index: int = -1) -> Processes:
 def _reach(coordinator: str) -> None:
     """Wait until somebody listens at HOST:PORT. jax would wait as long, and then take the process down."""
     host, port = coordinator.rsplit(":", 1)
-    ends = time.monotonic() + ARRIVAL_S
+    begun, told = time.monotonic(), False
     while True:
         try:
             socket.create_connection((host, int(port)), timeout=5).close()
             return
-        except (OSError, OverflowError) as error:
-            hopeless = isinstance(error, (socket.gaierror, OverflowError))  # no such name, no such port
-            if hopeless or time.monotonic() > ends:
+        except OSError as error:  # a name that is not known may be, too, once process 0's machine is up
+            if time.monotonic() > begun + ARRIVAL_S:
                 raise ConfigError(
                     f"--coordinator {coordinator} does not answer ({error}): start process 0 there, and see that its "
                     "port can be reached from here"
                 ) from error
+            if not told:
+                print(f"waiting for process 0 at {coordinator} ({error}) ...", flush=True)
+        told = True
         time.sleep(1)
