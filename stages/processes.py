@@ -112,7 +112,8 @@ def join(coordinator: str = "", count: int = 0, index: int = -1) -> Processes:
 def _reach(coordinator: str) -> None:
     """Wait until somebody listens at HOST:PORT. jax would wait as long, and then take the process down."""
     host, port = coordinator.rsplit(":", 1)
-    begun, told = time.monotonic(), False
+    begun = time.monotonic()
+    print(f"waiting for process 0 at {coordinator} ...", flush=True)
     while True:
         try:
             socket.create_connection((host, int(port)), timeout=5).close()
@@ -123,7 +124,4 @@ def _reach(coordinator: str) -> None:
                     f"--coordinator {coordinator} does not answer ({error}): start process 0 there, and see that its "
                     "port can be reached from here"
                 ) from error
-            if not told:
-                print(f"waiting for process 0 at {coordinator} ({error}) ...", flush=True)
-        told = True
         time.sleep(1)
