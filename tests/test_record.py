@@ -1,0 +1,238 @@
+"""What a run tells, on sweeps that only pretend to train: rows, lines, files, by hand-computed numbers."""
+
+import json
+import math
+import resource
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import run
+from stages import record
+from stages.collect import Episodes
+from stages.folder import RunFolder
+from stages.processes import Processes
+from stages.record import Curve, Record, Story, metric_rows, peak_memory_mb
+from stages.rounds import Round, Settled
+from stages.train import Progress
+
+NAN = math.nan
+NOW = 1000.0
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch):
+    """A clock that stands still, and may be set."""
+    hand = SimpleNamespace(now=NOW)
+    monkeypatch.setattr(record.time, "time", lambda: hand.now)
+    return hand
+
+
+def make(folder=None, words=(), **changes):
+    """A record of a run with so many words on its command line."""
+    arguments = run.parse(["--envs", "2", "--steps", "1000", *words])
+    return Record(arguments, folder, Processes(), NOW, **changes)
+
+
+def progress(scores, counts, loss=()):
+    """What a chunk tells: each seed's sum of scores over its episodes, of 9 steps each, and one loss."""
+    numbers = [float(n) for n in counts]
+    episodes = Episodes(np.array(numbers), np.array(scores), 9.0 * np.array(numbers))
+    metrics = {"loss/recon": np.array(loss or [0.5] * len(counts)), "opt/norm": np.array([2.0] * len(counts))}
+    return Progress(episodes, metrics)
+
+
+# ---- rows ----------------------------------------------------------------------------------------------------------
+
+
+def test_rows_by_hand(clock):
+    config = make(
+        words=["--replay.batch-size", "4", "--replay.batch-length", "8", "--replay.train-ratio", "16"]
+    ).settings.config
+    assert config.schedule == (1, 1)  # 16 rows a step of 2 environments are one update of 4 times 8
+    clock.now = NOW + 4.0
+    told = metric_rows(progress([3.0, 0.0], [2, 0], [0.25, 0.75]), [7, 9], config, 60, 10, NOW)
+    speed = {"fps/policy": 10 * 2 / 4.0, "fps/train": 10 * 4 * 8 / 4.0}
+    first = {"step": 120, "seed": 7, "phase": "task", "episode/score": 1.5, "episode/length": 9.0, "episode/count": 2}
+    assert told[0] == first | {"train/loss/recon": 0.25, "train/opt/norm": 2.0} | speed
+    assert told[1]["seed"] == 9 and told[1]["episode/count"] == 0 and told[1]["train/loss/recon"] == 0.75
+    assert math.isnan(told[1]["episode/score"]) and math.isnan(told[1]["episode/length"])
+
+
+def test_rows_leave_out_seeds_that_fill_a_place():
+    told = metric_rows(progress([1.0, 2.0, 2.0], [1, 1, 1]), [3, 4], make().settings.config, 1, 1, NOW - 1)
+    assert [(row["seed"], row["episode/score"]) for row in told] == [(3, 1.0), (4, 2.0)]
+
+
+# ---- curves and stories --------------------------------------------------------------------------------------------
+
+
+def test_a_seed_without_an_episode_keeps_its_last_score():
+    story = Story(Round([0, 1], [0, 1]))
+    for step, scores in ((10, [NAN, 1.0]), (20, [2.0, NAN]), (30, [NAN, 3.0])):
+        story.training.add(step, story.known(np.array(scores)))
+    np.testing.assert_array_equal(np.stack(story.training.scores), [[NAN, 1.0], [2.0, 1.0], [2.0, 3.0]])
+    assert story.training.steps == [10, 20, 30]
+
+
+def test_rounds_become_one_story():
+    stories = []
+    for told, mine in (([0, 1], [0, 1]), ([2], [2, 2])):
+        story = Story(Round(told, mine), step=40, updates=6, border=20)
+        for step in (20, 40):
+            story.training.add(step, np.array([seed + step for seed in told]))
+            story.evaluation.add(step, np.array([-seed for seed in told]))
+        story.untrained, story.zero_shot = np.array(told) + 0.5, np.array(told) + 0.25
+        story.final = np.array(told) * 10.0
+        stories.append(story)
+    one = Story.of_all(stories)
+    assert one.round.told == [0, 1, 2] and (one.step, one.updates, one.border) == (40, 6, 20)
+    np.testing.assert_array_equal(one.training.scores, [[20, 21, 22], [40, 41, 42]])
+    np.testing.assert_array_equal(one.evaluation.scores, [[0, -1, -2], [0, -1, -2]])
+    np.testing.assert_array_equal(one.untrained, [0.5, 1.5, 2.5])
+    np.testing.assert_array_equal(one.zero_shot, [0.25, 1.25, 2.25])
+    np.testing.assert_array_equal(one.final, [0.0, 10.0, 20.0])
+    assert stories[0].round.told == [0, 1], "the rounds' own stories stay as they were"
+
+
+def test_curves_of_different_lengths_are_refused():
+    with pytest.raises(ValueError, match="shorter"):
+        Curve.of_all([Curve([1, 2], [np.zeros(1)] * 2), Curve([1], [np.zeros(1)])])
+
+
+# ---- evaluating ----------------------------------------------------------------------------------------------------
+
+
+class Pretended:
+    """A sweep whose evaluation episodes score seed + point, and one more."""
+
+    def evaluate(self, state, seeds, point):
+        scores = np.array(seeds, float)[:, None] + point + np.array([0.0, 1.0])
+        return scores, np.ones_like(scores)
+
+
+def test_evaluations_are_numbered_and_leave_out_padding():
+    told = make()
+    told.begins(Round([4, 5], [4, 5, 5, 5]))
+    for point in range(3):
+        np.testing.assert_array_equal(told.evaluate(Pretended(), None), [4.5 + point, 5.5 + point])
+    told.begins(Round([6], [6]))
+    np.testing.assert_array_equal(told.evaluate(Pretended(), None), [6.5])  # each round counts its own
+
+
+# ---- lines and files -----------------------------------------------------------------------------------------------
+
+
+def test_lines_and_rows_of_a_chunk(tmp_path, capsys, clock):
+    told = make(RunFolder.create(tmp_path / "run"), ["--mode", "explore", "--adapt-steps", "500"])
+    config = told.settings.config
+    told.begins(Round([0, 1], [0, 1]))
+    clock.now = NOW + 10.0
+    rows = told.rows(progress([1.0, 0.0], [1, 0]), config, SimpleNamespace(step=np.int32(100)), 50, NOW)
+    told.chunk(config, rows, np.array([0.25, 0.75]), 50, 0.2, 125.9)
+    said, warned = capsys.readouterr()
+    speed = 2 * 50 * config.schedule[0] * 2 / 10
+    assert said == (f"explore  20%  200/1,000 steps  score 1.00  zero-shot 0.50  {speed:,.0f} steps/s  2:05 left\n")
+    assert not warned and told.story.updates == 50 * config.schedule[1] and told.story.evaluation.steps == [200]
+    written = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["seed"], row["episode/score"], row["eval/score"]) for row in written] == [
+        (0, 1.0, 0.25),
+        (1, None, 0.75),
+    ]
+    told.story.border = 200
+    told.chunk(config, rows, None, 50, 1.0, 0.0)
+    assert "200/1,500 steps" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("loss", [NAN, math.inf])
+def test_losses_that_are_not_finite_are_warned_of(tmp_path, capsys, loss):
+    told = make(RunFolder.create(tmp_path / "run"))
+    told.begins(Round([3, 4, 5], [3, 4, 5]))
+    rows = told.rows(
+        progress([0.0] * 3, [0] * 3, [0.5, loss, 0.5]), told.settings.config, SimpleNamespace(step=1), 1, NOW - 1
+    )
+    told.chunk(told.settings.config, rows, None, 1, 1.0, 0.0)
+    said, warned = capsys.readouterr()
+    assert "score -" in said, "no seed has finished an episode"
+    assert warned == "run.py: warning: losses of seeds [4] are not finite; try a lower --hypers.lr\n"
+
+
+def test_a_process_that_does_not_lead_says_and_writes_nothing(capsys):
+    told = make(rounds=2)
+    told.opens([0, 1], [SimpleNamespace(platform="cpu")])
+    told.settles(Settled([], [Round([0], [0])] * 2, {"actor": 1}, "a line"))
+    for seed in (0, 1):
+        told.begins(Round([seed], [seed]))
+        rows = told.rows(progress([1.0], [1]), told.settings.config, SimpleNamespace(step=1), 1, NOW - 1)
+        told.chunk(told.settings.config, rows, None, 1, 1.0, 0.0)
+    told.finishes()
+    told.withdraws()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_run_of_two_rounds_from_its_first_line_to_its_last(tmp_path, capsys, clock):
+    told = make(RunFolder.create(tmp_path / "run"), ["--seeds", "3", "--replay.train-ratio", "192"])
+    told.opens([0, 1, 2], [SimpleNamespace(platform="cpu")] * 2)
+    clock.now += 7.0
+    told.settles(Settled([], [Round([0, 1], [0, 1]), Round([2], [2, 2])], {"actor": 1200, "critic": 34}, "two rounds"))
+    for seeds, mine in (([0, 1], [0, 1]), ([2], [2, 2])):
+        told.begins(Round(seeds, mine))
+        told.story.untrained = told.evaluate(Pretended(), None)
+        for step in (250, 500):
+            done = progress([float(seed) for seed in mine], [1] * len(mine))
+            rows = told.rows(done, told.settings.config, SimpleNamespace(step=step), 3, clock.now - 1)
+            told.chunk(told.settings.config, rows, None, 3, step / 500, 0.0)
+        told.story.final = told.evaluate(Pretended(), None)
+    clock.now += 13.0
+    told.finishes()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"Catch-bsuite, task, preset tiny: seeds 0 to 2 on 2 cpu device(s); files in {tmp_path / 'run'}"
+    assert lines[1:5] == [
+        "compiling ...",
+        "compiled in 7.0 s",
+        "two rounds",
+        "1,234 parameters a seed: actor 1,200, critic 34",
+    ]
+    assert lines[5] == "round 1 of 2: seeds 0 to 1" and lines[8] == "round 2 of 2: seeds 2 to 2"
+    assert told.settings.config.schedule == (1, 3)  # 192 rows a step of 2 environments are three updates of 8 times 16
+    assert lines[-1].startswith("1,000 env steps and 18 updates a seed in 20 s (7 s compiling), ")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        "config.json", "metrics.jsonl", "summary.json", "curves.png",
+    }  # fmt: skip
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["seeds"] == [0, 1, 2] and summary["rounds"] == 2 and summary["side_by_side"] == 2
+    assert summary["untrained"] == [0.5, 1.5, 2.5] and summary["score"] == [1.5, 2.5, 3.5]
+    assert (summary["iqm"], summary["worst_seed"], summary["best_seed"], summary["zero_shot"]) == (2.5, 0, 2, None)
+    assert (summary["env_steps"], summary["compile_seconds"], summary["wall_seconds"]) == (1000, 7.0, 20.0)
+    written = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["seed"]) for row in written] == [
+        (500, 0),
+        (500, 1),
+        (1000, 0),
+        (1000, 1),
+        (500, 2),
+        (1000, 2),
+    ]
+
+
+def test_a_run_that_withdraws_leaves_no_folder(tmp_path):
+    told = make(RunFolder.create(tmp_path / "new" / "run"))
+    told.withdraws()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("platform", "unit"), [("linux", 1024), ("darwin", 1)])
+def test_peak_memory_of_a_cpu_in_the_units_of_its_system(monkeypatch, platform, unit):
+    monkeypatch.setattr(record.sys, "platform", platform)
+    monkeypatch.setattr(resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=3_000_000 // unit))
+    assert peak_memory_mb() == pytest.approx(3.0, rel=1e-3)
+
+
+@pytest.mark.parametrize(("stats", "mb"), [({"peak_bytes_in_use": 5_000_000}, 5.0), (None, 2.0), ({}, 2.0)])
+def test_peak_memory_of_an_accelerator_is_its_own_count_where_it_counts(monkeypatch, stats, mb):
+    device = SimpleNamespace(platform="gpu", memory_stats=lambda: stats)
+    monkeypatch.setattr(record.jax, "local_devices", lambda: [device])
+    monkeypatch.setattr(record.sys, "platform", "darwin")
+    monkeypatch.setattr(resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=2_000_000))
+    assert peak_memory_mb() == mb
