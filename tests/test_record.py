@@ -25,7 +25,7 @@ NOW = 1000.0
 def clock(monkeypatch):
     """A clock that stands still, and may be set."""
     hand = SimpleNamespace(now=NOW)
-    monkeypatch.setattr(record.time, "time", lambda: hand.now)
+    monkeypatch.setattr(record, "time", SimpleNamespace(time=lambda: hand.now))
     return hand
 
 
