@@ -90,8 +90,8 @@ def join(coordinator: str = "", count: int = 0, index: int = -1) -> Processes:
     Raises:
         ConfigError: nothing was given and no cluster is detected, nobody answers, or the numbers make no sense.
     """
-    if coordinator and not (re.fullmatch(r".+:\d+", coordinator) and int(coordinator.rsplit(":")[-1]) < 2**16):
-        raise ConfigError(f"--coordinator must be HOST:PORT, not {coordinator!r}")
+    if coordinator:
+        _address(coordinator)
     if count < 0 or not -1 <= index < (count or 2**31):
         raise ConfigError(f"--process {index} is not one of {count} --processes; they are counted from 0")
     if coordinator and index == 0:
@@ -109,14 +109,21 @@ def join(coordinator: str = "", count: int = 0, index: int = -1) -> Processes:
     return Processes(jax.process_index(), jax.process_count(), distributed.global_state.client)
 
 
+def _address(coordinator: str) -> tuple[str, int]:
+    """HOST:PORT -> host and port, as sockets take them. Raises ConfigError."""
+    found = re.fullmatch(r"\[?(.+?)\]?:(\d+)", coordinator)  # an IPv6 address stands in brackets
+    if not found or int(found[2]) >= 2**16:
+        raise ConfigError(f"--coordinator must be HOST:PORT, not {coordinator!r}")
+    return found[1], int(found[2])
+
+
 def _reach(coordinator: str) -> None:
     """Wait until somebody listens at HOST:PORT. jax would wait as long, and then take the process down."""
-    host, port = coordinator.rsplit(":", 1)
-    begun = time.monotonic()
+    address, begun = _address(coordinator), time.monotonic()
     print(f"waiting for process 0 at {coordinator} ...", flush=True)
     while True:
         try:
-            socket.create_connection((host, int(port)), timeout=5).close()
+            socket.create_connection(address, timeout=5).close()
             return
         except OSError as error:  # a name that is not known may be, too, once process 0's machine is up
             if time.monotonic() > begun + ARRIVAL_S:

@@ -100,6 +100,7 @@ def test_this_machine_is_shared_by_threads():
     [
         (("host", 2, 0), "HOST:PORT"),
         (("host:65536", 2, 1), "HOST:PORT"),
+        ((":80", 2, 1), "HOST:PORT"),
         (("host:1", 2, 2), "--process 2"),
         (("", -1, 0), "--processes"),
     ],
@@ -107,6 +108,14 @@ def test_this_machine_is_shared_by_threads():
 def test_a_place_that_makes_no_sense(place, says):
     with pytest.raises(ConfigError, match=says):
         join(*place)
+
+
+@pytest.mark.parametrize(
+    ("coordinator", "host"),
+    [("node-1.cluster:80", "node-1.cluster"), ("[fe80::1]:80", "fe80::1"), ("10.0.0.1:80", "10.0.0.1")],
+)
+def test_addresses_as_sockets_take_them(coordinator, host):
+    assert processes._address(coordinator) == (host, 80)
 
 
 @pytest.mark.parametrize("coordinator", ["nowhere.invalid:80", "localhost:1"])
