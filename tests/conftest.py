@@ -2,16 +2,20 @@
 
 import os
 from importlib.metadata import version
+from typing import Any
 
 # Before jax starts. Four virtual CPU devices, so that sharding over devices is tested on any machine; and a compiler in
-# a hurry (a quarter of the compile time), since the tests' programs run for milliseconds.
+# a hurry, since the tests' programs run for milliseconds: level 0, and XLA's older emitters, which take half the time
+# and memory, and which each version asks for in its own way (unknown flags are fatal).
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=4",
         "--xla_backend_optimization_level=0",
-        # jax 0.11 has no such flag, and unknown ones are fatal.
-        "--xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else "",
+        {
+            "0.10": "--xla_cpu_use_fusion_emitters=false",
+            "0.11": "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters=true",
+        }.get(version("jaxlib").rpartition(".")[0], ""),
     ]
 )
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -28,6 +32,11 @@ from envs import registry
 from envs.environment import ObsSpace
 from stages.agent import Agent, Targets
 from stages.config import Config, EnsembleConfig, Hypers, ModelConfig, ReplayConfig
+
+# Compiler options that take the hurry back. Of 0.11, emitters can be chosen for a whole process only.
+AS_IN_A_RUN: dict[str, Any] = {"xla_backend_optimization_level": 3}
+if version("jaxlib").startswith("0.10."):
+    AS_IN_A_RUN |= {"xla_cpu_use_fusion_emitters": True}
 
 SMALL = ModelConfig(deter=16, blocks=2, hidden=8, units=8, stoch=4, classes=4, depth=2, bins=15)
 

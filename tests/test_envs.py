@@ -30,10 +30,6 @@ def _strict():
         yield
 
 
-# Nearly all of this file's time is the compiler's, for programs that then run for milliseconds.
-compiled_fast = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
 class Witness(eqx.Module):
     """What gymnax's own `step` says, from the same state, key and action."""
 
@@ -84,7 +80,7 @@ def witnessed(name, overrides):
         _, (rows, witness) = jax.lax.scan(body, first, jr.split(key_scan, T))
         return first[1], rows, witness
 
-    return env, jax.device_get(compiled_fast(jax.vmap(one))(jr.split(jr.key(0), N)))
+    return env, jax.device_get(jax.jit(jax.vmap(one))(jr.split(jr.key(0), N)))
 
 
 @pytest.mark.parametrize(("name", "overrides"), CASES, ids=LABELS)
@@ -145,7 +141,7 @@ def play(env, actions, key):
 
     key_reset, key_scan = jr.split(key)
     first = env.reset(key_reset)
-    scan = compiled_fast(functools.partial(jax.lax.scan, body))
+    scan = jax.jit(functools.partial(jax.lax.scan, body))
     _, later = scan(first, (jr.split(key_scan, len(actions)), actions))
     return jax.device_get(jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first[1], later))
 

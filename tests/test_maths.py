@@ -14,10 +14,11 @@ import pytest
 
 from stages import maths
 from stages.maths import Categorical, ReturnScale
+from tests.conftest import AS_IN_A_RUN
 from tests.test_kernels import softmax
 
-# Fully optimised, as in a run: what is exact here must stay so when the compiler rewrites it.
-optimised = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})
+# What is exact here must stay so when the compiler rewrites it.
+optimised = functools.partial(jax.jit, compiler_options=AS_IN_A_RUN)
 either = pytest.mark.parametrize("run", [lambda f: f, optimised], ids=["eager", "jit"])
 close = chex.assert_trees_all_close
 
