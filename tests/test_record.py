@@ -16,6 +16,7 @@ from stages.processes import Processes
 from stages.record import Curve, Record, Story, metric_rows, peak_memory_mb
 from stages.rounds import Round, Settled
 from stages.train import Progress
+from tests.test_run import rows as read
 
 NAN = math.nan
 NOW = 1000.0
@@ -133,10 +134,9 @@ def test_lines_and_rows_of_a_chunk(tmp_path, capsys, clock):
     told.chunk(config, rows, np.array([0.25, 0.75]), 50, 0.2, 125.9)
     said, warned = capsys.readouterr()
     speed = 2 * 50 * config.schedule[0] * 2 / 10
-    assert said == (f"explore  20%  200/1,000 steps  score 1.00  zero-shot 0.50  {speed:,.0f} steps/s  2:05 left\n")
+    assert said == f"explore  20%  200/1,000 steps  score 1.00  zero-shot 0.50  {speed:,.0f} steps/s  2:05 left\n"
     assert not warned and told.story.updates == 50 * config.schedule[1] and told.story.evaluation.steps == [200]
-    written = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [(row["seed"], row["episode/score"], row["eval/score"]) for row in written] == [
+    assert [(row["seed"], row["episode/score"], row["eval/score"]) for row in read(tmp_path / "run")] == [
         (0, 1.0, 0.25),
         (1, None, 0.75),
     ]
@@ -205,8 +205,7 @@ def test_a_run_of_two_rounds_from_its_first_line_to_its_last(tmp_path, capsys, c
     assert summary["untrained"] == [0.5, 1.5, 2.5] and summary["score"] == [1.5, 2.5, 3.5]
     assert (summary["iqm"], summary["worst_seed"], summary["best_seed"], summary["zero_shot"]) == (2.5, 0, 2, None)
     assert (summary["env_steps"], summary["compile_seconds"], summary["wall_seconds"]) == (1000, 7.0, 20.0)
-    written = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [(row["step"], row["seed"]) for row in written] == [
+    assert [(row["step"], row["seed"]) for row in read(tmp_path / "run")] == [
         (500, 0),
         (500, 1),
         (1000, 0),
