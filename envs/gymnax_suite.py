@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from envs.environment import ActionSpace, Environment, ObsSpace, State, Timestep
 from envs.errors import BadOverride, UnavailableEnvironment
@@ -129,7 +129,7 @@ class GymnaxEnvironment(Environment):
         clipped = jnp.clip(jnp.asarray(action, jnp.float32), -1.0, 1.0)
         return jnp.asarray(self.action_center) + jnp.asarray(self.action_reach) * clipped
 
-    def _strong(self, state: State) -> State:
+    def _strong(self, state: PyTree) -> State:
         """Give each leaf its one dtype: gymnax's resets hold Python numbers where its steps hold arrays."""
         return jax.tree.map(jnp.asarray, state, self.state_dtypes)
 

@@ -1,37 +1,40 @@
 """Agent: everything that learns, and what follows it without gradient."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.random as jr
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from envs.environment import ActionSpace, ObsSpace
-from stages.behavior import Behavior, BehaviorTarget
+from stages.behavior import Behavior, BehaviorTarget, update_target
 from stages.config import Config, Mode
 from stages.encode import embed_size
-from stages.ensemble import Ensemble, target_size
+from stages.returns import ReturnScale
+from stages.rewards import BEHAVIORS, network_of
 from stages.world_model import WorldModel
 
 
 class Agent(eqx.Module):
-    """World model and tasker; and for exploration the explorer and the ensemble that pays it."""
+    """World model and tasker; and for exploration the explorer and the network of its intrinsic reward."""
 
     model: WorldModel
     tasker: Behavior
     explorer: Behavior | None
-    ensemble: Ensemble | None
+    novelty: Any  # Plan2Explore's Ensemble, or what another intrinsic reward learns with; None without one
 
     def __init__(self, config: Config, obs: ObsSpace, actions: ActionSpace, *, key: PRNGKeyArray):
-        key_model, key_tasker, key_explorer, key_ensemble = jr.split(key, 4)
-        feat = config.model.deter + config.model.stoch * config.model.classes
+        key_model, key_tasker, key_explorer, key_novelty = jr.split(key, 4)
         self.model = WorldModel(config, obs, actions, key=key_model)
-        self.tasker = Behavior(feat, config.model, actions, 1, key=key_tasker)
-        self.explorer, self.ensemble = None, None
-        if config.mode != "task":
-            rewards = 2 if config.mode == "mix" else 1
-            self.explorer = Behavior(feat, config.model, actions, rewards, key=key_explorer)
-            outputs = target_size(config, embed_size(obs, config.model))
-            self.ensemble = Ensemble(config, feat + actions.size, outputs, key=key_ensemble)
+        rewards = {name: len(each) for name, each in BEHAVIORS[config.mode].items()}
+        self.tasker = Behavior(config.model, actions, rewards["tasker"], key=key_tasker)
+        self.explorer = None
+        if "explorer" in rewards:
+            self.explorer = Behavior(config.model, actions, rewards["explorer"], key=key_explorer)
+        network = network_of(config.mode)
+        embed = embed_size(obs, config.model)
+        self.novelty = network.make(config, actions.size, embed, key=key_novelty) if network else None
 
 
 class Targets(eqx.Module):
@@ -47,23 +50,25 @@ class Targets(eqx.Module):
         return Targets(BehaviorTarget.of(agent.tasker), explorer)
 
 
+def update_targets(
+    targets: Targets, agent: Agent, scales: dict[str, ReturnScale], rate: Float[Array, ""] | float
+) -> Targets:
+    """Slow critics one step of `rate` towards the critics; return scales replaced by each behaviour's new ones."""
+    tasker, explorer = update_target(targets.tasker, agent.tasker, scales["tasker"], rate), None
+    if targets.explorer is not None and agent.explorer is not None:
+        explorer = update_target(targets.explorer, agent.explorer, scales["explorer"], rate)
+    return Targets(tasker, explorer)
+
+
 def collector(agent: Agent, mode: Mode) -> Behavior:
-    """Who acts in the environment."""
+    """The behaviour that acts in the environment."""
     return agent.tasker if mode == "task" or agent.explorer is None else agent.explorer
 
 
 def parameter_counts(agent: Agent) -> dict[str, int]:
-    """Parameters of each part, by the reference's names."""
-    model = agent.model
-    parts = {
-        "dynamics": model.rssm,
-        "encoder": model.encoder,
-        "decoder": model.decoder,
-        "reward": model.reward,
-        "continue": model.cont,
-        "actor": agent.tasker.actor,
-        "critic": agent.tasker.critics,
-        "explorer": agent.explorer,
-        "ensemble": agent.ensemble,
-    }
-    return {name: sum(x.size for x in jax.tree.leaves(part)) for name, part in parts.items() if part is not None}
+    """Parameters of each part, read off the tree: a path of two fields, such as model.rssm. Shapes will do."""
+    counts: dict[str, int] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(agent):
+        part = ".".join(key.name for key in path[:2])
+        counts[part] = counts.get(part, 0) + leaf.size
+    return counts

@@ -12,17 +12,16 @@ import jax.random as jr
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from envs.environment import Environment, Timestep, advance
-from stages import rssm
 from stages.agent import Agent
-from stages.behavior import Behavior, act, act_greedily, action_noise
-from stages.config import Config, Hypers
+from stages.behavior import Behavior
+from stages.config import Hypers
 from stages.replay import Row
-from stages.rssm import Latent
+from stages.rssm import Latent, initial, observe_step
 from stages.world_model import WorldModel
 
 
 class Rollout(eqx.Module):
-    """The environments and what the agent remembers of them, [N, ...]."""
+    """The environments and the agent's state in each, [N, ...]."""
 
     env_state: Any
     timestep: Timestep
@@ -40,29 +39,27 @@ class Episodes(eqx.Module):
     length: Float[Array, ""]
 
 
-def start(env: Environment, model: WorldModel, config: Config, envs: int, *, key: PRNGKeyArray) -> Rollout:
-    """`envs` environments at their first observation, and nothing remembered."""
+def start(env: Environment, model: WorldModel, envs: int, *, key: PRNGKeyArray) -> Rollout:
+    """`envs` environments at their first observation, with the model's initial state."""
     env_state, timestep = jax.vmap(env.reset)(jr.split(key, envs))
-    latent = rssm.initial(model.rssm, (envs,), config.model.deter, model.dtype)
+    latent = initial(model.rssm, (envs,), model.dtype)
     action = jnp.zeros((envs, env.action_space.size), model.dtype)
     return Rollout(env_state, timestep, latent, action, jnp.zeros(envs), jnp.zeros(envs, jnp.int32))
 
 
-def decide(
+def act(
     model: WorldModel, behavior: Behavior, rollout: Rollout, hypers: Hypers, greedy: bool, *, key: PRNGKeyArray
 ) -> tuple[Latent, Float[Array, "N A"]]:
-    """See the present observation, and choose: (posterior state, action vector)."""
+    """Observe the present row and choose an action: (posterior state, action vector)."""
     key_latent, key_action = jr.split(key)
     now = rollout.timestep
-    share = rssm.embed_share(model.rssm, model.encoder(now.obs, model.dtype))
-    projected = rssm.action_share(model.rssm, rollout.action, now.is_first)
+    embed = model.encoder(now.obs, model.dtype)
     uniform = jr.uniform(key_latent, (*now.is_first.shape, model.rssm.stoch))
-    latent, _ = rssm.posterior_step(model.rssm, rollout.latent, projected, share, now.is_first, uniform, hypers.unimix)
-    feat = rssm.feat(latent)
-    if greedy:
-        return latent, act_greedily(behavior.actor, feat, hypers.unimix)
-    noise = action_noise(model.actions, now.is_first.shape, key=key_action)
-    return latent, act(behavior.actor, feat, noise, hypers.unimix)
+    before = (rollout.latent, embed, rollout.action, now.is_first)
+    latent = observe_step(model.rssm, *before, uniform, hypers.unimix)
+    policy = behavior.actor(latent.feat, hypers.unimix)
+    action = policy.mode() if greedy else policy.sample(behavior.actor.noise(now.is_first.shape, key=key_action))
+    return latent, action.astype(model.dtype)
 
 
 def env_action(model: WorldModel, action: Float[Array, "... A"]) -> Array:
@@ -82,15 +79,15 @@ def collect(
     greedy: bool = False,
     key: PRNGKeyArray,
 ) -> tuple[Rollout, Row, Episodes]:
-    """One step of every environment: observe, act, move on.
+    """One step of every environment: observe, act, step.
 
     Returns:
         the rollout at the next observation; the present row [N, ...] with the action and latent the agent had there;
         the episodes whose last row this was.
     """
-    key_decide, key_env = jr.split(key)
+    key_act, key_env = jr.split(key)
     now = rollout.timestep
-    latent, action = decide(agent.model, behavior, rollout, hypers, greedy, key=key_decide)
+    latent, action = act(agent.model, behavior, rollout, hypers, greedy, key=key_act)
     taken = env_action(agent.model, action)
     row = Row(
         now.obs,
@@ -100,14 +97,13 @@ def collect(
         now.is_last,
         now.is_terminal,
         latent.deter,
-        rssm.classes_of(latent),
+        latent.classes,
     )
     score, length = rollout.score + now.reward, rollout.length + 1
     ended = now.is_last.astype(jnp.float32)
     episodes = Episodes(ended.sum(), (ended * score).sum(), (ended * length).sum())
     keys = jr.split(key_env, now.reward.shape[0])
-    move = lambda key, state, timestep, action: advance(env, key, state, timestep, action)
-    env_state, timestep = jax.vmap(move)(keys, rollout.env_state, now, taken)
-    going = ~now.is_last
-    rollout = Rollout(env_state, timestep, latent, action, score * going, length * going)
+    step = lambda key, state, timestep, action: advance(env, key, state, timestep, action)
+    env_state, timestep = jax.vmap(step)(keys, rollout.env_state, now, taken)
+    rollout = Rollout(env_state, timestep, latent, action, score * ~now.is_last, length * ~now.is_last)
     return rollout, row, episodes

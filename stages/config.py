@@ -50,6 +50,11 @@ class ModelConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Compute type: bfloat16 on accelerators and float32 on CPU (auto). Parameters are always float32."""
 
+    @property
+    def feat(self) -> int:
+        """Numbers of a feature, F: deter and flattened stoch."""
+        return self.deter + self.stoch * self.classes
+
 
 @dataclass(frozen=True)
 class EnsembleConfig:

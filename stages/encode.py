@@ -6,12 +6,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from envs.environment import ObsSpace
 from stages.config import ModelConfig
-from stages.maths import symlog
-from stages.nets import MLP, ConvStage, max_pool, pyramid
+from stages.networks.convolution import ConvStage, max_pool, pyramid
+from stages.networks.layers import MLP
+from stages.networks.symlog import symlog
 
 MULTIPLIERS = (2, 3, 4, 4)
 
@@ -35,7 +36,7 @@ def board(space: ObsSpace) -> tuple[int, int, int]:
     return height, width, math.prod(rest)
 
 
-def numeric(space: ObsSpace, obs: Array) -> Float[Array, "..."]:
+def numeric(space: ObsSpace, obs: Shaped[Array, "..."]) -> Float[Array, "..."]:
     """Stored observation -> float32 input: symlog of reals, one-hot of integers, bytes to -0.5 ... 0.5."""
     if space.kind == "categorical":
         return jax.nn.one_hot(obs, space.classes)
@@ -54,7 +55,7 @@ class MLPEncoder(eqx.Module):
         self.mlp = MLP(math.prod(features(space)), model.units, model.layers, key=key)
         self.space = space
 
-    def __call__(self, obs: Array, dtype: jnp.dtype) -> Float[Array, "... E"]:
+    def __call__(self, obs: Shaped[Array, "..."], dtype: jnp.dtype) -> Float[Array, "... E"]:
         """Embedding of observations [..., *obs] in their storage type; computed in `dtype`."""
         lead = obs.shape[: obs.ndim - len(self.space.shape)]
         return self.mlp(numeric(self.space, obs).reshape(*lead, -1).astype(dtype))
@@ -77,7 +78,7 @@ class ConvEncoder(eqx.Module):
         )
         self.space = space
 
-    def __call__(self, obs: Array, dtype: jnp.dtype) -> Float[Array, "... E"]:
+    def __call__(self, obs: Shaped[Array, "..."], dtype: jnp.dtype) -> Float[Array, "... E"]:
         """Embedding of observations [..., *obs] in their storage type; computed in `dtype`."""
         lead = obs.shape[: obs.ndim - len(self.space.shape)]
         x = numeric(self.space, obs).reshape(*lead, *board(self.space)).astype(dtype)
@@ -99,9 +100,7 @@ def make_encoder(space: ObsSpace, model: ModelConfig, *, key: PRNGKeyArray) -> E
 
 
 def embed_size(space: ObsSpace, model: ModelConfig) -> int:
-    """E."""
-    if not convolutional(space, model):
-        return model.units
-    sizes = pyramid(board(space)[:2])
-    height, width = sizes[-1]
-    return height * width * model.depth * MULTIPLIERS[max(1, len(sizes) - 1) - 1]
+    """E, read off the encoder's own output; nothing is computed."""
+    obs = jax.ShapeDtypeStruct(space.shape, space.dtype)
+    embed = lambda key, obs: make_encoder(space, model, key=key)(obs, jnp.dtype(jnp.float32))
+    return jax.eval_shape(embed, jax.eval_shape(lambda: jr.key(0)), obs).shape[-1]

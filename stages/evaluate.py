@@ -1,4 +1,4 @@
-"""Evaluate: whole episodes with the tasker, apart from the training stream."""
+"""Evaluate: whole episodes with the tasker, in environments of their own."""
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ def evaluate(
     episodes = config.eval_episodes
     limit = (config.eval_steps or env.time_limit) + 1
     zeros = jnp.zeros(episodes)
-    rollout = start(env, agent.model, config, episodes, key=key_start)
+    rollout = start(env, agent.model, episodes, key=key_start)
     loop = _Loop(rollout, jnp.zeros((), jnp.int32), jnp.zeros(episodes, bool), zeros, zeros)
 
     def step(loop: _Loop) -> _Loop:

@@ -1,63 +1,80 @@
 """Imagination: the world model run forward under a policy, without gradient.
 
-Axes: H horizon, n starts. The policy is an argument, so explorer and tasker imagine with one function.
+Starts are imagined in blocks of c, one block after another (fast/blocks.py): everything imagined keeps that leading
+axis. Axes: H horizon, L = H + 1 states, n starts, c starts of a block, S categoricals, F feat, A action vector.
 Source: DreamerV3, "Actor critic learning".
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import equinox as eqx
+import jax
 import jax.numpy as jnp
+import jax.random as jr
 from jax import lax
-from jaxtyping import Array, Float
+from jax.lax import stop_gradient as sg
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from stages import rssm
-from stages.maths import sg
-from stages.rssm import Latent
+from stages.fast import blocks
+from stages.networks.heads import Actor
+from stages.rssm import Latent, imagine_step
 from stages.world_model import WorldModel
 
-Policy = Callable[[Float[Array, "n F"], Float[Array, "n *noise"]], Float[Array, "n A"]]
-"""(feature, noise) -> action vector."""
 
+class Noise(eqx.Module):
+    """The random numbers of all imagined steps, drawn before the scan."""
 
-class Noise(NamedTuple):
-    """Uniform numbers for the latents and the policy's own, drawn before the scan."""
-
-    latent: Float[Array, "H n S"]
-    action: Float[Array, "H+1 n *noise"]
+    latent: Float[Array, "H n S"]  # uniform in [0, 1)
+    action: Float[Array, "L n ..."]  # the actor's own
 
 
 class Trajectory(eqx.Module):
-    """H imagined steps and their start. action[t] was chosen at feat[t]; both carry no gradient."""
+    """H imagined steps and their start, without gradient. action[t] was chosen at feat[t]."""
 
-    feat: Float[Array, "H+1 n F"]
-    action: Float[Array, "H+1 n A"]
+    feat: Float[Array, "*blocks L c F"]
+    action: Float[Array, "*blocks L c A"]
+    cont: Float[Array, "*blocks L c"]  # probability that the episode goes on after this state, times the discount
+
+
+def draw_noise(model: WorldModel, actor: Actor, horizon: int, starts: int, *, key: PRNGKeyArray) -> Noise:
+    """Noise for `horizon` steps from each of so many starts."""
+    key_latent, key_action = jr.split(key)
+    latent = jr.uniform(key_latent, (horizon, starts, model.rssm.stoch))
+    return Noise(latent, actor.noise((horizon + 1, starts), key=key_action))
 
 
 def imagine(
-    model: WorldModel, policy: Policy, start: Latent, noise: Noise, ratio: Float[Array, ""] | float
+    model: WorldModel,
+    actor: Actor,
+    start: Latent,
+    noise: Noise,
+    unimix: Float[Array, ""] | float,
+    block: int = 0,
 ) -> Trajectory:
-    """Imagine from each start, which is step 0 of the trajectory.
+    """Imagine from each start, which is step 0 of its trajectory.
 
     Args:
-        policy: acts on features, with its share of the noise.
-        start: [n, ...] latents.
-        ratio: unimix of the prior.
+        start: [n, ...] states.
+        unimix: uniform share of the prior and of a categorical policy.
+        block: most starts of a block; 0 takes what suits the machine. It changes no number.
     """
-    dynamics, start = rssm.laid_out(sg(model.rssm)), sg(start)
-    never = jnp.zeros(start.deter.shape[:-1], bool)
+    model, actor, start = sg((model, actor, start))
+    count = blocks.count(start.deter.shape[0], block)
+    starts, noises = blocks.split(start, count), blocks.split(noise, count, axis=1)
+    return sg(lax.map(lambda each: _imagine_block(model, actor, each[0], each[1], unimix), (starts, noises)))
+
+
+def _imagine_block(model: WorldModel, actor: Actor, start: Latent, noise: Noise, unimix) -> Trajectory:
+    """A trajectory without its leading axis."""
+    act = lambda feat, noise: actor(feat, unimix).sample(noise).astype(feat.dtype)
 
     def step(latent, noise):
-        feat = rssm.feat(latent)
-        action = policy(feat, noise.action)
-        share = rssm.action_share(dynamics, action, never)
-        return rssm.prior_step(dynamics, latent, share, noise.latent, ratio), (feat, action)
+        latent_noise, action_noise = noise
+        feat = latent.feat
+        action = act(feat, action_noise)
+        return imagine_step(model.rssm, latent, action, latent_noise, unimix), (feat, action)
 
-    last, (feats, actions) = lax.scan(step, start, Noise(noise.latent, noise.action[:-1]))
-    feat = rssm.feat(last)
-    action = policy(feat, noise.action[-1])
-    return sg(Trajectory(_append(feats, feat), _append(actions, action)))
+    last, (feats, actions) = lax.scan(step, start, (noise.latent, noise.action[:-1]))
+    feats, actions = _append(feats, last.feat), _append(actions, act(last.feat, noise.action[-1]))
+    return Trajectory(feats, actions, jax.nn.sigmoid(model.cont(feats)))
 
 
 def _append(xs, x):

@@ -1,6 +1,7 @@
-"""All losses of one update. One gradient of one sum; stop_gradient draws the borders between the parts.
+"""All losses of one update: observe -> imagine -> reward -> learn. One gradient of one sum; stop_gradient draws the
+borders between the parts.
 
-Axes: T time, B windows, H horizon, n = T B starts, R rewards. This is the file where disagreement becomes a reward.
+Axes: T time, B windows, n = T B starts of imagination, R rewards.
 """
 
 from typing import Any
@@ -9,26 +10,28 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from stages import blocks, rssm
 from stages.agent import Agent, Targets
-from stages.behavior import Actor, Imagined, Replayed, Weights, act, action_noise, behavior_loss
-from stages.config import Config, Hypers
-from stages.ensemble import disagreement, ensemble_loss
-from stages.imagine import Noise, Trajectory, imagine
-from stages.maths import ReturnScale, sg
+from stages.behavior import Objective, Replayed, behavior_loss
+from stages.config import Config, Hypers, Mode
+from stages.imagine import draw_noise, imagine
 from stages.replay import Row
+from stages.returns import ReturnScale
+from stages.rewards import BEHAVIORS, Reward, imagined_rewards, network_of, replayed_rewards
 from stages.rssm import Latent
-from stages.world_model import Observed, WorldModel, action_vector, model_loss, observe
+from stages.world_model import action_vector, model_loss, observe
+
+PREFIX = {"tasker": "", "explorer": "explorer_"}
+"""Behaviour -> what the names of its losses and metrics begin with."""
 
 
 class Outcome(eqx.Module):
     """What an update needs besides its gradient."""
 
     latent: Latent  # fresh latents of the trained rows, [T, B, ...]
-    tasker_scale: ReturnScale
-    explorer_scale: ReturnScale | None
+    scales: dict[str, ReturnScale]  # new return scales of each behaviour
     metrics: dict[str, Float[Array, ""]]
 
 
@@ -44,140 +47,72 @@ def agent_loss(
         loss [] and the Outcome.
     """
     key_observe, key_imagine = jr.split(key)
-    model, reward_free = agent.model, config.mode == "explore"
-    actions = action_vector(model, rows.action)
-    stored = jax.nn.one_hot(rows.stoch[0], model.rssm.classes, dtype=model.dtype)
-    context = Latent(rows.deter[0].astype(model.dtype), stored)
-    rows = jax.tree.map(lambda x: x[1:], rows)
+    keys = dict(zip(PREFIX, jr.split(key_imagine), strict=True))
+    model, frozen, reward_free = agent.model, sg(agent), config.mode == "explore"
+    context, rows, before, action = _window(agent, rows)
 
-    seen = observe(model, context, actions[:-1], rows.obs, rows.is_first, hypers.unimix, key=key_observe)
-    actions = actions[1:]
-    losses, metrics = model_loss(model, seen, rows.obs, rows.reward, rows.is_terminal, hypers, reward_free)
-    feat = rssm.feat(seen.latent)
+    observed = observe(model, context, before, rows.obs, rows.is_first, hypers.unimix, key=key_observe)
+    feat, start = observed.latent.feat, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), observed.latent)
+    losses, metrics = model_loss(model, observed, rows.obs, rows.reward, rows.is_terminal, hypers, reward_free)
+    if network := network_of(config.mode):
+        losses[network.name] = network.loss(agent.novelty, observed, action, rows.is_first)
 
-    key_tasker, key_explorer = jr.split(key_imagine)
-    starts = _starts(model, seen.latent, config, key=key_tasker)
-    tasker_feat = sg(feat) if reward_free else feat
-    lost, tasker_scale, told = _tasker_loss(agent, targets, rows, tasker_feat, starts, hypers)
-    losses |= lost
-    metrics |= told
-    explorer_scale = None
-    if agent.ensemble is not None:
-        target = _ensemble_target(seen, config.ensemble.target)
-        losses["ensemble"] = ensemble_loss(agent.ensemble, feat, actions, target, rows.is_first)
-        starts = _starts(model, seen.latent, config, key=key_explorer)
-        lost, explorer_scale, told = _explorer_loss(agent, targets, rows, sg(feat), actions, starts, config, hypers)
-        losses |= {f"explorer_{name}": loss for name, loss in lost.items()}
-        metrics |= {f"explorer_{name}": value for name, value in told.items()}
+    scales = {}
+    for name, rewards in BEHAVIORS[config.mode].items():
+        behavior, target = getattr(agent, name), getattr(targets, name)
+        noise = draw_noise(model, behavior.actor, config.horizon, feat.shape[0] * feat.shape[1], key=keys[name])
+        trajectory = imagine(model, behavior.actor, start, noise, hypers.unimix, config.block)
+        reward = imagined_rewards(rewards, frozen.model, frozen.novelty, trajectory)
 
-    scales = loss_scales(hypers, agent.explorer is not None)
+        # Only the tasker's replayed values shape the world model, and nothing of a reward does where it is reward-free.
+        read = feat if name == "tasker" and not reward_free else sg(feat)
+        replayed_reward = replayed_rewards(rewards, frozen.novelty, rows, read, action)
+        replayed = Replayed(read, replayed_reward, rows.is_last, rows.is_terminal)
+        objective = objective_of(name, rewards, hypers)
+        learned = behavior_loss(behavior, target, trajectory, reward, replayed, objective, hypers)
+        own_losses, scales[name], own_metrics = learned
+        losses |= {PREFIX[name] + key: loss for key, loss in own_losses.items()}
+        metrics |= {PREFIX[name] + key: value for key, value in _by_reward(own_metrics, rewards).items()}
+
+    total, means = _weighted_sum(losses, loss_scales(hypers, config.mode))
+    metrics |= {f"loss/{name}": mean for name, mean in means.items()}
+    return total, Outcome(sg(observed.latent), scales, metrics)
+
+
+def _window(agent: Agent, rows: Row) -> tuple[Latent, Row, Float[Array, "T B A"], Float[Array, "T B A"]]:
+    """(context latent [B, ...], trained rows, the action vectors before them, their own action vectors)."""
+    model = agent.model
+    action = action_vector(model, rows.action)
+    stoch = jax.nn.one_hot(rows.stoch[0], model.rssm.classes, dtype=model.dtype)
+    context = Latent(rows.deter[0].astype(model.dtype), stoch)
+    return context, jax.tree.map(lambda x: x[1:], rows), action[:-1], action[1:]
+
+
+def objective_of(name: str, rewards: tuple[Reward, ...], hypers: Hypers) -> Objective:
+    """What a behaviour maximises: its rewards' settings, and its entropy bonus."""
+    entropy = {"tasker": hypers.entropy, "explorer": hypers.explorer_entropy}[name]
+    scale, floor = tuple(r.scale(hypers) for r in rewards), tuple(r.floor(hypers) for r in rewards)
+    return Objective(scale, floor, tuple(r.debias for r in rewards), entropy)
+
+
+def _by_reward(metrics: dict[str, Array], rewards: tuple[Reward, ...]) -> dict[str, Float[Array, ""]]:
+    """Metrics [R] as R metrics, each with its reward's name behind its own."""
+    single = {name: value for name, value in metrics.items() if value.ndim == 0}
+    several = {name: value for name, value in metrics.items() if value.ndim == 1}
+    return single | {f"{name}_{r.name}": value[i] for name, value in several.items() for i, r in enumerate(rewards)}
+
+
+def loss_scales(hypers: Hypers, mode: Mode) -> dict[str, Float[Array, ""] | float]:
+    """Weight of each of the mode's losses, by name."""
+    scales = {name: getattr(hypers, f"scale_{name}") for name in ("recon", "reward", "cont", "dyn", "rep")}
+    for name in BEHAVIORS[mode]:
+        scales |= {PREFIX[name] + key: getattr(hypers, f"scale_{key}") for key in ("policy", "value", "repval")}
+    network = network_of(mode)
+    return scales | ({network.name: getattr(hypers, f"scale_{network.name}")} if network else {})
+
+
+def _weighted_sum(losses: dict[str, Array], scales: dict[str, Any]) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """The sum of the losses' means, each with its scale; and the means."""
     assert losses.keys() == scales.keys(), (sorted(losses), sorted(scales))
     means = {name: loss.mean() for name, loss in losses.items()}
-    total = jnp.stack([scales[name] * mean for name, mean in means.items()]).sum()
-    metrics |= {f"loss/{name}": mean for name, mean in means.items()}
-    return total, Outcome(sg(seen.latent), tasker_scale, explorer_scale, metrics)
-
-
-def _tasker_loss(agent: Agent, targets: Targets, rows: Row, feat: Array, starts: Any, hypers: Hypers):
-    """The tasker learns from the reward head in dreams, and from the rewards replayed."""
-
-    def dream(known, start):
-        agent, hypers = known
-        dreamt = _dream(agent.model, agent.tasker.actor, start, hypers)
-        return _imagined(agent, dreamt, [_predicted_reward(agent, dreamt)])
-
-    replayed = Replayed(feat, rows.reward[None], rows.is_last, rows.is_terminal)
-    weights = Weights((1.0,), (hypers.return_floor,), (False,), hypers.entropy)
-    return behavior_loss(agent.tasker, targets.tasker, dream, (sg(agent), hypers), starts, replayed, weights, hypers)
-
-
-def _explorer_loss(
-    agent: Agent,
-    targets: Targets,
-    rows: Row,
-    feat: Array,
-    actions: Array,
-    starts: Any,
-    config: Config,
-    hypers: Hypers,
-):
-    """The explorer learns from the ensemble's disagreement; in mode mix also from the reward, a critic for each."""
-    assert agent.explorer is not None and agent.ensemble is not None and targets.explorer is not None
-
-    def dream(known, start):
-        agent, hypers = known
-        dreamt = _dream(agent.model, agent.explorer.actor, start, hypers)
-        # Disagreement becomes the reward of the untried action: D(s_t, a_t) arrives with s_{t+1}.
-        intrinsic = arrive(disagreement(agent.ensemble, dreamt.feat[:-1], dreamt.action[:-1], config.ensemble.spread))
-        extrinsic = [_predicted_reward(agent, dreamt)] if config.mode == "mix" else []
-        return _imagined(agent, dreamt, [intrinsic, *extrinsic])
-
-    on_rows = arrive(disagreement(agent.ensemble, feat, actions, config.ensemble.spread)[:-1])
-    # What would arrive with a reset was not earned by the action before it.
-    on_rows = jnp.where(rows.is_first, 0.0, on_rows)
-    if config.mode == "mix":
-        replayed = jnp.stack([on_rows, rows.reward])
-        scales, floors = (hypers.intrinsic_scale, hypers.extrinsic_scale), (hypers.intrinsic_floor, hypers.return_floor)
-    else:
-        replayed = on_rows[None]
-        scales, floors = (hypers.intrinsic_scale,), (hypers.intrinsic_floor,)
-    weights = Weights(scales, floors, (True, False)[: len(scales)], hypers.explorer_entropy)
-    replayed = Replayed(feat, replayed, rows.is_last, rows.is_terminal)
-    known = (sg(agent), hypers)
-    losses, scale, metrics = behavior_loss(
-        agent.explorer, targets.explorer, dream, known, starts, replayed, weights, hypers
-    )
-    return losses, scale, metrics | {"disagreement": on_rows.mean()}
-
-
-def loss_scales(hypers: Hypers, exploring: bool) -> dict[str, Float[Array, ""] | float]:
-    """Weight of each loss, by name."""
-    behavior = {"policy": hypers.scale_policy, "value": hypers.scale_value, "repval": hypers.scale_repval}
-    model = {name: getattr(hypers, f"scale_{name}") for name in ("recon", "reward", "cont", "dyn", "rep")}
-    explore = {f"explorer_{name}": scale for name, scale in behavior.items()} | {"ensemble": hypers.scale_ensemble}
-    return model | behavior | (explore if exploring else {})
-
-
-def arrive(reward: Float[Array, "T-1 *b"]) -> Float[Array, "T *b"]:
-    """Rewards of choosing an action, indexed by its step -> indexed by arrival: one later, 0 at the first."""
-    return jnp.concatenate([jnp.zeros_like(reward[:1]), reward])
-
-
-def _starts(model: WorldModel, latent: Latent, config: Config, *, key: PRNGKeyArray) -> tuple[Latent, Noise]:
-    """Every replayed state as a start of dreams, with the dreams' noise: in blocks, [blocks, ...]."""
-    key_latent, key_action = jr.split(key)
-    start = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), sg(latent))
-    horizon, rows = config.horizon, start.deter.shape[0]
-    uniform = jr.uniform(key_latent, (horizon, rows, model.rssm.stoch))
-    noise = Noise(uniform, action_noise(model.actions, (horizon + 1, rows), key=key_action))
-    count = blocks.count(rows, config.block)
-    return blocks.split(start, count), blocks.split(noise, count, axis=1)
-
-
-def _dream(model: WorldModel, actor: Actor, start: tuple[Latent, Noise], hypers: Hypers) -> Trajectory:
-    """Imagine with this actor from one block of starts."""
-    policy = lambda feat, noise: act(actor, feat, noise, hypers.unimix)
-    return imagine(model, policy, *start, hypers.unimix)
-
-
-def _predicted_reward(agent: Agent, dream: Trajectory) -> Float[Array, "H+1 n"]:
-    """What the reward head expects on arrival in each imagined state."""
-    head = sg(agent.model.reward)
-    return head.mean(head(dream.feat))
-
-
-def _imagined(agent: Agent, dream: Trajectory, rewards: list[Float[Array, "H+1 n"]]) -> Imagined:
-    """A dream with its rewards and continues."""
-    cont = jax.nn.sigmoid(sg(agent.model.cont)(dream.feat))
-    return Imagined(dream.feat, dream.action, jnp.stack(rewards), cont)
-
-
-def _ensemble_target(seen: Observed, name: str) -> Float[Array, "T B Y"]:
-    """What the ensemble predicts of the next row."""
-    flat = lambda x: x.reshape(*x.shape[:-2], -1)
-    return {
-        "probs": lambda: flat(seen.post.probs),
-        "stoch": lambda: flat(seen.latent.stoch),
-        "embed": lambda: seen.embed,
-        "deter": lambda: seen.latent.deter,
-    }[name]()
+    return jnp.stack([scales[name] * mean for name, mean in means.items()]).sum(), means

@@ -10,27 +10,27 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped, UInt8
 
 
 class Row(eqx.Module):
     """One step of one environment. action[t] was chosen at obs[t]; reward[t] arrived with obs[t]."""
 
-    obs: Array  # [..., *obs], in the space's storage type
-    action: Array  # [...] int32, or [..., A] float32
+    obs: Shaped[Array, "..."]  # [..., *obs], in the space's storage type
+    action: Shaped[Array, "..."]  # [...] int32, or [..., A] float32
     reward: Float[Array, "..."]
     is_first: Bool[Array, "..."]
     is_last: Bool[Array, "..."]
     is_terminal: Bool[Array, "..."]
     deter: Float[Array, "... D"]
-    stoch: Int[Array, "... S"]  # classes, uint8
+    stoch: UInt8[Array, "... S"]  # classes
 
 
 class Clock(eqx.Module):
-    """What all seeds share: rows added so far to each environment, and online windows served so far."""
+    """What all seeds share: rows added so far to each environment, and the next window of the online queue."""
 
     step: Int[Array, ""]
-    served: Int[Array, ""]
+    online_cursor: Int[Array, ""]
 
     @staticmethod
     def zero() -> "Clock":
@@ -69,17 +69,17 @@ def online_windows(step: Int[Array, ""], envs: int, length: int) -> Int[Array, "
     return envs * jnp.maximum(0, (step - 1) // length)
 
 
-def serve(clock: Clock, capacity: int, envs: int, batch: int, length: int) -> Clock:
+def advance_cursor(clock: Clock, capacity: int, envs: int, batch: int, length: int) -> Clock:
     """The clock after one batch. Windows that the ring has overwritten before their turn are skipped."""
     oldest = jnp.maximum(0, clock.step - capacity)
-    first = jnp.maximum(clock.served, -(-oldest // length) * envs)
+    first = jnp.maximum(clock.online_cursor, -(-oldest // length) * envs)
     return Clock(clock.step, jnp.minimum(first + batch, jnp.maximum(first, online_windows(clock.step, envs, length))))
 
 
 def choose(
     clock: Clock, capacity: int, envs: int, batch: int, length: int, online: bool, *, key: PRNGKeyArray
 ) -> Windows:
-    """B windows of T+1 rows: unserved newest ones first, uniform over all others. None straddles the write head.
+    """B windows of T+1 rows: the online queue's first, uniform over all others. None straddles the write head.
 
     Uniform windows start at one of the `filled - T` rows that T more follow; positions are counted from the oldest row.
     """
@@ -90,7 +90,7 @@ def choose(
     start = oldest + jr.randint(key_start, (batch,), 0, jnp.maximum(1, filled - length))
     env = jr.randint(key_env, (batch,), 0, envs)
     if online:
-        first = jnp.maximum(clock.served, -(-oldest // length) * envs)
+        first = jnp.maximum(clock.online_cursor, -(-oldest // length) * envs)
         queued = first + jnp.arange(batch)
         fresh = queued < online_windows(clock.step, envs, length)
         start = jnp.where(fresh, queued // envs * length, start)
@@ -109,8 +109,23 @@ def read(ring: Replay, windows: Windows, length: int) -> Row:
     return jax.tree.map(lambda x: x[at], ring)
 
 
-def write_back(ring: Replay, windows: Windows, deter: Float[Array, "T B D"], stoch: Int[Array, "T B S"]) -> Replay:
-    """Replace the stored latents of the windows' trained rows by fresh ones (the context row keeps its own)."""
-    at = _positions(ring, windows, 1 + jnp.arange(deter.shape[0]))
-    fresh = (ring.deter.at[at].set(deter), ring.stoch.at[at].set(stoch))
-    return eqx.tree_at(lambda r: (r.deter, r.stoch), ring, fresh)
+def write_back(ring: Replay, windows: Windows, deter: Float[Array, "T B D"], stoch: UInt8[Array, "T B S"]) -> Replay:
+    """Replace the stored latents of the windows' trained rows by fresh ones (the context row keeps its own).
+
+    A row that several windows hold is written once, on every device: by the window in which more rows came before it,
+    the later one if it is as many.
+    """
+    length, capacity = deter.shape[0], capacity_of(ring)
+    position, env = _positions(ring, windows, 1 + jnp.arange(length))
+    at = jnp.where(_overwritten(windows, length, capacity), capacity, position)
+    write = lambda x, fresh: x.at[at, env].set(fresh, mode="drop")
+    return eqx.tree_at(lambda r: (r.deter, r.stoch), ring, (write(ring.deter, deter), write(ring.stoch, stoch)))
+
+
+def _overwritten(windows: Windows, length: int, capacity: int) -> Bool[Array, "T B"]:
+    """Trained rows t of windows b that another window c of the batch writes."""
+    t, order = jnp.arange(length)[:, None, None], jnp.arange(windows.start.shape[0])
+    # Row t of window b is this row of window c, if it lies within it.
+    row = (t + windows.start[:, None] - windows.start) % capacity  # [T, B, B]
+    same = (row < length) & (windows.env[:, None] == windows.env)
+    return (same & ((row > t) | ((row == t) & (order > order[:, None])))).any(-1)

@@ -1,39 +1,58 @@
-"""RSSM: the recurrent state-space model. One step with an observation (posterior), one without (prior).
+"""RSSM: the recurrent state-space model, the world model's dynamics.
 
-Axes: D deter, S categoricals, K classes, E embed, F = D + S K feat, A action vector. Source: DreamerV3, eq. 1 and
-Methods; the layer sizes and their order are the reference implementation's (dreamerv3/rssm.py).
+Three verbs: `observe` runs the posterior through a window of embeddings, `observe_step` takes one step of it (for
+acting), `imagine_step` takes one step without an observation, by the prior. How their weights are packed and which
+products are computed before a scan is private to this file.
+
+Axes: T time, B windows, D deter, S categoricals, K classes, E embed, F = D + S K feat, A action vector, h hidden.
+Source: DreamerV3, eq. 1 and Methods; layer sizes and their order are the reference implementation's (rssm.py).
 """
 
 import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
-from jax import lax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jax.lax import stop_gradient as sg
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt8
 
 from stages.config import ModelConfig
-from stages.kernels import product
-from stages.maths import Categorical, sample_index, straight_through, unimix
-from stages.nets import MLP, BlockGRU, Cell, Dense, Linear
+from stages.fast.kernels import norm_silu, product
+from stages.fast.scan import scan
+from stages.networks.distributions import Categorical
+from stages.networks.layers import MLP, Dense, Linear
+from stages.networks.recurrent import BlockGRU, PackedGRU
+
+Unimix = Float[Array, ""] | float
 
 
 class Latent(eqx.Module):
-    """The model's state: what it remembers and what it believes of now."""
+    """The state of the world model: a deterministic and a stochastic part."""
 
     deter: Float[Array, "... D"]
     stoch: Float[Array, "... S K"]  # one-hot, with straight-through gradient where it was sampled
 
+    @property
+    def feat(self) -> Float[Array, "... F"]:
+        """deter and flattened stoch, concatenated: what every head reads."""
+        return jnp.concatenate([self.deter, self.stoch.reshape(*self.stoch.shape[:-2], -1)], -1)
+
+    @property
+    def classes(self) -> UInt8[Array, "... S"]:
+        """stoch as class indices: how replay stores it."""
+        return jnp.argmax(self.stoch, -1).astype(jnp.uint8)
+
 
 class RSSM(eqx.Module):
-    """Weights of the dynamics, prior and posterior."""
+    """Weights of the recurrent cell, prior and posterior."""
 
     from_deter: Dense
     from_stoch: Dense
     from_action: Dense
-    gru: BlockGRU | Cell
+    gru: BlockGRU
     prior: MLP
     prior_out: Linear
     post: Dense
     post_out: Linear
+    deter: int = eqx.field(static=True)
     stoch: int = eqx.field(static=True)
     classes: int = eqx.field(static=True)
 
@@ -48,109 +67,146 @@ class RSSM(eqx.Module):
         self.prior_out = Linear(model.hidden, latent, key=next(keys))
         self.post = Dense(model.deter + embed, model.hidden, key=next(keys))
         self.post_out = Linear(model.hidden, latent, key=next(keys))
-        self.stoch, self.classes = model.stoch, model.classes
+        self.deter, self.stoch, self.classes = model.deter, model.stoch, model.classes
 
 
-def initial(rssm: RSSM, lead: tuple[int, ...], deter: int, dtype: jnp.dtype) -> Latent:
-    """The state before anything was seen: zeros."""
-    return Latent(jnp.zeros((*lead, deter), dtype), jnp.zeros((*lead, rssm.stoch, rssm.classes), dtype))
+def initial(rssm: RSSM, lead: tuple[int, ...], dtype: jnp.dtype) -> Latent:
+    """The state before an episode: zeros, [*lead, ...]."""
+    return Latent(jnp.zeros((*lead, rssm.deter), dtype), jnp.zeros((*lead, rssm.stoch, rssm.classes), dtype))
 
 
-def laid_out(rssm: RSSM) -> RSSM:
-    """The same weights as a scan's steps take them (BlockGRU.cell)."""
-    return eqx.tree_at(lambda r: r.gru, rssm, rssm.gru.cell())
+def bound_action(action: Float[Array, "... A"]) -> Float[Array, "... A"]:
+    """Entries beyond [-1, 1] scaled back to its border; no gradient through the scale (the reference's rssm.py)."""
+    return action / sg(jnp.maximum(1, jnp.abs(action)))
 
 
-def feat(latent: Latent) -> Float[Array, "... F"]:
-    """deter and flattened stoch, joined: what every head reads."""
-    return jnp.concatenate([latent.deter, latent.stoch.reshape(*latent.stoch.shape[:-2], -1)], -1)
+def observe(
+    rssm: RSSM,
+    context: Latent,
+    embed: Float[Array, "T B E"],
+    action: Float[Array, "T B A"],
+    is_first: Bool[Array, "T B"],
+    uniform: Float[Array, "T B S"],
+    unimix: Unimix,
+) -> tuple[Latent, Categorical, Categorical]:
+    """Run the posterior through a window.
+
+    Args:
+        context: state [B, ...] at the row before the window.
+        embed: embeddings of the window's observations.
+        action: vectors of the actions before each row.
+        is_first: rows that begin an episode: state and action before them are replaced by zeros.
+        uniform: noise of the samples, in [0, 1).
+        unimix: uniform share of both distributions.
+
+    Returns:
+        (posterior states, posterior, prior), [T, B, ...].
+    """
+    dynamics = _pack(rssm)
+    projected = (_project_action(dynamics, action, is_first), _project_embed(rssm, embed))
+
+    def step(dynamics, latent, projected, fixed):
+        (action, embed), (is_first, uniform, unimix) = projected, fixed
+        latent, logits = _posterior_step(dynamics, latent, action, embed, is_first, uniform, unimix)
+        return latent, (latent, logits)
+
+    # The scan hands each step its own slice of everything, and all steps at once to the weights' gradient.
+    every_step = jnp.broadcast_to(unimix, (is_first.shape[0], 1, 1, 1))
+    _, (latent, logits) = scan(step, dynamics, context, projected, (is_first, uniform, every_step))
+    prior = _prior_logits(dynamics, latent.deter)
+    return latent, Categorical.from_outputs(logits, unimix), Categorical.from_outputs(prior, unimix)
 
 
-def embed_share(rssm: RSSM, embed: Float[Array, "... E"]) -> Float[Array, "... h"]:
-    """The embedding's part of the posterior layer's product. It needs no carry, so a scan may compute it beforehand."""
-    weight = rssm.post.linear.weight[-embed.shape[-1] :]
+def observe_step(
+    rssm: RSSM,
+    latent: Latent,
+    embed: Float[Array, "*b E"],
+    action: Float[Array, "*b A"],
+    is_first: Bool[Array, "*b"],
+    uniform: Float[Array, "*b S"],
+    unimix: Unimix,
+) -> Latent:
+    """One step with an observation: the posterior state. Arguments as in observe, of one row."""
+    dynamics = _pack(rssm)
+    projected_action, projected_embed = _project_action(dynamics, action, is_first), _project_embed(rssm, embed)
+    return _posterior_step(dynamics, latent, projected_action, projected_embed, is_first, uniform, unimix)[0]
+
+
+def imagine_step(
+    rssm: RSSM,
+    latent: Latent,
+    action: Float[Array, "*b A"],
+    uniform: Float[Array, "*b S"],
+    unimix: Unimix,
+) -> Latent:
+    """One step without an observation: a state sampled from the prior. Arguments as in observe, of one row."""
+    dynamics = _pack(rssm)
+    deter = _advance(dynamics, latent, _project_action(dynamics, action))
+    prior = Categorical.from_outputs(_prior_logits(dynamics, deter), unimix)
+    return Latent(deter, prior.rsample(uniform).astype(deter.dtype))
+
+
+# ---- private: weights as a scan's steps read them, and what is computed before it ----------------------------------
+
+
+class _Dynamics(eqx.Module):
+    """An RSSM's weights, packed: those of the posterior's embedding are not among them."""
+
+    from_deter: Dense
+    from_stoch: Dense
+    from_action: Dense
+    cell: PackedGRU
+    prior: MLP
+    prior_out: Linear
+    post_weight: Float[Array, "D h"]
+    post_scale: Float[Array, " h"]
+    post_out: Linear
+    stoch: int = eqx.field(static=True)
+    classes: int = eqx.field(static=True)
+
+
+def _pack(rssm: RSSM) -> _Dynamics:
+    weight, scale = rssm.post.linear.weight[: rssm.deter], rssm.post.norm.scale
+    inputs = (rssm.from_deter, rssm.from_stoch, rssm.from_action, rssm.gru.pack(), rssm.prior, rssm.prior_out)
+    return _Dynamics(*inputs, weight, scale, rssm.post_out, rssm.stoch, rssm.classes)
+
+
+def _project_embed(rssm: RSSM, embed: Float[Array, "... E"]) -> Float[Array, "... h"]:
+    """The embedding's part of the posterior layer's product. It needs no state, so a scan computes it beforehand."""
+    weight = rssm.post.linear.weight[rssm.deter :]
     return product(embed, weight.astype(embed.dtype)) + rssm.post.linear.bias.astype(embed.dtype)
 
 
-def action_share(rssm: RSSM, action: Float[Array, "... A"], reset: Bool[Array, "..."]) -> Float[Array, "... D"]:
-    """The action's part of the recurrent cell's product; the action before a reset is wiped. Needs no carry either."""
-    action = action / lax.stop_gradient(jnp.maximum(1, jnp.abs(action)))
-    projected = rssm.from_action(jnp.where(reset[..., None], 0, action))
-    return rssm.gru.cell().share(1, projected)
+def _project_action(
+    dynamics: _Dynamics, action: Float[Array, "*b A"], is_first: Bool[Array, "*b"] | None = None
+) -> Float[Array, "*b D"]:
+    """The action's part of the cell's hidden layer; the action before an episode is zero. It needs no state either."""
+    action = bound_action(action)
+    if is_first is not None:
+        action = jnp.where(is_first[..., None], 0, action)
+    return dynamics.cell.project(1, dynamics.from_action(action))
 
 
-def advance_deter(rssm: RSSM, latent: Latent, action: Float[Array, "... D"]) -> Float[Array, "... D"]:
-    """The recurrent step. `action` is action_share's."""
+def _advance(dynamics: _Dynamics, latent: Latent, projected_action: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    """The recurrent step."""
     stoch = latent.stoch.reshape(*latent.stoch.shape[:-2], -1)
-    x = jnp.concatenate([rssm.from_deter(latent.deter), rssm.from_stoch(stoch)], -1)
-    cell = rssm.gru.cell()
-    return cell(latent.deter, cell.share(0, x) + action)
+    x = jnp.concatenate([dynamics.from_deter(latent.deter), dynamics.from_stoch(stoch)], -1)
+    return dynamics.cell(latent.deter, dynamics.cell.project(0, x) + projected_action)
 
 
-def prior_logits(rssm: RSSM, deter: Float[Array, "... D"]) -> Float[Array, "... S K"]:
-    """What the model expects of a step before it sees it."""
-    return _categoricals(rssm, rssm.prior_out(rssm.prior(deter)))
+def _posterior_step(dynamics: _Dynamics, latent: Latent, projected_action, projected_embed, is_first, uniform, unimix):
+    """(posterior state, its logits [..., S, K]); the state before is zeros where `is_first`."""
+    reset = lambda x: jnp.where(is_first.reshape(*is_first.shape, *[1] * (x.ndim - is_first.ndim)), 0, x)
+    deter = _advance(dynamics, Latent(reset(latent.deter), reset(latent.stoch)), projected_action)
+    hidden = product(deter, dynamics.post_weight.astype(deter.dtype)) + projected_embed
+    logits = _categoricals(dynamics, dynamics.post_out(norm_silu(hidden, dynamics.post_scale)))
+    sample = Categorical.from_outputs(logits, unimix).rsample(uniform)
+    return Latent(deter, sample.astype(deter.dtype)), logits
 
 
-def posterior_logits(rssm: RSSM, deter: Float[Array, "... D"], share: Float[Array, "... h"]) -> Float[Array, "... S K"]:
-    """What the model believes of a step after it saw it. `share` is embed_share's."""
-    weight = rssm.post.linear.weight[: deter.shape[-1]].astype(deter.dtype)
-    return _categoricals(rssm, rssm.post_out(rssm.post.activate(product(deter, weight) + share)))
+def _prior_logits(dynamics: _Dynamics, deter: Float[Array, "... D"]) -> Float[Array, "... S K"]:
+    return _categoricals(dynamics, dynamics.prior_out(dynamics.prior(deter)))
 
 
-def _categoricals(rssm: RSSM, logits: Float[Array, "... L"]) -> Float[Array, "... S K"]:
-    return logits.reshape(*logits.shape[:-1], rssm.stoch, rssm.classes)
-
-
-def sample(dist: Categorical, uniform: Float[Array, "... S"], dtype: jnp.dtype) -> Float[Array, "... S K"]:
-    """A one-hot sample with straight-through gradient."""
-    return straight_through(sample_index(dist.probs, uniform), dist.probs).astype(dtype)
-
-
-def wipe(latent: Latent, reset: Bool[Array, "..."]) -> Latent:
-    """Forget everything where an episode begins."""
-    return Latent(jnp.where(reset[..., None], 0, latent.deter), jnp.where(reset[..., None, None], 0, latent.stoch))
-
-
-def posterior_step(
-    rssm: RSSM,
-    latent: Latent,
-    action: Float[Array, "... D"],
-    share: Float[Array, "... h"],
-    reset: Bool[Array, "..."],
-    uniform: Float[Array, "... S"],
-    ratio: Float[Array, ""] | float,
-) -> tuple[Latent, Float[Array, "... S K"]]:
-    """One step with an observation.
-
-    Args:
-        latent: the previous state; wiped where `reset`.
-        action: action_share of the previous action.
-        share: embed_share of the new observation.
-        reset: is_first of the new observation.
-        uniform: noise in [0, 1), one number a categorical.
-        ratio: unimix.
-
-    Returns:
-        (posterior state, posterior logits).
-    """
-    deter = advance_deter(rssm, wipe(latent, reset), action)
-    logits = posterior_logits(rssm, deter, share)
-    return Latent(deter, sample(unimix(logits, ratio), uniform, deter.dtype)), logits
-
-
-def prior_step(
-    rssm: RSSM,
-    latent: Latent,
-    action: Float[Array, "... D"],
-    uniform: Float[Array, "... S"],
-    ratio: Float[Array, ""] | float,
-) -> Latent:
-    """One imagined step. Arguments as in posterior_step."""
-    deter = advance_deter(rssm, latent, action)
-    return Latent(deter, sample(unimix(prior_logits(rssm, deter), ratio), uniform, deter.dtype))
-
-
-def classes_of(latent: Latent) -> Int[Array, "... S"]:
-    """The sample as class indices, uint8: how replay stores it."""
-    return jnp.argmax(latent.stoch, -1).astype(jnp.uint8)
+def _categoricals(dynamics: _Dynamics, logits: Float[Array, "... L"]) -> Float[Array, "... S K"]:
+    return logits.reshape(*logits.shape[:-1], dynamics.stoch, dynamics.classes)

@@ -1,4 +1,4 @@
-"""World model: encoder, RSSM, decoder, reward and continue heads; what they see of a window and what they lose.
+"""World model: encoder, RSSM, decoder, reward and continue heads; the posterior of a window, and its losses.
 
 Axes: T time (leading), B windows, then each part's own. Source: DreamerV3, eq. 1-3.
 """
@@ -7,14 +7,16 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jax.lax import stop_gradient as sg
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
 from envs.environment import ActionSpace, ObsSpace
-from stages import recur, rssm
+from stages import rssm
 from stages.config import Config, Hypers
-from stages.decode import ContinueHead, Decoder, TwoHotHead, make_decoder, recon_loss
+from stages.decode import Decoder, make_decoder, recon_loss
 from stages.encode import Encoder, embed_size, make_encoder
-from stages.maths import Categorical, balanced_kl, entropy, sg, unimix
+from stages.networks.distributions import Categorical, kl
+from stages.networks.heads import ContinueHead, TwoHotHead
 from stages.rssm import RSSM, Latent
 
 
@@ -32,12 +34,11 @@ class WorldModel(eqx.Module):
     def __init__(self, config: Config, obs: ObsSpace, actions: ActionSpace, *, key: PRNGKeyArray):
         model = config.model
         key_encoder, key_rssm, key_decoder, key_reward, key_cont = jr.split(key, 5)
-        feat = model.deter + model.stoch * model.classes
         self.encoder = make_encoder(obs, model, key=key_encoder)
         self.rssm = RSSM(model, embed_size(obs, model), actions.size, key=key_rssm)
         self.decoder = make_decoder(obs, model, key=key_decoder)
-        self.reward = TwoHotHead(feat, model.units, 1, model.bins, key=key_reward)
-        self.cont = ContinueHead(feat, model.units, key=key_cont)
+        self.reward = TwoHotHead(model.feat, model.units, 1, model.bins, key=key_reward)
+        self.cont = ContinueHead(model.feat, model.units, key=key_cont)
         self.actions = actions
         self.dtype = compute_dtype(model.dtype)
 
@@ -49,7 +50,7 @@ def compute_dtype(name: str) -> jnp.dtype:
     return jnp.dtype(name)
 
 
-def action_vector(model: WorldModel, action: Array) -> Float[Array, "... A"]:
+def action_vector(model: WorldModel, action: Shaped[Array, "..."]) -> Float[Array, "... A"]:
     """Stored action -> the vector that the model reads: one-hot of a discrete one."""
     if model.actions.kind == "discrete":
         return jax.nn.one_hot(action, model.actions.size, dtype=model.dtype)
@@ -57,7 +58,7 @@ def action_vector(model: WorldModel, action: Array) -> Float[Array, "... A"]:
 
 
 class Observed(eqx.Module):
-    """What the model made of a batch, [T, B, ...]."""
+    """The model's account of a window, [T, B, ...]."""
 
     latent: Latent
     embed: Float[Array, "T B E"]
@@ -69,42 +70,31 @@ def observe(
     model: WorldModel,
     context: Latent,
     action: Float[Array, "T B A"],
-    obs: Array,
+    obs: Shaped[Array, "T B ..."],
     is_first: Bool[Array, "T B"],
-    ratio: Float[Array, ""] | float,
+    unimix: Float[Array, ""] | float,
     *,
     key: PRNGKeyArray,
 ) -> Observed:
-    """Run the posterior through a window.
+    """Encode a window and run the posterior through it.
 
     Args:
         context: stored latent [B, ...] of the row before the window.
         action: vectors of the actions before each row.
         obs: [T, B, *obs] in storage type.
         is_first: rows that begin an episode: nothing from before them is kept.
-        ratio: unimix.
+        unimix: uniform share of posterior and prior.
     """
     embed = model.encoder(obs, model.dtype)
-    dynamics = rssm.laid_out(model.rssm)
-    share = rssm.embed_share(dynamics, embed)
-    moved = rssm.action_share(dynamics, action, is_first)
     uniform = jr.uniform(key, (*is_first.shape, model.rssm.stoch))
-
-    def step(params, latent, x, fixed):
-        (action, share), (reset, uniform, ratio) = x, fixed
-        latent, logits = rssm.posterior_step(params, latent, action, share, reset, uniform, ratio)
-        return latent, (latent, logits)
-
-    ratios = jnp.broadcast_to(ratio, (is_first.shape[0], 1, 1, 1))
-    _, (latent, logits) = recur.scan(step, dynamics, context, (moved, share), (is_first, uniform, ratios))
-    prior = rssm.prior_logits(dynamics, latent.deter)
-    return Observed(latent, embed, unimix(logits, ratio), unimix(prior, ratio))
+    latent, post, prior = rssm.observe(model.rssm, context, embed, action, is_first, uniform, unimix)
+    return Observed(latent, embed, post, prior)
 
 
 def model_loss(
     model: WorldModel,
-    seen: Observed,
-    obs: Array,
+    observed: Observed,
+    obs: Shaped[Array, "T B ..."],
     reward: Float[Array, "T B"],
     is_terminal: Bool[Array, "T B"],
     hypers: Hypers,
@@ -118,18 +108,35 @@ def model_loss(
     Returns:
         (losses, metrics).
     """
-    feat = rssm.feat(seen.latent)
+    feat = observed.latent.feat
     head_feat = sg(feat) if reward_free else feat
-    dyn, rep = balanced_kl(seen.post, seen.prior, hypers.free_nats)
+    dyn, rep = balanced_kl(observed.post, observed.prior, hypers.free_nats)
     # The continue target carries the discount: imagined weights are then products of continues alone.
-    goes_on = (1 - is_terminal.astype(jnp.float32)) * (1 - 1 / hypers.discount_horizon)
-    cont = model.cont(head_feat)
+    target = (1 - is_terminal.astype(jnp.float32)) * (1 - 1 / hypers.discount_horizon)
+    logit = model.cont(head_feat)
     losses = {
-        "recon": recon_loss(model.decoder, seen.latent.deter, seen.latent.stoch, obs),
+        "recon": recon_loss(model.decoder, observed.latent, obs),
         "reward": model.reward.loss(model.reward(head_feat), reward),
-        "cont": jax.nn.softplus(cont) - goes_on * cont,
+        "cont": jax.nn.softplus(logit) - target * logit,
         "dyn": dyn,
         "rep": rep,
     }
-    metrics = {"dyn_ent": entropy(seen.prior).sum(-1).mean(), "rep_ent": entropy(seen.post).sum(-1).mean()}
-    return losses, metrics
+    entropy = lambda dist: dist.entropy().sum(-1).mean()
+    return losses, {"dyn_ent": entropy(observed.prior), "rep_ent": entropy(observed.post)}
+
+
+def balanced_kl(
+    post: Categorical, prior: Categorical, free_nats: Float[Array, ""] | float
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """The two KL losses of DreamerV3, eq. 3: dynamics (moves the prior) and representation (moves the posterior).
+
+    Args:
+        post, prior: Categoricals [..., S, K].
+        free_nats: each sum over the S latents is clipped from below at this many nats, where it gives no gradient.
+
+    Returns:
+        (dyn, rep), nats, [...].
+    """
+    dyn = kl(sg(post), prior).sum(-1)
+    rep = kl(post, sg(prior)).sum(-1)
+    return jnp.maximum(dyn, free_nats), jnp.maximum(rep, free_nats)

@@ -87,13 +87,13 @@ def arbitrary(make, seed=0):
     return jax.tree.map(lambda x: jnp.asarray(rng.normal(0.2, 0.4, x.shape), x.dtype), jax.eval_shape(make))
 
 
-def observations(space: ObsSpace, lead: tuple[int, ...], seed: int = 0) -> np.ndarray:
+def observations(space: ObsSpace, lead: tuple[int, ...], seed: int = 0) -> jax.Array:
     """Random observations [*lead, *obs], in the space's storage type."""
     rng, shape = np.random.default_rng(seed), (*lead, *space.shape)
     if space.kind == "real":
-        return (10 * rng.normal(size=shape)).astype(space.dtype)
+        return jnp.asarray((10 * rng.normal(size=shape)).astype(space.dtype))
     top = {"binary": 2, "image": 256, "categorical": space.classes}[space.kind]
-    return rng.integers(0, top, shape).astype(space.dtype)
+    return jnp.asarray(rng.integers(0, top, shape).astype(space.dtype))
 
 
 def tree_equal(a, b) -> bool:

@@ -31,13 +31,13 @@ def shapes_of(config: Config, obs: ObsSpace = OBS, actions: ActionSpace = ACTION
 
 def test_parameters_of_size_1m_by_part():
     assert parameter_counts(shapes_of(preset("1m")[0])) == {
-        "dynamics": 364_224,
-        "encoder": 11_776,
-        "decoder": 52_786,
-        "reward": 57_663,
-        "continue": 41_153,
-        "actor": 49_731,
-        "critic": 66_111,
+        "model.rssm": 364_224,
+        "model.encoder": 11_776,
+        "model.decoder": 52_786,
+        "model.reward": 57_663,
+        "model.cont": 41_153,
+        "tasker.actor": 49_731,
+        "tasker.critics": 66_111,
     }
 
 
@@ -51,11 +51,12 @@ def test_parameters_in_total(name, total):
 def test_parameters_of_exploration(mode, rewards):
     config = dataclasses.replace(preset("1m")[0], mode=mode)
     counts = parameter_counts(shapes_of(config))
-    assert counts["critic"] == 66_111  # the tasker's, always one
-    assert counts["explorer"] == counts["actor"] + rewards * counts["critic"]
+    assert counts["tasker.critics"] == 66_111  # always one
+    assert counts["explorer.actor"] == counts["tasker.actor"]
+    assert counts["explorer.critics"] == rewards * counts["tasker.critics"]
     feat, units, outputs = 512 + 32 * 4, 64, 32 * 4
     member = (feat + 3) * units + 2 * units + units * units + 2 * units + units * outputs + outputs
-    assert counts["ensemble"] == config.ensemble.members * member
+    assert counts["novelty.members"] == config.ensemble.members * member
 
 
 def test_every_leaf_is_a_float32_array(mix_agent):
@@ -67,22 +68,22 @@ def test_every_leaf_is_a_float32_array(mix_agent):
 
 def test_modes_have_the_parts_that_they_need(config):
     task, explore, mix = (shapes_of(dataclasses.replace(config, mode=m)) for m in ("task", "explore", "mix"))
-    assert task.explorer is None and task.ensemble is None and jax.eval_shape(Targets.of, task).explorer is None
-    chex.assert_shape([a.tasker.critics.head.out.bias for a in (task, explore, mix)], (1, config.model.bins))
-    chex.assert_shape(explore.explorer.critics.head.out.bias, (1, config.model.bins))
-    chex.assert_shape(mix.explorer.critics.head.out.bias, (2, config.model.bins))
+    assert task.explorer is None and task.novelty is None and jax.eval_shape(Targets.of, task).explorer is None
+    chex.assert_shape([a.tasker.critics.each.head.out.bias for a in (task, explore, mix)], (1, config.model.bins))
+    chex.assert_shape(explore.explorer.critics.each.head.out.bias, (1, config.model.bins))
+    chex.assert_shape(mix.explorer.critics.each.head.out.bias, (2, config.model.bins))
 
 
 def test_who_collects(mix_agent):
     assert collector(mix_agent, "task") is mix_agent.tasker
     assert collector(mix_agent, "mix") is collector(mix_agent, "explore") is mix_agent.explorer
-    adapted = eqx.tree_at(lambda a: (a.explorer, a.ensemble), mix_agent, (None, None))
+    adapted = eqx.tree_at(lambda a: (a.explorer, a.novelty), mix_agent, (None, None))
     assert collector(adapted, "mix") is adapted.tasker
 
 
 def stacked_weights(agent: Agent):
     """(name, weight) of every matrix that has a leading axis of members or rewards."""
-    parts = {"ensemble": agent.ensemble, "critics": agent.explorer.critics}
+    parts = {"novelty": agent.novelty, "critics": agent.explorer.critics}
     for name, part in parts.items():
         for path, leaf in LEAVES(part):
             if leaf.ndim == 3 and leaf.any():  # not the critics' output layer: zero at the start

@@ -3,7 +3,9 @@
 Axes: R rewards, H horizon, T time, B windows, n = T B starts, A actions, F feat, I bins.
 """
 
+import dataclasses
 import functools
+from typing import NamedTuple
 
 import chex
 import equinox as eqx
@@ -15,37 +17,39 @@ import pytest
 from scipy import stats
 
 from envs.environment import ActionSpace
-from stages import blocks
-from stages.behavior import (
-    Behavior,
-    BehaviorTarget,
-    Imagined,
-    Replayed,
-    Weights,
-    behavior_loss,
-    update_target,
-)
+from stages.behavior import Behavior, BehaviorTarget, Objective, Replayed, behavior_loss, update_target
 from stages.config import Hypers, ModelConfig
-from stages.maths import ReturnScale
+from stages.fast import blocks
+from stages.imagine import Trajectory
+from stages.returns import ReturnScale
 from tests.conftest import arbitrary
 
 H, T, B, F, BINS = 4, 4, 2, 6, 15
 n = T * B
-SIZES = ModelConfig(units=8, layers=2, bins=BINS)
+SIZES = ModelConfig(deter=2, stoch=2, classes=2, units=8, layers=2, bins=BINS)  # deter + stoch * classes = F
 DISCRETE, CONTINUOUS = ActionSpace("discrete", 3), ActionSpace("continuous", 2)
 HYPERS = Hypers(lam=0.9, discount_horizon=20.0, return_rate=0.1, slow_regularizer=0.7, unimix=0.05)
 arrays = functools.partial(jax.tree.map, np.asarray)
 
 
+class Imagined(NamedTuple):
+    """Imagined experience of all starts, not in blocks."""
+
+    feat: jax.Array  # [L, n, F]
+    action: jax.Array  # [L, n, A]
+    reward: jax.Array  # [R, L, n]
+    cont: jax.Array  # [L, n]
+
+
 def moderate(critics):
     """Critics that believe in small values: the outermost bins are hundreds of millions away."""
     peak = -4.0 * jnp.abs(jnp.arange(BINS) - BINS // 2)
-    return eqx.tree_at(lambda c: c.head.out.bias, critics, critics.head.out.bias + peak)
+    return eqx.tree_at(lambda c: c.each.head.out.bias, critics, critics.each.head.out.bias + peak)
 
 
 def make(actions, rewards):
     """A behaviour with weights of all kinds, another one's critics as slow ones, and scales in mid-course."""
-    behavior = arbitrary(lambda: Behavior(F, SIZES, actions, rewards, key=jr.key(0)), seed=1)
+    behavior = arbitrary(lambda: Behavior(SIZES, actions, rewards, key=jr.key(0)), seed=1)
     behavior = eqx.tree_at(lambda b: b.critics, behavior, moderate(behavior.critics))
     slow = moderate(arbitrary(lambda: behavior, seed=2).critics)
     scale = ReturnScale(jnp.linspace(-1.0, -2.0, rewards), jnp.linspace(4.0, 1.0, rewards), jnp.full((rewards,), 0.4))
@@ -69,38 +73,37 @@ def experience(actions, rewards):
 
 
 def in_blocks(imagined, count):
-    """Dreams in `count` blocks of consecutive starts, as behavior_loss takes them."""
-    return Imagined(*(blocks.split(x, count, axis) for x, axis in zip(imagined, (1, 1, 2, 1), strict=True)))
+    """Trajectory and rewards in `count` blocks of consecutive starts, as behavior_loss takes them."""
+    feat, action, reward, cont = (blocks.split(x, count, axis) for x, axis in zip(imagined, (1, 1, 2, 1), strict=True))
+    return Trajectory(feat, action, cont), reward
 
 
-def given_loss(behavior, target, imagined, replayed, weights, hypers, count=1):
-    """behavior_loss of dreams that are given: a start is its dream."""
-    dream = lambda known, block: block
-    starts = in_blocks(imagined, count)
-    return behavior_loss(behavior, target, dream, None, starts, replayed, weights, hypers)
+def given_loss(behavior, target, imagined, replayed, objective, hypers, count=1):
+    """behavior_loss of imagined experience in `count` blocks."""
+    return behavior_loss(behavior, target, *in_blocks(imagined, count), replayed, objective, hypers)
 
 
 CASES = {
-    "one reward, discrete": (DISCRETE, 1, Weights((1.0,), (1.0,), (False,), 0.03)),
-    "one reward, continuous": (CONTINUOUS, 1, Weights((2.0,), (1e-8,), (True,), 0.03)),
-    "two rewards": (DISCRETE, 2, Weights((1.0, 0.5), (1e-8, 6.0), (True, False), 0.03)),
+    "one reward, discrete": (DISCRETE, 1, Objective((1.0,), (1.0,), (False,), 0.03)),
+    "one reward, continuous": (CONTINUOUS, 1, Objective((2.0,), (1e-8,), (True,), 0.03)),
+    "two rewards": (DISCRETE, 2, Objective((1.0, 0.5), (1e-8, 6.0), (True, False), 0.03)),
 }
 
 
 @functools.cache
 def arguments_of(name):
     """Arguments of given_loss."""
-    actions, rewards, weights = CASES[name]
-    return (*make(actions, rewards), *experience(actions, rewards), weights, HYPERS)
+    actions, rewards, objective = CASES[name]
+    return (*make(actions, rewards), *experience(actions, rewards), objective, HYPERS)
 
 
 @functools.cache
 def case(name, count=1):
     """What behavior_loss gives for dreams in `count` blocks, and the behaviour's gradients by loss."""
-    *arguments, weights, hypers = arguments_of(name)
+    *arguments, objective, hypers = arguments_of(name)
 
     def run(behavior, *arguments):
-        losses = lambda behavior: given_loss(behavior, *arguments, weights, hypers, count)
+        losses = lambda behavior: given_loss(behavior, *arguments, objective, hypers, count)
         total = lambda name: lambda behavior: losses(behavior)[0][name].sum()
         return losses(behavior), {name: jax.grad(total(name))(behavior) for name in LOSSES}
 
@@ -166,7 +169,7 @@ def slow_policy(actor, feat, action):
     return dist.logpdf(action).sum(), dist.entropy().sum()
 
 
-def slow_loss(behavior, target, imagined, replayed, weights, hypers, believed=None):
+def slow_loss(behavior, target, imagined, replayed, objective, hypers, believed=None):
     """behavior_loss, one number at a time; returns (losses, scales, metrics).
 
     Values that returns are made of are those of `believed`, critics that stay where they are when others are moved.
@@ -178,9 +181,9 @@ def slow_loss(behavior, target, imagined, replayed, weights, hypers, believed=No
     logits = np.zeros((rewards, H + 1, n, BINS))
     returns = np.zeros((rewards, H, n))
     for r in range(rewards):
-        logits[r] = slow_head(behavior.critics.head, imagined.feat, r)
-        value[r] = softmax(slow_head(believed.head, imagined.feat, r)) @ slow_bins()
-        slow_value[r] = softmax(slow_head(target.slow.head, imagined.feat, r)) @ slow_bins()
+        logits[r] = slow_head(behavior.critics.each.head, imagined.feat, r)
+        value[r] = softmax(slow_head(believed.each.head, imagined.feat, r)) @ slow_bins()
+        slow_value[r] = softmax(slow_head(target.slow.each.head, imagined.feat, r)) @ slow_bins()
         for i in range(n):
             for t in range(H):
                 gone = (imagined.reward[r, :, i], value[r, :, i], imagined.cont[:, i], np.zeros(H + 1), hypers.lam)
@@ -192,7 +195,7 @@ def slow_loss(behavior, target, imagined, replayed, weights, hypers, believed=No
         new = [np.percentile(returns[r], 5), np.percentile(returns[r], 95), 1.0]
         low, high, weight = (0.9 * o + 0.1 * x for o, x in zip(old, new, strict=True))
         scales.append((low, high, weight))
-        divisors.append(max(weights.floor[r], (high - low) / (weight if weights.debias[r] else 1)))
+        divisors.append(max(objective.floor[r], (high - low) / (weight if objective.debias[r] else 1)))
 
     losses = {"policy": np.zeros((H, n)), "value": np.zeros((H, n)), "repval": np.zeros((T - 1, B))}
     advantages, entropies = np.zeros((2, H, n))
@@ -200,19 +203,19 @@ def slow_loss(behavior, target, imagined, replayed, weights, hypers, believed=No
         for i in range(n):
             weight = np.prod(imagined.cont[: t + 1, i])
             advantage = sum(
-                weights.scale[r] * (returns[r, t, i] - value[r, t, i]) / divisors[r] for r in range(rewards)
+                objective.scale[r] * (returns[r, t, i] - value[r, t, i]) / divisors[r] for r in range(rewards)
             )
             logp, entropy = slow_policy(behavior.actor, imagined.feat[t, i], imagined.action[t, i])
             advantages[t, i], entropies[t, i] = advantage, entropy
-            losses["policy"][t, i] = -weight * (logp * advantage + weights.entropy * entropy)
+            losses["policy"][t, i] = -weight * (logp * advantage + objective.entropy * entropy)
             for r in range(rewards):
                 fit = two_hot_nats(logits[r, t, i], returns[r, t, i])
                 stay = two_hot_nats(logits[r, t, i], slow_value[r, t, i])
                 losses["value"][t, i] += weight * (fit + hypers.slow_regularizer * stay)
 
     for r in range(rewards):
-        logits_rows = slow_head(behavior.critics.head, replayed.feat, r)
-        slow_rows = softmax(slow_head(target.slow.head, replayed.feat, r)) @ slow_bins()
+        logits_rows = slow_head(behavior.critics.each.head, replayed.feat, r)
+        slow_rows = softmax(slow_head(target.slow.each.head, replayed.feat, r)) @ slow_bins()
         for b in range(B):
             boot = [returns[r, 0, t * B + b] for t in range(T)]
             live = [0.0 if replayed.is_terminal[t, b] else 1 - 1 / hypers.discount_horizon for t in range(T)]
@@ -226,10 +229,11 @@ def slow_loss(behavior, target, imagined, replayed, weights, hypers, believed=No
     metrics = {
         "adv_mag": np.abs(advantages).mean(),
         "ent": entropies.mean(),
-        "ret": returns[0].mean(),
-        "ret_scale": scales[0][1] - scales[0][0],
-        "val": value[0].mean(),
-        "rew": imagined.reward[0, 1:].mean(),
+        "ret": returns.mean((1, 2)),
+        "ret_scale": np.array([high - low for low, high, _ in scales]),
+        "val": value.mean((1, 2)),
+        "rew": imagined.reward[:, 1:].mean((1, 2)),
+        "replay_rew": replayed.reward.mean((1, 2)),
         "weight": np.cumprod(imagined.cont, 0).mean(),
     }
     return losses, scales, metrics
@@ -276,7 +280,7 @@ def test_return_scales_are_averages_of_percentiles_one_for_each_reward(name, cou
 
 @every_case
 @every_count
-def test_metrics_are_means_and_tell_of_the_first_reward(name, count):
+def test_metrics_are_means_and_of_each_reward(name, count):
     metrics, expected = case(name, count)[0][2], slow_case(name)[2]
     assert metrics.keys() == expected.keys()
     for key, value in expected.items():
@@ -294,18 +298,19 @@ def policy_gradient(arrival, lam):
 
     The critic says 0 of everything; each step's feature is its own one-hot; uniform policy; action CHOSEN throughout.
     """
-    actor_critic = Behavior(H + 1, ModelConfig(units=H + 1, layers=0, bins=BINS), DISCRETE, 1, key=jr.key(0))
+    sizes = ModelConfig(deter=H - 1, stoch=1, classes=2, units=H + 1, layers=0, bins=BINS)
+    actor_critic = Behavior(sizes, DISCRETE, 1, key=jr.key(0))
     actor_critic = eqx.tree_at(lambda b: b.actor.head.out.weight, actor_critic, jnp.zeros((H + 1, 3)))
     feat = jnp.eye(H + 1)[:, None]
     action = jnp.zeros((H + 1, 1, 3)).at[..., CHOSEN].set(1.0)
     reward = jnp.zeros((1, H + 1, 1)).at[0, arrival].set(1.0)
     imagined = Imagined(feat, action, reward, jnp.ones((H + 1, 1)))
     replayed = Replayed(feat[:1], jnp.zeros((1, 1, 1)), jnp.zeros((1, 1), bool), jnp.zeros((1, 1), bool))
-    weights = Weights((1.0,), (1.0,), (False,), 0.0)
+    objective = Objective((1.0,), (1.0,), (False,), 0.0)
     hypers = Hypers(lam=lam, unimix=0.0)
 
     def loss(behavior):
-        losses, _, _ = given_loss(behavior, BehaviorTarget.of(behavior), imagined, replayed, weights, hypers)
+        losses, _, _ = given_loss(behavior, BehaviorTarget.of(behavior), imagined, replayed, objective, hypers)
         return H * losses["policy"]
 
     return jax.grad(loss)(actor_critic).actor.head.out.weight
@@ -335,14 +340,14 @@ def test_the_last_step_pays_the_action_before_the_last():
 
 @pytest.mark.parametrize("lam", [0.0, 0.95])
 def test_an_end_shuts_off_what_comes_after(lam):
-    behavior, target, imagined, replayed, weights, _ = arguments_of("one reward, discrete")
+    behavior, target, imagined, replayed, objective, _ = arguments_of("one reward, discrete")
     ended = imagined._replace(cont=imagined.cont.at[2].set(0.0))
     later = ended._replace(
         reward=ended.reward.at[:, 3:].add(5.0), feat=ended.feat.at[2:].add(1.0), action=ended.action.at[2:].set(0.0)
     )
     sooner = ended._replace(reward=ended.reward.at[:, 2].add(5.0))
     hypers = Hypers(lam=lam, return_rate=0.0)
-    loss = jax.jit(lambda imagined: given_loss(behavior, target, imagined, replayed, weights, hypers)[0])
+    loss = jax.jit(lambda imagined: given_loss(behavior, target, imagined, replayed, objective, hypers)[0])
     one, other, before = loss(ended), loss(later), loss(sooner)
     for name in ("policy", "value"):
         np.testing.assert_array_equal(one[name], other[name])
@@ -355,15 +360,15 @@ def test_an_end_shuts_off_what_comes_after(lam):
 @functools.cache
 def gradients(loss, stopped=False):
     """Gradients of one summed loss with respect to (behaviour, target, imagined, replayed) of the two-reward case."""
-    *arguments, weights, hypers = arguments_of("two rewards")
+    *arguments, objective, hypers = arguments_of("two rewards")
     flags = lambda x: not jnp.issubdtype(x.dtype, jnp.floating)
     fixed, free = eqx.partition(tuple(arguments), jax.tree.map(flags, tuple(arguments)))
 
     def total(free, fixed):
         behavior, target, imagined, replayed = eqx.combine(free, fixed)
         if stopped:
-            replayed = replayed._replace(feat=jax.lax.stop_gradient(replayed.feat))
-        return given_loss(behavior, target, imagined, replayed, weights, hypers, count=2)[0][loss].sum()
+            replayed = dataclasses.replace(replayed, feat=jax.lax.stop_gradient(replayed.feat))
+        return given_loss(behavior, target, imagined, replayed, objective, hypers, count=2)[0][loss].sum()
 
     return arrays(jax.jit(jax.grad(total))(free, fixed))
 
@@ -381,21 +386,6 @@ def test_no_gradient_reaches_rewards_continues_or_actions(loss):
 @every_loss
 def test_no_gradient_reaches_imagined_features(loss):
     assert not reached(gradients(loss)[2].feat)
-
-
-@every_loss
-def test_dreaming_is_given_what_it_reads_and_sends_it_no_gradient(loss):
-    behavior, target, imagined, replayed, weights, hypers = arguments_of("two rewards")
-    halve = imagined._replace(reward=imagined.reward / 2)
-
-    def total(known):
-        dream = lambda known, block: block._replace(reward=known * block.reward)
-        given = (in_blocks(halve, 2), replayed, weights, hypers)
-        return behavior_loss(behavior, target, dream, known, *given)[0][loss].sum()
-
-    value, grad = jax.jit(jax.value_and_grad(total))(jnp.float32(2.0))
-    np.testing.assert_allclose(value, case("two rewards")[0][0][loss].sum(), rtol=1e-5)
-    assert grad == 0
 
 
 @every_loss
@@ -444,8 +434,8 @@ def test_targets_start_equal_to_the_critics_and_at_no_scale():
 
 
 def test_two_critics_are_not_one():
-    behavior = Behavior(F, SIZES, DISCRETE, 2, key=jr.key(0))
-    weight = behavior.critics.head.mlp.layers[0].linear.weight
+    behavior = Behavior(SIZES, DISCRETE, 2, key=jr.key(0))
+    weight = behavior.critics.each.head.mlp.layers[0].linear.weight
     assert (weight[0] != weight[1]).any()
 
 

@@ -15,9 +15,11 @@ import flops
 import made_up
 import sizes
 
-from stages import blocks, recur
 from stages.config import PRESETS, EnsembleConfig, ModelConfig, ReplayConfig
-from stages.nets import BlockLinear, Conv, Linear
+from stages.fast import blocks
+from stages.fast import scan as fast_scan
+from stages.networks.convolution import Conv
+from stages.networks.layers import BlockLinear, Linear
 
 # Widths large enough for sums taken as products, and the sampler's (K - 1 of each class), to stay small beside layers.
 MODEL = ModelConfig(deter=128, blocks=4, hidden=128, units=128, stoch=4, classes=4, bins=63)
@@ -89,18 +91,19 @@ def test_traced_update_executes_what_it_needs_and_little_more(mode):
     config, hypers = small(mode)
     found = flops.executed_update(config, hypers, made_up.Vector()).products
     # Beyond need, on purpose: the actor twice in dreams, all H + 1 states and all T rows read (as the reference does),
-    # the posterior's steps once more for their weights' gradient (stages/recur.py), and when exploring the ensemble
+    # the posterior's steps once more for their weights' gradient (stages/fast/scan.py), and when exploring the ensemble
     # twice on replayed rows, for its loss and for the reward.
     parts = flops.parts(config, sizes.OBS, sizes.ACTIONS, reference=True)
     again = ("recurrent step", "posterior", "ensemble, replayed")
     twice = [dataclasses.replace(part, backward=0).flop for part in parts if part.name in again]
-    known = sum(part.flop for part in parts) + sum(twice)
+    counted = sum(part.flop for part in parts) + sum(twice)
     # What is left is under 2 %: sums taken as products (norms, biases, softmax, values of bins, drawing classes).
-    assert flops.needed(config, sizes.OBS, sizes.ACTIONS) < known < found < 1.02 * known
+    assert flops.needed(config, sizes.OBS, sizes.ACTIONS) < counted < found < 1.02 * counted
 
 
 def test_layers_with_their_own_gradients_count_once():
-    scan = lambda w, xs: recur.scan(lambda w, h, x, _: (jnp.tanh(h @ w + x),) * 2, w, jnp.zeros((2, 4)), xs, None)[1]
+    step = lambda w, h, x, _: (jnp.tanh(h @ w + x),) * 2
+    scan = lambda w, xs: fast_scan.scan(step, w, jnp.zeros((2, 4)), xs, None)[1]
     each, steps = 2 * 2 * 4 * 4, 10
     given = (shaped(4, 4), shaped(steps, 2, 4))
     assert flops.executed(scan, *given).products == steps * each
@@ -108,7 +111,7 @@ def test_layers_with_their_own_gradients_count_once():
     grad = jax.grad(lambda *given: jnp.square(scan(*given)).sum(), argnums=(0, 1))
     assert flops.executed(grad, *given).products == 4 * steps * each
 
-    loss = lambda w, known, x: (jnp.square(x @ w).sum(), None)
+    loss = lambda w, frozen, x: (jnp.square(x @ w).sum(), None)
     total = lambda w, xs: blocks.sum_over(loss, w, None, xs)[0]
     given = (shaped(4, 4), shaped(3, 2, 4))
     assert flops.executed(jax.grad(total), *given).products == 3 * 2 * each

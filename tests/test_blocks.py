@@ -1,4 +1,4 @@
-"""blocks.py: a sum over blocks against the plain sum and automatic differentiation; how rows are counted and split."""
+"""fast/blocks.py: a sum over blocks against the plain sum and jax's own gradients; how rows are counted and split."""
 
 import functools
 
@@ -9,7 +9,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from stages import blocks
+from stages.fast import blocks
 
 ROWS, WIDTH = 12, 3
 

@@ -16,7 +16,7 @@ import pytest
 from envs import registry
 from stages import rssm
 from stages.agent import Agent, collector
-from stages.collect import collect, decide, env_action, start
+from stages.collect import act, collect, env_action, start
 from stages.config import Hypers
 from stages.rssm import Latent
 from tests.conftest import arbitrary
@@ -32,7 +32,7 @@ class Case:
         self.agent = arbitrary(lambda: Agent(config, env.obs_space, env.action_space, key=jr.key(0)))
         self.key_start, self.keys = jr.key(1), jr.split(jr.key(2), S)
         step = jax.jit(lambda agent, rollout, key: collect(env, agent, agent.tasker, rollout, HYPERS, key=key))
-        rollout = jax.jit(lambda key: start(env, self.agent.model, config, N, key=key))(self.key_start)
+        rollout = jax.jit(lambda key: start(env, self.agent.model, N, key=key))(self.key_start)
         self.rollouts, rows, self.episodes = [rollout], [], []
         for key in self.keys:
             rollout, row, episodes = step(self.agent, rollout, key)
@@ -121,7 +121,7 @@ def test_episodes_count_what_their_rows_sum_to(case, name):
 @both
 def test_a_row_has_the_latent_and_the_action_that_were_decided(case, name):
     agent, rows = case(name).agent, case(name).rows
-    think = jax.jit(lambda rollout, key: decide(agent.model, agent.tasker, rollout, HYPERS, False, key=key))
+    think = jax.jit(lambda rollout, key: act(agent.model, agent.tasker, rollout, HYPERS, False, key=key))
     for t in range(12):
         latent, action = think(case(name).rollouts[t], jr.split(case(name).keys[t])[0])
         np.testing.assert_allclose(rows.deter[t], latent.deter, rtol=1e-4, atol=1e-5)
@@ -134,11 +134,9 @@ def test_a_row_has_the_latent_and_the_action_that_were_decided(case, name):
 def test_each_deter_follows_from_the_stored_row_before_it(case, name):
     model, rows, classes = case(name).agent.model, case(name).rows, case(name).config.model.classes
     nothing = Latent(jnp.zeros(rows.deter.shape[-1]), jnp.zeros((rows.stoch.shape[-1], classes)))
-    follow = jax.jit(
-        lambda latent, action: rssm.advance_deter(
-            model.rssm, latent, rssm.action_share(model.rssm, action, jnp.array(False))
-        )
-    )
+    sizes = case(name).config.model
+    step = lambda latent, action: rssm.imagine_step(model.rssm, latent, action, jnp.zeros(sizes.stoch), HYPERS.unimix)
+    follow = jax.jit(lambda latent, action: step(latent, action).deter)
     for n in range(N):
         for t in range(S):
             latent, action = nothing, jnp.zeros(case(name).env.action_space.size)
@@ -157,9 +155,34 @@ def test_the_past_is_forgotten_at_a_first_row_and_only_there(case, name, is_firs
     one = dataclasses.replace(rollout, timestep=now)
     latent = Latent(rollout.latent.deter + 1, jnp.roll(rollout.latent.stoch, 1, -1))
     other = dataclasses.replace(one, latent=latent, action=rollout.action + 0.5)
-    think = jax.jit(lambda rollout: decide(agent.model, agent.tasker, rollout, HYPERS, False, key=jr.key(5)))
+    think = jax.jit(lambda rollout: act(agent.model, agent.tasker, rollout, HYPERS, False, key=jr.key(5)))
     same = (np.asarray(think(one)[0].deter) == think(other)[0].deter).all()
     assert same == is_first
+
+
+@both
+@pytest.mark.parametrize("greedy", [False, True])
+def test_acting_samples_the_policy_or_takes_its_mode(case, name, greedy):
+    """At the posterior state that it observed, in the model's type."""
+    agent, rollout, key = case(name).agent, case(name).rollouts[3], jr.key(5)
+    choose = lambda rollout: act(agent.model, agent.tasker, rollout, HYPERS, greedy, key=key)
+    latent, action = jax.jit(choose)(rollout)
+    policy = agent.tasker.actor(latent.feat, HYPERS.unimix)
+    noise = agent.tasker.actor.noise((N,), key=jr.split(key)[1])
+    expected = policy.mode() if greedy else policy.sample(noise)
+    np.testing.assert_allclose(action, expected, rtol=1e-4, atol=1e-5)
+
+
+@both
+@pytest.mark.parametrize("greedy", [False, True])
+def test_acting_keeps_the_models_type(case, name, greedy):
+    env, config = case(name).env, case(name).config
+    half = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="bfloat16"))
+    agent = arbitrary(lambda: Agent(half, env.obs_space, env.action_space, key=jr.key(0)))
+    rollout = jax.eval_shape(lambda key: start(env, agent.model, N, key=key), jr.key(1))
+    choose = lambda rollout: act(agent.model, agent.tasker, rollout, HYPERS, greedy, key=jr.key(5))
+    latent, action = jax.eval_shape(choose, rollout)
+    chex.assert_type([latent.deter, latent.stoch, action, rollout.action, rollout.latent.deter], jnp.bfloat16)
 
 
 def test_environments_of_a_seed_differ(case):

@@ -1,6 +1,6 @@
-"""stages/decode.py: outputs for every kind of observation, both networks and all losses against plain numpy.
+"""decode.py: outputs for every kind of observation, both networks and all losses against plain numpy.
 
-Axes: T, B leading, D deter, S categoricals, K classes, H, W, C board, I bins.
+Axes: T, B leading, D deter, S categoricals, K classes, H, W, C board.
 """
 
 import dataclasses
@@ -16,8 +16,9 @@ import pytest
 from envs.environment import ObsSpace
 from stages import decode
 from stages.config import ModelConfig
-from stages.decode import ContinueHead, ConvDecoder, MLPDecoder, TwoHotHead
+from stages.decode import ConvDecoder, MLPDecoder
 from stages.encode import board, features
+from stages.rssm import Latent
 from tests.conftest import observations
 
 D, S, K = 16, 3, 4
@@ -45,11 +46,11 @@ IDS = [f"{s.kind}-{'x'.join(map(str, s.shape)) or 'scalar'}" for s, _ in SPACES]
 every_space = pytest.mark.parametrize("space, network", SPACES, ids=IDS)
 
 
-def latents(*lead: int, seed: int = 0):
-    """(deter, stoch), random."""
+def latents(*lead: int, seed: int = 0) -> Latent:
+    """Random states."""
     rng = np.random.default_rng(seed)
     deter, stoch = rng.normal(size=(*lead, D)), np.eye(K)[rng.integers(0, K, (*lead, S))]
-    return deter.astype(np.float32), stoch.astype(np.float32)
+    return Latent(jnp.asarray(deter, jnp.float32), jnp.asarray(stoch, jnp.float32))
 
 
 def scrambled(module, seed: int = 0):
@@ -62,21 +63,15 @@ def make(space: ObsSpace, **settings):
     return decode.make_decoder(space, dataclasses.replace(MODEL, **settings), key=jr.key(0))
 
 
-class Fixed(eqx.Module):
-    """A decoder that says what it was told: losses by themselves."""
-
-    raw: jax.Array
-    space: ObsSpace = eqx.field(static=True)
-
-    def __call__(self, deter, stoch):
-        del deter, stoch
-        return self.raw
-
-
-def fixed(space: ObsSpace, *lead: int) -> Fixed:
-    """Random raw outputs."""
-    raw = 2 * np.random.default_rng(3).normal(size=(*lead, *features(space)))
-    return Fixed(jnp.asarray(raw, jnp.float32), space)
+def table(space: ObsSpace, weight=None, bias=0.0) -> MLPDecoder:
+    """A decoder without hidden layers, random ones unless told: losses by themselves."""
+    decoder = MLPDecoder(space, dataclasses.replace(MODEL, units=MODEL.feat, layers=0), key=jr.key(0))
+    out = decoder.head.out
+    if weight is None:
+        weight = 0.5 * np.random.default_rng(3).normal(size=out.weight.shape)
+    fill = lambda x, value: jnp.broadcast_to(jnp.asarray(value, jnp.float32), x.shape)
+    new = fill(out.weight, weight), fill(out.bias, np.ravel(bias))
+    return eqx.tree_at(lambda d: (d.head.out.weight, d.head.out.bias), decoder, new)
 
 
 # ---- the same in numpy, one sample at a time, float64 --------------------------------------------------------------
@@ -143,17 +138,17 @@ def test_outputs_have_the_observations_shape(space, network):
     decoder = jax.eval_shape(lambda: make(space))
     assert type(decoder) is network
     for lead in [(), (3,), (2, 3)]:
-        raw = jax.eval_shape(lambda decoder, *x: decoder(*x), decoder, *latents(*lead))
+        raw = jax.eval_shape(lambda decoder, latent: decoder(latent), decoder, latents(*lead))
         chex.assert_shape(raw, (*lead, *features(space)))
-        loss = jax.eval_shape(decode.recon_loss, decoder, *latents(*lead), observations(space, lead))
+        loss = jax.eval_shape(decode.recon_loss, decoder, latents(*lead), observations(space, lead))
         chex.assert_shape(loss, lead)
 
 
 @every_space
 def test_outputs_of_half_precision_are_float32(space, network):
     del network
-    half = [jnp.asarray(x, jnp.bfloat16) for x in latents(2)]
-    assert jax.eval_shape(lambda: make(space)(*half)).dtype == jnp.float32
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), latents(2))
+    assert jax.eval_shape(lambda: make(space)(half)).dtype == jnp.float32
 
 
 @pytest.mark.parametrize(
@@ -169,17 +164,17 @@ def test_outputs_of_half_precision_are_float32(space, network):
 def test_a_network_by_force(space, encoder, network):
     decoder = jax.eval_shape(lambda: make(space, encoder=encoder))
     assert type(decoder) is network
-    raw = jax.eval_shape(lambda decoder, *x: decoder(*x), decoder, *latents(2))
+    raw = jax.eval_shape(lambda decoder, latent: decoder(latent), decoder, latents(2))
     chex.assert_shape(raw, (2, *features(space)))
 
 
 @pytest.mark.parametrize("space", [ObsSpace((2, 3), "real"), ObsSpace((2,), "categorical", 3), ObsSpace((), "real")])
 def test_mlp_decoder_agrees_with_numpy(space):
-    decoder, (deter, stoch) = scrambled(make(space)), latents(2, 2)
-    raw = jax.jit(lambda decoder, *x: decoder(*x))(decoder, deter, stoch)
+    decoder, latent = scrambled(make(space)), latents(2, 2)
+    raw = jax.jit(lambda decoder, latent: decoder(latent))(decoder, latent)
     assert len(decoder.head.mlp.layers) == 3
     for t, b in np.ndindex(2, 2):
-        x = np.concatenate([deter[t, b], stoch[t, b].reshape(-1)]).astype(np.float64)
+        x = np.concatenate([latent.deter[t, b], latent.stoch[t, b].reshape(-1)]).astype(np.float64)
         for layer in decoder.head.mlp.layers:
             x = dense(layer, x)
         close(raw[t, b], linear(decoder.head.out, x).reshape(features(space)), rtol=1e-4, atol=1e-4)
@@ -196,17 +191,18 @@ def test_mlp_decoder_agrees_with_numpy(space):
     ],
 )
 def test_conv_decoder_agrees_with_numpy(space, encoder, kernel, sizes):
-    decoder, (deter, stoch) = scrambled(make(space, encoder=encoder)), latents(2)
-    raw = jax.jit(lambda decoder, *x: decoder(*x))(decoder, deter, stoch)
+    decoder, latent = scrambled(make(space, encoder=encoder)), latents(2)
+    raw = jax.jit(lambda decoder, latent: decoder(latent))(decoder, latent)
     (height, width), blocks = sizes[-1], decoder.blocks
     channels = decoder.norm.scale.shape[0]
     each = channels // blocks  # channels that one block of deter paints
     x = np.zeros((height, width, channels))
     for g in range(blocks):
-        own = np.float64(deter[1].reshape(blocks, -1)[g]) @ np.float64(decoder.from_deter.weight[g])
+        own = np.float64(latent.deter[1].reshape(blocks, -1)[g]) @ np.float64(decoder.from_deter.weight[g])
         own = own + np.float64(decoder.from_deter.bias).reshape(blocks, -1)[g]
         x[..., g * each : (g + 1) * each] = own.reshape(height, width, each)
-    x += linear(decoder.from_hidden, dense(decoder.from_stoch, np.float64(stoch[1]).reshape(-1))).reshape(x.shape)
+    hidden = dense(decoder.from_stoch, np.float64(latent.stoch[1]).reshape(-1))
+    x += linear(decoder.from_hidden, hidden).reshape(x.shape)
     x = norm_silu(x, decoder.norm.scale)
     for stage, size in zip(decoder.stages, sizes[-2:0:-1], strict=True):
         assert len(stage.conv.weight) == kernel
@@ -229,36 +225,37 @@ def test_an_image_has_the_references_depths():
 @every_space
 def test_recon_loss_is_summed_over_the_entries_of_one_observation(space, network):
     del network
-    decoder, obs = fixed(space, 2, 2), observations(space, (2, 2))
-    loss = jax.jit(decode.recon_loss)(decoder, *latents(2, 2), obs)
+    decoder, obs = table(space), observations(space, (2, 2))
+    raw = np.asarray(decoder(latents(2, 2)))
+    assert 0.5 < np.abs(raw).max() < 20
+    loss = jax.jit(decode.recon_loss)(decoder, latents(2, 2), obs)
     chex.assert_shape(loss, (2, 2))
-    by_hand = [[loss_by_hand(space, decoder.raw[t, b].__array__(), obs[t, b]) for b in range(2)] for t in range(2)]
+    by_hand = [[loss_by_hand(space, raw[t, b], obs[t, b]) for b in range(2)] for t in range(2)]
     close(loss, np.array(by_hand), rtol=1e-4)
 
 
 @pytest.mark.parametrize("space", [ObsSpace((3,), "real"), ObsSpace((3,), "binary"), ObsSpace((3,), "categorical", 4)])
 def test_recon_loss_survives_extreme_outputs(space):
-    decoder = jax.tree.map(lambda x: 1e4 * x, fixed(space, 2))
-    loss, grads = jax.jit(jax.value_and_grad(lambda d, *x: decode.recon_loss(d, *x).sum()))(
-        decoder, *latents(2), observations(space, (2,))
+    decoder = jax.tree.map(lambda x: 1e4 * x, table(space))
+    loss, grads = jax.jit(jax.value_and_grad(lambda *args: decode.recon_loss(*args).sum()))(
+        decoder, latents(2), observations(space, (2,))
     )
     chex.assert_tree_all_finite((loss, grads))
 
 
 def test_recon_loss_is_least_at_the_observation():
     space = ObsSpace((4,), "binary")
-    obs = np.array([True, False, False, True])
-    right = Fixed(jnp.where(obs, 5.0, -5.0), space)
-    wrong = Fixed(-right.raw, space)
-    assert decode.recon_loss(right, *latents(), obs) < 0.03 < 19 < decode.recon_loss(wrong, *latents(), obs)
+    obs = jnp.array([True, False, False, True])
+    right, wrong = (table(space, 0.0, jnp.where(obs, x, -x)) for x in (5.0, -5.0))
+    assert decode.recon_loss(right, latents(), obs) < 0.03 < 19 < decode.recon_loss(wrong, latents(), obs)
 
 
 @every_space
 def test_reconstruct_is_the_most_likely_observation(space, network):
     del network
-    decoder = fixed(space, 2)
-    likely = decode.reconstruct(decoder, *latents(2))
-    raw = np.float64(decoder.raw)
+    decoder = table(space)
+    likely = decode.reconstruct(decoder, latents(2))
+    raw = np.float64(decoder(latents(2)))
     if space.kind == "categorical":
         by_hand = raw.argmax(-1)
     elif space.kind == "real":
@@ -268,81 +265,3 @@ def test_reconstruct_is_the_most_likely_observation(space, network):
     assert likely.dtype == jnp.float32
     chex.assert_shape(likely, (2, *space.shape))
     close(likely, by_hand, rtol=1e-4, atol=1e-5)
-
-
-# ---- heads ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("run", [lambda f: f, jax.jit], ids=["eager", "jit"])
-@pytest.mark.parametrize("depth, bins", [(1, 255), (3, 255), (1, 15)])
-def test_the_first_prediction_is_exactly_zero(run, depth, bins):
-    head = TwoHotHead(7, 6, depth, bins, key=jr.key(0))
-    feat = 100 * np.random.default_rng(0).normal(size=(2, 3, 7)).astype(np.float32)
-    logits, mean = run(lambda head, feat: (head(feat), head.mean(head(feat))))(head, feat)
-    chex.assert_trees_all_equal(logits, jnp.zeros((2, 3, bins)))
-    chex.assert_trees_all_equal(mean, jnp.zeros((2, 3)))
-    assert len(head.head.mlp.layers) == depth
-
-
-def two_hot_by_hand(value: float, count: int) -> np.ndarray:
-    """Weights [I] on the two of `count` bins, even in symlog, around `value`; float64."""
-    points = np.linspace(-20, 20, count)
-    bins, weights = np.sign(points) * np.expm1(np.abs(points)), np.zeros(count)
-    value = min(max(value, bins[0]), bins[-1])
-    high = max(1, int(np.searchsorted(bins, value)))
-    weights[high] = (value - bins[high - 1]) / (bins[high] - bins[high - 1])
-    weights[high - 1] = 1 - weights[high]
-    return weights
-
-
-VALUES = np.float32([-1e5, -3.3, 0, 0.01, 1, 777])
-
-
-def test_mean_reads_back_a_two_hot():
-    head = TwoHotHead(7, 6, 1, 255, key=jr.key(0))
-    logits = np.log(1e-30 + np.stack([two_hot_by_hand(float(x), 255) for x in VALUES])).astype(np.float32)
-    close(head.mean(logits), VALUES, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("bins", [15, 255])
-def test_two_hot_loss_is_cross_entropy_to_each_target(bins):
-    head, rng = TwoHotHead(7, 6, 1, bins, key=jr.key(0)), np.random.default_rng(0)
-    logits = rng.normal(size=(6, bins)).astype(np.float32)
-    logp = np.float64(logits) - np.log(np.exp(np.float64(logits)).sum(-1, keepdims=True))
-    first, second = (
-        -np.array([two_hot_by_hand(float(x), bins) @ row for x, row in zip(values, logp, strict=True)])
-        for values in (VALUES, VALUES[::-1])
-    )
-    close(head.loss(logits, VALUES), first, rtol=1e-5)
-    both = jax.jit(lambda weight: head.loss(logits, VALUES, VALUES[::-1], weights=(1.0, weight)))
-    close(both(jnp.float32(0.3)), first + 0.3 * second, rtol=1e-5)
-
-
-def test_two_hot_loss_sends_gradient_to_the_logits_alone():
-    head = TwoHotHead(7, 6, 1, 15, key=jr.key(0))
-    loss = lambda *args: head.loss(*args, weights=(1.0, 0.5)).sum()
-    grads = jax.grad(loss, (0, 1, 2))(jnp.zeros((6, 15)), VALUES, VALUES[::-1])
-    by_hand = 1.5 / 15 - np.stack([two_hot_by_hand(float(x), 15) for x in VALUES])
-    by_hand = by_hand - 0.5 * np.stack([two_hot_by_hand(float(x), 15) for x in VALUES[::-1]])
-    close(grads, (by_hand, np.zeros(6), np.zeros(6)), rtol=1e-5, atol=1e-6)
-
-
-def test_two_hot_head_learns_a_value_from_its_zero_start():
-    head, feat = TwoHotHead(3, 6, 1, 15, key=jr.key(0)), np.float32([1, -2, 3])
-    loss = lambda head: head.loss(head(feat), jnp.float32(40.0))
-    step = jax.jit(lambda head: jax.tree.map(lambda x, g: x - 0.2 * g, head, jax.grad(loss)(head)))
-    for _ in range(200):
-        head = step(head)
-    # The floor is the two-hot target's own entropy; the tail of the outer bins, up to e^20, fades last.
-    target = two_hot_by_hand(40.0, 15)
-    floor = -(target[target > 0] * np.log(target[target > 0])).sum()
-    assert loss(head) < floor + 0.05
-
-
-def test_continue_head_agrees_with_numpy():
-    head = scrambled(ContinueHead(7, 6, key=jr.key(0)))
-    feat = np.random.default_rng(0).normal(size=(2, 3, 7)).astype(np.float32)
-    (layer,) = head.head.mlp.layers
-    logits = jax.jit(lambda head, feat: head(feat))(head, feat)
-    chex.assert_shape(logits, (2, 3))
-    close(logits, linear(head.head.out, dense(layer, np.float64(feat)))[..., 0], rtol=1e-4, atol=1e-4)

@@ -1,4 +1,4 @@
-"""stages/encode.py: every kind of observation, the network it picks, and both networks against plain numpy.
+"""encode.py: every kind of observation, the network it picks, and both networks against plain numpy.
 
 Axes: T, B leading, E embed, H, W, C board.
 """
@@ -19,6 +19,7 @@ from stages.encode import ConvEncoder, MLPEncoder
 from tests.conftest import observations
 
 MODEL = ModelConfig(units=6, depth=2, layers=3)
+FLOAT = jnp.dtype(jnp.float32)
 close = chex.assert_trees_all_close
 
 # space, what the networks see of it, the network it picks, embedding's size
@@ -104,7 +105,7 @@ def test_the_space_picks_the_network_and_the_sizes(space, features, network, siz
     assert type(encoder) is network
     for lead in [(), (3,), (2, 3)]:
         obs = jax.ShapeDtypeStruct((*lead, *space.shape), space.dtype)
-        embed = jax.eval_shape(lambda encoder, obs: encoder(obs, jnp.float32), encoder, obs)
+        embed = jax.eval_shape(lambda encoder, obs: encoder(obs, FLOAT), encoder, obs)
         chex.assert_shape(embed, (*lead, size))
 
 
@@ -112,7 +113,7 @@ def test_the_space_picks_the_network_and_the_sizes(space, features, network, siz
 def test_half_precision_goes_all_the_way(space, features, network, size):
     del features, network, size
     obs = observations(space, (2,))
-    assert jax.eval_shape(lambda: make(space)(obs, jnp.bfloat16)).dtype == jnp.bfloat16
+    assert jax.eval_shape(lambda: make(space)(obs, jnp.dtype(jnp.bfloat16))).dtype == jnp.bfloat16
 
 
 @every_space
@@ -142,7 +143,7 @@ def test_a_network_by_force(space, encoder, network, size):
     assert type(jax.eval_shape(lambda: make(space, encoder=encoder))) is network
     assert encode.embed_size(space, settings) == size
     obs = observations(space, (2,))
-    chex.assert_shape(jax.eval_shape(lambda: make(space, encoder=encoder)(obs, jnp.float32)), (2, size))
+    chex.assert_shape(jax.eval_shape(lambda: make(space, encoder=encoder)(obs, FLOAT)), (2, size))
 
 
 @pytest.mark.parametrize(
@@ -170,7 +171,7 @@ def test_boards_have_a_channel_axis_last(space, channels):
 )
 def test_mlp_encoder_agrees_with_numpy(space, encoder):
     network, obs = scrambled(make(space, encoder=encoder)), observations(space, (2, 2))
-    embed = jax.jit(lambda network, obs: network(obs, jnp.float32))(network, obs)
+    embed = jax.jit(lambda network, obs: network(obs, FLOAT))(network, obs)
     assert len(network.mlp.layers) == 3
     for t, b in np.ndindex(2, 2):
         x = numeric_by_hand(space, obs[t, b]).reshape(-1)
@@ -192,7 +193,7 @@ def test_mlp_encoder_agrees_with_numpy(space, encoder):
 )
 def test_conv_encoder_agrees_with_numpy(space, encoder, kernel, pools):
     network, obs = scrambled(make(space, encoder=encoder)), observations(space, (2,))
-    embed = jax.jit(lambda network, obs: network(obs, jnp.float32))(network, obs)
+    embed = jax.jit(lambda network, obs: network(obs, FLOAT))(network, obs)
     x = numeric_by_hand(space, obs[1]).reshape(encode.board(space))
     for stage, halve in zip(network.stages, pools, strict=True):
         assert len(stage.conv.weight) == kernel

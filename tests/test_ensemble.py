@@ -14,18 +14,30 @@ import optax
 import pytest
 
 from stages.agent import Agent, Targets
-from stages.config import EnsembleConfig, Hypers
-from stages.ensemble import Ensemble, disagreement, ensemble_loss, predict, target_size
+from stages.config import Config, EnsembleConfig, Hypers, ModelConfig
+from stages.ensemble import Ensemble, disagreement, ensemble_loss, predict, target_of
 from stages.loss import agent_loss
+from stages.networks.distributions import Categorical
 from stages.replay import Row
+from stages.rssm import Latent
+from stages.world_model import Observed
 from tests.conftest import AS_IN_A_RUN, arbitrary
 
-M, T, B, F, A, Y = 3, 5, 2, 6, 3, 4
+M, T, B, A, Y = 3, 5, 2, 3, 4
+SIZES = ModelConfig(deter=2, stoch=2, classes=2, units=8)
+F = SIZES.feat
+
+
+def made(members=M, layers=1, units=0, spread="std", model=SIZES):
+    """An ensemble of these sizes, which predicts embeddings of Y numbers."""
+    sizes = EnsembleConfig(members=members, layers=layers, units=units, target="embed", spread=spread)
+    config = Config(mode="explore", model=model, ensemble=sizes)
+    return jax.jit(lambda key: Ensemble(config, A, Y, key=key))(jr.key(0))
 
 
 @pytest.fixture(scope="module")
-def ensemble(config):
-    return jax.jit(lambda key: Ensemble(config, F + A, Y, key=key))(jr.key(0))
+def ensemble():
+    return made()
 
 
 @dataclasses.dataclass
@@ -46,10 +58,22 @@ def rows():
     return Rows(jr.normal(keys[0], (T, B, F)), action, jr.normal(keys[2], (T, B, Y)), is_first)
 
 
+def observed(feat, target):
+    """A window with these features and embeddings."""
+    deter, stoch = feat[..., :2], feat[..., 2:].reshape(*feat.shape[:-1], 2, 2)
+    other = Categorical(jnp.full_like(stoch, 0.5), jnp.log(jnp.full_like(stoch, 0.5)))
+    return Observed(Latent(deter, stoch), target, other, other)
+
+
+def loss_on(ensemble, feat, action, target, is_first):
+    """ensemble_loss of features and targets."""
+    return ensemble_loss(ensemble, observed(feat, target), action, is_first)
+
+
 @pytest.fixture(scope="module")
 def loss_of(ensemble):
     """ensemble_loss, compiled, as an array."""
-    loss = jax.jit(lambda *rows: ensemble_loss(ensemble, *rows))
+    loss = jax.jit(lambda *rows: loss_on(ensemble, *rows))
     return lambda rows: np.asarray(loss(rows.feat, rows.action, rows.target, rows.is_first))
 
 
@@ -66,7 +90,7 @@ def reached(tree) -> bool:
 
 
 def test_every_member_begins_elsewhere(ensemble):
-    for leaf in (ensemble.members.mlp.layers[0].linear.weight, ensemble.members.out.weight):
+    for leaf in (ensemble.members.each.mlp.layers[0].linear.weight, ensemble.members.each.out.weight):
         assert leaf.shape[0] == M
         for one in range(M):
             for other in range(one):
@@ -82,30 +106,30 @@ def test_members_predict_by_themselves(ensemble, rows):
 
 
 def test_different_members_disagree_everywhere(ensemble, rows):
-    assert (disagreement(ensemble, rows.feat, rows.action, "std") > 0.01).all()
+    assert (disagreement(ensemble, rows.feat, rows.action) > 0.01).all()
 
 
 @pytest.mark.parametrize("spread", ["std", "var"])
 @pytest.mark.parametrize("members", [2, 3, 5, 7, 8])
-def test_identical_members_agree_exactly(ensemble, members, spread):
+def test_identical_members_agree_exactly(members, spread):
     feat = 10 * jr.normal(jr.key(2), (2000, F))
     action = jnp.eye(A)[jr.randint(jr.key(3), (2000,), 0, A)]
-    same = stacked(ensemble, members)
+    same = stacked(made(spread=spread), members)
     for options in (None, AS_IN_A_RUN):  # however much the compiler reorders
-        spread_of = jax.jit(disagreement, static_argnums=3, compiler_options=options)
-        np.testing.assert_array_equal(spread_of(same, feat, action, spread), 0)
+        np.testing.assert_array_equal(jax.jit(disagreement, compiler_options=options)(same, feat, action), 0)
 
 
 @pytest.mark.parametrize("spread", ["std", "var"])
-def test_disagreement_is_the_spread_over_members_averaged_over_dimensions(ensemble, rows, spread):
+def test_disagreement_is_the_spread_over_members_averaged_over_dimensions(rows, spread):
+    ensemble = made(spread=spread)
     predictions = np.asarray(predict(ensemble, rows.feat, rows.action), np.float64)
     expected = getattr(np, spread)(predictions, axis=0).mean(-1)
-    np.testing.assert_allclose(disagreement(ensemble, rows.feat, rows.action, spread), expected, rtol=1e-4)
+    np.testing.assert_allclose(disagreement(ensemble, rows.feat, rows.action), expected, rtol=1e-4)
 
 
 def test_disagreement_depends_on_the_action(ensemble, rows):
-    other = disagreement(ensemble, rows.feat, jnp.roll(rows.action, 1, -1), "std")
-    assert (np.abs(other - disagreement(ensemble, rows.feat, rows.action, "std")) > 1e-5).all()
+    other = disagreement(ensemble, rows.feat, jnp.roll(rows.action, 1, -1))
+    assert (np.abs(other - disagreement(ensemble, rows.feat, rows.action)) > 1e-5).all()
 
 
 # ---- loss and mask -------------------------------------------------------------------------------------------------
@@ -159,7 +183,7 @@ def test_a_feature_and_action_foretell_the_next_row_unless_an_episode_begins_the
 
 def test_nonsense_across_a_border_does_no_harm(ensemble, rows):
     target = rows.target.at[2, 0].set(jnp.inf)
-    loss = lambda e: ensemble_loss(e, rows.feat, rows.action, target, rows.is_first).sum()
+    loss = lambda e: loss_on(e, rows.feat, rows.action, target, rows.is_first).sum()
     chex.assert_tree_all_finite(jax.jit(loss)(ensemble))
 
 
@@ -169,7 +193,7 @@ def test_nonsense_across_a_border_does_no_harm(ensemble, rows):
 @pytest.fixture(scope="module")
 def gradients(ensemble, rows):
     """Of the summed loss, with respect to (ensemble, feat, action, target)."""
-    loss = lambda *given: ensemble_loss(*given, rows.is_first).sum()
+    loss = lambda *given: loss_on(*given, rows.is_first).sum()
     return jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))(ensemble, rows.feat, rows.action, rows.target)
 
 
@@ -179,7 +203,7 @@ def test_every_leaf_of_every_member_has_a_gradient(gradients):
 
 
 def test_each_members_gradient_is_its_own(ensemble, rows, gradients):
-    loss = lambda e: ensemble_loss(e, rows.feat, rows.action, rows.target, rows.is_first).sum()
+    loss = lambda e: loss_on(e, rows.feat, rows.action, rows.target, rows.is_first).sum()
     for m in range(M):
         alone = jax.jit(jax.grad(loss))(stacked(ensemble, 1, m))
         expected = jax.tree.map(lambda x: x[0] / M, alone)
@@ -192,7 +216,7 @@ def test_no_gradient_reaches_inputs_or_target(gradients):
 
 
 def test_disagreement_sends_no_gradient(ensemble, rows):
-    total = lambda *given: disagreement(*given, "std").sum()
+    total = lambda *given: disagreement(*given).sum()
     grads = jax.jit(jax.grad(total, argnums=(0, 1, 2)))(ensemble, rows.feat, rows.action)
     assert not reached(grads)
 
@@ -224,7 +248,7 @@ def test_the_ensembles_loss_moves_nothing_else_of_the_agent(config, env):
     agent, targets, batch = agent_and_batch(config, env)
     loss = lambda agent: agent_loss(agent, targets, batch, config, hypers, key=jr.key(5))[0]
     grads = jax.jit(jax.grad(loss))(agent)
-    assert all(reached(leaf) for leaf in jax.tree.leaves(grads.ensemble))
+    assert all(reached(leaf) for leaf in jax.tree.leaves(grads.novelty))
     for part in (grads.model, grads.tasker, grads.explorer):
         assert not reached(part)
 
@@ -235,26 +259,40 @@ def test_every_target_has_its_size(config, env, target, size):
     config = dataclasses.replace(
         config, mode="explore", horizon=1, model=sizes, ensemble=EnsembleConfig(members=2, layers=1, target=target)
     )
-    assert target_size(config, 8) == size
 
     def run():
         agent, targets, batch = agent_and_batch(config, env)
-        return agent.ensemble, agent_loss(agent, targets, batch, config, Hypers(), key=jr.key(5))[0]
+        return agent.novelty, agent_loss(agent, targets, batch, config, Hypers(), key=jr.key(5))[0]
 
     ensemble, loss = jax.eval_shape(run)  # the error's subtraction fails on two different sizes
-    assert ensemble.members.out.weight.shape == (2, 8, size)
+    assert ensemble.members.each.out.weight.shape == (2, 8, size)
     assert loss.shape == ()
+
+
+def test_every_target_is_what_its_name_says(rows):
+    window = observed(rows.feat, rows.target)
+    flat = lambda x: x.reshape(T, B, -1)
+    expected = {
+        "probs": flat(window.post.probs),
+        "stoch": flat(window.latent.stoch),
+        "embed": rows.target,
+        "deter": rows.feat[..., :2],
+    }
+    for name, target in expected.items():
+        named = Ensemble(Config(model=SIZES, ensemble=EnsembleConfig(target=name)), A, Y, key=jr.key(0))
+        chex.assert_trees_all_equal(target_of(named, window), target)
 
 
 # ---- learning ------------------------------------------------------------------------------------------------------
 
 
-def test_disagreement_falls_where_there_was_data(config):
-    wide = dataclasses.replace(config, ensemble=EnsembleConfig(members=5, layers=2, units=32))
+def test_disagreement_falls_where_there_was_data():
+    sizes = EnsembleConfig(members=5, layers=2, units=32, target="embed")
+    wide = Config(mode="explore", model=SIZES, ensemble=sizes)
 
     def inputs(key, low, high):
         key_feat, key_action = jr.split(key)
-        feat = jr.uniform(key_feat, (256, 2), minval=low, maxval=high)
+        feat = jnp.pad(jr.uniform(key_feat, (256, 2), minval=low, maxval=high), ((0, 0), (0, F - 2)))
         return feat, jax.nn.one_hot(jr.randint(key_action, (256,), 0, 2), 2)
 
     known, unknown = inputs(jr.key(1), 0.0, 1.0), inputs(jr.key(2), -2.0, -1.0)
@@ -266,7 +304,7 @@ def test_disagreement_falls_where_there_was_data(config):
         feat, action = inputs(key, 0.0, 1.0)
         pair = lambda x: jnp.stack([x, x])
         target = pair(after(feat, action))
-        loss = lambda e: ensemble_loss(e, pair(feat), pair(action), target, jnp.zeros((2, 256), bool)).mean()
+        loss = lambda e: loss_on(e, pair(feat), pair(action), target, jnp.zeros((2, 256), bool)).mean()
         updates, state = optimizer.update(jax.grad(loss)(ensemble), state)
         return (optax.apply_updates(ensemble, updates), state), None
 
@@ -275,8 +313,8 @@ def test_disagreement_falls_where_there_was_data(config):
         (ensemble, _), _ = jax.lax.scan(update, (ensemble, optimizer.init(ensemble)), jr.split(jr.key(3), 400))
         return ensemble
 
-    begun = Ensemble(wide, 4, 2, key=jr.key(0))
-    spread = jax.jit(lambda ensemble, data: disagreement(ensemble, *data, "std").mean())
+    begun = Ensemble(wide, 2, 2, key=jr.key(0))
+    spread = jax.jit(lambda ensemble, data: disagreement(ensemble, *data).mean())
     fitted = fit(begun)
     assert spread(fitted, known) < 0.2 * spread(begun, known)
     assert spread(fitted, known) < 0.2 * spread(fitted, unknown)

@@ -3,25 +3,37 @@
 Axes: H steps, n starts, A actions, F feat.
 """
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from scipy import stats
 
+from envs.environment import ActionSpace
 from stages import rssm
-from stages.imagine import Noise, imagine
+from stages.imagine import Noise, draw_noise, imagine
+from stages.networks.heads import Actor
 from stages.rssm import Latent
 from stages.world_model import WorldModel
 from tests.conftest import arbitrary
+from tests.test_decode import dense, linear, sigmoid
 
-H, n, A, RATIO = 4, 3, 3, 0.01
+H, n, A, RATIO = 4, 4, 3, 0.01
+ACTIONS = ActionSpace("continuous", A)
 
 
 @pytest.fixture(scope="module")
 def model(config, env):
-    return arbitrary(lambda: WorldModel(config, env.obs_space, env.action_space, key=jr.key(0)))
+    return arbitrary(lambda: WorldModel(config, env.obs_space, ACTIONS, key=jr.key(0)))
+
+
+@pytest.fixture(scope="module")
+def actor(config):
+    return arbitrary(lambda: Actor(config.model, ACTIONS, key=jr.key(0)), seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -32,46 +44,48 @@ def start(config):
 
 
 @pytest.fixture(scope="module")
-def weight(config):
-    """A policy's weights [F, A]."""
-    return jr.normal(jr.key(3), (config.model.deter + config.model.stoch * config.model.classes, A))
-
-
-@pytest.fixture(scope="module")
 def noise(config):
     uniform = jr.uniform(jr.key(5), (H, n, config.model.stoch))
     return Noise(uniform, 0.5 * jr.normal(jr.key(4), (H + 1, n, A)))
 
 
-def act(weight, feat, noise):
-    """A policy whose action vector has a gradient, were one let through."""
-    return jnp.tanh(feat @ weight + noise)
+def merged(trajectory):
+    """The trajectory without its leading axis: [blocks, L, c, ...] -> [L, n, ...]."""
+    return jax.tree.map(lambda x: np.concatenate(list(np.asarray(x)), 1), trajectory)
 
 
 @pytest.fixture(scope="module")
 def dream():
-    """imagine under `act`, compiled."""
-
-    def run(model, weight, start, noise):
-        return imagine(model, lambda feat, noise: act(weight, feat, noise), start, noise, RATIO)
-
-    return jax.jit(run)
+    """imagine, compiled and merged."""
+    run = jax.jit(imagine, static_argnames="block")
+    return lambda *args, block=0: merged(run(*args, RATIO, block=block))
 
 
 @pytest.fixture(scope="module")
-def dreamt(dream, model, weight, start, noise):
-    return dream(model, weight, start, noise)
+def dreamt(dream, model, actor, start, noise):
+    return dream(model, actor, start, noise)
 
 
 def latent_of(config, feat):
     """The state behind a feature."""
     sizes = config.model
+    feat = jnp.asarray(feat)
     return Latent(feat[: sizes.deter], feat[sizes.deter :].reshape(sizes.stoch, sizes.classes))
+
+
+def act_by_hand(actor, feat, noise):
+    """The action vector, in float64."""
+    x = np.asarray(feat, np.float64)
+    for layer in actor.head.mlp.layers:
+        x = dense(layer, x)
+    mean, std = np.split(linear(actor.head.out, x), 2, -1)
+    return np.tanh(mean) + (0.1 + 0.9 * sigmoid(std + 2)) * np.asarray(noise)
 
 
 def test_a_trajectory_is_a_start_and_h_steps(config, dreamt):
     chex.assert_shape(dreamt.feat, (H + 1, n, config.model.deter + config.model.stoch * config.model.classes))
     chex.assert_shape(dreamt.action, (H + 1, n, A))
+    chex.assert_shape(dreamt.cont, (H + 1, n))
     chex.assert_tree_all_finite(dreamt)
 
 
@@ -80,16 +94,14 @@ def test_the_first_feature_is_the_start(start, dreamt):
     np.testing.assert_array_equal(dreamt.feat[0], expected)
 
 
-def test_each_action_was_chosen_at_the_feature_of_its_step(dreamt, weight, noise):
-    expected = np.tanh(np.asarray(dreamt.feat, np.float64) @ np.asarray(weight, np.float64) + np.asarray(noise.action))
-    np.testing.assert_allclose(dreamt.action, expected, rtol=1e-4, atol=1e-5)
+def test_each_action_was_chosen_at_the_feature_of_its_step(dreamt, actor, noise):
+    np.testing.assert_allclose(dreamt.action, act_by_hand(actor, dreamt.feat, noise.action), rtol=1e-4, atol=1e-5)
 
 
 def test_each_feature_follows_from_the_one_before_and_its_action(config, model, dreamt, noise):
     @jax.jit
     def one_step(feat, action, uniform):
-        projected = rssm.action_share(model.rssm, action, jnp.array(False))
-        return rssm.prior_step(model.rssm, latent_of(config, feat), projected, uniform, RATIO)
+        return rssm.imagine_step(model.rssm, latent_of(config, feat), action, uniform, RATIO)
 
     for t in range(H):
         for i in range(n):
@@ -99,9 +111,25 @@ def test_each_feature_follows_from_the_one_before_and_its_action(config, model, 
             np.testing.assert_array_equal(following.stoch, expected.stoch)
 
 
+def test_cont_is_what_the_continue_head_says_of_each_feature(model, dreamt):
+    x = dense(model.cont.head.mlp.layers[0], np.asarray(dreamt.feat, np.float64))
+    expected = sigmoid(linear(model.cont.head.out, x)[..., 0])
+    np.testing.assert_allclose(dreamt.cont, expected, rtol=1e-4, atol=1e-6)
+    assert dreamt.cont.std() > 1e-3
+
+
+@pytest.mark.parametrize("block, blocks", [(1, 4), (2, 2), (3, 2), (4, 1), (100, 1), (0, 1)])
+def test_blocks_change_no_number(config, dream, dreamt, model, actor, start, noise, block, blocks):
+    raw = jax.eval_shape(lambda *args: imagine(*args, RATIO, block), model, actor, start, noise)
+    chex.assert_tree_shape_prefix(raw, (blocks, H + 1, n // blocks))
+    other = dream(model, actor, start, noise, block=block)
+    chex.assert_trees_all_close(other, dreamt, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(other.feat[..., config.model.deter :], dreamt.feat[..., config.model.deter :])
+
+
 @pytest.mark.parametrize("t", range(H + 1))
-def test_another_action_changes_what_comes_after_it_and_nothing_before(dream, dreamt, model, weight, start, noise, t):
-    other = dream(model, weight, start, noise._replace(action=noise.action.at[t].add(2.0)))
+def test_another_action_changes_what_comes_after_it_and_nothing_before(dream, dreamt, model, actor, start, noise, t):
+    other = dream(model, actor, start, dataclasses.replace(noise, action=noise.action.at[t].add(-2.0)))
     chex.assert_trees_all_equal(other.feat[: t + 1], dreamt.feat[: t + 1])
     chex.assert_trees_all_equal(other.action[:t], dreamt.action[:t])
     assert (np.abs(other.action[t] - dreamt.action[t]).max(-1) > 1e-3).all()
@@ -109,60 +137,97 @@ def test_another_action_changes_what_comes_after_it_and_nothing_before(dream, dr
         assert (np.abs(other.feat[t + 1] - dreamt.feat[t + 1]).max(-1) > 1e-5).all()
 
 
-def test_starts_do_not_mix(dream, dreamt, model, weight, start, noise):
-    other = dream(model, weight, Latent(start.deter.at[1].add(1.0), start.stoch), noise)
-    changed = (np.asarray(other.feat) != dreamt.feat).any((0, 2))
-    np.testing.assert_array_equal(changed, [False, True, False])
+@pytest.mark.parametrize("block", [0, 2])
+def test_starts_do_not_mix(dream, model, actor, start, noise, block):
+    one = dream(model, actor, start, noise, block=block)
+    other = dream(model, actor, Latent(start.deter.at[1].add(1.0), start.stoch), noise, block=block)
+    changed = (other.feat != one.feat).any((0, 2))
+    np.testing.assert_array_equal(changed, [False, True, False, False])
 
 
 @pytest.mark.parametrize("t", range(H))
-def test_another_latent_noise_changes_the_step_that_it_draws(config, dream, dreamt, model, weight, start, noise, t):
-    other = dream(model, weight, start, noise._replace(latent=noise.latent.at[t].set(1 - noise.latent[t])))
+def test_another_latent_noise_changes_the_step_that_it_draws(config, dream, dreamt, model, actor, start, noise, t):
+    other = dream(model, actor, start, dataclasses.replace(noise, latent=noise.latent.at[t].set(1 - noise.latent[t])))
     chex.assert_trees_all_equal(other.feat[: t + 1], dreamt.feat[: t + 1])
     chex.assert_trees_all_equal(other.action[: t + 1], dreamt.action[: t + 1])
     deter, stoch = np.split(np.asarray(other.feat[t + 1] != dreamt.feat[t + 1]), [config.model.deter], -1)
     assert not deter.any() and stoch.any()  # deter comes before the draw
 
 
-def test_no_gradient_reaches_model_start_policy_or_noise(model, weight, start, noise):
-    def total(model, weight, start, noise):
-        out = imagine(model, lambda feat, noise: act(weight, feat, noise), start, noise, RATIO)
-        return jnp.square(out.feat).sum() + jnp.square(out.action).sum()
+def test_no_gradient_reaches_model_start_policy_or_noise(model, actor, start, noise):
+    def total(model, actor, start, noise):
+        out = imagine(model, actor, start, noise, RATIO)
+        return jnp.square(out.feat).sum() + jnp.square(out.action).sum() + jnp.square(out.cont).sum()
 
-    arguments = (model, weight, start, noise)
+    arguments = (model, actor, start, noise)
     grads = jax.jit(jax.grad(total, argnums=(0, 1, 2, 3)))(*arguments)
     chex.assert_trees_all_equal(grads, jax.tree.map(jnp.zeros_like, arguments))
 
 
-def test_without_the_stops_there_would_be_a_gradient(config, model, weight, start, noise):
-    def total(model, weight, start):
-        latent = latent_of(config, jnp.concatenate([start.deter[0], start.stoch[0].reshape(-1)]))
-        action = act(weight, rssm.feat(latent), noise.action[0, 0])
-        projected = rssm.action_share(model.rssm, action, jnp.array(False))
-        after = rssm.prior_step(model.rssm, latent, projected, jnp.full((config.model.stoch,), 0.5), RATIO)
-        return jnp.square(rssm.feat(after)).sum()
+def test_without_the_stops_there_would_be_a_gradient(config, model, actor, start, noise):
+    def total(model, actor, start):
+        latent = jax.tree.map(lambda x: x[0], start)
+        policy = actor(latent.feat, RATIO)
+        action = policy.mean + policy.std * noise.action[0, 0]
+        after = rssm.imagine_step(model.rssm, latent, action, jnp.full((config.model.stoch,), 0.5), RATIO)
+        return jnp.square(after.feat).sum()
 
-    for grads in jax.jit(jax.grad(total, argnums=(0, 1, 2)))(model, weight, start):
+    for grads in jax.jit(jax.grad(total, argnums=(0, 1, 2)))(model, actor, start):
         assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(grads)) > 0
 
 
-def test_the_policy_is_given_features_and_its_noise_alone(config, model, weight, start, noise):
-    calls = []
-
-    def policy(*args, **kwargs):
-        calls.append((tuple(x.shape for x in args), kwargs))
-        return act(weight, *args)
-
-    imagine(model, policy, start, noise, RATIO)
-    features = config.model.deter + config.model.stoch * config.model.classes
-    assert calls and all(call == (((n, features), (n, A)), {}) for call in calls)
+CALLS = []
 
 
-def test_all_unimix_makes_every_class_equally_likely(config, model, weight):
+class Watched(Actor):
+    """An actor that writes down what it is given."""
+
+    def __call__(self, feat, unimix):
+        CALLS.append((feat.shape, unimix))
+        return super().__call__(feat, unimix)
+
+
+def test_the_policy_is_given_features_and_its_uniform_share_alone(config, model, start, noise):
+    CALLS.clear()
+    imagine(model, arbitrary(lambda: Watched(config.model, ACTIONS, key=jr.key(0))), start, noise, RATIO)
+    assert CALLS and all(call == ((n, config.model.feat), RATIO) for call in CALLS)
+
+
+def test_all_unimix_makes_every_class_equally_likely(config, model, actor):
     many = 4000
-    start = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (many, *x.shape)), rssm.initial(model.rssm, (), 16, float))
+    start = rssm.initial(model.rssm, (many,), jnp.dtype(jnp.float32))
     noise = Noise(jr.uniform(jr.key(7), (1, many, config.model.stoch)), jnp.zeros((2, many, A)))
-    policy = lambda feat, noise: act(weight, feat, noise)
-    out = jax.jit(lambda ratio: imagine(model, policy, start, noise, ratio))(1.0)
+    out = merged(jax.jit(imagine)(model, actor, start, noise, 1.0))
     stoch = np.reshape(out.feat[1, :, 16:], (many, config.model.stoch, config.model.classes))
     np.testing.assert_allclose(stoch.mean(0), 0.25, atol=0.04)
+
+
+def test_a_discrete_policy_has_the_uniform_share_too(config, env):
+    many, actions = 4000, env.action_space
+    model = arbitrary(lambda: WorldModel(config, env.obs_space, actions, key=jr.key(0)))
+    actor = arbitrary(lambda: Actor(config.model, actions, key=jr.key(0)), seed=1)
+    start = rssm.initial(model.rssm, (many,), jnp.dtype(jnp.float32))
+    noise = draw_noise(model, actor, 1, many, key=jr.key(7))
+    out = merged(jax.jit(imagine)(model, actor, start, noise, 1.0))
+    np.testing.assert_array_equal(np.sort(out.action, -1), np.broadcast_to([0, 0, 1], out.action.shape))
+    np.testing.assert_allclose(out.action.mean(1), 1 / 3, atol=0.04)
+
+
+def test_a_trajectory_has_the_compute_type(config, env):
+    half = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="bfloat16"))
+    for actions in (ACTIONS, env.action_space):
+        model = arbitrary(lambda a=actions: WorldModel(half, env.obs_space, a, key=jr.key(0)))
+        actor = arbitrary(lambda a=actions: Actor(half.model, a, key=jr.key(0)))
+        noise, start = draw_noise(model, actor, H, n, key=jr.key(1)), rssm.initial(model.rssm, (n,), model.dtype)
+        out = jax.eval_shape(lambda *args: imagine(*args, RATIO), model, actor, start, noise)
+        chex.assert_type([out.feat, out.action, out.cont], [jnp.bfloat16, jnp.bfloat16, jnp.float32])
+
+
+def test_noise_is_uniform_for_latents_and_the_actors_own_for_actions(config, env, model, actor):
+    discrete = arbitrary(lambda: Actor(config.model, env.action_space, key=jr.key(0)))
+    for each, shape, distribution in ((actor, (H + 1, 500, A), "norm"), (discrete, (H + 1, 500), "uniform")):
+        noise = draw_noise(model, each, H, 500, key=jr.key(0))
+        chex.assert_shape(noise.latent, (H, 500, config.model.stoch))
+        chex.assert_shape(noise.action, shape)
+        assert stats.kstest(np.ravel(noise.latent), "uniform").pvalue > 1e-3
+        assert stats.kstest(np.ravel(noise.action), distribution).pvalue > 1e-3

@@ -1,4 +1,4 @@
-"""stages/kernels.py against plain numpy in float64 and against jax's own operations, values and gradients.
+"""fast/kernels.py against plain numpy in float64 and against jax's own operations, values and gradients.
 
 Axes: i inputs, o outputs, n rows, G blocks, K classes.
 """
@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stages import kernels
+from stages.fast import kernels
 
 close = chex.assert_trees_all_close
-either = pytest.mark.parametrize("run", [lambda f: f, jax.jit], ids=["eager", "jit"])
+eager = lambda f: lambda *args: f(*map(jnp.asarray, args))
+either = pytest.mark.parametrize("run", [eager, jax.jit], ids=["eager", "jit"])
 WIDTHS = [(3, 11), (11, 3), (5, 5), (1, 4), (4, 1)]  # narrow to wide, wide to narrow: each transposes another factor
 
 
@@ -23,6 +24,8 @@ def draw(*shape: int, seed: int = 1) -> np.ndarray:
 
 def agree(fast, plain, args, out, rtol: float = 1e-5, atol: float = 1e-5) -> None:
     """Hold `fast` to `plain` in value and in the gradient of every argument, for the cotangent `out`."""
+
+    args = jax.tree.map(jnp.asarray, args)
 
     def both(f):
         value, back = jax.vjp(f, *args)
@@ -112,13 +115,13 @@ def test_products_of_half_precision_stay_in_it(fast, plain, shapes):
 @either
 @pytest.mark.parametrize("lead", [(6,), (2, 3), (1, 6)])
 @pytest.mark.parametrize("blocks", [1, 3, 5])
-def test_blocks_stand_in_front_and_join_again(run, blocks, lead):
+def test_blocks_stand_in_front_and_merge_again(run, blocks, lead):
     x = draw(*lead, 15)
     by_hand = np.stack([x.reshape(6, blocks, -1)[:, g] for g in range(blocks)])
-    chex.assert_trees_all_equal(run(lambda x: kernels.apart(x, blocks))(x), by_hand)
-    chex.assert_trees_all_equal(run(kernels.joined)(by_hand), x.reshape(6, 15))
+    chex.assert_trees_all_equal(run(lambda x: kernels.split_blocks(x, blocks))(x), by_hand)
+    chex.assert_trees_all_equal(run(kernels.merge_blocks)(by_hand), x.reshape(6, 15))
     out = draw(6, 15, seed=2)
-    (grad,) = run(lambda: jax.vjp(kernels.joined, by_hand)[1](out))()
+    (grad,) = run(lambda x, out: jax.vjp(kernels.merge_blocks, x)[1](out))(by_hand, out)
     chex.assert_trees_all_equal(grad, np.stack([out.reshape(6, blocks, -1)[:, g] for g in range(blocks)]))
 
 
@@ -165,18 +168,18 @@ def test_norm_silu_far_from_zero(size):
 
 @either
 @pytest.mark.parametrize("size", [1.0, 30.0, 1e4])
-def test_mix_is_a_gate_between_old_and_new_in_value_and_gradient(run, size):
+def test_gated_update_is_a_gate_between_old_and_new_in_value_and_gradient(run, size):
     gate, new, old, out = (draw(64, seed=i) for i in range(4))
     gate = gate * np.float32(size)
-    value, back = run(lambda: jax.vjp(kernels.mix, gate, new, old))()
+    value, back = run(lambda *args: jax.vjp(kernels.gated_update, *args))(gate, new, old)
     share = 1 / (1 + np.exp(-np.float64(gate).clip(-700, 700)))
     close(value, share * new + (1 - share) * old, rtol=1e-5, atol=1e-6)
     slopes = share * (1 - share) * (np.float64(new) - old), share, 1 - share
     close(back(out), tuple(out * slope for slope in slopes), rtol=1e-5, atol=1e-6)
 
 
-def test_mix_keeps_a_gradient_where_the_gate_is_nearly_shut():
-    slope = jax.grad(kernels.mix)(jnp.float32(-20.0), jnp.float32(1.0), jnp.float32(0.5))
+def test_gated_update_keeps_a_gradient_where_the_gate_is_nearly_shut():
+    slope = jax.grad(kernels.gated_update)(jnp.float32(-20.0), jnp.float32(1.0), jnp.float32(0.5))
     close(slope, 0.5 * np.exp(-20), rtol=1e-5)
 
 
@@ -207,8 +210,8 @@ def test_softmax_is_jaxs_in_value_and_gradient(run, shape, size):
     logits, out = np.float32(size) * draw(*shape), draw(*shape, seed=3)
 
     def both(fast):
-        value, back = jax.vjp(fast, logits)
-        return value, back(out)
+        value, back = jax.vjp(fast, jnp.asarray(logits))
+        return value, back(jnp.asarray(out))
 
     value, (grad,) = run(lambda: both(kernels.softmax))()
     plain, (plain_grad,) = run(lambda: both(jax.nn.softmax))()
@@ -225,7 +228,7 @@ def test_softmax_under_vmap_is_jaxs_in_value_and_gradient():
         close(*[jax.value_and_grad(loss(f))(logits) for f in (kernels.softmax, jax.nn.softmax)], rtol=1e-5, atol=1e-6)
 
 
-# ---- under vmap -----------------------------------------------------------------------------------------------------
+# ---- under vmap ----------------------------------------------------------------------------------------------------
 
 
 def test_row_sum_under_vmaps_is_numpys():

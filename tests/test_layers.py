@@ -1,4 +1,4 @@
-"""The layers of the house: every module of stages/ imports only from layers below its own; envs/ imports no stage."""
+"""The layers of the house: the wings of stages/ and its flat files import downward only; envs/ imports no stage."""
 
 import ast
 from pathlib import Path
@@ -6,22 +6,29 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+# From the bottom up. A module may import from the lines before its own, and from those before it on its line.
 LAYERS = [
-    {"config", "kernels", "memory", "blocks", "recur"},
-    {"maths", "nets", "replay", "processes"},
-    {"encode", "decode", "rssm", "ensemble"},
-    {"world_model", "imagine"},
-    {"behavior"},
-    {"agent"},
-    {"loss", "collect", "evaluate", "optimizer"},
-    {"train"},
-    {"sweep", "report", "folder"},
-    {"rounds"},
-    {"record"},
+    ["config"],
+    ["fast"],
+    ["networks"],
+    ["replay", "returns", "encode", "rssm", "decode"],
+    ["world_model", "imagine", "ensemble"],
+    ["rewards", "behavior", "agent"],
+    ["loss", "optimizer", "collect", "evaluate"],
+    ["train"],
+    ["runs"],
 ]
-# Within a layer, these lean on a neighbour that leans on nobody there.
-NEIGHBOURS = {("decode", "encode"), ("imagine", "world_model"), ("evaluate", "collect"), ("report", "folder")}
-LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+ORDER = {room: place for place, room in enumerate(room for rooms in LAYERS for room in rooms)}
+MODULES = sorted(p for p in (ROOT / "stages").rglob("*.py") if p.name != "__init__.py")
+
+
+def room_of(module: str) -> str:
+    """The wing or flat file that a module of stages/ is in: "stages.fast.kernels" -> "fast"."""
+    return module.split(".")[1]
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
 
 
 def imported(path: Path) -> set[str]:
@@ -35,17 +42,31 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-def stages_of(names: set[str]) -> set[str]:
-    """The stages among imported names."""
-    return {n.split(".")[1] for n in names if n.startswith("stages.")} & LEVEL.keys()
+def rooms_of(names: set[str]) -> set[str]:
+    """The rooms among imported names."""
+    return {room_of(n) for n in names if n.startswith("stages.")} & ORDER.keys()
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "stages").glob("[!_]*.py")), ids=lambda p: p.stem)
-def test_stage_imports_downward_only(path):
-    assert path.stem in LEVEL, f"{path.name} has no layer: give it one in this test and in the README"
-    for other in stages_of(imported(path)):
-        below = LEVEL[other] < LEVEL[path.stem] or (path.stem, other) in NEIGHBOURS
-        assert below, f"stages/{path.name} (layer {LEVEL[path.stem]}) imports {other} (layer {LEVEL[other]})"
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_stages_import_downward_only(path):
+    room = room_of(name_of(path))
+    assert room in ORDER, f"stages/{room} has no layer: give it one in this test and in the README"
+    for other in rooms_of(imported(path)) - {room}:
+        assert ORDER[other] < ORDER[room], f"{name_of(path)} imports {other}, which stands above it"
+
+
+def modules_imported(path: Path) -> set[str]:
+    """The modules of stages/ that a file imports."""
+    known = {name_of(p) for p in MODULES}
+    return imported(path) & known
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    edges = {name_of(p): modules_imported(p) for p in MODULES}
+    while edges:
+        free = {name for name, others in edges.items() if not others & edges.keys()}
+        assert free, f"a circle among {sorted(edges)}"
+        edges = {name: others for name, others in edges.items() if name not in free}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "envs").glob("*.py")), ids=lambda p: p.stem)
@@ -54,9 +75,15 @@ def test_envs_import_no_stage(path):
 
 
 def test_the_checker_sees_a_wrong_import(tmp_path):
-    file = tmp_path / "maths.py"
-    file.write_text("def f():\n    from stages import train\n    import stages.loss\n")
-    assert stages_of(imported(file)) == {"train", "loss"}
+    file = tmp_path / "rssm.py"
+    file.write_text("def f():\n    from stages import train\n    import stages.runs.sweep\n")
+    assert rooms_of(imported(file)) == {"train", "runs"}
+    assert ORDER["train"] > ORDER["rssm"] and ORDER["runs"] > ORDER["rssm"]
+
+
+def test_every_layer_is_of_something_that_is_there():
+    for room in ORDER:
+        assert (ROOT / "stages" / room).is_dir() or (ROOT / "stages" / f"{room}.py").is_file(), room
 
 
 def test_no_code_at_top_level_but_run():

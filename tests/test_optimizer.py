@@ -1,4 +1,4 @@
-"""stages/optimizer.py against plain numpy: weights as rows, clipping, LaProp, warm-up.
+"""optimizer.py and fast/rows.py against plain numpy: tensors as rows, clipping, LaProp, warm-up.
 
 Axes: M members, R rewards.
 """
@@ -7,6 +7,7 @@ import chex
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 import optax
 import pytest
@@ -14,7 +15,10 @@ import pytest
 from stages.agent import Agent
 from stages.config import Hypers
 from stages.ensemble import Ensemble
-from stages.optimizer import WIDTH, adaptive_clip, from_rows, norm, optimizer, tensor_rows, tensor_sums, to_rows
+from stages.fast.rows import WIDTH, from_rows, norm, tensor_rows, tensor_sums, to_rows
+from stages.fast.stacked import Stacked
+from stages.networks.layers import Linear
+from stages.optimizer import adaptive_clip, optimizer, shed
 
 close = chex.assert_trees_all_close
 HYPERS = Hypers(lr=1e-2, warmup=4.0)
@@ -24,7 +28,7 @@ LEAVES = jax.tree_util.tree_leaves_with_path
 def is_stacked(path) -> bool:
     """Whether a leaf has a leading axis of members or rewards, from its name."""
     name = jax.tree_util.keystr(path)
-    return name.startswith(".ensemble") or ".critics" in name
+    return name.startswith(".novelty") or ".critics" in name
 
 
 def gradients(agent: Agent, step: int) -> Agent:
@@ -117,11 +121,11 @@ def test_a_small_gradient_passes_untouched(start):
 
 
 def test_one_members_gradient_does_not_clip_another(start):
-    small = jax.tree.map(lambda x: x * 1e-12, gradients(start, 0).ensemble)
+    small = jax.tree.map(lambda x: x * 1e-12, gradients(start, 0).novelty)
     one_huge = jax.tree.map(lambda x: x.at[1].set(1e6), small)
-    grads = eqx.tree_at(lambda a: a.ensemble, gradients(start, 0), one_huge)
+    grads = eqx.tree_at(lambda a: a.novelty, gradients(start, 0), one_huge)
     clipped = clip(grads, start)
-    for x, y in zip(jax.tree.leaves(clipped.ensemble), jax.tree.leaves(one_huge), strict=True):
+    for x, y in zip(jax.tree.leaves(clipped.novelty), jax.tree.leaves(one_huge), strict=True):
         chex.assert_trees_all_equal(x[0], y[0])
         chex.assert_trees_all_equal(x[2], y[2])
         assert jnp.abs(x[1]).max() < 1e6
@@ -129,16 +133,16 @@ def test_one_members_gradient_does_not_clip_another(start):
 
 def test_a_member_trains_as_it_would_alone(start):
     pick = lambda ensemble, m: jax.tree.map(lambda x: x[m : m + 1], ensemble)
-    alone_of = lambda tree, m: eqx.tree_at(lambda a: a.ensemble, tree, pick(tree.ensemble, m))
+    alone_of = lambda tree, m: eqx.tree_at(lambda a: a.novelty, tree, pick(tree.novelty, m))
     together, state = start, optimizer(HYPERS).init(start)
     alone = [(a, optimizer(HYPERS).init(a)) for a in (alone_of(start, m) for m in range(3))]
     for step in range(4):
         grads = gradients(start, step)
         together, state = train(together, state, grads)
         alone = [train(*pair, alone_of(grads, m)) for m, pair in enumerate(alone)]
-    members = [agent.ensemble for agent, _ in alone]
+    members = [agent.novelty for agent, _ in alone]
     joined = jax.tree.map(lambda *x: jnp.concatenate(x), *members)
-    close(together.ensemble, joined, rtol=1e-6)
+    close(together.novelty, joined, rtol=1e-6)
     assert isinstance(joined, Ensemble)
 
 
@@ -187,3 +191,44 @@ def test_sums_of_stretches(counts):
     x = np.random.default_rng(0).normal(size=(2, sum(counts))).astype(np.float32)
     expected = [[part.sum() for part in np.split(np.float64(row), np.cumsum(counts)[:-1])] for row in x]
     np.testing.assert_allclose(tensor_sums(jnp.asarray(x), np.array(counts)), expected, rtol=1e-5, atol=1e-4)
+
+
+class Parts(eqx.Module):
+    """A stacked module between two others, and more of it behind."""
+
+    first: Linear
+    several: Stacked
+    last: Linear | None
+
+
+def test_a_stacked_module_says_so_itself_wherever_it_stands():
+    make = lambda key: Linear(3, 2, key=key)
+    parts = Parts(make(jr.key(0)), Stacked(make, jr.split(jr.key(1), 5)), make(jr.key(2)))
+    assert len(parts.several) == 5
+    np.testing.assert_array_equal(tensor_rows(parts), np.ones(2 + 5 * 2 + 2))
+    huge = jax.tree.map(lambda x: 1e6 * jnp.ones_like(x), parts)
+    huge = eqx.tree_at(lambda p: p.several.each.weight, huge, huge.several.each.weight.at[1:].set(1e-9))
+    clipped = from_rows(adaptive_clip(to_rows(huge), to_rows(parts), tensor_rows(parts), 0.3), parts)
+    np.testing.assert_array_equal(clipped.several.each.weight[1:], huge.several.each.weight[1:])
+    assert (clipped.several.each.weight[0] < 1).all()
+
+
+@pytest.mark.parametrize("gone", ["first", "last"])
+def test_shed_moments_are_those_of_the_parts_that_stay(gone):
+    """Whether what goes stands before or behind what stays."""
+    make = lambda key: Linear(3, 50, key=key)
+    parts = Parts(make(jr.key(0)), Stacked(make, jr.split(jr.key(1), 2)), make(jr.key(2)))
+    state = optimizer(HYPERS).init(parts)
+    for seed in range(3):
+        grads = jax.tree.map(lambda x, seed=seed: jr.normal(jr.key(seed), x.shape), parts)
+        _, state = optimizer(HYPERS).update(grads, state, parts)
+    after = eqx.tree_at(lambda p: getattr(p, gone), parts, None)
+    kept = shed(state, parts, after)
+    chex.assert_trees_all_equal_shapes(kept, optimizer(HYPERS).init(after))
+    for now, then in zip(jax.tree.leaves(kept), jax.tree.leaves(state), strict=True):
+        if not then.ndim:
+            chex.assert_trees_all_equal(now, then)
+            continue
+        expected = eqx.tree_at(lambda p: getattr(p, gone), from_rows(then, parts), None)
+        chex.assert_trees_all_equal(from_rows(now, after), expected)
+        assert (np.asarray(now) != 0).any()

@@ -1,33 +1,38 @@
-"""Processes that tell one another: order, shapes, and that none waits for one that failed. Threads play them."""
+"""Messages between processes: order, shapes, and that none waits for one that failed. Threads play them."""
 
 import concurrent.futures
+import re
 import socket
+import sys
 import threading
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
+from jax._src import distributed
 
-from stages import processes
 from stages.config import ConfigError
-from stages.processes import ProcessError, Processes, join
+from stages.runs import processes
+from stages.runs.processes import ProcessError, Processes, join
 
 
 class Store:
     """A key-value store as the coordinator's."""
 
     def __init__(self):
-        self.told, self.changed = {}, threading.Condition()
+        self.values, self.changed = {}, threading.Condition()
 
     def key_value_set_bytes(self, key, value, allow_overwrite=False):
         with self.changed:
-            assert allow_overwrite or key not in self.told
-            self.told[key] = value
+            assert allow_overwrite or key not in self.values
+            self.values[key] = value
             self.changed.notify_all()
 
     def blocking_key_value_get_bytes(self, key, timeout_in_ms):
         with self.changed:
-            assert self.changed.wait_for(lambda: key in self.told, timeout=20), f"nobody told {key}"
-            return self.told[key]
+            assert self.changed.wait_for(lambda: key in self.values, timeout=20), f"nobody set {key}"
+            return self.values[key]
 
 
 def play(act, count=3):
@@ -50,10 +55,10 @@ def test_gather_stacks_processes_in_their_order():
         start = 10 * processes.index
         return processes.gather({"a": np.array([start, start + 1]), "b": np.full((2, 3), processes.index, np.float32)})
 
-    for told in play(act):
-        np.testing.assert_array_equal(told["a"], [0, 1, 10, 11, 20, 21])
-        np.testing.assert_array_equal(told["b"], np.repeat(np.arange(3), 2)[:, None].repeat(3, 1))
-        assert told["a"].dtype == np.int64 and told["b"].dtype == np.float32
+    for gathered in play(act):
+        np.testing.assert_array_equal(gathered["a"], [0, 1, 10, 11, 20, 21])
+        np.testing.assert_array_equal(gathered["b"], np.repeat(np.arange(3), 2)[:, None].repeat(3, 1))
+        assert gathered["a"].dtype == np.int64 and gathered["b"].dtype == np.float32
 
 
 def test_turns_do_not_mix():
@@ -80,7 +85,7 @@ def test_all_may_fail_at_once():
     assert all(isinstance(each, KeyError) for each in play(lambda processes: {}[processes.index]))
 
 
-def test_who_leaves_in_peace_tells_nothing():
+def test_who_leaves_without_an_error_sends_nothing():
     assert play(lambda processes: processes.exchange(b"x") and None) == [None] * 3
 
 
@@ -123,6 +128,32 @@ def test_a_coordinator_that_cannot_be_reached(coordinator, monkeypatch):
     monkeypatch.setattr(processes, "ARRIVAL_S", 0)
     with pytest.raises(ConfigError, match=f"{coordinator} does not answer"):
         join(coordinator, 2, 1)
+
+
+@pytest.mark.parametrize(
+    "break_jax",
+    [
+        lambda patch: patch.delattr(jax._src, "distributed"),
+        lambda patch: patch.delattr(distributed, "global_state"),
+        lambda patch: patch.setattr(distributed, "global_state", SimpleNamespace()),
+        lambda patch: patch.setattr(distributed.global_state, "client", None),
+        lambda patch: patch.setattr(distributed.global_state, "client", SimpleNamespace(key_value_set=print)),
+    ],
+    ids=["no module", "no state", "no client", "no connection", "other methods"],
+)
+def test_a_jax_without_the_store_is_one_line(monkeypatch, break_jax):
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *place: None)
+    break_jax(monkeypatch)
+    monkeypatch.setitem(sys.modules, "jax._src.distributed", getattr(jax._src, "distributed", None))
+    with pytest.raises(ConfigError, match=f"^--distributed: jax {re.escape(jax.__version__)} does not have") as raised:
+        join("", 2, 0)
+    assert "\n" not in str(raised.value)
+
+
+def test_the_store_is_that_of_jax(monkeypatch):
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *place: None)
+    monkeypatch.setattr(distributed.global_state, "client", Store())
+    assert join("", 2, 0)._store is distributed.global_state.client
 
 
 def test_a_coordinator_that_comes_later_is_waited_for(monkeypatch, capsys):

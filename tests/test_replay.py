@@ -1,9 +1,10 @@
-"""stages/replay.py against a plain list, with rows that hold their own number: consecutive means one more each.
+"""replay.py against a plain list, with rows that hold their own number: consecutive means one more each.
 
 Axes: N environments, C capacity, B windows, T trained rows of a window, D deter, S categoricals.
 """
 
 import collections
+import dataclasses
 import functools
 import math
 import re
@@ -46,15 +47,15 @@ def filled(capacity: int, steps) -> Row:
     return jax.lax.fori_loop(0, steps, add, replay.empty(row_of(0), capacity))
 
 
-def clock_at(step: int, served: int = 0) -> Clock:
-    return Clock(jnp.int32(step), jnp.int32(served))
+def clock_at(step: int, online_cursor: int = 0) -> Clock:
+    return Clock(jnp.int32(step), jnp.int32(online_cursor))
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
 def draw(clock: Clock, capacity: int, batch: int, length: int, online: bool, key):
     """(windows, clock after)."""
     windows = replay.choose(clock, capacity, N, batch, length, online, key=key)
-    return windows, replay.serve(clock, capacity, N, batch, length)
+    return windows, replay.advance_cursor(clock, capacity, N, batch, length)
 
 
 # ---- the ring ------------------------------------------------------------------------------------------------------
@@ -147,15 +148,15 @@ def test_windows_never_straddle_the_write_head(capacity, length, online):
         windows = lambda key: replay.choose(clock, capacity, N, 4, length, online, key=key)
         read = lambda key: replay.read(ring, windows(key), length)
         rows = jax.vmap(read, out_axes=2)(keys)
-        after = replay.serve(clock, capacity, N, 4, length)
+        after = replay.advance_cursor(clock, capacity, N, 4, length)
         return jax.tree.map(lambda x: x.reshape(x.shape[0], -1, *x.shape[3:]), rows), after
 
-    served = 0
+    cursor = 0
     for step in range(length + 1, 4 * capacity):
-        rows, after = look(filled(capacity, step), clock_at(step, served), jr.split(jr.key(step), 16))
+        rows, after = look(filled(capacity, step), clock_at(step, cursor), jr.split(jr.key(step), 16))
         check_rows(rows, step, capacity, length)
         if step % 3 == 0:  # not a batch for every row, so that the queue is sometimes long and sometimes empty
-            served = int(after.served)
+            cursor = int(after.online_cursor)
 
 
 @pytest.mark.parametrize("capacity, step", [(11, 4), (11, 9), (11, 11), (11, 12), (11, 30), (1000, 20), (4, 57)])
@@ -220,12 +221,12 @@ class ListQueue:
     ],
 )
 def test_each_newest_window_is_served_once_first_and_in_order(capacity, length, batch, every):
-    queue, served, seen, dropped = ListQueue(length), 0, [], 0
+    queue, cursor, seen, dropped = ListQueue(length), 0, [], 0
     for step in range(1, 90):
         queue.add()
         if step <= length or step % every:
             continue
-        windows, after = draw(clock_at(step, served), capacity, batch, length, True, jr.key(step))
+        windows, after = draw(clock_at(step, cursor), capacity, batch, length, True, jr.key(step))
         rows = replay.read(filled(capacity, step), windows, length)
         before = len(queue.waiting)
         fresh = queue.take(batch, capacity)
@@ -234,10 +235,10 @@ def test_each_newest_window_is_served_once_first_and_in_order(capacity, length, 
         assert starts[: len(fresh)] == fresh, f"at step {step}"
         check_rows(rows, step, capacity, length)
         # The rest of the batch is what uniform sampling would have had in these places.
-        plain, _ = draw(clock_at(step, served), capacity, batch, length, False, jr.key(step))
+        plain, _ = draw(clock_at(step, cursor), capacity, batch, length, False, jr.key(step))
         rest = slice(len(fresh), None)
         equal(jax.tree.map(lambda x, r=rest: x[r], windows), jax.tree.map(lambda x, r=rest: x[r], plain))
-        seen, served = seen + fresh, int(after.served)
+        seen, cursor = seen + fresh, int(after.online_cursor)
         assert int(after.step) == step
     assert len(seen) == len(set(seen)) > 0
     if capacity == 100 and batch == 4:  # nothing was lost, and every row but each first was trained on once
@@ -267,21 +268,79 @@ def test_seeds_share_the_queue_and_not_the_uniform_windows():
 # ---- latents written back ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("starts", [[0, 5], [9, 3], [8, 10]], ids=["inside", "round the end", "both round the end"])
-def test_write_back_changes_the_latents_of_the_trained_rows_and_nothing_else(starts):
-    capacity, length, envs = 11, 4, [2, 0]
-    ring = filled(capacity, 30)
-    rng = np.random.default_rng(0)
-    deter = rng.normal(size=(length, 2, D)).astype(np.float32)
-    stoch = rng.integers(0, 250, (length, 2, S)).astype(np.uint8)
-    new = jax.jit(replay.write_back)(ring, Windows(jnp.array(starts), jnp.array(envs)), deter, stoch)
-    by_hand = Row(**{name: np.array(x) for name, x in vars(ring).items()})
+def fresh_latents(length: int, batch: int, seed: int = 0):
+    """(deter, stoch) of the trained rows of so many windows, no two alike."""
+    rng = np.random.default_rng(seed)
+    deter = rng.normal(size=(length, batch, D)).astype(np.float32)
+    return deter, rng.integers(0, 250, (length, batch, S)).astype(np.uint8)
+
+
+def written_by_hand(ring: Row, starts, envs, deter, stoch) -> Row:
+    """Of all windows that hold a row, the one in which more rows came before it has its say; if as many, the later."""
+    new = Row(**{name: jnp.asarray(x) for name, x in vars(ring).items()})
+    new_deter, new_stoch = np.array(ring.deter), np.array(ring.stoch)
+    length, batch = deter.shape[:2]
+    # Each overwrites what stands there: what comes last counts. The window's first row is context and keeps its own.
     for t in range(length):
-        for b, (start, env) in enumerate(zip(starts, envs, strict=True)):
-            position = (start + 1 + t) % capacity  # the window's first row is context and keeps its own
-            by_hand.deter[position, env], by_hand.stoch[position, env] = deter[t, b], stoch[t, b]
-    equal(new, by_hand)
+        for b in range(batch):
+            position = (int(starts[b]) + 1 + t) % replay.capacity_of(ring)
+            new_deter[position, envs[b]], new_stoch[position, envs[b]] = deter[t, b], stoch[t, b]
+    return dataclasses.replace(new, deter=jnp.asarray(new_deter), stoch=jnp.asarray(new_stoch))
+
+
+WRITTEN = {
+    "inside": ([0, 5], [2, 0]),
+    "round the end": ([9, 3], [2, 0]),
+    "both round the end": ([8, 10], [2, 0]),
+    "the same rows": ([3, 3, 3], [1, 1, 1]),
+    "the same rows of two environments": ([3, 3, 3, 3], [1, 2, 1, 2]),
+    "shifted by one": ([3, 4], [1, 1]),
+    "shifted by one, the later first": ([4, 3], [1, 1]),
+    "a chain round the end": ([8, 10, 1, 9], [0, 0, 0, 0]),
+    "chains of two environments": ([8, 8, 10, 10, 1, 1, 9, 9, 8], [0, 2, 0, 2, 2, 0, 0, 2, 2]),
+    "end to end": ([2, 6], [1, 1]),  # one's last row is the other's context
+}
+
+
+@pytest.mark.parametrize("starts, envs", WRITTEN.values(), ids=WRITTEN)
+def test_write_back_changes_the_latents_of_the_trained_rows_and_nothing_else(starts, envs):
+    ring, (deter, stoch) = filled(11, 30), fresh_latents(4, len(starts))
+    new = jax.jit(replay.write_back)(ring, Windows(jnp.array(starts), jnp.array(envs)), deter, stoch)
+    equal(new, written_by_hand(ring, starts, envs, deter, stoch))
     chex.assert_trees_all_equal_dtypes(new, ring)
+
+
+@pytest.mark.parametrize("capacity, length, batch", [(11, 4, 6), (11, 10, 4), (30, 3, 16), (7, 6, 5), (40, 1, 30)])
+def test_write_back_of_any_overlaps_under_vmap_writes_what_a_loop_would(capacity, length, batch):
+    """Two of the environments, so that overlaps are many; seeds with windows of their own."""
+    seeds, ring, rng = 16, filled(capacity, 80), np.random.default_rng(capacity)
+    starts, envs = rng.integers(0, capacity, (seeds, batch)), rng.choice([0, 2], (seeds, batch))
+    deter, stoch = (np.stack(x) for x in zip(*(fresh_latents(length, batch, s) for s in range(seeds)), strict=True))
+    rings = jax.tree.map(lambda x: jnp.stack([x] * seeds), ring)
+    new = jax.jit(jax.vmap(replay.write_back))(rings, Windows(jnp.asarray(starts), jnp.asarray(envs)), deter, stoch)
+    for s in range(seeds):
+        by_hand = written_by_hand(ring, starts[s], envs[s], deter[s], stoch[s])
+        equal(jax.tree.map(lambda x, s=s: x[s], new), by_hand)
+
+
+@pytest.mark.parametrize("starts, envs", WRITTEN.values(), ids=WRITTEN)
+def test_write_back_writes_each_row_once(monkeypatch, starts, envs):
+    """So that no device may choose in which order they land."""
+    ring, (deter, stoch) = filled(11, 30), fresh_latents(4, len(starts))
+    windows = Windows(jnp.array(starts), jnp.array(envs))
+    given = []
+    overwritten = replay._overwritten
+    monkeypatch.setattr(replay, "_overwritten", lambda *args: given.append(overwritten(*args)) or given[-1])
+    replay.write_back(ring, windows, jnp.asarray(deter), jnp.asarray(stoch))
+    (lost,) = given
+    kept = [
+        ((start + 1 + t) % 11, env)
+        for t in range(4)
+        for b, (start, env) in enumerate(zip(starts, envs, strict=True))
+        if not lost[t, b]
+    ]
+    every = {((start + 1 + t) % 11, env) for t in range(4) for start, env in zip(starts, envs, strict=True)}
+    assert len(kept) == len(set(kept)) and set(kept) == every
 
 
 def test_what_is_written_back_is_what_the_next_batch_reads():

@@ -1,4 +1,4 @@
-"""Rounds: seeds dealt out, and the width that fits found, on sweeps that only pretend to compile."""
+"""Rounds: seeds assigned, and the width that fits found, on sweeps that only pretend to compile."""
 
 import jax
 import numpy as np
@@ -6,9 +6,21 @@ import pytest
 
 import run
 from stages.config import ConfigError
-from stages.processes import Processes
-from stages.rounds import Phase, deal, fit, phases_of, plan, prepare, settle, side_by_side
-from stages.sweep import mesh_for
+from stages.runs.processes import Processes
+from stages.runs.rounds import (
+    Evaluator,
+    Phase,
+    Round,
+    assign,
+    fit,
+    phases_of,
+    plan,
+    prepare,
+    side_by_side,
+    split_chunks,
+)
+from stages.runs.sweep import Sweep, mesh_for
+from stages.train import TrainState
 
 HELD, MORE = 1000, 500  # bytes of a pretended seed: state, and the rest of what it needs
 
@@ -62,16 +74,16 @@ def test_side_by_side_fills_all_devices_and_wastes_no_round():
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("width", [1, 4, 16])
-def test_every_seed_is_told_once_in_order(count, width):
+def test_every_seed_is_trained_once_in_order(count, width):
     seeds = list(range(5, 16))
-    dealt = [deal(seeds, width, Processes(index, count)) for index in range(count)]
-    assert [seed for each in dealt[0] for seed in each.told] == seeds
-    for together in zip(*dealt, strict=True):
+    assigned = [assign(seeds, width, Processes(index, count)) for index in range(count)]
+    assert [seed for each in assigned[0] for seed in each.seeds] == seeds
+    for together in zip(*assigned, strict=True):
         places = [seed for each in together for seed in each.mine]
         assert len(places) == width * count and all(len(each.mine) == width for each in together)
-        assert all(each.told == together[0].told for each in together)
-        assert places[: len(together[0].told)] == together[0].told
-        assert set(places) == set(together[0].told)
+        assert all(each.seeds == together[0].seeds for each in together)
+        assert places[: len(together[0].seeds)] == together[0].seeds
+        assert set(places) == set(together[0].seeds)
 
 
 def test_what_fits_is_compiled_once():
@@ -87,7 +99,7 @@ def test_too_many_seeds_are_narrowed_to_what_fits():
     assert compiled == [56], "the states of 112 seeds alone take more, so that compiling for them would be in vain"
     build, compiled = pretend()
     assert fit(110, jax.devices(), build, lambda: 120_000).width == 56
-    assert compiled == [112, 56], "their states fit, but not what is needed beside them"
+    assert compiled == [112, 56], "their states fit, but not what is needed in addition"
 
 
 def test_fewer_seeds_than_devices_where_memory_is_shared():
@@ -104,38 +116,38 @@ def test_memory_that_shrinks_while_compiling_is_noticed():
     assert fit(8, jax.devices(), build, lambda: next(room)).width == 4
 
 
-def settled(seeds, allowed, parallel="auto"):
+def planned(seeds, allowed, parallel="auto"):
     build, compiled = pretend()
-    result = settle(list(range(seeds)), jax.devices(), Processes(), build, parallel=parallel, allowed=allowed)
+    result = plan(list(range(seeds)), jax.devices(), Processes(), build, parallel=parallel, allowed=allowed)
     return result, compiled
 
 
 def test_a_sweep_too_big_says_so():
-    result, _ = settled(110, 90_000)
+    result, _ = planned(110, 90_000)
     assert len(result.rounds) == 2
     assert result.line == "2 rounds of 56: 110 seeds need 165.0 kB, 90.0 kB are allowed"
 
 
 def test_a_sweep_that_fits_says_so():
-    result, _ = settled(7, 10**9)
-    assert [each.told for each in result.rounds] == [list(range(7))] and result.rounds[0].mine == [*range(7), 6]
+    result, _ = planned(7, 10**9)
+    assert [each.seeds for each in result.rounds] == [list(range(7))] and result.rounds[0].mine == [*range(7), 6]
     assert result.line == "seeds side by side: 7; they need 12.0 kB, 1.0 GB are allowed"
-    result, _ = settled(7, 0)
+    result, _ = planned(7, 0)
     assert result.line.endswith("GB are free")
 
 
 def test_parallel_is_what_was_asked_for():
     for parallel, width in ((1, 1), (3, 3), (5, 4), (7, 8), (99, 8)):
-        result, compiled = settled(7, 10**9, parallel)
+        result, compiled = planned(7, 10**9, parallel)
         assert compiled == [width] and all(len(each.mine) == width for each in result.rounds)
 
 
 def test_what_does_not_fit_is_an_error_that_says_what_to_do():
     with pytest.raises(ConfigError, match=r"not even one seed fits: .*--replay.capacity.*--preset"):
-        settled(7, 1200)
+        planned(7, 1200)
     with pytest.raises(ConfigError, match=r"--parallel 7 does not fit: .*auto"):
-        settled(7, 7 * 1500, parallel=7)
-    assert len(settled(7, 7 * 1500)[0].rounds) == 2
+        planned(7, 7 * 1500, parallel=7)
+    assert len(planned(7, 7 * 1500)[0].rounds) == 2
 
 
 def test_accelerators_need_a_seed_on_each():
@@ -144,7 +156,7 @@ def test_accelerators_need_a_seed_on_each():
 
     build, _ = pretend()
     with pytest.raises(ConfigError, match=r"needs 6.0 kB, and 5.9 kB are allowed on each device"):
-        settle(list(range(8)), [Device()] * 4, Processes(), build, allowed=5900)
+        plan(list(range(8)), [Device()] * 4, Processes(), build, allowed=5900)
 
 
 class Crowd(Processes):
@@ -160,13 +172,13 @@ class Crowd(Processes):
 
 def test_processes_agree_on_the_narrowest():
     build, compiled = pretend()
-    result = settle(list(range(32)), jax.devices(), Crowd(other=4), build, allowed=10**9)
+    result = plan(list(range(32)), jax.devices(), Crowd(other=4), build, allowed=10**9)
     assert compiled == [16, 4] and [each.mine for each in result.rounds] == [
         list(range(start, start + 4)) for start in (0, 8, 16, 24)
     ]
     assert result.line.startswith("4 rounds of 8: 32 seeds need") and "in each process" in result.line
     with pytest.raises(ConfigError, match="another process"):
-        settle(list(range(32)), jax.devices(), Crowd(other=0), build, allowed=10**9)
+        plan(list(range(32)), jax.devices(), Crowd(other=0), build, allowed=10**9)
 
 
 def test_a_compiler_that_runs_out_of_memory_means_narrower(monkeypatch):
@@ -183,11 +195,11 @@ def test_a_compiler_that_runs_out_of_memory_means_narrower(monkeypatch):
 
 
 def test_need_is_at_least_the_state(env, config, hypers):
-    built = phases_of(env, config, hypers, jax.devices(), 8, 2)
+    built = phases_of(env, config, jax.devices(), 8, 2)
     need = prepare(built, 8, float("inf"))
     sweep, iterations, _ = built[0]
     assert sum(sweep.parameters(8).values()) > 1000
-    state, clock, _ = sweep.prefill(sweep.init(range(8)))
+    state, clock, _ = sweep.prefill(sweep.init(range(8), hypers))
     held = sum(x.nbytes for x in jax.tree.leaves(state) if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key))
     assert held < need < 100 * held
     sweep.advance(state, clock, iterations)
@@ -197,10 +209,32 @@ def test_need_is_at_least_the_state(env, config, hypers):
     assert all(jax.tree.leaves(same))
 
 
+STATE = object.__new__(TrainState)  # for sweeps that never look at it
+
+
+class Scored(Sweep):
+    """A sweep whose evaluation episodes score seed + point, and one more."""
+
+    def __init__(self):
+        pass
+
+    def evaluate(self, state, seeds, point):
+        scores = np.array(seeds, float)[:, None] + point + np.array([0.0, 1.0])
+        return scores, np.ones_like(scores)
+
+
+def test_evaluations_are_numbered_and_leave_out_padding():
+    evaluate = Evaluator(Round([4, 5], [4, 5, 5, 5]), Processes())
+    for point in range(3):
+        np.testing.assert_array_equal(evaluate(Scored(), STATE), [4.5 + point, 5.5 + point])
+    evaluate = Evaluator(Round([6], [6]), Processes())
+    np.testing.assert_array_equal(evaluate(Scored(), STATE), [6.5])  # each round counts its own
+
+
 def test_chunks_are_equal_and_cover_the_steps():
     config = run.parse(["--preset", "micro", "--steps", "2000"]).config
     for todo in (1, 7, 100, 1983):
         for points in (1, 3, 20):
-            iterations, chunks = plan(config, todo, points)
+            iterations, chunks = split_chunks(config, todo, points)
             steps = iterations * chunks * config.schedule[0]
             assert todo <= steps < todo + config.schedule[0] * (1 + chunks) and chunks <= points

@@ -1,6 +1,6 @@
-"""stages/rssm.py against plain numpy, computed from the same weights, and what an episode's start must forget.
+"""rssm.py's verbs against plain numpy, computed from the same weights, and what an episode's start must forget.
 
-Axes: B batch, D deter, S categoricals, K classes, E embed, A action vector.
+Axes: T time, B batch, D deter, S categoricals, K classes, E embed, A action vector.
 """
 
 import chex
@@ -14,7 +14,7 @@ from stages import rssm
 from stages.config import ModelConfig
 from stages.rssm import RSSM, Latent
 
-B, D, S, K, E, A, RATIO = 6, 12, 3, 4, 5, 2, 0.01
+T, B, D, S, K, E, A, RATIO = 5, 6, 12, 3, 4, 5, 2, 0.01
 MODEL = ModelConfig(deter=D, blocks=3, hidden=7, stoch=S, classes=K)
 close = chex.assert_trees_all_close
 
@@ -32,14 +32,14 @@ def one_hot(index, count: int) -> np.ndarray:
 
 
 class Inputs:
-    """Random inputs of one step."""
+    """Random inputs of one step, or with `lead` of a window of them; the latent is before the first."""
 
-    def __init__(self, seed: int):
+    def __init__(self, seed: int, lead: tuple[int, ...] = ()):
         rng = np.random.default_rng(seed)
-        normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
-        self.latent = Latent(normal(B, D), one_hot(rng.integers(0, K, (B, S)), K))
-        self.action, self.embed = normal(B, A) * 2, normal(B, E)
-        self.uniform = rng.uniform(size=(B, S)).astype(np.float32)
+        normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+        self.latent = Latent(normal(B, D), jnp.asarray(one_hot(rng.integers(0, K, (B, S)), K)))
+        self.action, self.embed = normal(*lead, B, A) * 2, normal(*lead, B, E)
+        self.uniform = jnp.asarray(rng.uniform(size=(*lead, B, S)), jnp.float32)
 
 
 # ---- the same in numpy, float64, one sample at a time --------------------------------------------------------------
@@ -82,12 +82,6 @@ def deter_by_hand(model: RSSM, deter, stoch, action):
     return (update * np.tanh(sigmoid(reset) * cand) + (1 - update) * slices).reshape(-1)
 
 
-def action_share_by_hand(model: RSSM, action):
-    """What an action adds to the cell's hidden layer [D]: the last rows of its weights are the action's."""
-    projected = dense(model.from_action, np.float64(action))
-    return np.concatenate([projected @ np.float64(model.gru.hidden[-MODEL.hidden :, g]) for g in range(MODEL.blocks)])
-
-
 def prior_by_hand(model: RSSM, deter):
     """Logits [S, K] without an observation."""
     for layer in model.prior.layers:
@@ -100,63 +94,93 @@ def posterior_by_hand(model: RSSM, deter, embed):
     return linear(model.post_out, dense(model.post, np.concatenate([deter, embed]))).reshape(S, K)
 
 
-def sample_by_hand(logits, uniform):
-    """One-hot [S, K]: the first class whose cumulative probability exceeds the uniform number."""
+def probs_by_hand(logits, ratio):
+    """Softmax with a uniform share."""
     exp = np.exp(logits - logits.max(-1, keepdims=True))
-    probs = (1 - RATIO) * exp / exp.sum(-1, keepdims=True) + RATIO / K
+    return (1 - ratio) * exp / exp.sum(-1, keepdims=True) + ratio / K
+
+
+def sample_by_hand(logits, uniform, ratio=RATIO):
+    """One-hot [S, K]: the first class whose cumulative probability exceeds the uniform number."""
+    probs = probs_by_hand(logits, ratio)
     return one_hot([int(np.argmax(np.cumsum(p) > u)) for p, u in zip(probs, uniform, strict=True)], K)
 
 
 # ---- steps ---------------------------------------------------------------------------------------------------------
 
 
-def run_posterior(model, latent, action, embed, reset, uniform):
-    """posterior_step with the parts that a scan computes beforehand."""
-    projected, share = rssm.action_share(model, action, reset), rssm.embed_share(model, embed)
-    return rssm.posterior_step(model, latent, projected, share, reset, uniform, RATIO)
+def observe_row(model, latent, action, embed, reset, uniform, ratio=RATIO):
+    """observe, of a window of one row: (state, posterior, prior), [B, ...]."""
+    row = [x[None] for x in (embed, action, reset, uniform)]
+    return jax.tree.map(lambda x: x[0], rssm.observe(model, latent, *row, ratio))
 
 
-def run_prior(model, latent, action, uniform):
-    """prior_step likewise."""
-    projected = rssm.action_share(model, action, jnp.zeros(action.shape[:-1], bool))
-    return rssm.prior_step(model, latent, projected, uniform, RATIO)
-
-
+@pytest.mark.parametrize("ratio", [0.0, RATIO])
 @pytest.mark.parametrize("resets", [[], [1, 4]])
-def test_posterior_step_agrees_with_numpy(model, resets):
+def test_observe_agrees_with_numpy(model, resets, ratio):
     x = Inputs(1)
     reset = np.isin(np.arange(B), resets)
-    latent, logits = jax.jit(run_posterior)(model, x.latent, x.action, x.embed, reset, x.uniform)
+    latent, post, prior = jax.jit(observe_row)(model, x.latent, x.action, x.embed, reset, x.uniform, ratio)
     for b in range(B):
         keep = 0 if reset[b] else 1
         deter = deter_by_hand(model, keep * x.latent.deter[b], keep * x.latent.stoch[b], keep * x.action[b])
-        by_hand = posterior_by_hand(model, deter, x.embed[b])
-        close((latent.deter[b], logits[b]), (deter, by_hand), rtol=1e-4, atol=1e-4)
-        close(latent.stoch[b], sample_by_hand(by_hand, x.uniform[b]), atol=1e-6)
+        close(latent.deter[b], deter, rtol=1e-4, atol=1e-4)
+        logits, prior_logits = posterior_by_hand(model, deter, x.embed[b]), prior_by_hand(model, deter)
+        close(latent.stoch[b], sample_by_hand(logits, x.uniform[b], ratio), atol=1e-6)
+        for dist, by_hand in ((post, logits), (prior, prior_logits)):
+            probs = probs_by_hand(by_hand, ratio)
+            close((dist.probs[b], dist.logp[b]), (probs, np.log(probs)), rtol=1e-4, atol=1e-4)
 
 
-def test_prior_step_agrees_with_numpy(model):
+@pytest.mark.parametrize("resets", [[], [1, 4]])
+def test_observe_step_agrees_with_numpy(model, resets):
+    x = Inputs(1)
+    reset = np.isin(np.arange(B), resets)
+    latent = jax.jit(rssm.observe_step)(model, x.latent, x.embed, x.action, reset, x.uniform, RATIO)
+    for b in range(B):
+        keep = 0 if reset[b] else 1
+        deter = deter_by_hand(model, keep * x.latent.deter[b], keep * x.latent.stoch[b], keep * x.action[b])
+        close(latent.deter[b], deter, rtol=1e-4, atol=1e-4)
+        close(latent.stoch[b], sample_by_hand(posterior_by_hand(model, deter, x.embed[b]), x.uniform[b]), atol=1e-6)
+
+
+def test_imagine_step_agrees_with_numpy(model):
     x = Inputs(2)
-    latent = jax.jit(run_prior)(model, x.latent, x.action, x.uniform)
+    latent = jax.jit(rssm.imagine_step)(model, x.latent, x.action, x.uniform, RATIO)
     for b in range(B):
         deter = deter_by_hand(model, x.latent.deter[b], x.latent.stoch[b], x.action[b])
-        logits = prior_by_hand(model, deter)
-        close(rssm.prior_logits(model, latent.deter[b]), logits, rtol=1e-4, atol=1e-4)
         close(latent.deter[b], deter, rtol=1e-4, atol=1e-4)
-        close(latent.stoch[b], sample_by_hand(logits, x.uniform[b]), atol=1e-6)
+        close(latent.stoch[b], sample_by_hand(prior_by_hand(model, deter), x.uniform[b]), atol=1e-6)
 
 
 def test_prior_and_posterior_advance_the_same_deter(model):
     x = Inputs(3)
-    seen, _ = jax.jit(run_posterior)(model, x.latent, x.action, x.embed, np.zeros(B, bool), x.uniform)
-    close(jax.jit(run_prior)(model, x.latent, x.action, x.uniform).deter, seen.deter, rtol=1e-5, atol=1e-6)
+    seen = jax.jit(rssm.observe_step)(model, x.latent, x.embed, x.action, np.zeros(B, bool), x.uniform, RATIO)
+    imagined = jax.jit(rssm.imagine_step)(model, x.latent, x.action, x.uniform, RATIO)
+    close(imagined.deter, seen.deter, rtol=1e-5, atol=1e-6)
 
 
-def test_splitting_the_posterior_layer_equals_the_joined_one(model):
+def test_observe_is_observe_step_by_step(model):
+    x = Inputs(4, (T,))
+    is_first = np.zeros((T, B), bool)
+    is_first[[0, 2, 2, 4], [1, 0, 3, 3]] = True
+    window, post, prior = jax.jit(rssm.observe)(model, x.latent, x.embed, x.action, is_first, x.uniform, RATIO)
+    chex.assert_shape([window.stoch, post.probs, post.logp, prior.probs, prior.logp], (T, B, S, K))
+    step, latent = jax.jit(rssm.observe_step), x.latent
+    for t in range(T):
+        latent = step(model, latent, x.embed[t], x.action[t], is_first[t], x.uniform[t], RATIO)
+        close(window.deter[t], latent.deter, rtol=1e-5, atol=1e-6)
+        close(window.stoch[t], latent.stoch, atol=1e-6)
+
+
+def test_steps_take_any_leading_axes(model):
     x = Inputs(4)
-    split = rssm.posterior_logits(model, x.latent.deter, rssm.embed_share(model, x.embed))
-    joined = np.stack([posterior_by_hand(model, d, e) for d, e in zip(x.latent.deter, x.embed, strict=True)])
-    close(split, joined, rtol=1e-4, atol=1e-4)
+    two = lambda tree: jax.tree.map(lambda y: y.reshape(2, 3, *y.shape[1:]), tree)
+    rows = (x.embed, x.action, jnp.zeros(B, bool).at[2].set(True), x.uniform)
+    flat = rssm.observe_step(model, x.latent, *rows, RATIO), rssm.imagine_step(model, x.latent, *rows[1::2], RATIO)
+    rows, latent = two(rows), two(x.latent)
+    cut = rssm.observe_step(model, latent, *rows, RATIO), rssm.imagine_step(model, latent, *rows[1::2], RATIO)
+    close(cut, two(flat), rtol=1e-5, atol=1e-5)
 
 
 def test_samples_carry_gradient_to_the_logits_and_through_time(model):
@@ -164,10 +188,22 @@ def test_samples_carry_gradient_to_the_logits_and_through_time(model):
     weights = Inputs(6).latent.deter[:, :K]
 
     def later(deter):
-        first = run_prior(model, Latent(deter, x.latent.stoch), x.action, x.uniform)
+        first = rssm.imagine_step(model, Latent(deter, x.latent.stoch), x.action, x.uniform, RATIO)
         return (first.stoch * weights[:, None]).sum()
 
     assert (jnp.abs(jax.jit(jax.grad(later))(x.latent.deter)).max(-1) > 1e-6).all()
+
+
+def test_observed_samples_carry_gradient_through_time(model):
+    """From a window's last deter to its first embedding: that reaches it through samples alone."""
+    x = Inputs(6, (T,))
+    none = jnp.zeros((T, B), bool)
+
+    def last(embed):
+        return jnp.square(rssm.observe(model, x.latent, embed, x.action, none, x.uniform, RATIO)[0].deter[-1]).sum()
+
+    grad = np.abs(jax.jit(jax.grad(last))(x.embed)).max(-1)
+    assert (grad[:-1] > 0).all() and (grad[-1] == 0).all()
 
 
 # ---- episodes begin with nothing -----------------------------------------------------------------------------------
@@ -175,22 +211,23 @@ def test_samples_carry_gradient_to_the_logits_and_through_time(model):
 
 @pytest.mark.parametrize("reset", [True, False])
 def test_an_episodes_first_state_has_no_trace_of_the_past(model, reset):
-    past, other, resets = Inputs(7), Inputs(8), np.full(B, reset)
+    past, other, resets = Inputs(7), Inputs(8), jnp.full(B, reset)
 
     def state(latent, action):
-        return run_posterior(model, latent, action, past.embed, resets, past.uniform)
+        latent, post, _ = observe_row(model, latent, action, past.embed, resets, past.uniform)
+        return latent, post.logp
 
     step = jax.jit(state)
-    (here, logits), (there, there_logits) = step(past.latent, past.action), step(other.latent, other.action)
+    (here, logp), (there, there_logp) = step(past.latent, past.action), step(other.latent, other.action)
     same = lambda x, y: bool((x == y).all())
-    assert same(here.deter, there.deter) == same(logits, there_logits) == reset
+    assert same(here.deter, there.deter) == same(logp, there_logp) == reset
     if reset:
         assert same(here.stoch, there.stoch)
 
     def reach(latent, action):
         """A number that all of the new state goes into."""
-        new, logits = state(latent, action)
-        return (new.deter**2).sum() + (logits**2).sum() + (new.stoch * past.uniform[..., None]).sum()
+        new, logp = state(latent, action)
+        return (new.deter**2).sum() + (logp**2).sum() + (new.stoch * past.uniform[..., None]).sum()
 
     grads = jax.jit(jax.grad(reach, (0, 1)))(past.latent, past.action)
     for grad in jax.tree.leaves(grads):
@@ -201,22 +238,42 @@ def test_an_episodes_first_state_has_no_trace_of_the_past(model, reset):
 def test_a_reset_wipes_its_own_row_only(model):
     x = Inputs(9)
     reset = np.array([True, False, True, False, False, False])
-    wiped = rssm.wipe(x.latent, reset)
-    keep = (~reset).astype(np.float32)
-    close(wiped, Latent(x.latent.deter * keep[:, None], x.latent.stoch * keep[:, None, None]))
+    keep = (~reset).astype(np.float32)[:, None]
+    wiped = Latent(x.latent.deter * keep, x.latent.stoch * keep[..., None])
+    step = jax.jit(observe_row)
+    rest = (x.embed, np.zeros(B, bool), x.uniform)
+    new = step(model, x.latent, x.action, x.embed, reset, x.uniform)
+    close(new, step(model, wiped, x.action * keep, *rest), rtol=1e-6, atol=1e-6)
+    changed = (np.asarray(new[0].deter) != step(model, x.latent, x.action, *rest)[0].deter).any(-1)
+    chex.assert_trees_all_equal(changed, reset)
 
 
 def test_a_first_state_after_a_wipe_equals_one_from_the_initial_state(model):
     x = Inputs(10)
-    begin = rssm.initial(model, (B,), D, jnp.float32)
+    begin = rssm.initial(model, (B,), jnp.dtype(jnp.float32))
     chex.assert_tree_all_finite(begin)
     chex.assert_trees_all_equal(begin, Latent(jnp.zeros((B, D)), jnp.zeros((B, S, K))))
-    step = jax.jit(run_posterior)
+    step = jax.jit(observe_row)
     wiped = step(model, x.latent, x.action, x.embed, np.ones(B, bool), x.uniform)
     close(step(model, begin, 0 * x.action, x.embed, np.zeros(B, bool), x.uniform), wiped, rtol=1e-6, atol=1e-6)
 
 
-# ---- records and inputs --------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("lead", [(), (2,), (2, 3)])
+def test_the_initial_state_has_any_leading_axes_and_type(model, lead, dtype):
+    begin = rssm.initial(model, lead, jnp.dtype(dtype))
+    chex.assert_trees_all_equal(begin, Latent(jnp.zeros((*lead, D), dtype), jnp.zeros((*lead, S, K), dtype)))
+    chex.assert_type([begin.deter, begin.stoch], dtype)
+
+
+# ---- actions -------------------------------------------------------------------------------------------------------
+
+
+def deters(model, latent, action, reset):
+    """Where both kinds of step go from one state [D]: (with an observation, without one)."""
+    zeros = jnp.zeros((S,))
+    seen = rssm.observe_step(model, latent, jnp.zeros(E), action, jnp.array(reset), zeros, RATIO)
+    return seen.deter, rssm.imagine_step(model, latent, action, zeros, RATIO).deter
 
 
 @pytest.mark.parametrize(
@@ -224,26 +281,39 @@ def test_a_first_state_after_a_wipe_equals_one_from_the_initial_state(model):
     [([0.5, -0.25], [0.5, -0.25]), ([3.0, -0.5], [1, -0.5]), ([-4.0, 0.2], [-1, 0.2]), ([1.0, 7.0], [1, 1])],
 )
 def test_actions_beyond_one_are_scaled_back_entry_by_entry(model, action, read):
-    share = rssm.action_share(model, jnp.float32(action), jnp.array(False))
-    close(share, action_share_by_hand(model, read), rtol=1e-4, atol=1e-5)
+    close(rssm.bound_action(jnp.float32(action)), np.float32(read))
+    latent = jax.tree.map(lambda x: x[0], Inputs(11).latent)
+    by_hand = deter_by_hand(model, latent.deter, latent.stoch, np.float64(read))
+    for deter in deters(model, latent, jnp.float32(action), False):
+        close(deter, by_hand, rtol=1e-4, atol=1e-5)
 
 
 def test_the_action_before_a_reset_is_none(model):
-    share = rssm.action_share(model, jnp.float32([[0.5, -0.25]] * 2), jnp.array([True, False]))
-    close(share, np.stack([action_share_by_hand(model, a) for a in ([0, 0], [0.5, -0.25])]), rtol=1e-4, atol=1e-5)
+    nothing = rssm.initial(model, (), jnp.dtype(jnp.float32))
+    for reset, read in ((True, [0, 0]), (False, [0.5, -0.25])):
+        by_hand = deter_by_hand(model, nothing.deter, nothing.stoch, np.float64(read))
+        close(deters(model, nothing, jnp.float32([0.5, -0.25]), reset)[0], by_hand, rtol=1e-4, atol=1e-5)
 
 
-def test_the_action_scale_passes_no_gradient(model):
-    weights = np.float32(np.arange(D))
-    project = lambda a: (rssm.action_share(model, a, jnp.array(False)) * weights).sum()
+@pytest.mark.parametrize("verb", [0, 1], ids=["observe", "imagine"])
+def test_the_action_scale_passes_no_gradient(model, verb):
+    latent = jax.tree.map(lambda x: x[0], Inputs(11).latent)
+    weights = jnp.arange(D, dtype=jnp.float32)
+    project = lambda a: (deters(model, latent, a, False)[verb] * weights).sum()
     # d (a / sg(|a|)) / da = 1 / |a|, where a normalised a would have no slope at all.
-    close(jax.grad(project)(jnp.float32([4, -2])), jax.grad(project)(jnp.float32([1, -1])) / np.float32([4, 2]))
+    far, near = (jax.grad(project)(jnp.float32(a)) for a in ([4, -2], [1, -1]))
+    close(far, near / np.float32([4, 2]))
+    assert (near != 0).all()
+
+
+# ---- records and types ---------------------------------------------------------------------------------------------
 
 
 def test_feat_is_deter_then_stoch_flattened():
     x = Inputs(11)
-    feat = rssm.feat(x.latent)
+    feat = x.latent.feat
     chex.assert_shape(feat, (B, D + S * K))
+    assert feat.shape[-1] == MODEL.feat
     chex.assert_trees_all_equal(feat[2], np.concatenate([x.latent.deter[2], *x.latent.stoch[2]]))
 
 
@@ -251,16 +321,19 @@ def test_feat_is_deter_then_stoch_flattened():
 def test_classes_and_one_hot_go_round(classes):
     index = np.random.default_rng(0).integers(0, classes, (5, S))
     index[0] = [0, classes - 1, 1]
-    stored = rssm.classes_of(Latent(jnp.zeros((5, D)), jax.nn.one_hot(index, classes)))
+    stored = Latent(jnp.zeros((5, D)), jax.nn.one_hot(index, classes)).classes
     assert stored.dtype == jnp.uint8
     chex.assert_trees_all_equal(stored, index.astype(np.uint8))
     chex.assert_trees_all_equal(jax.nn.one_hot(stored, classes), one_hot(index, classes))
 
 
-def test_a_step_keeps_the_compute_type(model):
+def test_every_verb_keeps_the_compute_type(model):
     x = Inputs(12)
     half = lambda tree: jax.tree.map(lambda a: jnp.asarray(a, jnp.bfloat16), tree)
-    latent, logits = jax.eval_shape(
-        run_posterior, model, half(x.latent), half(x.action), half(x.embed), np.zeros(B, bool), x.uniform
-    )
-    assert latent.deter.dtype == latent.stoch.dtype == logits.dtype == jnp.bfloat16
+    latent, action, embed, none = half(x.latent), half(x.action), half(x.embed), jnp.zeros(B, bool)
+    seen, post, prior = jax.eval_shape(observe_row, model, latent, action, embed, none, x.uniform)
+    step = jax.eval_shape(rssm.observe_step, model, latent, embed, action, none, x.uniform, RATIO)
+    imagined = jax.eval_shape(rssm.imagine_step, model, latent, action, x.uniform, RATIO)
+    for state in (seen, step, imagined):
+        assert state.deter.dtype == state.stoch.dtype == jnp.bfloat16
+    assert all(y.dtype == jnp.float32 for y in jax.tree.leaves((post, prior)))

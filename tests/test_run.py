@@ -66,6 +66,14 @@ def test_explore_then_adapt(tmp_path, capsys):
     assert "zero-shot" in capsys.readouterr().out
 
 
+def test_only_exploring_without_the_reward_is_zero_shot(tmp_path):
+    code, folder = start(tmp_path, "--mode", "mix", "--steps", "30")
+    assert code == 0
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["mode"] == "mix" and summary["zero_shot"] is None and len(summary["score"]) == 2
+    assert all(np.isfinite(row["eval/score"]) for row in rows(folder))
+
+
 # The smallest run that trains, of every id that gymnax has and can make without a download.
 @pytest.mark.parametrize("name", registry.ids())
 def test_every_environment_trains(tmp_path, name):

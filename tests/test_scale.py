@@ -1,4 +1,4 @@
-"""The same sweep at once, in rounds, and over two real processes: the same numbers, told once."""
+"""The same sweep at once, in rounds, and over two real processes: the same numbers, logged once."""
 
 import json
 import os
@@ -20,10 +20,10 @@ SWEEP = [*TINY, "--seeds", str(SEEDS), "--steps", "60", "--mode", "explore"]
 PATIENCE = 300  # seconds, before a test gives up on its processes
 
 
-def told(folder):
+def logged(folder):
     """Rows of metrics.jsonl by (step, seed), without what the clock says, and the summary."""
     table = {(row["step"], row["seed"]): row for row in rows(folder)}
-    assert len(table) == len(rows(folder)), "a row was told twice"
+    assert len(table) == len(rows(folder)), "a row was logged twice"
     for row in table.values():
         assert row.pop("fps/policy") > 0 and row.pop("fps/train") > 0
     return table, json.loads((folder / "summary.json").read_text())
@@ -31,7 +31,7 @@ def told(folder):
 
 def same(one, other):
     """The same rows and scores, but for the order of sums."""
-    (table, summary), (table_other, summary_other) = told(one), told(other)
+    (table, summary), (table_other, summary_other) = logged(one), logged(other)
     assert table.keys() == table_other.keys() and {seed for _, seed in table} == set(range(SEEDS))
     for at, row in table.items():
         assert row.keys() == table_other[at].keys()
@@ -52,8 +52,8 @@ def at_once(tmp_path_factory):
     return folder
 
 
-def test_padding_is_not_told(at_once):
-    _, summary = told(at_once)
+def test_padding_is_not_logged(at_once):
+    _, summary = logged(at_once)
     assert (summary["side_by_side"], summary["rounds"], summary["processes"]) == (8, 1, 1)
     assert summary["seeds"] == list(range(SEEDS)) and summary["count"] == SEEDS
     assert all(len(summary[name]) == SEEDS for name in ("score", "zero_shot", "untrained"))
@@ -126,7 +126,7 @@ def test_two_processes_give_the_same_numbers_in_one_folder(at_once, tmp_path):
     assert "of each of 2 processes" in said and "interquartile mean" in said
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     assert {path.name for path in (tmp_path / "run").iterdir()} == {path.name for path in at_once.iterdir()}
-    assert told(tmp_path / "run")[1]["processes"] == 2
+    assert logged(tmp_path / "run")[1]["processes"] == 2
     same(at_once, tmp_path / "run")
 
 

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from stages import sweep as sweep_stage
-from stages.sweep import Sweep, in_lanes, lane_of, mesh_for, over_seeds
+from stages import train
+from stages.runs import sweep as sweep_stage
+from stages.runs.sweep import Sweep, in_lanes, lane_of, mesh_for, over_seeds
 from tests.conftest import tree_equal
 
 ITERATIONS = 8
@@ -22,8 +23,8 @@ ITERATIONS = 8
 def play(env, config, hypers, seeds, devices, lane=0):
     """Prefill and two chunks -> sweep, state, clock, last progress."""
     config = dataclasses.replace(config, lane=lane)
-    sweep = Sweep(env, config, hypers, mesh_for(len(seeds), jax.devices()[:devices]))
-    state, clock, _ = sweep.prefill(sweep.init(seeds))
+    sweep = Sweep(env, config, mesh_for(len(seeds), jax.devices()[:devices]))
+    state, clock, _ = sweep.prefill(sweep.init(seeds, hypers))
     for _ in range(2):
         state, clock, progress = sweep.advance(state, clock, ITERATIONS)
     return sweep, state, clock, progress
@@ -32,7 +33,7 @@ def play(env, config, hypers, seeds, devices, lane=0):
 @pytest.fixture(scope="module")
 def together(env, config, hypers):
     """Seeds 4 to 7 on one device, all at once: the plain form."""
-    with mock.patch.object(sweep_stage, "CACHED", 0):
+    with mock.patch.object(sweep_stage, "CPU_LANE", 0):
         return play(env, config, hypers, [4, 5, 6, 7], 1)
 
 
@@ -83,6 +84,48 @@ def test_seed_alone_equals_that_seed_in_a_sweep(together, alone, config):
     chex.assert_trees_all_close(pick(progress, 3), pick(progress_one, 0), rtol=1e-4, atol=1e-4)
 
 
+def test_learning_rates_side_by_side_equal_runs_alone(env, config, hypers):
+    """Two seeds with two learning rates each, in one program, against four runs of one seed."""
+    seeds, rates = [0, 1, 0, 1], [1e-3, 1e-3, 4e-3, 4e-3]
+    each = [dataclasses.replace(hypers, lr=rate) for rate in rates]
+    stacked = jax.tree.map(lambda *values: jnp.array(values), *each)
+    _, many, clock, progress = play(env, config, stacked, seeds, 1)
+    pick = lambda tree, i: jax.tree.map(lambda x: np.asarray(x[i]), tree)
+    alone = Sweep(env, config, mesh_for(1, jax.devices()[:1]))
+    steps, weights = int(clock.step), []
+    for i, (seed, rate) in enumerate(zip(seeds, rates, strict=True)):
+        state, clock_one, _ = alone.prefill(alone.init([seed], dataclasses.replace(hypers, lr=rate)))
+        for _ in range(2):
+            state, clock_one, progress_one = alone.advance(state, clock_one, ITERATIONS)
+        assert int(clock_one.step) == steps and many.hypers.lr[i] == state.hypers.lr[0] == np.float32(rate)
+        np.testing.assert_array_equal(many.ring.action[i, :steps], state.ring.action[0, :steps])
+        np.testing.assert_array_equal(many.ring.obs[i, :steps], state.ring.obs[0, :steps])
+        chex.assert_trees_all_close(pick(progress, i), pick(progress_one, 0), rtol=1e-4, atol=1e-4)
+        one = pick(state.agent, 0)
+        chex.assert_trees_all_close(pick(many.agent, i), one, rtol=1e-4, atol=5e-4)
+        weights.append(np.concatenate([x.ravel() for x in jax.tree.leaves(one)]))
+    assert alone.traces["advance"] == 1, "hypers are data: another learning rate compiles nothing"
+    for seed in (0, 1):  # and each rate shows, far beyond the tolerance
+        assert np.abs(weights[seed] - weights[seed + 2]).max() > 5e-3
+
+
+def test_adapt_is_what_each_seed_does_alone(env, config, hypers):
+    """Sweep.adapt on two devices against train.adapt of every seed; and it compiles from shapes alone."""
+    explore = dataclasses.replace(config, mode="explore")
+    sweep = Sweep(env, explore, mesh_for(4, jax.devices()[:2]))
+    state = sweep.init([4, 5, 6, 7], hypers)
+    rows = lambda tree, i: jax.tree.map(lambda x: x[i], tree)
+    wanted = [train.adapt(rows(state, i)) for i in range(4)]
+    shapes = sweep.adapted(sweep.shapes(4)[0])
+    adapted = sweep.adapt(state)
+    assert adapted.agent.explorer is None and adapted.agent.novelty is None and adapted.targets.explorer is None
+    assert jax.tree.structure(adapted) == jax.tree.structure(shapes) == jax.tree.structure(wanted[0])
+    same = lambda x, y: x.shape == y.shape and x.dtype == y.dtype and x.sharding.is_equivalent_to(y.sharding, x.ndim)
+    assert all(jax.tree.leaves(jax.tree.map(same, adapted, shapes)))
+    for i in range(4):
+        assert tree_equal(rows(adapted, i), wanted[i])
+
+
 def test_seeds_differ(together):
     _, state, clock, _ = together
     actions = np.asarray(state.ring.action[:, : int(clock.step)])
@@ -119,11 +162,11 @@ def test_state_is_donated_to_the_last_byte(request, sweep):
 
 
 @pytest.mark.parametrize(("seeds", "copies"), [(1, 0), (2, 1)])
-def test_rings_are_not_copied(env, config, hypers, seeds, copies):
+def test_rings_are_not_copied(env, config, seeds, copies):
     """A lane among others is copied out and back; one that is alone works in place, and so does all that it calls."""
     replay = dataclasses.replace(config.replay, capacity=1_000_000)
     large = dataclasses.replace(config, steps=1_000_000, envs=1, replay=replay)
-    sweep = Sweep(env, large, hypers, mesh_for(seeds, jax.devices()[:1]))
+    sweep = Sweep(env, large, mesh_for(seeds, jax.devices()[:1]))
     state, clock = sweep.shapes(seeds)
     one = sum(np.prod(x.shape[1:]) * x.dtype.itemsize for x in jax.tree.leaves(state.ring))
     assert one > 1e8
@@ -137,7 +180,7 @@ def test_rings_are_not_copied(env, config, hypers, seeds, copies):
 
 
 def walk(state, clock):
-    """A stage of one seed: its state, the clock, what it tells."""
+    """A stage of one seed: its state, the clock, what it reports."""
     key, key_step = jr.split(state["key"])
     x = state["x"] * (1 + clock) + jr.normal(key_step, (3,))
     return {"key": key, "x": x}, clock + 2, {"sum": x.sum(), "clock": clock}
@@ -179,7 +222,7 @@ def test_lanes_on_each_device(devices, lane):
 
 
 def test_lane_of_suits_the_machine(config):
-    mesh = lambda platform: mock.Mock(devices=np.array([mock.Mock(platform=platform)]))
+    mesh = lambda platform: mock.Mock(spec=Mesh, devices=np.array([mock.Mock(platform=platform)]))
     lane = lambda lane, platform: lane_of(dataclasses.replace(config, lane=lane), mesh(platform))
     assert [lane(0, "cpu"), lane(0, "gpu"), lane(3, "cpu"), lane(3, "gpu")] == [1, 0, 3, 3]
 

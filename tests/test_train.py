@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from stages import train
-from stages.optimizer import WIDTH, tensor_rows
+from stages.fast.rows import WIDTH, from_rows, tensor_rows
 from stages.replay import Clock
 from tests.conftest import tree_equal
 
@@ -20,13 +20,13 @@ from tests.conftest import tree_equal
 def started(env, config, hypers):
     """A prefilled seed."""
     state = jax.jit(lambda key: train.init(env, config, hypers, key=key))(jr.key(3))
-    return jax.jit(lambda s: train.collect_steps(env, config, hypers, s, Clock.zero(), config.prefill))(state)
+    return jax.jit(lambda s: train.collect_steps(env, config, s, Clock.zero(), config.prefill))(state)
 
 
 @pytest.fixture(scope="module")
 def advance(env, config, hypers):
     """advance(state, clock, iterations), compiled for each number of iterations."""
-    return functools.cache(lambda n: jax.jit(functools.partial(train.advance, env, config, hypers, n)))
+    return functools.cache(lambda n: jax.jit(functools.partial(train.advance, env, config, n)))
 
 
 def test_every_leaf_of_the_state_is_an_array(started):
@@ -68,8 +68,8 @@ def test_update_moves_every_part_and_the_slow_critic_a_little(started, config, h
     state, clock, _ = started
     # The warm-up's first update has a learning rate of zero, and the output layers that start at zero hide what is
     # below them until they have moved: so three updates. So small a model's latents cost less than the free nats.
-    hypers = dataclasses.replace(hypers, free_nats=0.0)
-    step = jax.jit(functools.partial(train.update, config, hypers))
+    state = dataclasses.replace(state, hypers=dataclasses.replace(state.hypers, free_nats=jnp.float32(0)))
+    step = jax.jit(functools.partial(train.update, config))
     after, later = state, clock
     for _ in range(3):
         before = after
@@ -93,7 +93,7 @@ def test_update_moves_every_part_and_the_slow_critic_a_little(started, config, h
 
 def test_update_writes_fresh_latents_and_nothing_else_to_the_ring(started, config, hypers):
     state, clock, _ = started
-    after, _, _ = jax.jit(functools.partial(train.update, config, hypers))(state, clock)
+    after, _, _ = jax.jit(functools.partial(train.update, config))(state, clock)
     for name in ("obs", "action", "reward", "is_first", "is_last", "is_terminal"):
         np.testing.assert_array_equal(getattr(state.ring, name), getattr(after.ring, name))
     changed = (np.asarray(state.ring.deter) != np.asarray(after.ring.deter)).any(-1)
@@ -102,7 +102,7 @@ def test_update_writes_fresh_latents_and_nothing_else_to_the_ring(started, confi
 
 def test_learning_rate_warms_up_from_zero(started, config, hypers):
     state, clock, _ = started
-    after, _, metrics = jax.jit(functools.partial(train.update, config, hypers))(state, clock)
+    after, _, metrics = jax.jit(functools.partial(train.update, config))(state, clock)
     assert tree_equal(state.agent, after.agent)
     assert float(metrics["opt/update_norm"]) == 0 and float(metrics["opt/grad_norm"]) > 0
 
@@ -111,25 +111,28 @@ def test_learning_rate_warms_up_from_zero(started, config, hypers):
 def test_exploring_seed_trains_then_adapts(env, config, hypers, mode):
     exploring = dataclasses.replace(config, mode=mode)
     state = jax.jit(lambda key: train.init(env, exploring, hypers, key=key))(jr.key(0))
-    prefill = lambda s: train.collect_steps(env, exploring, hypers, s, Clock.zero(), config.prefill)
+    prefill = lambda s: train.collect_steps(env, exploring, s, Clock.zero(), config.prefill)
     state, clock, _ = jax.jit(prefill)(state)
-    explored, clock, progress = jax.jit(functools.partial(train.advance, env, exploring, hypers, 3))(state, clock)
-    assert float(progress.metrics["explorer_disagreement"]) > 0
+    explored, clock, progress = jax.jit(functools.partial(train.advance, env, exploring, 3))(state, clock)
+    assert float(progress.metrics["explorer_replay_rew_disagreement"]) > 0
     assert not tree_equal(state.agent.explorer, explored.agent.explorer)
-    assert not tree_equal(state.agent.ensemble, explored.agent.ensemble)
+    assert not tree_equal(state.agent.novelty, explored.agent.novelty)
 
     adapted = train.adapt(explored)
-    assert adapted.agent.explorer is None and adapted.agent.ensemble is None and adapted.targets.explorer is None
+    assert adapted.agent.explorer is None and adapted.agent.novelty is None and adapted.targets.explorer is None
     assert tree_equal(adapted.agent.model, explored.agent.model)
-    # The optimiser's memory of what goes on is kept, and of what is left behind dropped.
+    # The optimiser's moments of what goes on are kept, and of what is left behind dropped.
     kept, whole = (tensor_rows(agent).sum() for agent in (adapted.agent, explored.agent))
-    memories = zip(jax.tree.leaves(adapted.optimizer), jax.tree.leaves(explored.optimizer), strict=True)
-    rows = [(now, then) for now, then in memories if then.ndim]
+    moments = zip(jax.tree.leaves(adapted.optimizer), jax.tree.leaves(explored.optimizer), strict=True)
+    rows = [(now, then) for now, then in moments if then.ndim]
     assert len(rows) == 2
     for now, then in rows:
-        assert then.shape == (whole, WIDTH) and tree_equal(now, then[:kept])
+        assert now.shape == (kept, WIDTH) and then.shape == (whole, WIDTH)
+        now, then = from_rows(now, adapted.agent), from_rows(then, explored.agent)
+        assert tree_equal((now.model, now.tasker), (then.model, then.tasker))
+        assert any((x != 0).any() for x in jax.tree.leaves(now))
     task = dataclasses.replace(config, mode="task")
-    later, _, progress = jax.jit(functools.partial(train.advance, env, task, hypers, 2))(adapted, clock)
+    later, _, progress = jax.jit(functools.partial(train.advance, env, task, 2))(adapted, clock)
     assert np.isfinite(float(progress.metrics["loss/recon"]))
     assert not tree_equal(later.agent.tasker, adapted.agent.tasker)
 
@@ -137,9 +140,9 @@ def test_exploring_seed_trains_then_adapts(env, config, hypers, mode):
 def test_bfloat16_trains_with_float32_parameters(env, config, hypers):
     half = dataclasses.replace(config, mode="mix", model=dataclasses.replace(config.model, dtype="bfloat16"))
     state = jax.jit(lambda key: train.init(env, half, hypers, key=key))(jr.key(0))
-    prefill = lambda s: train.collect_steps(env, half, hypers, s, Clock.zero(), half.prefill)
+    prefill = lambda s: train.collect_steps(env, half, s, Clock.zero(), half.prefill)
     state, clock, _ = jax.jit(prefill)(state)
-    after, _, progress = jax.jit(functools.partial(train.advance, env, half, hypers, 3))(state, clock)
+    after, _, progress = jax.jit(functools.partial(train.advance, env, half, 3))(state, clock)
     assert state.rollout.latent.deter.dtype == state.ring.deter.dtype == jnp.bfloat16
     assert {x.dtype for x in jax.tree.leaves(after.agent)} == {jnp.dtype("float32")}
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((after.agent, progress.metrics)))

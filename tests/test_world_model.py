@@ -1,6 +1,6 @@
 """world_model.py: the window row by row, every loss in plain numpy, and where gradients go.
 
-Axes: T rows, B windows.
+Axes: T rows, B windows, S categoricals, K classes.
 """
 
 import dataclasses
@@ -15,9 +15,12 @@ import pytest
 
 from stages import rssm
 from stages.config import Hypers
+from stages.networks.distributions import Categorical
 from stages.rssm import Latent
-from stages.world_model import WorldModel, action_vector, compute_dtype, model_loss, observe
+from stages.world_model import WorldModel, action_vector, balanced_kl, compute_dtype, model_loss, observe
 from tests.conftest import arbitrary
+from tests.test_distributions import categorical, close, either
+from tests.test_kernels import softmax
 
 T, B, RATIO = 6, 3, 0.01
 LOSSES = ("recon", "reward", "cont", "dyn", "rep")
@@ -103,43 +106,47 @@ def moved(grads) -> set[str]:
 # ---- observe -------------------------------------------------------------------------------------------------------
 
 
-def test_observe_is_posterior_step_row_by_row(model, window, seen):
+def test_observe_is_observe_step_row_by_row(model, window, seen):
     uniform = jr.uniform(window.key, (T, B, model.rssm.stoch))
 
     @jax.jit
     def one_row(latent, action, obs, is_first, uniform):
-        share = rssm.embed_share(model.rssm, model.encoder(obs, jnp.float32))
-        projected = rssm.action_share(model.rssm, action, is_first)
-        return rssm.posterior_step(model.rssm, latent, projected, share, is_first, uniform, RATIO)
+        """(state, posterior's probabilities without a uniform share) of one row of one window."""
+        embed = model.encoder(obs, model.dtype)
+        row = [x[None, None] for x in (embed, action, is_first, uniform)]
+        context = jax.tree.map(lambda x: x[None], latent)
+        _, post, _ = rssm.observe(model.rssm, context, *row, 0.0)
+        return rssm.observe_step(model.rssm, latent, embed, action, is_first, uniform, RATIO), post.probs[0, 0]
 
     for b in range(B):
         latent = jax.tree.map(lambda x: x[b], window.context)  # noqa: B023
         for t in range(T):
-            latent, logits = one_row(
-                latent, window.action[t, b], window.obs[t, b], window.is_first[t, b], uniform[t, b]
-            )
+            latent, probs = one_row(latent, window.action[t, b], window.obs[t, b], window.is_first[t, b], uniform[t, b])
             np.testing.assert_allclose(seen.latent.deter[t, b], latent.deter, rtol=1e-5, atol=1e-6)
             np.testing.assert_array_equal(seen.latent.stoch[t, b], latent.stoch)
-            probs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
             mixed = (1 - RATIO) * probs + RATIO / probs.shape[-1]
             np.testing.assert_allclose(seen.post.probs[t, b], mixed, rtol=1e-5)
 
 
+def plain_scan(step, params, carry, xs, fixed):
+    """fast.scan as it would be without it."""
+    return jax.lax.scan(lambda carry, inputs: step(params, carry, *inputs), carry, (xs, fixed))
+
+
 def plain_observe(model, context, action, obs, is_first, uniform):
-    """observe with lax.scan over whole rows, its weights' gradient left to jax: (latents, posterior logits)."""
+    """observe with lax.scan over whole rows, its weights' gradient left to jax: (latents, the posterior's logp)."""
 
     def row(latent, inputs):
-        action, obs, is_first, uniform = inputs
-        share = rssm.embed_share(model.rssm, model.encoder(obs, model.dtype))
-        moved = rssm.action_share(model.rssm, action, is_first)
-        latent, logits = rssm.posterior_step(model.rssm, latent, moved, share, is_first, uniform, RATIO)
-        return latent, (latent, logits)
+        action, obs, is_first, uniform = (x[None] for x in inputs)
+        window = (model.encoder(obs, model.dtype), action, is_first, uniform)
+        latent, post, _ = jax.tree.map(lambda x: x[0], rssm.observe(model.rssm, latent, *window, RATIO))
+        return latent, (latent, post.logp)
 
     return jax.lax.scan(row, context, (action, obs, is_first, uniform))[1]
 
 
 @pytest.mark.parametrize("resets", [False, True])
-def test_observe_is_a_plain_scan_in_value_and_gradient(model, window, resets):
+def test_observe_is_a_plain_scan_in_value_and_gradient(monkeypatch, model, window, resets):
     is_first = window.is_first & resets
     weights = jax.tree.map(lambda x, key: jr.normal(key, (T, *x.shape)), window.context, Latent(*jr.split(jr.key(2))))
     moods = jr.normal(jr.key(3), weights.stoch.shape)
@@ -150,14 +157,15 @@ def test_observe_is_a_plain_scan_in_value_and_gradient(model, window, resets):
 
     def plain(model, context, action):
         uniform = jr.uniform(window.key, (T, B, model.rssm.stoch))
-        latent, logits = plain_observe(model, context, action, window.obs, is_first, uniform)
-        return latent, jnp.log((1 - RATIO) * jax.nn.softmax(logits) + RATIO / logits.shape[-1])
+        return plain_observe(model, context, action, window.obs, is_first, uniform)
 
     def both(f):
         value, back = jax.vjp(f, model, window.context, window.action)
         return value, back((weights, moods))
 
-    (value, grads), (expected, expected_grads) = jax.jit(lambda: both(fast))(), jax.jit(lambda: both(plain))()
+    value, grads = jax.jit(lambda: both(fast))()
+    monkeypatch.setattr(rssm, "scan", plain_scan)
+    expected, expected_grads = jax.jit(lambda: both(plain))()
     chex.assert_trees_all_close(value, expected, rtol=1e-5, atol=1e-5)
     for (path, one), other in zip(
         jax.tree_util.tree_leaves_with_path(grads), jax.tree.leaves(expected_grads), strict=True
@@ -169,8 +177,8 @@ def test_observe_is_a_plain_scan_in_value_and_gradient(model, window, resets):
 
 
 def test_prior_is_what_deter_foretells(model, seen):
-    logits = np.asarray(rssm.prior_logits(model.rssm, seen.latent.deter), np.float64)
-    probs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    logits = model.rssm.prior_out(model.rssm.prior(seen.latent.deter))
+    probs = softmax(logits.reshape(seen.prior.probs.shape))
     np.testing.assert_allclose(seen.prior.probs, (1 - RATIO) * probs + RATIO / probs.shape[-1], rtol=1e-5)
     np.testing.assert_allclose(seen.prior.logp, np.log(seen.prior.probs), rtol=1e-5, atol=1e-6)
 
@@ -239,7 +247,7 @@ def test_losses_are_rows_of_nats(lose, model, seen, window):
 
 
 def test_reconstruction_is_bernoulli_of_the_board(lose, model, seen, window):
-    raw = np.asarray(model.decoder(seen.latent.deter, seen.latent.stoch), np.float64)
+    raw = np.asarray(model.decoder(seen.latent), np.float64)
     prob = 1 / (1 + np.exp(-raw))
     expected = -np.where(window.obs, np.log(prob), np.log(1 - prob)).sum((-2, -1))
     np.testing.assert_allclose(losses_of(lose, model, seen, window)["recon"], expected, rtol=1e-5)
@@ -248,7 +256,7 @@ def test_reconstruction_is_bernoulli_of_the_board(lose, model, seen, window):
 def test_reward_loss_is_cross_entropy_to_the_two_bins_around_it(lose, model, seen, window, config):
     half = np.linspace(0, 20, config.model.bins // 2 + 1)
     bins = np.concatenate([-np.expm1(half[:0:-1]), np.expm1(half)])
-    logits = np.asarray(model.reward(rssm.feat(seen.latent)), np.float64)
+    logits = np.asarray(model.reward(seen.latent.feat), np.float64)
     logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     expected = np.zeros((T, B))
     for t in range(T):
@@ -297,6 +305,64 @@ def test_continue_loss_is_least_at_the_discount(lose, model, seen, window, horiz
     terminal = np.asarray(window.is_terminal)
     np.testing.assert_allclose(stops[curve.argmin(0)[~terminal]], 1 / horizon)
     np.testing.assert_array_equal(curve.argmin(0)[terminal], 0)
+
+
+# ---- balanced KL ---------------------------------------------------------------------------------------------------
+
+# [0.9, 0.1] || [0.5, 0.5] = 0.368 nats, and the other way round 0.511.
+POST, PRIOR = np.float32([0.9, 0.1]), np.float32([0.5, 0.5])
+KL = 0.9 * np.log(1.8) + 0.1 * np.log(0.2)
+
+
+def test_balanced_kl_is_of_the_posterior_from_the_prior():
+    dyn, rep = balanced_kl(categorical(POST[None]), categorical(PRIOR[None]), 0.0)
+    close((dyn, rep), (KL, KL), rtol=1e-5)
+
+
+@pytest.mark.parametrize("latents, loss", [(1, 1.0), (2, 1.0), (3, 3 * KL), (10, 10 * KL)])
+def test_free_nats_clip_the_sum_over_latents(latents, loss):
+    # Clipped one by one, two latents would lose 2 nats and three of them 3.
+    stack = lambda probs: jnp.log(jnp.tile(probs, (5, latents, 1)))
+    post, prior = stack(POST), stack(PRIOR)
+    both = lambda *logits: balanced_kl(*(Categorical.from_outputs(x, 0.0) for x in logits), 1.0)
+    close(both(post, prior), (np.full(5, loss), np.full(5, loss)), rtol=1e-5)
+    for grad in jax.jit(jax.grad(lambda *x: sum(y.sum() for y in both(*x)), (0, 1)))(post, prior):
+        assert (jnp.abs(grad) > 0.01).all() == (latents > 2) and (grad == 0).all() == (latents <= 2)
+
+
+@either
+def test_balanced_kl_moves_the_prior_by_dyn_and_the_posterior_by_rep(run):
+    rng = np.random.default_rng(7)
+    post, prior = rng.normal(size=(2, 4, 3, 5)).astype(np.float32)
+    part = lambda i: lambda *x: balanced_kl(*(Categorical.from_outputs(y, 0.0) for y in x), 0.0)[i].sum()
+    p, q = softmax(post), softmax(prior)
+    log_ratio = np.log(p / q)
+    moves_post = p * (log_ratio - (p * log_ratio).sum(-1, keepdims=True))
+    close(run(jax.grad(part(0), (0, 1)))(post, prior), (np.zeros_like(post), q - p), atol=1e-6)
+    close(run(jax.grad(part(1), (0, 1)))(post, prior), (moves_post, np.zeros_like(prior)), atol=1e-6)
+
+
+def test_balanced_kl_gradient_through_unimix_agrees_with_finite_differences():
+    rng = np.random.default_rng(8)
+    post, prior = rng.normal(size=(2, 2, 3))
+    mixed = lambda logits: 0.9 * softmax(logits) + 0.1 / 3
+
+    def loss(post, prior):
+        p, q = mixed(post), mixed(prior)
+        return (p * np.log(p / q)).sum()
+
+    def slope(f, x):
+        out = np.zeros_like(x)
+        for i in np.ndindex(x.shape):
+            step = np.zeros_like(x)
+            step[i] = 1e-5
+            out[i] = (f(x + step) - f(x - step)) / 2e-5
+        return out
+
+    part = lambda i: lambda *x: balanced_kl(*(Categorical.from_outputs(y, 0.1) for y in x), 0.0)[i]
+    floats = (jnp.float32(post), jnp.float32(prior))
+    close(jax.jit(jax.grad(part(0), 1))(*floats), slope(lambda x: loss(post, x), prior), atol=1e-5)
+    close(jax.jit(jax.grad(part(1), 0))(*floats), slope(lambda x: loss(x, prior), post), atol=1e-5)
 
 
 # ---- gradients -----------------------------------------------------------------------------------------------------

@@ -188,7 +188,7 @@ def executed_update(config: Any, hypers: Any, env: Any) -> Count:
     from stages.replay import Clock
 
     state = jax.eval_shape(lambda key: train.init(env, config, hypers, key=key), jax.random.key(0))
-    return executed(functools.partial(train.update, config, hypers), state, jax.eval_shape(Clock.zero))
+    return executed(functools.partial(train.update, config), state, jax.eval_shape(Clock.zero))
 
 
 def main() -> None:

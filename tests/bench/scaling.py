@@ -26,8 +26,9 @@ import update
 from common import Result
 
 import run
-from stages import record, train
-from stages.sweep import lane_of, mesh_for, over_seeds
+from stages import train
+from stages.runs import log
+from stages.runs.sweep import lane_of, mesh_for, over_seeds
 
 AXES = ("envs", "batch-size", "batch-length", "horizon", "capacity", "size")
 
@@ -48,7 +49,7 @@ def collect(point: Result, steps: int = 50) -> Result:
     mesh = mesh_for(seeds, jax.devices()[: point["devices"] or None])
     state, clock = update.made_up_state(config, hypers, mesh, seeds)
     env = made_up.Vector()
-    stepped = lambda state, clock: train.collect_steps(env, config, hypers, state, clock, steps)
+    stepped = lambda state, clock: train.collect_steps(env, config, state, clock, steps)
     compiled = (
         jax.jit(over_seeds(mesh, stepped, 1, True, lane_of(config, mesh)), donate_argnums=0)
         .lower(state, clock)
@@ -93,7 +94,7 @@ def fit(point: Result) -> Result:
         "seeds_that_fit": each * len(devices),
         "gb_of_them": used * len(devices),
         "gb_of_another_seed": two - one,
-        "versions": record.versions(),
+        "versions": log.versions(),
     }
 
 

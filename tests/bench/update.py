@@ -37,10 +37,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import run
-from stages import record, train
+from stages import train
 from stages.config import Config, Hypers
 from stages.replay import Clock
-from stages.sweep import lane_of, mesh_for, over_seeds
+from stages.runs import log
+from stages.runs.sweep import lane_of, mesh_for, over_seeds
 from stages.world_model import compute_dtype
 
 MODES = ("task", "explore", "mix")
@@ -86,7 +87,7 @@ def measure(point: Result) -> Result:
         "share_of_peak_reference_way": counted["reference_way_gflop"] / spent / machine["peak_gflops"],
         **sizes_mb,
         **memory,
-        "versions": record.versions(),
+        "versions": log.versions(),
     }
 
 
@@ -109,7 +110,7 @@ def products(config: Config, hypers: Hypers) -> Result:
 
 def memory_used(before: float | None, sizes_mb: Result) -> Result:
     """Peak memory since `before`, MB of this process with the state in it; and it over state and temporaries."""
-    whole = record.peak_memory_mb()
+    whole = log.peak_memory_mb()
     if jax.default_backend() == "cpu" and before is not None:
         peak = common.resident_mb("VmHWM") - before + sizes_mb["state_mb"]
     else:
@@ -132,7 +133,7 @@ def compile_updates(config: Config, hypers: Hypers, mesh: Mesh, seeds: int, upda
 
     def advance(state, clock):
         def one(carry, _):
-            state, clock, metrics = train.update(config, hypers, *carry)
+            state, clock, metrics = train.update(config, *carry)
             return (state, clock), metrics
 
         (state, clock), metrics = jax.lax.scan(one, (state, clock), length=updates)
@@ -193,7 +194,7 @@ COLUMNS = """size mode seeds devices seconds_per_update_per_seed ratio of_task c
 
 
 def point_of(size: str, mode: str, seeds: int, args: argparse.Namespace, **changes: int) -> Result:
-    """What a child process is told."""
+    """The point that a child process measures."""
     rest = {name: getattr(args, name) for name in ("devices", "updates", "repeats", "seconds")}
     return {"size": size, "mode": mode, "seeds": seeds, "changes": changes} | rest
 

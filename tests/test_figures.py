@@ -1,8 +1,7 @@
-"""The report against hand computations, plain loops, scipy and a disk that refuses."""
+"""The table by its numbers, the curves by their pixels, and on a disk that refuses."""
 
 import errno
 import io
-import math
 import os
 import subprocess
 import sys
@@ -10,132 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.stats
 
-from stages import report
-from stages.folder import RunFolderError
-from stages.report import iqm_curve, plot_curves, summarise
+from stages.runs import figures
+from stages.runs.figures import plot_curves
+from stages.runs.folder import RunFolderError
+from stages.runs.statistics import summarise
 
 NAN, INF = float("nan"), float("inf")
-
-
-# ---- statistics --------------------------------------------------------------------------------------------
-
-
-def plain_interval(scores, resamples):
-    """The bootstrap as a loop over resamples, from the same stream of draws. [S] -> low, high."""
-    draws = np.random.default_rng(report.BOOTSTRAP_SEED).integers(0, len(scores), size=(resamples, len(scores)))
-    iqms = []
-    for draw in draws:
-        sample = [scores[k] for k in draw if math.isfinite(scores[k])]
-        if sample:
-            iqms.append(scipy.stats.trim_mean(sample, 0.25))
-    return np.percentile(iqms, 2.5), np.percentile(iqms, 97.5)
-
-
-def test_summary_by_hand():
-    result = summarise([8, 1, 7, 2, 100, 3, -50, 4], seeds=[10, 11, 12, 13, 14, 15, 16, 17])
-    # Ordered: -50 1 | 2 3 4 7 | 8 100.
-    assert result.iqm == (2 + 3 + 4 + 7) / 4
-    assert result.median == 3.5
-    assert result.mean == 75 / 8
-    assert (result.worst, result.worst_seed) == (-50, 16)
-    assert (result.best, result.best_seed) == (100, 14)
-    assert (result.count, result.nonfinite) == (8, ())
-    assert result.ci_low < result.iqm < result.ci_high
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 8, 11, 32])
-def test_iqm_and_interval_equal_a_plain_loop(count):
-    scores = np.random.default_rng(count).normal(size=count)
-    result = summarise(scores, range(count), resamples=200)
-    assert result.iqm == pytest.approx(scipy.stats.trim_mean(scores, 0.25), rel=1e-12)
-    assert (result.ci_low, result.ci_high) == pytest.approx(plain_interval(scores, 200), rel=1e-12)
-    assert result == summarise(scores, range(count), resamples=200)
-
-
-def test_interval_covers_the_truth():
-    rng = np.random.default_rng(3)
-    runs = rng.normal(loc=5.0, size=(24, 500))  # 500 sweeps of 24 seeds; the IQM of a normal is its mean
-    curve = iqm_curve(runs, resamples=500)
-    covered = np.mean((curve.low <= 5.0) & (curve.high >= 5.0))
-    assert 0.88 <= covered <= 0.98
-    # The IQM's efficiency on normal data is about 0.83, so its standard error is near 1 / sqrt(0.83 * 24).
-    assert np.mean(curve.high - curve.low) == pytest.approx(2 * 1.96 / math.sqrt(0.83 * 24), rel=0.1)
-
-
-def test_interval_tightens_with_seeds_and_closes_on_one():
-    wide, narrow = (summarise(np.arange(n) % 4, range(n)) for n in (8, 128))
-    assert narrow.ci_high - narrow.ci_low < (wide.ci_high - wide.ci_low) / 2
-    alone = summarise([2.5], [7])
-    assert (alone.iqm, alone.ci_low, alone.ci_high, alone.worst_seed, alone.best_seed) == (
-        2.5,
-        2.5,
-        2.5,
-        7,
-        7,
-    )
-
-
-def test_scores_that_are_not_finite_are_reported():
-    scores = [NAN, 1.0, INF, 3.0, 5.0, -INF]
-    result = summarise(scores, [20, 21, 22, 23, 24, 25])
-    assert result.nonfinite == (20, 22, 25)
-    assert (result.count, result.mean, result.median, result.iqm) == (3, 3.0, 3.0, 3.0)
-    assert (result.worst_seed, result.best_seed) == (21, 24)
-    assert (result.ci_low, result.ci_high) == pytest.approx(plain_interval(scores, 2000), rel=1e-12)
-
-
-def test_no_finite_score_at_all():
-    result = summarise([NAN, INF], [0, 1])
-    assert result.count == 0 and result.nonfinite == (0, 1)
-    assert result.worst_seed is None and result.best_seed is None
-    assert all(math.isnan(x) for x in (result.mean, result.iqm, result.ci_low, result.ci_high, result.best))
-
-
-@pytest.mark.filterwarnings("error")
-def test_curve_equals_summaries_point_by_point(monkeypatch):
-    rng = np.random.default_rng(0)
-    scores = rng.normal(size=(9, 30))
-    scores[rng.random(scores.shape) < 0.4] = NAN
-    scores[:, 4] = NAN  # nobody has a score here
-    scores[1:, 5] = NAN  # one seed has
-    scores[2, 6] = INF
-    monkeypatch.setattr(report, "CHUNK_ELEMENTS", 300 * 9 * 7)  # 30 points in chunks of 7: a ragged last one
-    curve = iqm_curve(scores, resamples=300)
-    assert all(values.shape == (30,) for values in curve)
-    for point in range(30):
-        each = summarise(scores[:, point], range(9), resamples=300)
-        expected = (each.iqm, each.ci_low, each.ci_high)
-        assert (curve.iqm[point], curve.low[point], curve.high[point]) == pytest.approx(expected, nan_ok=True)
-    assert np.flatnonzero(np.isnan(curve.iqm)).tolist() == [4]
-    assert [curve.low[5], curve.iqm[5], curve.high[5]] == pytest.approx([scores[0, 5]] * 3)
-
-
-def test_seeds_are_resampled_jointly():
-    scores = np.random.default_rng(1).normal(size=(12, 1))
-    curve = iqm_curve(scores + np.linspace(0, 3, 5))  # the same seeds, shifted: so must be the band
-    np.testing.assert_allclose(curve.high - curve.low, (curve.high - curve.low)[0], rtol=1e-12)
-
-
-def test_curve_without_points():
-    assert all(values.shape == (0,) for values in iqm_curve(np.zeros((3, 0))))
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda: summarise([], []),
-        lambda: summarise([1.0, 2.0], [0]),
-        lambda: summarise([[1.0]], [0]),
-        lambda: summarise([1.0], [0], resamples=0),
-        lambda: iqm_curve(np.zeros(3)),
-        lambda: iqm_curve(np.zeros((0, 3))),
-    ],
-)
-def test_bad_shapes_are_refused(call):
-    with pytest.raises(ValueError, match=r"wants|resamples"):
-        call()
 
 
 # ---- the table ---------------------------------------------------------------------------------------------
@@ -145,7 +25,7 @@ def printed(interval, title):
     from rich.console import Console
 
     stream = io.StringIO()
-    report.print_table(interval, title, Console(file=stream, width=90, color_system=None))
+    figures.print_table(interval, title, Console(file=stream, width=90, color_system=None))
     return stream.getvalue()
 
 
@@ -179,7 +59,7 @@ def pixels(path):
 
 def blue(image):
     """Share of pixels in the IQM's full colour."""
-    target = np.array([int(report.BLUE[k : k + 2], 16) for k in (1, 3, 5)]) / 255
+    target = np.array([int(figures.BLUE[k : k + 2], 16) for k in (1, 3, 5)]) / 255
     return np.mean(np.abs(image - target).max(-1) < 0.02)
 
 
@@ -246,11 +126,11 @@ def test_marker_labels_do_not_meet():
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=report.SIZE_INCHES, dpi=report.DPI)
+    figure = Figure(figsize=figures.SIZE_INCHES, dpi=figures.DPI)
     canvas, axes = FigureCanvasAgg(figure), figure.add_subplot()
     axes.set_xlim(0, 100)
     markers = [(0, "explore"), (1, "a rather long phase"), (50, "middle"), (99, "adapt"), (100, "the end")]
-    assert report._draw_markers(axes, markers) == 2
+    assert figures._draw_markers(axes, markers) == 2
     canvas.draw()
     boxes = [text.get_window_extent() for text in axes.texts]
     assert len(boxes) == 5
@@ -273,7 +153,7 @@ def test_curves_refuse_bad_shapes_and_bad_disks(tmp_path, monkeypatch):
 def test_drawing_leaves_pyplot_alone_and_the_import_is_light(tmp_path):
     code = """
 import sys
-from stages.report import plot_curves
+from stages.runs.figures import plot_curves
 heavy = {"matplotlib", "scipy", "rich", "jax"} & set(sys.modules)
 assert not heavy, heavy
 plot_curves(sys.argv[1], [0, 1], [[0, 1]], title="t", ylabel="y")

@@ -17,16 +17,17 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from envs.environment import Environment
-from stages import memory, train
+from stages import train
 from stages.agent import parameter_counts
 from stages.collect import Episodes
 from stages.config import Config, Hypers
 from stages.evaluate import evaluate
 from stages.replay import Clock
+from stages.runs import memory
 from stages.train import Progress, TrainState
 
-CACHED = 1
-"""Seeds that a CPU's core computes at once, measured: see docs/speed.md."""
+CPU_LANE = 1
+"""Seeds that a CPU device computes at once, measured: see docs/speed.md."""
 
 
 def mesh_for(seeds: int, devices: Sequence[Any] | None = None) -> Mesh:
@@ -51,39 +52,39 @@ def over_seeds(mesh: Mesh, fn: Callable, seed_args: int, clock: bool, lane: int 
 
 
 def in_lanes(fn: Callable, lane: int) -> Callable:
-    """`fn(state, clock) -> (state, clock, told)` of one seed -> of seeds [S, ...], `lane` of them after another.
+    """`fn(state, clock) -> (state, clock, progress)` of one seed -> of seeds [S, ...], `lane` of them at a time.
 
     Each lane runs to the end before the next begins, so that a processor's cache holds all that it works on; its
     state is copied from, and written back to, its place among all seeds'. A lane of one seed has no seed axis at all,
-    and a lane that is alone works in place.
+    and a single lane works in place.
     """
 
     def run(state, clock):
         seeds = jax.tree.leaves(state)[0].shape[0]
         width = max(w for w in range(1, min(lane, seeds) + 1) if seeds % w == 0)
-        beside = fn if width == 1 else jax.vmap(fn, in_axes=(0, None), out_axes=(0, None, 0))
+        batched = fn if width == 1 else jax.vmap(fn, in_axes=(0, None), out_axes=(0, None, 0))
         lanes = state if width == 1 else jax.tree.map(lambda x: x.reshape(-1, width, *x.shape[1:]), state)
 
         def one(carry, lane):
             lanes, _ = carry
             part = jax.tree.map(lambda x: _row_major(lax.dynamic_index_in_dim(x, lane, keepdims=False)), lanes)
-            part, after, told = beside(part, clock)
+            part, after, progress = batched(part, clock)
             write = lambda x, part: lax.dynamic_update_index_in_dim(x, _row_major(part), lane, 0)
-            return (jax.tree.map(write, lanes, part), after), told
+            return (jax.tree.map(write, lanes, part), after), progress
 
         if width < seeds:
-            (lanes, after), told = lax.scan(one, (lanes, clock), jnp.arange(seeds // width))
+            (lanes, after), progress = lax.scan(one, (lanes, clock), jnp.arange(seeds // width))
         else:
-            part, after, told = beside(jax.tree.map(lambda x: _row_major(x.reshape(x.shape[1:])), lanes), clock)
-            lanes, told = jax.tree.map(lambda x: _row_major(x.reshape(1, *x.shape)), (part, told))
-        joined = lambda x: x.reshape(seeds, *x.shape[2 if width > 1 else 1 :])
-        return jax.tree.map(joined, lanes), after, jax.tree.map(joined, told)
+            part, after, progress = batched(jax.tree.map(lambda x: _row_major(x.reshape(x.shape[1:])), lanes), clock)
+            lanes, progress = jax.tree.map(lambda x: _row_major(x.reshape(1, *x.shape)), (part, progress))
+        merge = lambda x: x.reshape(seeds, *x.shape[2 if width > 1 else 1 :])
+        return jax.tree.map(merge, lanes), after, jax.tree.map(merge, progress)
 
     return run
 
 
 def _row_major(x: jax.Array) -> jax.Array:
-    """`x` with its layout said: else XLA may order axes of length 1 another way, and copies a whole ring for it."""
+    """`x` with a row-major layout: XLA may order axes of length 1 another way, and then copies a whole ring."""
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         return x
     return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
@@ -91,11 +92,11 @@ def _row_major(x: jax.Array) -> jax.Array:
 
 def lane_of(config: Config, mesh: Mesh) -> int:
     """Seeds that a device computes at once; 0 is all."""
-    return config.lane or (CACHED if mesh.devices.flat[0].platform == "cpu" else 0)
+    return config.lane or (CPU_LANE if mesh.devices.flat[0].platform == "cpu" else 0)
 
 
 def _compiled_fast(mesh: Mesh, level: int) -> dict[str, Any] | None:
-    """Compiler options for a program that runs seldom: on a CPU, optimising it costs more than it will ever take."""
+    """Compiler options for a program that runs seldom: on a CPU, optimising it takes longer than running it."""
     if mesh.devices.flat[0].platform != "cpu":
         return None
     # jaxlib 0.10 has its older emitters still: half the compiler's work, and kernels that are slower in places.
@@ -109,77 +110,93 @@ class Sweep:
     `traces` counts how often each stage was traced; a run asserts that `advance` was traced once.
     """
 
-    def __init__(self, env: Environment, config: Config, hypers: Hypers, mesh: Mesh):
+    def __init__(self, env: Environment, config: Config, mesh: Mesh):
         self.config, self.mesh = config, mesh
         self.traces = collections.Counter()
         wrap = functools.partial(over_seeds, mesh)
 
-        def init(key):
+        def init(hypers, key):
             return train.init(env, config, hypers, key=key)
 
         def prefill(state, clock):
-            return train.collect_steps(env, config, hypers, state, clock, config.prefill)
+            return train.collect_steps(env, config, state, clock, config.prefill)
 
         def advance(iterations, state, clock):
             self.traces["advance"] += 1
-            return train.advance(env, config, hypers, iterations, state, clock)
+            return train.advance(env, config, iterations, state, clock)
 
-        def score(agent, key):
+        def score(agent, hypers, key):
             self.traces["evaluate"] += 1
             return evaluate(env, agent, config, hypers, key=key)
 
         self._stages = {
-            "init": jax.jit(wrap(init, 1, False), compiler_options=_compiled_fast(mesh, 0)),
+            "init": jax.jit(wrap(init, 2, False), compiler_options=_compiled_fast(mesh, 0)),
             "prefill": jax.jit(wrap(prefill, 1, True), donate_argnums=0, compiler_options=_compiled_fast(mesh, 0)),
-            "evaluate": jax.jit(wrap(score, 2, False), compiler_options=_compiled_fast(mesh, 1)),
+            "adapt": jax.jit(wrap(train.adapt, 1, False), donate_argnums=0, compiler_options=_compiled_fast(mesh, 0)),
+            "evaluate": jax.jit(wrap(score, 3, False), compiler_options=_compiled_fast(mesh, 1)),
         }
         lane = lane_of(config, mesh)
         self._advance = lambda n: jax.jit(wrap(functools.partial(advance, n), 1, True, lane), donate_argnums=0)
-        self._compiled: dict[Any, Any] = {}
+        self._compiled: dict[int | str, jax.stages.Compiled] = {}  # advance by its iterations
 
     def shapes(self, seeds: int) -> tuple[TrainState, Clock]:
         """The state of so many seeds after `prefill`, and the clock, as shapes: nothing is computed or allocated."""
-        state = self._placed(self._stages["init"].trace(self._key_shapes(seeds)).out_info, P("seeds"))
-        return state, self._placed(jax.eval_shape(Clock.zero), P())
+        traced = self._stages["init"].trace(self._hyper_shapes(seeds), self._key_shapes(seeds))
+        return self._placed(traced.out_info, P("seeds")), self._placed(jax.eval_shape(Clock.zero), P())
 
     def adapted(self, state: TrainState) -> TrainState:
-        """What train.adapt makes of a state of these shapes, as shapes."""
-        return self._placed(jax.eval_shape(train.adapt, state), P("seeds"))
+        """What `adapt` makes of a state of these shapes, as shapes."""
+        return self._placed(jax.eval_shape(jax.vmap(train.adapt), state), P("seeds"))
 
     def parameters(self, seeds: int) -> dict[str, int]:
         """Parameters of one of so many seeds, by part; nothing is computed."""
         state, _ = self.shapes(seeds)
         return parameter_counts(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state.agent))
 
-    def prepare(self, state: TrainState, clock: Clock, iterations: int, begins: bool = True) -> float:
-        """Compile all stages from shapes alone: bytes of memory that a device needs at the most demanding moment.
+    def prepare(self, state: TrainState, clock: Clock, iterations: int, adapts: bool = False) -> float:
+        """Compile all stages from shapes alone.
 
-        A phase that goes on with another's state (`begins` False) neither inits nor prefills.
+        Args:
+            adapts: whether this phase goes on from the state of an exploring one; then that state's shapes are given,
+                and `adapt` is compiled instead of `init` and `prefill`.
+
+        Returns:
+            bytes of memory that a device needs at the most demanding moment.
         """
-        keys = self._key_shapes(state.key.shape[0])
+        keys, before = self._key_shapes(state.key.shape[0]), state
+        state = self.adapted(before) if adapts else before
         # The longest first. Tracing goes on while the compiler, which needs no interpreter, is at work.
         jobs = {
             "advance": (self._advance(iterations), state, clock),
-            "evaluate": (self._stages["evaluate"], state.agent, keys),
+            "evaluate": (self._stages["evaluate"], state.agent, state.hypers, keys),
         }
-        if begins:
-            jobs |= {"init": (self._stages["init"], keys), "prefill": (self._stages["prefill"], state, clock)}
+        if adapts:
+            jobs["adapt"] = (self._stages["adapt"], before)
+        else:
+            jobs["init"] = (self._stages["init"], state.hypers, keys)
+            jobs["prefill"] = (self._stages["prefill"], state, clock)
         with concurrent.futures.ThreadPoolExecutor() as pool:
             begun = {name: pool.submit(stage.lower(*shapes).compile) for name, (stage, *shapes) in jobs.items()}
             done = {name: job.result() for name, job in begun.items()}
         self._compiled |= {iterations if name == "advance" else name: program for name, program in done.items()}
         needs = {name: memory.need(program) for name, program in done.items()}
         held = needs["advance"].held  # the whole state; `init` makes it, the others find it there
-        return max(need.more + (0 if name == "init" else held) for name, need in needs.items())
+        return max(need.more + (need.held if name == "init" else max(held, need.held)) for name, need in needs.items())
 
-    def compile(self, state: TrainState, clock: Clock, iterations: int) -> Any:
+    def compile(self, state: TrainState, clock: Clock, iterations: int) -> jax.stages.Compiled:
         """Compile `advance` for chunks of `iterations` iterations; returns the compiled program."""
         self._compiled[iterations] = self._advance(iterations).lower(state, clock).compile()
         return self._compiled[iterations]
 
-    def init(self, seeds: Sequence[int]) -> TrainState:
-        """States of all seeds; all of a seed's randomness comes from its number."""
-        return self._run("init", self._keys(seeds))
+    def init(self, seeds: Sequence[int], hypers: Hypers) -> TrainState:
+        """States of all seeds; all of a seed's randomness comes from its number.
+
+        Args:
+            hypers: numbers, the same for all, or arrays [seeds]: each place of the sweep trains with its own.
+        """
+        own = lambda x: jnp.broadcast_to(jnp.asarray(x, jnp.float32), (len(seeds),))
+        hypers = jax.device_put(jax.tree.map(own, hypers), NamedSharding(self.mesh, P("seeds")))
+        return self._run("init", hypers, self._keys(seeds))
 
     def prefill(self, state: TrainState) -> tuple[TrainState, Clock, Episodes]:
         """Collect what the first batch needs. Consumes `state`."""
@@ -191,9 +208,13 @@ class Sweep:
             self.compile(state, clock, iterations)
         return self._compiled[iterations](state, clock)
 
-    def evaluate(self, state: TrainState, seeds: Sequence[int], point: int) -> tuple[Any, Any]:
+    def adapt(self, state: TrainState) -> TrainState:
+        """The state of an exploring phase without explorer and novelty, as mode task trains it. Consumes `state`."""
+        return self._run("adapt", state)
+
+    def evaluate(self, state: TrainState, seeds: Sequence[int], point: int) -> tuple[jax.Array, jax.Array]:
         """Scores and lengths [seeds, E] of evaluation episodes. `point` numbers the evaluation."""
-        return self._run("evaluate", state.agent, self._keys(seeds, point + 1))
+        return self._run("evaluate", state.agent, state.hypers, self._keys(seeds, point + 1))
 
     def _run(self, stage: str, *args: Any) -> Any:
         """A stage as `prepare` compiled it, or compiled now."""
@@ -204,10 +225,14 @@ class Sweep:
         sharding = NamedSharding(self.mesh, spec)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
 
-    def _key_shapes(self, seeds: int) -> Any:
+    def _hyper_shapes(self, seeds: int) -> Hypers:
+        own = jax.ShapeDtypeStruct((seeds,), jnp.float32)
+        return self._placed(jax.tree.map(lambda _: own, Hypers()), P("seeds"))
+
+    def _key_shapes(self, seeds: int) -> jax.ShapeDtypeStruct:
         return self._placed(jax.eval_shape(lambda: jr.split(jr.key(0), seeds)), P("seeds"))
 
-    def _keys(self, seeds: Sequence[int], point: int = 0):
+    def _keys(self, seeds: Sequence[int], point: int = 0) -> jax.Array:
         """One key a seed: point 0 is training's, the others belong to evaluations."""
         keys = jax.vmap(jr.key)(jnp.asarray(seeds, jnp.uint32))
         keys = jax.vmap(jr.fold_in, (0, None))(keys, point)

@@ -1,8 +1,8 @@
-"""Processes: several of them that train one sweep, each on its own devices, and what they tell one another.
+"""Processes: several of them that train one sweep, each on its own devices, and the messages between them.
 
-Seeds are independent, so that nothing crosses between processes while they train. The few numbers that are told go
-through the key-value store of `jax.distributed`'s coordinator rather than through a collective: no device memory, no
-compilation, and whoever fails can say so to those who wait. (`jax._src`: jax shows this store nowhere else.)
+Seeds are independent, so that nothing crosses between processes while they train. The few numbers that are logged go
+through the key-value store of `jax.distributed`'s coordinator rather than through a collective: this takes no device
+memory and no compilation, and a process that fails can tell those that wait for it.
 
 Axes: W processes, P rows of one process.
 """
@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax._src import distributed
 
 from stages.config import ConfigError
 
@@ -29,8 +28,8 @@ class ProcessError(RuntimeError):
 class Processes:
     """The processes of a run; without arguments, this one alone.
 
-    All call `exchange` and `gather` equally often and in the same order. Used as a context, they share their fate:
-    where one leaves with an exception, the others get a ProcessError at their next exchange instead of waiting.
+    All call `exchange` and `gather` equally often and in the same order. Used as a context manager: where one leaves
+    with an exception, the others get a ProcessError at their next exchange instead of waiting.
     """
 
     def __init__(self, index: int = 0, count: int = 1, store: Any = None):
@@ -42,24 +41,24 @@ class Processes:
         """Whether this process prints and writes."""
         return self.index == 0
 
-    def exchange(self, word: bytes) -> list[bytes]:
-        """One word of each process, in their order. Not empty: that is the word of who failed. Raises ProcessError."""
+    def exchange(self, message: bytes) -> list[bytes]:
+        """One message of each process, in their order; an empty one means failure. Raises ProcessError."""
         if self.count == 1:
-            return [word]
-        self._tell(word)
-        words = [self._store.blocking_key_value_get_bytes(self._key(i), PATIENCE_MS) for i in range(self.count)]
+            return [message]
+        self._send(message)
+        messages = [self._store.blocking_key_value_get_bytes(self._key(i), PATIENCE_MS) for i in range(self.count)]
         self._turn += 1
-        for index, each in enumerate(words):
+        for index, each in enumerate(messages):
             if not each:
                 raise ProcessError(f"process {index} of {self.count} has stopped; its own output says why")
-        return words
+        return messages
 
     def gather(self, tree: Any) -> Any:
         """Arrays [P, ...] of each process, of equal shapes -> numpy [W * P, ...], in the order of processes."""
         leaves, structure = jax.tree.flatten(jax.tree.map(np.asarray, tree))
         layout = np.dtype([(f"leaf{i}", x.dtype, x.shape) for i, x in enumerate(leaves)])
-        words = self.exchange(b"".join(x.tobytes() for x in leaves))
-        everyone = [np.frombuffer(word, layout)[0] for word in words]
+        messages = self.exchange(b"".join(x.tobytes() for x in leaves))
+        everyone = [np.frombuffer(message, layout)[0] for message in messages]
         return structure.unflatten(np.concatenate([one[name] for one in everyone]) for name in layout.names or ())
 
     def on_this_machine(self) -> int:
@@ -72,13 +71,13 @@ class Processes:
 
     def __exit__(self, kind: Any, *_: Any) -> None:
         if kind is not None and self.count > 1:
-            self._tell(b"")
+            self._send(b"")
 
     def _key(self, index: int) -> str:
         return f"dreamsweep/{self._turn}/{index}"
 
-    def _tell(self, word: bytes) -> None:
-        self._store.key_value_set_bytes(self._key(self.index), word, allow_overwrite=True)
+    def _send(self, message: bytes) -> None:
+        self._store.key_value_set_bytes(self._key(self.index), message, allow_overwrite=True)
 
 
 def join(coordinator: str = "", count: int = 0, index: int = -1) -> Processes:
@@ -106,7 +105,23 @@ def join(coordinator: str = "", count: int = 0, index: int = -1) -> Processes:
             "--distributed found no cluster (Slurm, Open MPI, Kubernetes, TPU) that answers: give --coordinator "
             f"HOST:PORT --processes N --process I ({why})"
         ) from error
-    return Processes(jax.process_index(), jax.process_count(), distributed.global_state.client)
+    return Processes(jax.process_index(), jax.process_count(), _store())
+
+
+def _store() -> Any:
+    """The key-value client of jax.distributed's coordinator. jax has no public name for it. Raises ConfigError."""
+    try:
+        from jax._src import distributed
+
+        store = distributed.global_state.client
+        if all(callable(getattr(store, name)) for name in ("key_value_set_bytes", "blocking_key_value_get_bytes")):
+            return store
+    except (ImportError, AttributeError):
+        pass
+    raise ConfigError(
+        f"--distributed: jax {jax.__version__} does not have the key-value store that processes log through; take "
+        "jax 0.10 or 0.11, or start a run of its own on each machine, with --seed-start"
+    )
 
 
 def _address(coordinator: str) -> tuple[str, int]:

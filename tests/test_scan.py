@@ -1,4 +1,4 @@
-"""stages/recur.py: a scan and its gradients against lax.scan and jax's own.
+"""fast/scan.py: a scan and its gradients against lax.scan and jax's own.
 
 Axes: T steps, B batch, D deter, K classes.
 """
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stages import recur
+from stages.fast.scan import scan
 
 T, B, D, K = 5, 3, 4, 3
 
@@ -43,7 +43,7 @@ def step(params, state, x, fixed):
 
 
 def plain(step, params, carry, xs, fixed):
-    """recur.scan as it would be without it."""
+    """fast.scan as it would be without it."""
     return jax.lax.scan(lambda carry, inputs: step(params, carry, *inputs), carry, (xs, fixed))
 
 
@@ -78,7 +78,7 @@ def value_and_gradients(scan, fixed, **weights):
 @pytest.mark.parametrize("last, ys", [(1.0, 1.0), (1.0, 0.0), (0.0, 1.0)], ids=["both", "last", "ys"])
 def test_scan_is_lax_scan_in_value_and_gradient(steps, last, ys):
     *args, fixed = inputs(steps)
-    fast, slow = (jax.jit(value_and_gradients(scan, fixed, last=last, ys=ys))(*args) for scan in (recur.scan, plain))
+    fast, slow = (jax.jit(value_and_gradients(scan, fixed, last=last, ys=ys))(*args) for scan in (scan, plain))
     chex.assert_trees_all_close(fast, slow, rtol=1e-5, atol=1e-5)
     assert all(np.abs(x).max() > 1e-2 for x in jax.tree.leaves(slow[1]))  # nothing agrees by being zero
 
@@ -95,7 +95,7 @@ def test_scan_under_vmap_is_lax_scan_under_vmap(shared):
         one = lambda params, carry, xs, fixed: value_and_gradients(scan, fixed)(params, carry, xs)
         return jax.jit(jax.vmap(one, (0, 0, axis, axis)))(params, carry, xs, fixed)
 
-    chex.assert_trees_all_close(both(recur.scan), both(plain), rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_close(both(scan), both(plain), rtol=1e-5, atol=1e-5)
 
 
 def test_no_gradient_reaches_what_is_fixed():
@@ -108,7 +108,7 @@ def test_no_gradient_reaches_what_is_fixed():
 
         return jax.grad(loss)(fixed.uniform)
 
-    chex.assert_trees_all_equal(total(recur.scan), jnp.zeros((T, B)))
+    chex.assert_trees_all_equal(total(scan), jnp.zeros((T, B)))
     assert (total(plain) != 0).all()  # the step reads it, so that jax's own would have had one
 
 
@@ -117,7 +117,7 @@ def test_gradient_stops_at_a_reset_and_nowhere_else():
 
     def reach(reset):
         fixed_at = fixed._replace(reset=jnp.zeros((T, B), bool).at[2, 1].set(reset))
-        loss = lambda carry, xs: jnp.square(recur.scan(step, params, carry, xs, fixed_at)[0].deter).sum()
+        loss = lambda carry, xs: jnp.square(scan(step, params, carry, xs, fixed_at)[0].deter).sum()
         grads = jax.grad(loss, (0, 1))(carry, xs)
         return np.abs(grads[0].deter).max(-1) > 0, np.abs(grads[1]).max(-1) > 0
 
@@ -130,7 +130,7 @@ def test_gradient_stops_at_a_reset_and_nowhere_else():
 def test_scan_of_half_precision_keeps_its_type():
     half = lambda tree: jax.tree.map(lambda x: x.astype(jnp.bfloat16), tree)
     *args, fixed = inputs()
-    value, grads = jax.jit(value_and_gradients(recur.scan, fixed))(*half(args))
+    value, grads = jax.jit(value_and_gradients(scan, fixed))(*half(args))
     chex.assert_type(jax.tree.leaves((value, grads)), jnp.bfloat16)
     # A sample may fall otherwise in half precision, so only steps before the first draw are compared.
     full = value_and_gradients(plain, fixed)(*args)[0]
@@ -156,7 +156,7 @@ def carried_shapes(eqn):
             yield tuple(out.aval.shape)
 
 
-@pytest.mark.parametrize("scan, added_up", [(recur.scan, False), (plain, True)], ids=["recur", "plain"])
+@pytest.mark.parametrize("scan, added_up", [(scan, False), (plain, True)], ids=["fast", "plain"])
 def test_no_scan_adds_up_gradients_of_weights(scan, added_up):
     *args, fixed = inputs()
     loops = list(scans(jax.make_jaxpr(value_and_gradients(scan, fixed))(*args).jaxpr))

@@ -1,7 +1,7 @@
-"""Rounds: how many seeds fit side by side, and how a sweep's seeds are dealt out to rounds and processes.
+"""Rounds: how many seeds fit side by side, and how a sweep's seeds are assigned to rounds and processes.
 
 A round is P seeds of each process, trained side by side from their first step to their last evaluation. All rounds run
-the same executables. Places that no seed is left for train the last seed once more, and nobody is told.
+the same executables. A place that no seed is left for trains the last seed once more, and its results are dropped.
 """
 
 import dataclasses
@@ -11,19 +11,21 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import jax
+import numpy as np
 
 from envs.environment import Environment
-from stages import memory
-from stages.config import Config, ConfigError, Hypers
-from stages.processes import Processes
-from stages.sweep import Sweep, mesh_for
+from stages.config import Config, ConfigError
+from stages.runs import memory
+from stages.runs.processes import Processes
+from stages.runs.sweep import Sweep, mesh_for
+from stages.train import TrainState
 
 
 @dataclass(frozen=True)
 class Round:
     """Seeds that are trained at the same time."""
 
-    told: list[int]  # of all processes, without padding
+    seeds: list[int]  # of all processes, without padding
     mine: list[int]  # [P], this process's, with padding
 
 
@@ -44,7 +46,7 @@ class Fit(NamedTuple):
     all_need: float  # bytes that all seeds of the process side by side would have needed
 
 
-class Settled(NamedTuple):
+class Plan(NamedTuple):
     """What will run."""
 
     phases: list[Phase]  # compiled
@@ -53,26 +55,38 @@ class Settled(NamedTuple):
     line: str  # says what runs side by side, and why
 
 
+class Evaluator:
+    """Evaluations of one round's seeds. They are numbered, so that each plays episodes of its own."""
+
+    def __init__(self, round: Round, processes: Processes):
+        self.round, self.processes, self.done = round, processes, 0
+
+    def __call__(self, sweep: Sweep, state: TrainState) -> np.ndarray:
+        """The tasker's mean score over fresh evaluation episodes, [seeds] of all processes, without padding."""
+        scores, _ = sweep.evaluate(state, self.round.mine, self.done)
+        self.done += 1
+        return self.processes.gather(np.asarray(scores).mean(1))[: len(self.round.seeds)]
+
+
 # ---- what is compiled ----------------------------------------------------------------------------------------------
 
 
-def plan(config: Config, todo: int, points: int) -> tuple[int, int]:
+def split_chunks(config: Config, todo: int, points: int) -> tuple[int, int]:
     """(iterations of a chunk, chunks) that collect `todo` rows or little more: chunks are equal, so one is compiled."""
     total = max(1, -(-todo // (config.schedule[0] * config.envs)))
     iterations = -(-total // points)
     return iterations, -(-total // iterations)
 
 
-def phases_of(
-    env: Environment, config: Config, hypers: Hypers, devices: Sequence[Any], width: int, points: int
-) -> list[Phase]:
+def phases_of(env: Environment, config: Config, devices: Sequence[Any], width: int, points: int) -> list[Phase]:
     """The phases of a round of `width` seeds on these devices, not compiled yet; `points` chunks in each, at most."""
     mesh = mesh_for(width, devices)
-    first = Phase(Sweep(env, config, hypers, mesh), *plan(config, config.steps - config.prefill * config.envs, points))
+    rows = config.steps - config.prefill * config.envs
+    first = Phase(Sweep(env, config, mesh), *split_chunks(config, rows, points))
     if not config.adapt_steps:
         return [first]
     task = dataclasses.replace(config, mode="task")
-    return [first, Phase(Sweep(env, task, hypers, mesh), *plan(task, config.adapt_steps, points))]
+    return [first, Phase(Sweep(env, task, mesh), *split_chunks(task, config.adapt_steps, points))]
 
 
 def prepare(phases: list[Phase], width: int, usable: float) -> float:
@@ -88,7 +102,7 @@ def prepare(phases: list[Phase], width: int, usable: float) -> float:
         return held
     try:
         needs = [first.prepare(state, clock, iterations)]
-        needs += [each.sweep.prepare(each.sweep.adapted(state), clock, each.iterations, begins=False) for each in later]
+        needs += [each.sweep.prepare(state, clock, each.iterations, adapts=True) for each in later]
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):  # so says a TPU's compiler of a program too big for it
             raise
@@ -145,17 +159,17 @@ def fit(
 # ---- the sweep's rounds --------------------------------------------------------------------------------------------
 
 
-def deal(seeds: list[int], width: int, processes: Processes) -> list[Round]:
+def assign(seeds: list[int], width: int, processes: Processes) -> list[Round]:
     """The sweep's seeds in rounds of `width` for each process, in order."""
     block, rounds = width * processes.count, []
     for start in range(0, len(seeds), block):
-        told = seeds[start : start + block]
-        places = told + told[-1:] * (block - len(told))
-        rounds.append(Round(told, places[processes.index * width :][:width]))
+        logged = seeds[start : start + block]
+        places = logged + logged[-1:] * (block - len(logged))
+        rounds.append(Round(logged, places[processes.index * width :][:width]))
     return rounds
 
 
-def settle(
+def plan(
     seeds: list[int],
     devices: Sequence[Any],
     processes: Processes,
@@ -163,7 +177,7 @@ def settle(
     *,
     parallel: int | Literal["auto"] = "auto",
     allowed: float = 0.0,
-) -> Settled:
+) -> Plan:
     """Compile for as many seeds side by side as fit, in all processes.
 
     Args:
@@ -177,8 +191,8 @@ def settle(
         ConfigError: not even one seed fits, or not as many as `parallel` wants; in all processes.
     """
     share = -(-len(seeds) // processes.count)
-    beside = processes.on_this_machine() if memory.shared(devices) else 1
-    free = lambda: allowed or memory.free(devices) / beside
+    sharers = processes.on_this_machine() if memory.shared(devices) else 1
+    free = lambda: allowed or memory.free(devices) / sharers
     usable = lambda: allowed or memory.SHARE * free()
     if parallel == "auto":
         # On an accelerator fewer seeds than devices need no less of any device.
@@ -202,14 +216,14 @@ def settle(
     if agreed < fitted.width:
         built = build(agreed)
         fitted = Fit(agreed, built, prepare(built, agreed, math.inf), fitted.all_need)
-    rounds = deal(seeds, agreed, processes)
+    rounds = assign(seeds, agreed, processes)
     line = _announce(fitted, rounds, processes, there, tight=fitted.need > usable())
-    return Settled(fitted.phases, rounds, fitted.phases[0].sweep.parameters(agreed), line)
+    return Plan(fitted.phases, rounds, fitted.phases[0].sweep.parameters(agreed), line)
 
 
 def _announce(fitted: Fit, rounds: list[Round], processes: Processes, there: str, tight: bool) -> str:
     """What will run side by side, and why, in a line."""
-    seeds, width = sum(len(each.told) for each in rounds), fitted.width * processes.count
+    seeds, width = sum(len(each.seeds) for each in rounds), fitted.width * processes.count
     each = " in each process" if processes.count > 1 else ""
     line = f"seeds side by side: {seeds}; they need {memory.words(fitted.need)}{each}, {there}"
     if len(rounds) > 1:

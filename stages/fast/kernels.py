@@ -21,13 +21,13 @@ from jaxtyping import Array, Float
 
 EPSILON = 1e-4  # of every RMSNorm
 
-exact = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+matmul_highest = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 """A sum taken as a product, which no GPU may shorten."""
 
 
 def last_sum(x: Float[Array, "... K"]) -> Float[Array, "..."]:
     """Sum over the last axis, in float32."""
-    return exact(x, np.ones(x.shape[-1], np.float32))
+    return matmul_highest(x, np.ones(x.shape[-1], np.float32))
 
 
 def row_sum(x: Float[Array, "... o"]) -> Float[Array, " o"]:
@@ -107,20 +107,20 @@ block_product.defvjp(lambda x, weight: (x @ weight, (x, jnp.swapaxes(weight, 1, 
 # ---- blocks --------------------------------------------------------------------------------------------------------
 
 
-def apart(x: Float[Array, "... D"], blocks: int) -> Float[Array, "G n o"]:
-    """Cut into blocks that stand in front, all leading axes in one."""
+def split_blocks(x: Float[Array, "... D"], blocks: int) -> Float[Array, "G n o"]:
+    """Rows cut into G blocks, with the blocks as leading axis and all other leading axes flattened."""
     return jnp.moveaxis(x.reshape(-1, blocks, x.shape[-1] // blocks), 1, 0)
 
 
 @jax.custom_vjp
-def joined(x: Float[Array, "G n o"]) -> Float[Array, "n D"]:
-    """Blocks side by side again."""
+def merge_blocks(x: Float[Array, "G n o"]) -> Float[Array, "n D"]:
+    """The inverse of split_blocks: the blocks of each row concatenated."""
     # Transposed, what computes x would be computed in transposed order, at a twentieth of its speed. Cut into blocks,
     # x has several readers.
     return jnp.concatenate(list(x), -1)
 
 
-joined.defvjp(lambda x: (joined(x), len(x)), lambda blocks, grad: (apart(grad, blocks),))
+merge_blocks.defvjp(lambda x: (merge_blocks(x), len(x)), lambda blocks, grad: (split_blocks(grad, blocks),))
 
 
 # ---- activations ---------------------------------------------------------------------------------------------------
@@ -145,7 +145,8 @@ def block_norm_silu(x: Float[Array, "G n o"], scale: Float[Array, " G*o"]) -> Fl
 def _block_norm_silu(x, scale):
     x32 = x.astype(jnp.float32)
     blocks, _, size = x.shape
-    root = jnp.sqrt(exact(jnp.square(x32), np.full(size, 1 / scale.size, np.float32)).sum(0) + EPSILON)[:, None]
+    mean = matmul_highest(jnp.square(x32), np.full(size, 1 / scale.size, np.float32)).sum(0)
+    root = jnp.sqrt(mean + EPSILON)[:, None]
     normed = x32 * (scale.reshape(blocks, 1, size) / root)
     return (normed / (1 + _exp_minus(normed))).astype(x.dtype), (x, root, scale)
 
@@ -158,8 +159,8 @@ def _block_norm_silu_grad(saved, grad):
     power = _exp_minus(normed)
     grad = grad.astype(jnp.float32) * (1 + power * (1 + normed)) / jnp.square(1 + power)
     shared = grad * x32
-    along = exact(shared, jnp.swapaxes(scale, 1, 2)).sum(0) / (blocks * size * jnp.square(root))
-    grad_scale = exact((1 / root).reshape(1, 1, rows), shared)
+    along = matmul_highest(shared, jnp.swapaxes(scale, 1, 2)).sum(0) / (blocks * size * jnp.square(root))
+    grad_scale = matmul_highest((1 / root).reshape(1, 1, rows), shared)
     return ((grad * scale - x32 * along) / root).astype(x.dtype), grad_scale.reshape(-1)
 
 
@@ -167,20 +168,20 @@ block_norm_silu.defvjp(_block_norm_silu, _block_norm_silu_grad)
 
 
 @jax.custom_vjp
-def mix(gate: Float[Array, "..."], new: Float[Array, "..."], old: Float[Array, "..."]) -> Float[Array, "..."]:
+def gated_update(gate: Float[Array, "..."], new: Float[Array, "..."], old: Float[Array, "..."]) -> Float[Array, "..."]:
     """u new + (1 - u) old, u = sigmoid(gate)."""
     stay = _exp_minus(gate)
     return (new + stay * old) / (1 + stay)
 
 
-def _mix_grad(saved, grad):
+def _gated_update_grad(saved, grad):
     gate, new, old = saved
-    share = jax.nn.sigmoid(gate)
-    moved = share * grad
-    return moved * (1 - share) * (new - old), moved, grad - moved
+    update = jax.nn.sigmoid(gate)
+    grad_new = update * grad
+    return grad_new * (1 - update) * (new - old), grad_new, grad - grad_new
 
 
-mix.defvjp(lambda gate, new, old: (mix(gate, new, old), (gate, new, old)), _mix_grad)
+gated_update.defvjp(lambda gate, new, old: (gated_update(gate, new, old), (gate, new, old)), _gated_update_grad)
 
 
 def exponentials(

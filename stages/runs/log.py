@@ -1,6 +1,6 @@
-"""What a run tells: lines on the terminal, metrics.jsonl, and at the end summary.json, curves.png and the table.
+"""The log of a run: lines on the terminal, metrics.jsonl, and at the end summary.json, curves.png and the table.
 
-With several processes, all gather what is told and the first one tells it.
+With several processes, all gather what is logged, and the first one prints and writes it.
 """
 
 import dataclasses
@@ -13,14 +13,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from stages import report
 from stages.config import Config
-from stages.folder import RunFolder
-from stages.processes import Processes
 from stages.replay import Clock
-from stages.rounds import Round, Settled
-from stages.sweep import Sweep
-from stages.train import Progress, TrainState
+from stages.runs import figures
+from stages.runs.arguments import Arguments
+from stages.runs.folder import RunFolder
+from stages.runs.processes import Processes
+from stages.runs.rounds import Plan, Round
+from stages.runs.statistics import summarise
+from stages.train import Progress
 
 
 @dataclass
@@ -44,8 +45,8 @@ class Curve:
 
 
 @dataclass
-class Story:
-    """What one round's seeds have told so far; scores are [seeds]."""
+class RoundLog:
+    """The log of one round's seeds so far; scores are [seeds]."""
 
     round: Round
     training: Curve = field(default_factory=Curve)
@@ -53,102 +54,98 @@ class Story:
     untrained: np.ndarray = field(default_factory=lambda: np.zeros(0))
     zero_shot: np.ndarray = field(default_factory=lambda: np.zeros(0))
     final: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    border: int | None = None  # the step from which it adapts
+    adapt_step: int | None = None  # the step from which mode task goes on with what was explored
     step: int = 0
     updates: int = 0
-    evaluations: int = 0
 
     @staticmethod
-    def of_all(stories: "list[Story]") -> "Story":
-        """The stories of all rounds as one. They took the same steps; only the seeds differ."""
-        joined = {
-            name: np.concatenate([getattr(s, name) for s in stories]) for name in ("untrained", "zero_shot", "final")
+    def of_all(rounds: "list[RoundLog]") -> "RoundLog":
+        """The logs of all rounds as one. They took the same steps; only the seeds differ."""
+        scores = {
+            name: np.concatenate([getattr(r, name) for r in rounds]) for name in ("untrained", "zero_shot", "final")
         }
-        told = [seed for story in stories for seed in story.round.told]
-        training = Curve.of_all([story.training for story in stories])
-        evaluation = Curve.of_all([story.evaluation for story in stories])
-        round = dataclasses.replace(stories[-1].round, told=told)
-        return dataclasses.replace(stories[-1], round=round, training=training, evaluation=evaluation, **joined)
+        seeds = [seed for each in rounds for seed in each.round.seeds]
+        training = Curve.of_all([each.training for each in rounds])
+        evaluation = Curve.of_all([each.evaluation for each in rounds])
+        round = dataclasses.replace(rounds[-1].round, seeds=seeds)
+        return dataclasses.replace(rounds[-1], round=round, training=training, evaluation=evaluation, **scores)
 
-    def known(self, scores: np.ndarray) -> np.ndarray:
+    def carried_forward(self, scores: np.ndarray) -> np.ndarray:
         """Training scores, with a seed's last one where no episode of it ended since (metrics.jsonl keeps the gap)."""
         return np.where(np.isnan(scores), self.training.scores[-1], scores) if self.training.scores else scores
 
 
 @dataclass
-class Record:
-    """What a run has told so far, round by round."""
+class RunLog:
+    """The log of a run, round by round. The training loop calls `on_start`, `on_plan` (or `on_abort`), then for each
+    round `on_round` and for each of its chunks `rows` and `on_chunk`, and at the end `on_finish`.
+    """
 
-    settings: Any  # the run's Arguments
-    folder: RunFolder | None  # None: another process tells
+    arguments: Arguments
+    folder: RunFolder | None  # None: another process prints and writes
     processes: Processes
     started: float  # of time.time
-    stories: list[Story] = field(default_factory=list)
-    rounds: int = 1
+    rounds: list[RoundLog] = field(default_factory=list)  # so far
+    planned_rounds: int = 1
     compile_seconds: float = 0.0
 
     @property
-    def story(self) -> Story:
-        """The present round's."""
-        return self.stories[-1]
+    def round(self) -> RoundLog:
+        """The present round's log."""
+        return self.rounds[-1]
 
     @property
     def exploring(self) -> bool:
         """Whether a round's first phase explores: then the tasker is evaluated at every log point."""
-        return self.settings.config.mode != "task"
+        return self.arguments.config.mode != "task"
 
     def say(self, line: str) -> None:
         """A line to the terminal, at once."""
         if self.folder is not None:
             print(line, flush=True)
 
-    def opens(self, seeds: list[int], devices: Sequence[Any]) -> None:
+    def on_start(self, seeds: list[int], devices: Sequence[Any]) -> None:
         """The first lines."""
         where = f"{len(devices)} {devices[0].platform} device(s)"
         if self.processes.count > 1:
             where += f" of each of {self.processes.count} processes"
         files = f"; files in {self.folder.path}" if self.folder is not None else ""
-        self.say(f"{self.settings.title}: seeds {seeds[0]} to {seeds[-1]} on {where}{files}")
+        self.say(f"{self.arguments.title}: seeds {seeds[0]} to {seeds[-1]} on {where}{files}")
         self.say("compiling ...")
         self.compile_seconds = -time.time()
 
-    def settles(self, settled: Settled) -> None:
-        """All is compiled: what will run side by side."""
+    def on_plan(self, plan: Plan) -> None:
+        """All is compiled: say what will run side by side."""
         self.compile_seconds += time.time()
-        self.rounds = len(settled.rounds)
-        counts = settled.parameters
+        self.planned_rounds = len(plan.rounds)
+        counts = plan.parameters
         self.say(f"compiled in {self.compile_seconds:.1f} s")
-        self.say(settled.line)
+        self.say(plan.line)
         self.say(f"{sum(counts.values()):,} parameters a seed: " + ", ".join(f"{k} {v:,}" for k, v in counts.items()))
         if self.folder is not None:
-            self.folder.write_config(dataclasses.asdict(self.settings) | {"versions": versions()})
+            self.folder.write_config(dataclasses.asdict(self.arguments) | {"versions": versions()})
 
-    def withdraws(self) -> None:
-        """Nothing will run, and no empty folder stays."""
+    def on_abort(self) -> None:
+        """Nothing will run: remove the empty folder."""
         if self.folder is not None:
             self.folder.discard()
 
-    def begins(self, round: Round) -> None:
-        """A round begins."""
-        self.stories.append(Story(round))
-        if self.rounds > 1:
-            self.say(f"round {len(self.stories)} of {self.rounds}: seeds {round.told[0]} to {round.told[-1]}")
+    def on_round(self, round: Round) -> RoundLog:
+        """A round begins; returns its log."""
+        self.rounds.append(RoundLog(round))
+        if self.planned_rounds > 1:
+            first, last = round.seeds[0], round.seeds[-1]
+            self.say(f"round {len(self.rounds)} of {self.planned_rounds}: seeds {first} to {last}")
+        return self.round
 
     def rows(
         self, progress: Progress, config: Config, clock: Clock, iterations: int, since: float
     ) -> list[dict[str, Any]]:
         """Rows of metrics.jsonl, of all processes' seeds. Reading the numbers waits for the chunk to end."""
-        told = self.processes.gather(progress)
-        return metric_rows(told, self.story.round.told, config, int(clock.step), iterations, since)
+        everyone = self.processes.gather(progress)
+        return metric_rows(everyone, self.round.round.seeds, config, int(clock.step), iterations, since)
 
-    def evaluate(self, sweep: Sweep, state: TrainState) -> np.ndarray:
-        """The tasker's mean score over fresh evaluation episodes, [seeds]."""
-        story = self.story
-        scores, _ = sweep.evaluate(state, story.round.mine, story.evaluations)
-        story.evaluations += 1
-        return self.processes.gather(np.asarray(scores).mean(1))[: len(story.round.told)]
-
-    def chunk(
+    def on_chunk(
         self,
         config: Config,
         rows: list[dict[str, Any]],
@@ -157,17 +154,26 @@ class Record:
         done: float,
         left: float,
     ) -> None:
-        """One log point: metrics.jsonl, curves, a line of progress."""
-        story, whole = self.story, self.settings.config.steps
-        story.step = rows[0]["step"]
-        story.updates += iterations * config.schedule[1]
-        story.training.add(story.step, story.known(np.array([row["episode/score"] for row in rows])))
-        if story.border is not None:
-            whole += self.settings.config.adapt_steps
-        words = [f"{config.mode:>7} {done:4.0%}", f"{story.step:,}/{whole:,} steps"]
-        words.append(f"score {_iqm(story.training.scores[-1])}")
+        """One log point: metrics.jsonl, curves, a line of progress.
+
+        Args:
+            config: of the phase.
+            rows: what `rows` returned.
+            tasker: the tasker's evaluation scores, [seeds], in a run that explores.
+            iterations: of the chunk.
+            done: share of the phase that is done.
+            left: seconds that the phase will still take, about.
+        """
+        log, whole = self.round, self.arguments.config.steps
+        log.step = rows[0]["step"]
+        log.updates += iterations * config.schedule[1]
+        log.training.add(log.step, log.carried_forward(np.array([row["episode/score"] for row in rows])))
+        if log.adapt_step is not None:
+            whole += self.arguments.config.adapt_steps
+        words = [f"{config.mode:>7} {done:4.0%}", f"{log.step:,}/{whole:,} steps"]
+        words.append(f"score {_iqm(log.training.scores[-1])}")
         if tasker is not None:
-            story.evaluation.add(story.step, tasker)
+            log.evaluation.add(log.step, tasker)
             rows = [row | {"eval/score": float(score)} for row, score in zip(rows, tasker, strict=True)]
             words.append(f"{'zero-shot' if config.mode == 'explore' else 'tasker'} {_iqm(tasker)}")
         if self.folder is None:
@@ -179,21 +185,21 @@ class Record:
         if broken:
             print(f"run.py: warning: losses of seeds {broken} are not finite; try a lower --hypers.lr", file=sys.stderr)
 
-    def finishes(self) -> None:
+    def on_finish(self) -> None:
         """curves.png, summary.json and the table, over the seeds of all rounds together."""
         if self.folder is None:
             return
-        config, story = self.settings.config, Story.of_all(self.stories)
-        interval = report.summarise(story.final, story.round.told)
-        curve = story.evaluation if self.exploring else story.training
-        report.plot_curves(
+        config, log = self.arguments.config, RoundLog.of_all(self.rounds)
+        interval = summarise(log.final, log.round.seeds)
+        curve = log.evaluation if self.exploring else log.training
+        figures.plot_curves(
             self.folder.path / "curves.png",
             np.array(curve.steps),
             np.stack(curve.scores, 1),
-            title=self.settings.title,
+            title=self.arguments.title,
             ylabel="tasker's evaluation score" if self.exploring else "training score",
-            markers=None if story.border is None else [(story.border, "adapts from here")],
-            baseline=(float(story.untrained.mean()), "untrained"),
+            markers=None if log.adapt_step is None else [(log.adapt_step, "adapts from here")],
+            baseline=(float(log.untrained.mean()), "untrained"),
         )
         wall, peak = time.time() - self.started, peak_memory_mb()
         self.folder.write_summary(
@@ -201,32 +207,34 @@ class Record:
                 "env": config.env,
                 "env_args": dict(config.env_args),
                 "mode": config.mode,
-                "preset": self.settings.preset,
-                "seeds": story.round.told,
-                "rounds": len(self.stories),
-                "side_by_side": len(story.round.mine) * self.processes.count,
+                "preset": self.arguments.preset,
+                "seeds": log.round.seeds,
+                "rounds": len(self.rounds),
+                "side_by_side": len(log.round.mine) * self.processes.count,
                 "processes": self.processes.count,
-                "env_steps": story.step,
-                "updates": story.updates,
-                "score": story.final.tolist(),
+                "env_steps": log.step,
+                "updates": log.updates,
+                "score": log.final.tolist(),
                 **dataclasses.asdict(interval),
-                "zero_shot": story.zero_shot.tolist() if self.exploring else None,
-                "untrained": story.untrained.tolist(),
+                "zero_shot": log.zero_shot.tolist() if config.mode == "explore" else None,
+                "untrained": log.untrained.tolist(),
                 "compile_seconds": round(self.compile_seconds, 2),
                 "wall_seconds": round(wall, 2),
                 "peak_memory_mb": round(peak, 1),
                 "versions": versions(),
             }
         )
-        report.print_table(interval, f"{self.settings.title}: final evaluation, {config.eval_episodes} episodes a seed")
+        figures.print_table(
+            interval, f"{self.arguments.title}: final evaluation, {config.eval_episodes} episodes a seed"
+        )
         self.say(
-            f"{story.step:,} env steps and {story.updates:,} updates a seed in {wall:.0f} s "
+            f"{log.step:,} env steps and {log.updates:,} updates a seed in {wall:.0f} s "
             f"({self.compile_seconds:.0f} s compiling), {peak:,.0f} MB; see {self.folder.path}"
         )
 
 
 def metric_rows(
-    progress: Any, seeds: list[int], config: Config, clock_step: int, iterations: int, since: float
+    progress: Progress, seeds: list[int], config: Config, clock_step: int, iterations: int, since: float
 ) -> list[dict[str, Any]]:
     """One metrics row for each seed, with DreamerV3's names; episode/score is NaN where no episode ended."""
     episodes, metrics = progress.episodes, {name: np.asarray(value) for name, value in progress.metrics.items()}
@@ -250,7 +258,7 @@ def _iqm(scores: np.ndarray) -> str:
     """The interquartile mean of finite scores, in words."""
     if not np.isfinite(scores).any():
         return "-"
-    return f"{report.summarise(scores, list(range(len(scores))), resamples=1).iqm:.2f}"
+    return f"{summarise(scores, list(range(len(scores))), resamples=1).iqm:.2f}"
 
 
 def peak_memory_mb() -> float:

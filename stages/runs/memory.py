@@ -14,7 +14,7 @@ class Need(NamedTuple):
     """Bytes of one device that a compiled program takes."""
 
     held: float  # its arguments
-    more: float  # what it allocates beside them: temporaries, and results that do not replace a donated argument
+    more: float  # what it allocates in addition: temporaries, and results that do not replace a donated argument
 
 
 def need(program: Any) -> Need:

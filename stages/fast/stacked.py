@@ -1,0 +1,27 @@
+"""N modules of one shape as one, computed together: ensemble members, and a behaviour's critics."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, Key, PRNGKeyArray
+
+
+class Stacked(eqx.Module):
+    """N modules of one shape as one: every leaf has a leading axis [N, ...].
+
+    Its type tells the optimiser that each of the N trains as it would alone (fast/rows.py).
+    """
+
+    each: Any
+
+    def __init__(self, make: Callable[[PRNGKeyArray], Any], keys: Key[Array, " N"]):
+        self.each = eqx.filter_vmap(make)(keys)
+
+    def __len__(self) -> int:
+        return len(jax.tree.leaves(self.each)[0])
+
+    def map(self, fn: Callable[..., Any], *args: Any) -> Any:
+        """`fn(module, *arg)` of each module and its entry [N, ...] of each argument; results are stacked likewise."""
+        return jax.vmap(fn)(self.each, *args)

@@ -1,0 +1,66 @@
+"""Returns: rewards and values along a trajectory -> lambda-returns, and the scale that advantages are divided by.
+
+Axes: T time (leading). "..." and "*b" are any further axes. Source: DreamerV3, eq. 5 and 7.
+"""
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.lax import stop_gradient as sg
+from jaxtyping import Array, Bool, Float
+
+
+def lambda_return(
+    reward: Float[Array, "T *b"],
+    value: Float[Array, "T *b"],
+    discount: Float[Array, "T *b"],
+    last: Bool[Array, "T *b"] | Float[Array, "T *b"],
+    lam: Float[Array, ""] | float,
+) -> Float[Array, "T-1 *b"]:
+    """R_t = r_{t+1} + d_{t+1} ((1 - l_{t+1}) v_{t+1} + l_{t+1} R_{t+1}), l = lam (1 - last) (DreamerV3, eq. 5).
+
+    Args:
+        reward: arrival-indexed: reward[t] came with state t, so reward[0] is not used.
+        value: bootstrap values; the last one starts the recursion.
+        discount: d, the discount times the probability that the episode goes on after state t (0 at a terminal state).
+        last: where a replayed sequence breaks off: bootstrap there instead of reading on into the next episode.
+        lam: mixes one-step and longer returns.
+    """
+    lam_t = lam * (1 - last.astype(jnp.float32))
+    inputs = (reward[1:] + discount[1:] * (1 - lam_t[1:]) * value[1:], discount[1:] * lam_t[1:])
+
+    def back(following, step):
+        here, decay = step
+        ret = here + decay * following
+        return ret, ret
+
+    return lax.scan(back, value[-1], inputs, reverse=True)[1]
+
+
+class ReturnScale(eqx.Module):
+    """Moving averages of the 5th and 95th percentile of returns (DreamerV3, eq. 7)."""
+
+    low: Float[Array, "..."]
+    high: Float[Array, "..."]
+    weight: Float[Array, "..."]
+
+    @staticmethod
+    def zero() -> "ReturnScale":
+        return ReturnScale(jnp.zeros(()), jnp.zeros(()), jnp.zeros(()))
+
+
+def update_scale(scale: ReturnScale, returns: Float[Array, "..."], rate: Float[Array, ""] | float) -> ReturnScale:
+    """One step of the moving averages towards the percentiles of `returns`; sends no gradient."""
+    low, high = jnp.percentile(sg(returns), np.array([5.0, 95.0], np.float32))
+    average = lambda old, new: (1 - rate) * old + rate * new
+    return ReturnScale(average(scale.low, low), average(scale.high, high), average(scale.weight, 1.0))
+
+
+def divisor(scale: ReturnScale, floor: Float[Array, ""] | float, debias: bool) -> Float[Array, ""]:
+    """max(floor, S). `debias` corrects the averages for their start at zero, which a floor of 1 hides (DreamerV3)
+    and a small one does not."""
+    spread = scale.high - scale.low
+    if debias:
+        spread = spread / jnp.maximum(scale.weight, 1e-8)
+    return jnp.maximum(floor, spread)

@@ -1,0 +1,126 @@
+"""Rewards: what each behaviour is paid, by mode. This is the file where disagreement becomes a reward.
+
+A reward is computed twice: along imagined trajectories, for actor and critic, and on replayed rows, for the critic.
+Both are indexed by arrival: reward[t] came with state t. `BEHAVIORS` is the table of modes; another intrinsic reward is
+a `Reward` here, with a file of its own if it learns a network, and a mode or a place in the table.
+
+Axes: R rewards, T time, B windows, L = H + 1 imagined states, c starts of a block, F feat, A action vector.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from stages.config import Hypers, Mode
+from stages.ensemble import Ensemble, disagreement, ensemble_loss
+from stages.imagine import Trajectory
+from stages.replay import Row
+from stages.world_model import WorldModel
+
+
+class Network(NamedTuple):
+    """What an intrinsic reward learns with."""
+
+    name: str  # of its loss, and of the loss' scale in Hypers: scale_NAME
+    make: Callable[..., eqx.Module]  # (config, action size, embed size, *, key) -> the network
+    loss: Callable[..., Float[Array, "T B"]]  # (network, observed, action, is_first) -> nats
+
+
+class Reward(NamedTuple):
+    """One of a behaviour's rewards: how it is computed, and how its advantages are scaled."""
+
+    name: str  # in metrics
+    imagined: Callable[[WorldModel, Any, Trajectory], Float[Array, "L c"]]  # of one block; the network is the second
+    replayed: Callable[[Any, Row, Array, Array], Float[Array, "T B"]]  # (network, rows, feat, action)
+    scale: Callable[[Hypers], Any]  # weight of its normalised advantages
+    floor: Callable[[Hypers], Any]  # smallest divisor of its advantages
+    debias: bool  # whether the return scale is corrected for its start at zero, which only a small floor shows
+    network: Network | None = None
+
+
+# ---- the extrinsic reward ------------------------------------------------------------------------------------------
+
+
+def imagined_extrinsic(model: WorldModel, network: Any, trajectory: Trajectory) -> Float[Array, "L c"]:
+    """The reward head's expectation on arrival in each imagined state."""
+    del network
+    return model.reward.mean(model.reward(trajectory.feat))
+
+
+def replayed_extrinsic(network: Any, rows: Row, feat: Array, action: Array) -> Float[Array, "T B"]:
+    """The rewards that arrived."""
+    del network, feat, action
+    return rows.reward
+
+
+# ---- disagreement --------------------------------------------------------------------------------------------------
+
+
+def imagined_disagreement(model: WorldModel, ensemble: Ensemble, trajectory: Trajectory) -> Float[Array, "L c"]:
+    """The disagreement about each imagined action (Plan2Explore, eq. 2): D(s_t, a_t) arrives with s_{t+1}."""
+    del model
+    return shift_to_arrival(disagreement(ensemble, trajectory.feat[:-1], trajectory.action[:-1]))
+
+
+def replayed_disagreement(
+    ensemble: Ensemble, rows: Row, feat: Float[Array, "T B F"], action: Float[Array, "T B A"]
+) -> Float[Array, "T B"]:
+    """The ensemble's disagreement about each replayed action."""
+    reward = shift_to_arrival(disagreement(ensemble, feat, action)[:-1])
+    # What would arrive with a reset was not earned by the action before it.
+    return jnp.where(rows.is_first, 0.0, reward)
+
+
+def shift_to_arrival(reward: Float[Array, "H *b"]) -> Float[Array, "L *b"]:
+    """Rewards indexed by the step of the action they pay -> by the step they arrive at: one later, 0 at the first."""
+    return jnp.concatenate([jnp.zeros_like(reward[:1]), reward])
+
+
+# ---- the table of modes --------------------------------------------------------------------------------------------
+
+TASK = Reward(
+    "extrinsic", imagined_extrinsic, replayed_extrinsic, lambda h: 1.0, lambda h: h.return_floor, debias=False
+)
+EXTRINSIC = TASK._replace(scale=lambda h: h.extrinsic_scale)
+DISAGREEMENT = Reward(
+    "disagreement",
+    imagined_disagreement,
+    replayed_disagreement,
+    lambda h: h.intrinsic_scale,
+    lambda h: h.intrinsic_floor,
+    debias=True,
+    network=Network("ensemble", Ensemble, ensemble_loss),
+)
+
+BEHAVIORS: dict[Mode, dict[str, tuple[Reward, ...]]] = {
+    "task": {"tasker": (TASK,)},
+    "explore": {"tasker": (TASK,), "explorer": (DISAGREEMENT,)},
+    "mix": {"tasker": (TASK,), "explorer": (DISAGREEMENT, EXTRINSIC)},
+}
+"""Mode -> its behaviours, and the rewards of each; every reward has a critic of its own."""
+
+
+def network_of(mode: Mode) -> Network | None:
+    """What the mode's intrinsic reward learns with."""
+    networks = {r.network for rewards in BEHAVIORS[mode].values() for r in rewards if r.network}
+    assert len(networks) <= 1, networks
+    return next(iter(networks), None)
+
+
+def imagined_rewards(
+    rewards: tuple[Reward, ...], model: WorldModel, network: Any, trajectory: Trajectory
+) -> Float[Array, "blocks R L c"]:
+    """All of a behaviour's rewards along its imagined trajectory, block by block."""
+    each = lambda block: jnp.stack([reward.imagined(model, network, block) for reward in rewards])
+    return lax.map(each, trajectory)
+
+
+def replayed_rewards(
+    rewards: tuple[Reward, ...], network: Any, rows: Row, feat: Float[Array, "T B F"], action: Float[Array, "T B A"]
+) -> Float[Array, "R T B"]:
+    """All of a behaviour's rewards on replayed rows."""
+    return jnp.stack([reward.replayed(network, rows, feat, action) for reward in rewards])

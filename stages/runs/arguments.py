@@ -1,0 +1,142 @@
+"""Arguments: the command line -> what to run. Raises ConfigError, one line that says what to change."""
+
+import dataclasses
+import itertools
+import re
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import tyro
+
+from stages.config import PRESETS, Config, ConfigError, Hypers, preset, validate
+
+DESCRIPTION = """Train a sweep of DreamerV3 agents, with Plan2Explore if asked: `python run.py --seeds 32`.
+
+`--help` lists every setting with its default and source; `--preset` chooses sizes; `--env.NAME VALUE` sets a
+constructor argument or parameter of the environment.
+"""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """DreamerV3 with Plan2Explore, many seeds in one compiled program."""
+
+    seeds: int = 4
+    """Agents to train."""
+    seed_start: int = 0
+    """Number of the first seed."""
+    preset: str = "tiny"
+    """Sizes and settings to start from, listed above. The defaults below are those of the preset that is given."""
+    logdir: str = ""
+    """The run's folder; runs/ENV-MODE-TIME if empty."""
+    log_points: int = 20
+    """How often in each phase metrics are written and a line is printed."""
+    devices: int = 0
+    """Devices to share the seeds out over; 0 takes all (on a CPU: one virtual device for each core)."""
+    parallel: Literal["auto"] | int = "auto"
+    """Seeds trained side by side (of all processes together), the others in further rounds; auto: as many as fit."""
+    memory: float = 0.0
+    """GB that a process's agents may take by the compiler's account (on accelerators: of each device); 0: 80 % of what
+    is free."""
+    distributed: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Share the seeds out over all processes of a cluster, which all start this same command (Slurm, Open MPI,
+    Kubernetes and TPU pods are detected); the first one prints and writes."""
+    coordinator: str = ""
+    """HOST:PORT of process 0, where no cluster is detected: the same in all processes; implies --distributed."""
+    processes: int = 0
+    """How many processes there are, where no cluster is detected."""
+    process: int = -1
+    """Which of them this one is, from 0."""
+    config: Annotated[Config, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff] = field(default_factory=Config)
+    hypers: Hypers = field(default_factory=Hypers)
+
+    @property
+    def several(self) -> bool:
+        """Whether the run has further processes."""
+        return self.distributed or bool(self.coordinator) or self.processes != 0 or self.process != -1
+
+    @property
+    def title(self) -> str:
+        """What is run, for people: environment and its settings, mode, preset."""
+        settings = ", ".join(f"{name} {value}" for name, value in self.config.env_args)
+        env = f"{self.config.env} ({settings})" if settings else self.config.env
+        return f"{env}, {self.config.mode}, preset {self.preset}"
+
+
+# ---- the command line ----------------------------------------------------------------------------------------------
+
+
+def parse(argv: list[str]) -> Arguments:
+    """Arguments from the command line. Raises ConfigError; tyro itself exits with 2 on flags it cannot read."""
+    argv, env_args = _take_env_args(argv)
+    config, hypers = preset(_peek(argv, "--preset", "tiny"))
+    config = dataclasses.replace(config, env_args=env_args)
+    registry = tyro.constructors.ConstructorRegistry()
+    registry.primitive_rule(_whole_number)
+    presets = "\n".join(f"  {name}: {why}" for name, (_, _, why) in PRESETS.items())
+    with registry:
+        arguments = tyro.cli(
+            Arguments,
+            args=argv,
+            default=Arguments(config=config, hypers=hypers),
+            description=f"{DESCRIPTION}\nPresets:\n{presets}",
+        )
+    if arguments.seeds < 1:
+        raise ConfigError(f"--seeds must be 1 or more, not {arguments.seeds}")
+    if not 0 <= arguments.seed_start < 2**32 - arguments.seeds:
+        raise ConfigError(f"--seed-start must be 0 or more and leave all seeds below 2^32, not {arguments.seed_start}")
+    if arguments.log_points < 1:
+        raise ConfigError(f"--log-points must be 1 or more, not {arguments.log_points}")
+    if arguments.devices < 0:
+        raise ConfigError(f"--devices must be 0 or more, not {arguments.devices}")
+    if arguments.parallel != "auto" and arguments.parallel < 1:
+        raise ConfigError(f"--parallel must be auto, or 1 or more, not {arguments.parallel}")
+    if not 0 <= arguments.memory < float("inf"):
+        raise ConfigError(f"--memory must be finite and 0 or more, not {arguments.memory}")
+    validate(arguments.config, arguments.hypers)
+    return arguments
+
+
+def _take_env_args(argv: list[str]) -> tuple[list[str], tuple[tuple[str, str], ...]]:
+    """Split off `--env.NAME VALUE` and `--env.NAME=VALUE`: their names depend on the environment."""
+    rest, taken, words = [], {}, iter(argv)
+    for word in words:
+        match = re.fullmatch(r"--env\.([\w-]+)(?:=(.*))?", word)
+        if not match:
+            rest.append(word)
+            continue
+        value = match[2] if match[2] is not None else next(words, None)
+        if value is None:
+            raise ConfigError(f"{word} needs a value: {word} VALUE")
+        taken[match[1].replace("-", "_")] = value
+    return rest, tuple(sorted(taken.items()))
+
+
+def _peek(argv: list[str], flag: str, default: str) -> str:
+    """A flag's value before the parser sees it: the preset decides the others' defaults."""
+    for here, following in itertools.pairwise([*argv, default]):
+        if here == flag:
+            return following
+        if here.startswith(flag + "="):
+            return here.split("=", 1)[1]
+    return default
+
+
+def _whole_number(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[int] | None:
+    """Whole numbers may be written 1e6."""
+    if info.type is not int:
+        return None
+
+    def read(words: list[str]) -> int:
+        number = float(words[0])
+        if not number.is_integer():
+            raise ValueError(f"{words[0]} is not a whole number")
+        return int(words[0]) if re.fullmatch(r"[+-]?\d+", words[0]) else int(number)
+
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT",
+        instance_from_str=read,
+        is_instance=lambda x: isinstance(x, int),
+        str_from_instance=lambda x: [str(x)],
+    )

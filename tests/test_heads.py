@@ -1,0 +1,183 @@
+"""networks/heads.py: actors against the closed forms of what they sample, two-hot and continue heads against numpy.
+
+Axes: A actions, F feat, I bins.
+"""
+
+import dataclasses
+
+import chex
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from scipy import stats
+
+from envs.environment import ActionSpace
+from stages.config import ModelConfig
+from stages.networks.heads import Actor, ContinueHead, TwoHotHead
+from tests.test_decode import dense, linear, scrambled
+
+SIZES = ModelConfig(deter=4, stoch=1, classes=2, units=8, layers=2)
+F = SIZES.feat
+TABLE = dataclasses.replace(SIZES, units=F, layers=0)  # no hidden layer
+DISCRETE, CONTINUOUS = ActionSpace("discrete", 3), ActionSpace("continuous", 2)
+close = chex.assert_trees_all_close
+
+
+# ---- actors --------------------------------------------------------------------------------------------------------
+
+
+def fixed_actor(actions, bias):
+    """An actor whose raw outputs are `bias`, whatever it sees."""
+    actor = Actor(TABLE, actions, key=jr.key(0))
+    where = lambda a: (a.head.out.weight, a.head.out.bias)
+    return eqx.tree_at(where, actor, (jnp.zeros_like(actor.head.out.weight), jnp.asarray(bias, jnp.float32)))
+
+
+def test_discrete_acting_is_one_hot_in_the_policys_proportions():
+    many, ratio = 10_000, 0.1
+    actor = fixed_actor(DISCRETE, [0.0, 1.0, 2.0])
+    action = actor(jnp.zeros((many, F)), ratio).sample((jnp.arange(many) + 0.5) / many)
+    chex.assert_shape(action, (many, 3))
+    np.testing.assert_array_equal(np.sort(action, -1), np.tile([0, 0, 1], (many, 1)))
+    expected = 0.9 * np.exp([0, 1, 2]) / np.exp([0, 1, 2]).sum() + 0.1 / 3
+    np.testing.assert_allclose(action.mean(0), expected, atol=2 / many)
+
+
+def test_discrete_noise_is_one_uniform_number():
+    noise = fixed_actor(DISCRETE, [0.0] * 3).noise((500, 4), key=jr.key(0))
+    chex.assert_shape(noise, (500, 4))
+    assert stats.kstest(np.ravel(noise), "uniform").pvalue > 1e-3
+
+
+def test_continuous_acting_is_mean_plus_std_times_normal_noise():
+    actor = fixed_actor(CONTINUOUS, [0.5, -3.0, 0.0, -2.0])
+    noise = actor.noise((2000,), key=jr.key(0))
+    chex.assert_shape(noise, (2000, 2))
+    assert stats.kstest(np.ravel(noise), "norm").pvalue > 1e-3
+    action = actor(jnp.zeros((2000, F)), 0.0).sample(noise)
+    std = 0.1 + 0.9 / (1 + np.exp([-2.0, 0.0]))
+    np.testing.assert_allclose(action, np.tanh([0.5, -3.0]) + std * np.asarray(noise), rtol=1e-5, atol=1e-6)
+
+
+def test_acting_sends_no_gradient_to_the_actor():
+    for actions, noise in ((DISCRETE, jnp.full((1,), 0.3)), (CONTINUOUS, jnp.ones((1, 2)))):
+        actor = Actor(SIZES, actions, key=jr.key(0))
+        grads = jax.grad(lambda a, noise=noise: jnp.square(a(jnp.ones((1, F)), 0.01).sample(noise)).sum())(actor)
+        chex.assert_trees_all_equal(grads, jax.tree.map(jnp.zeros_like, actor))
+
+
+def test_greedy_acting_takes_the_likeliest():
+    discrete, continuous = fixed_actor(DISCRETE, [0.0, 1.0, 0.9]), fixed_actor(CONTINUOUS, [0.5, -3.0, 0.0, 5.0])
+    np.testing.assert_array_equal(discrete(jnp.zeros((2, F)), 0.01).mode(), [[0, 1, 0]] * 2)
+    np.testing.assert_allclose(continuous(jnp.zeros((2, F)), 0.01).mode(), [np.tanh([0.5, -3.0])] * 2, rtol=1e-5)
+
+
+def test_a_policy_of_half_precision_features_is_float32():
+    feat = jnp.zeros((2, F), jnp.bfloat16)
+    for actions, noise in ((DISCRETE, jnp.full((2,), 0.3)), (CONTINUOUS, jnp.ones((2, 2)))):
+        policy = Actor(SIZES, actions, key=jr.key(0))(feat, 0.01)
+        chex.assert_type([*jax.tree.leaves(policy), policy.sample(noise), policy.mode()], jnp.float32)
+
+
+def test_a_saturated_discrete_policy_keeps_a_floor_under_every_action():
+    ratio, size = 0.01, 3
+    dist = fixed_actor(DISCRETE, [1e4, -1e4, 0.0])(jnp.zeros((1, F)), ratio)
+    expected = np.array([[1 - ratio + ratio / size, ratio / size, ratio / size]])
+    np.testing.assert_allclose(dist.probs, expected, rtol=1e-5)
+    entropy = dist.entropy()
+    np.testing.assert_allclose(entropy, stats.entropy(expected, axis=-1), rtol=1e-4)
+    assert entropy[0] > 0.04
+    chex.assert_tree_all_finite(dist)
+
+
+def test_a_bounded_normal_stays_within_its_bounds():
+    for raw, mean, std in ((-1e4, -1.0, 0.1), (1e4, 1.0, 1.0), (0.0, 0.0, 0.1 + 0.9 / (1 + np.exp(-2)))):
+        dist = fixed_actor(CONTINUOUS, [raw] * 4)(jnp.zeros((1, F)), 0.01)
+        np.testing.assert_allclose(dist.mean, np.full((1, 2), mean), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(dist.std, np.full((1, 2), std), rtol=1e-5)
+
+
+def test_a_fresh_actor_is_nearly_indifferent():
+    dist = Actor(SIZES, DISCRETE, key=jr.key(0))(jr.normal(jr.key(1), (50, F)), 0.01)
+    np.testing.assert_allclose(dist.probs, np.full((50, 3), 1 / 3), atol=0.03)
+
+
+# ---- two-hot and continue heads ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("run", [lambda f: f, jax.jit], ids=["eager", "jit"])
+@pytest.mark.parametrize("depth, bins", [(1, 255), (3, 255), (1, 15)])
+def test_the_first_prediction_is_exactly_zero(run, depth, bins):
+    head = TwoHotHead(7, 6, depth, bins, key=jr.key(0))
+    feat = jnp.float32(100 * np.random.default_rng(0).normal(size=(2, 3, 7)))
+    logits, mean = run(lambda head, feat: (head(feat), head.mean(head(feat))))(head, feat)
+    chex.assert_trees_all_equal(logits, jnp.zeros((2, 3, bins)))
+    chex.assert_trees_all_equal(mean, jnp.zeros((2, 3)))
+    assert len(head.head.mlp.layers) == depth
+
+
+def two_hot_by_hand(value: float, count: int) -> np.ndarray:
+    """Weights [I] on the two of `count` bins, even in symlog, around `value`; float64."""
+    points = np.linspace(-20, 20, count)
+    bins, weights = np.sign(points) * np.expm1(np.abs(points)), np.zeros(count)
+    value = min(max(value, bins[0]), bins[-1])
+    high = max(1, int(np.searchsorted(bins, value)))
+    weights[high] = (value - bins[high - 1]) / (bins[high] - bins[high - 1])
+    weights[high - 1] = 1 - weights[high]
+    return weights
+
+
+VALUES = jnp.float32([-1e5, -3.3, 0, 0.01, 1, 777])
+
+
+def test_mean_reads_back_a_two_hot():
+    head = TwoHotHead(7, 6, 1, 255, key=jr.key(0))
+    logits = np.log(1e-30 + np.stack([two_hot_by_hand(float(x), 255) for x in VALUES]))
+    close(head.mean(jnp.float32(logits)), VALUES, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("bins", [15, 255])
+def test_two_hot_loss_is_cross_entropy_to_each_target(bins):
+    head, rng = TwoHotHead(7, 6, 1, bins, key=jr.key(0)), np.random.default_rng(0)
+    logits = jnp.float32(rng.normal(size=(6, bins)))
+    logp = np.float64(logits) - np.log(np.exp(np.float64(logits)).sum(-1, keepdims=True))
+    first, second = (
+        -np.array([two_hot_by_hand(float(x), bins) @ row for x, row in zip(values, logp, strict=True)])
+        for values in (VALUES, VALUES[::-1])
+    )
+    close(head.loss(logits, VALUES), first, rtol=1e-5)
+    both = jax.jit(lambda weight: head.loss(logits, VALUES, VALUES[::-1], weights=(1.0, weight)))
+    close(both(jnp.float32(0.3)), first + 0.3 * second, rtol=1e-5)
+
+
+def test_two_hot_loss_sends_gradient_to_the_logits_alone():
+    head = TwoHotHead(7, 6, 1, 15, key=jr.key(0))
+    loss = lambda *args: head.loss(*args, weights=(1.0, 0.5)).sum()
+    grads = jax.grad(loss, (0, 1, 2))(jnp.zeros((6, 15)), VALUES, VALUES[::-1])
+    by_hand = 1.5 / 15 - np.stack([two_hot_by_hand(float(x), 15) for x in VALUES])
+    by_hand = by_hand - 0.5 * np.stack([two_hot_by_hand(float(x), 15) for x in VALUES[::-1]])
+    close(grads, (by_hand, np.zeros(6), np.zeros(6)), rtol=1e-5, atol=1e-6)
+
+
+def test_two_hot_head_learns_a_value_from_its_zero_start():
+    head, feat = TwoHotHead(3, 6, 1, 15, key=jr.key(0)), jnp.float32([1, -2, 3])
+    loss = lambda head: head.loss(head(feat), jnp.float32(40.0))
+    step = jax.jit(lambda head: jax.tree.map(lambda x, g: x - 0.2 * g, head, jax.grad(loss)(head)))
+    for _ in range(200):
+        head = step(head)
+    # The floor is the two-hot target's own entropy; the tail of the outer bins, up to e^20, fades last.
+    target = two_hot_by_hand(40.0, 15)
+    floor = -(target[target > 0] * np.log(target[target > 0])).sum()
+    assert loss(head) < floor + 0.05
+
+
+def test_continue_head_agrees_with_numpy():
+    head = scrambled(ContinueHead(7, 6, key=jr.key(0)))
+    feat = np.random.default_rng(0).normal(size=(2, 3, 7)).astype(np.float32)
+    (layer,) = head.head.mlp.layers
+    logits = jax.jit(lambda head, feat: head(feat))(head, feat)
+    chex.assert_shape(logits, (2, 3))
+    close(logits, linear(head.head.out, dense(layer, np.float64(feat)))[..., 0], rtol=1e-4, atol=1e-4)

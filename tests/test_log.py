@@ -1,0 +1,225 @@
+"""The log of a run, on sweeps that only pretend to train: rows, lines, files, by hand-computed numbers."""
+
+import json
+import math
+import resource
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import run
+from stages.collect import Episodes
+from stages.replay import Clock
+from stages.runs import log as log_module
+from stages.runs.folder import RunFolder
+from stages.runs.log import Curve, RoundLog, RunLog, metric_rows, peak_memory_mb
+from stages.runs.processes import Processes
+from stages.runs.rounds import Evaluator, Plan, Round
+from stages.train import Progress
+from tests.test_rounds import STATE, Scored
+from tests.test_run import rows as read
+
+NAN = math.nan
+NOW = 1000.0
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch):
+    """A clock that stands still, and may be set."""
+    hand = SimpleNamespace(now=NOW)
+    monkeypatch.setattr(log_module, "time", SimpleNamespace(time=lambda: hand.now))
+    return hand
+
+
+def make(folder=None, words=(), **changes):
+    """The log of a run with so many words on its command line."""
+    arguments = run.parse(["--envs", "2", "--steps", "1000", *words])
+    return RunLog(arguments, folder, Processes(), NOW, **changes)
+
+
+def at(step):
+    """A clock after so many steps."""
+    return Clock(jnp.int32(step), jnp.int32(0))
+
+
+def progress(scores, counts, loss=()):
+    """What a chunk reports: each seed's sum of scores over its episodes, of 9 steps each, and one loss."""
+    each = [Episodes(*map(jnp.float32, (n, score, 9.0 * n))) for n, score in zip(counts, scores, strict=True)]
+    episodes = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+    metrics = {"loss/recon": jnp.array(loss or [0.5] * len(counts)), "opt/norm": jnp.array([2.0] * len(counts))}
+    return Progress(episodes, metrics)
+
+
+# ---- rows ----------------------------------------------------------------------------------------------------------
+
+
+def test_rows_by_hand(clock):
+    config = make(
+        words=["--replay.batch-size", "4", "--replay.batch-length", "8", "--replay.train-ratio", "16"]
+    ).arguments.config
+    assert config.schedule == (1, 1)  # 16 rows a step of 2 environments are one update of 4 times 8
+    clock.now = NOW + 4.0
+    found = metric_rows(progress([3.0, 0.0], [2, 0], [0.25, 0.75]), [7, 9], config, 60, 10, NOW)
+    speed = {"fps/policy": 10 * 2 / 4.0, "fps/train": 10 * 4 * 8 / 4.0}
+    first = {"step": 120, "seed": 7, "phase": "task", "episode/score": 1.5, "episode/length": 9.0, "episode/count": 2}
+    assert found[0] == first | {"train/loss/recon": 0.25, "train/opt/norm": 2.0} | speed
+    assert found[1]["seed"] == 9 and found[1]["episode/count"] == 0 and found[1]["train/loss/recon"] == 0.75
+    assert math.isnan(found[1]["episode/score"]) and math.isnan(found[1]["episode/length"])
+
+
+def test_rows_leave_out_seeds_that_fill_a_place():
+    found = metric_rows(progress([1.0, 2.0, 2.0], [1, 1, 1]), [3, 4], make().arguments.config, 1, 1, NOW - 1)
+    assert [(row["seed"], row["episode/score"]) for row in found] == [(3, 1.0), (4, 2.0)]
+
+
+# ---- curves and rounds --------------------------------------------------------------------------------------------
+
+
+def test_a_seed_without_an_episode_keeps_its_last_score():
+    one_round = RoundLog(Round([0, 1], [0, 1]))
+    for step, scores in ((10, [NAN, 1.0]), (20, [2.0, NAN]), (30, [NAN, 3.0])):
+        one_round.training.add(step, one_round.carried_forward(np.array(scores)))
+    np.testing.assert_array_equal(np.stack(one_round.training.scores), [[NAN, 1.0], [2.0, 1.0], [2.0, 3.0]])
+    assert one_round.training.steps == [10, 20, 30]
+
+
+def test_rounds_become_one():
+    rounds = []
+    for seeds, mine in (([0, 1], [0, 1]), ([2], [2, 2])):
+        one_round = RoundLog(Round(seeds, mine), step=40, updates=6, adapt_step=20)
+        for step in (20, 40):
+            one_round.training.add(step, np.array([seed + step for seed in seeds]))
+            one_round.evaluation.add(step, np.array([-seed for seed in seeds]))
+        one_round.untrained, one_round.zero_shot = np.array(seeds) + 0.5, np.array(seeds) + 0.25
+        one_round.final = np.array(seeds) * 10.0
+        rounds.append(one_round)
+    one = RoundLog.of_all(rounds)
+    assert one.round.seeds == [0, 1, 2] and (one.step, one.updates, one.adapt_step) == (40, 6, 20)
+    np.testing.assert_array_equal(one.training.scores, [[20, 21, 22], [40, 41, 42]])
+    np.testing.assert_array_equal(one.evaluation.scores, [[0, -1, -2], [0, -1, -2]])
+    np.testing.assert_array_equal(one.untrained, [0.5, 1.5, 2.5])
+    np.testing.assert_array_equal(one.zero_shot, [0.25, 1.25, 2.25])
+    np.testing.assert_array_equal(one.final, [0.0, 10.0, 20.0])
+    assert rounds[0].round.seeds == [0, 1], "the rounds' own logs stay as they were"
+
+
+def test_curves_of_different_lengths_are_refused():
+    with pytest.raises(ValueError, match="shorter"):
+        Curve.of_all([Curve([1, 2], [np.zeros(1)] * 2), Curve([1], [np.zeros(1)])])
+
+
+# ---- lines and files -----------------------------------------------------------------------------------------------
+
+
+def test_lines_and_rows_of_a_chunk(tmp_path, capsys, clock):
+    log = make(RunFolder.create(tmp_path / "run"), ["--mode", "explore", "--adapt-steps", "500"])
+    config = log.arguments.config
+    log.on_round(Round([0, 1], [0, 1]))
+    clock.now = NOW + 10.0
+    rows = log.rows(progress([1.0, 0.0], [1, 0]), config, at(100), 50, NOW)
+    log.on_chunk(config, rows, np.array([0.25, 0.75]), 50, 0.2, 125.9)
+    said, warned = capsys.readouterr()
+    speed = 2 * 50 * config.schedule[0] * 2 / 10
+    assert said == f"explore  20%  200/1,000 steps  score 1.00  zero-shot 0.50  {speed:,.0f} steps/s  2:05 left\n"
+    assert not warned and log.round.updates == 50 * config.schedule[1] and log.round.evaluation.steps == [200]
+    assert [(row["seed"], row["episode/score"], row["eval/score"]) for row in read(tmp_path / "run")] == [
+        (0, 1.0, 0.25),
+        (1, None, 0.75),
+    ]
+    log.round.adapt_step = 200
+    log.on_chunk(config, rows, None, 50, 1.0, 0.0)
+    assert "200/1,500 steps" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("loss", [NAN, math.inf])
+def test_losses_that_are_not_finite_are_warned_of(tmp_path, capsys, loss):
+    log = make(RunFolder.create(tmp_path / "run"))
+    log.on_round(Round([3, 4, 5], [3, 4, 5]))
+    rows = log.rows(progress([0.0] * 3, [0] * 3, [0.5, loss, 0.5]), log.arguments.config, at(1), 1, NOW - 1)
+    log.on_chunk(log.arguments.config, rows, None, 1, 1.0, 0.0)
+    said, warned = capsys.readouterr()
+    assert "score -" in said, "no seed has finished an episode"
+    assert warned == "run.py: warning: losses of seeds [4] are not finite; try a lower --hypers.lr\n"
+
+
+def test_a_process_that_does_not_lead_prints_and_writes_nothing(capsys):
+    log = make(planned_rounds=2)
+    log.on_start([0, 1], [SimpleNamespace(platform="cpu")])
+    log.on_plan(Plan([], [Round([0], [0])] * 2, {"actor": 1}, "a line"))
+    for seed in (0, 1):
+        log.on_round(Round([seed], [seed]))
+        rows = log.rows(progress([1.0], [1]), log.arguments.config, at(1), 1, NOW - 1)
+        log.on_chunk(log.arguments.config, rows, None, 1, 1.0, 0.0)
+    log.on_finish()
+    log.on_abort()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_run_of_two_rounds_from_its_first_line_to_its_last(tmp_path, capsys, clock):
+    log = make(RunFolder.create(tmp_path / "run"), ["--seeds", "3", "--replay.train-ratio", "192"])
+    log.on_start([0, 1, 2], [SimpleNamespace(platform="cpu")] * 2)
+    clock.now += 7.0
+    log.on_plan(Plan([], [Round([0, 1], [0, 1]), Round([2], [2, 2])], {"actor": 1200, "critic": 34}, "two rounds"))
+    for seeds, mine in (([0, 1], [0, 1]), ([2], [2, 2])):
+        evaluate = Evaluator(Round(seeds, mine), log.processes)
+        log.on_round(evaluate.round)
+        log.round.untrained = evaluate(Scored(), STATE)
+        for step in (250, 500):
+            done = progress([float(seed) for seed in mine], [1] * len(mine))
+            rows = log.rows(done, log.arguments.config, at(step), 3, clock.now - 1)
+            log.on_chunk(log.arguments.config, rows, None, 3, step / 500, 0.0)
+        log.round.final = evaluate(Scored(), STATE)
+    clock.now += 13.0
+    log.on_finish()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"Catch-bsuite, task, preset tiny: seeds 0 to 2 on 2 cpu device(s); files in {tmp_path / 'run'}"
+    assert lines[1:5] == [
+        "compiling ...",
+        "compiled in 7.0 s",
+        "two rounds",
+        "1,234 parameters a seed: actor 1,200, critic 34",
+    ]
+    assert lines[5] == "round 1 of 2: seeds 0 to 1" and lines[8] == "round 2 of 2: seeds 2 to 2"
+    assert log.arguments.config.schedule == (1, 3)  # 192 rows a step of 2 environments are three updates of 8 times 16
+    assert lines[-1].startswith("1,000 env steps and 18 updates a seed in 20 s (7 s compiling), ")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        "config.json", "metrics.jsonl", "summary.json", "curves.png",
+    }  # fmt: skip
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["seeds"] == [0, 1, 2] and summary["rounds"] == 2 and summary["side_by_side"] == 2
+    assert summary["untrained"] == [0.5, 1.5, 2.5] and summary["score"] == [1.5, 2.5, 3.5]
+    assert (summary["iqm"], summary["worst_seed"], summary["best_seed"], summary["zero_shot"]) == (2.5, 0, 2, None)
+    assert (summary["env_steps"], summary["compile_seconds"], summary["wall_seconds"]) == (1000, 7.0, 20.0)
+    assert [(row["step"], row["seed"]) for row in read(tmp_path / "run")] == [
+        (500, 0),
+        (500, 1),
+        (1000, 0),
+        (1000, 1),
+        (500, 2),
+        (1000, 2),
+    ]
+
+
+def test_a_run_that_aborts_leaves_no_folder(tmp_path):
+    log = make(RunFolder.create(tmp_path / "new" / "run"))
+    log.on_abort()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("platform", "unit"), [("linux", 1024), ("darwin", 1)])
+def test_peak_memory_of_a_cpu_in_the_units_of_its_system(monkeypatch, platform, unit):
+    monkeypatch.setattr(log_module.sys, "platform", platform)
+    monkeypatch.setattr(resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=3_000_000 // unit))
+    assert peak_memory_mb() == pytest.approx(3.0, rel=1e-3)
+
+
+@pytest.mark.parametrize(("stats", "mb"), [({"peak_bytes_in_use": 5_000_000}, 5.0), (None, 2.0), ({}, 2.0)])
+def test_peak_memory_of_an_accelerator_is_its_own_count_where_it_counts(monkeypatch, stats, mb):
+    device = SimpleNamespace(platform="gpu", memory_stats=lambda: stats)
+    monkeypatch.setattr(log_module.jax, "local_devices", lambda: [device])
+    monkeypatch.setattr(log_module.sys, "platform", "darwin")
+    monkeypatch.setattr(resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=2_000_000))
+    assert peak_memory_mb() == mb
