@@ -33,8 +33,9 @@ class Agent(eqx.Module):
         if "explorer" in rewards:
             self.explorer = Behavior(config.model, actions, rewards["explorer"], key=key_explorer)
         network = network_of(config.mode)
-        embed = embed_size(obs, config.model)
-        self.novelty = network.make(config, actions.size, embed, key=key_novelty) if network else None
+        self.novelty = None
+        if network:
+            self.novelty = network.make(config, actions.size, embed_size(obs, config.model), key=key_novelty)
 
 
 class Targets(eqx.Module):
