@@ -18,13 +18,14 @@ from stages.runs.start import start_jax
 if TYPE_CHECKING:  # jax and all that needs it are imported where they are used, so that --help stays fast
     from envs.environment import Environment
     from stages.replay import Clock
+    from stages.runs.keeper import Keeper
     from stages.runs.log import RunLog
     from stages.runs.processes import Processes
     from stages.runs.rounds import Evaluator, Phase, Round
     from stages.train import TrainState
 
 
-def run(arguments: Arguments, env: Environment, processes: Processes, log: RunLog) -> None:
+def run(arguments: Arguments, env: Environment, processes: Processes, keeper: Keeper, log: RunLog) -> None:
     """Plan which seeds fit side by side, train them round by round, and leave the run's files."""
     import jax
 
@@ -32,77 +33,98 @@ def run(arguments: Arguments, env: Environment, processes: Processes, log: RunLo
 
     seeds = list(range(arguments.seed_start, arguments.seed_start + arguments.seeds))
     devices = jax.local_devices()[: arguments.devices or None]
-    build = lambda width: phases_of(env, arguments.config, devices, width, arguments.log_points)
-    limits = {"parallel": arguments.parallel, "allowed": arguments.memory * 1e9}
+    build = lambda width: phases_of(env, arguments.config, devices, width, arguments.log_points, keeper.chunks)
+    parallel = keeper.side_by_side or arguments.parallel
     log.on_start(seeds, devices)
     try:
-        planned = plan(seeds, devices, processes, build, **limits)
+        planned = plan(seeds, devices, processes, build, parallel=parallel, allowed=arguments.memory * 1e9)
     except BaseException:
         log.on_abort()
         raise
     log.on_plan(planned)
-    for each in planned.rounds:
-        train_round(planned.phases, each, arguments.hypers, processes, log)
+    keeper.on_plan(planned.phases)
+    for index, each in enumerate(planned.rounds):
+        train_round(planned.phases, index, each, arguments.hypers, processes, keeper, log)
     log.on_finish()
+    keeper.close()
 
 
-def train_round(phases: list[Phase], round: Round, hypers: Hypers, processes: Processes, log: RunLog) -> None:
-    """All phases of one round's seeds, from their first step to their last evaluation."""
+def train_round(
+    phases: list[Phase], index: int, round: Round, hypers: Hypers, processes: Processes, keeper: Keeper, log: RunLog
+) -> None:
+    """All phases of one round's seeds, from their first step or where they were left, to their last evaluation."""
     from stages.runs.rounds import Evaluator
 
-    (sweep, *_), *later = phases
-    evaluate = Evaluator(round, processes)
-    logged = log.on_round(round)
-    state, clock, _ = sweep.prefill(sweep.init(round.mine, hypers))
-    logged.untrained = evaluate(sweep, state)
-    state, clock = train_phase(phases[0], state, clock, evaluate, log)
-    if sweep.config.mode == "explore":
-        logged.zero_shot = logged.evaluation.scores[-1]
-    for phase in later:
-        logged.adapt_step, state = logged.step, phase.sweep.adapt(state)
-        state, clock = train_phase(phase, state, clock, evaluate, log)
-    logged.final = evaluate(phases[-1].sweep, state)
+    evaluate, logged = Evaluator(round, processes), log.on_round(index, round)
+    if logged.finished(phases):
+        return
+    if saved := keeper.restore(index):
+        state, clock = saved
+    else:
+        sweep = phases[0].sweep
+        state, clock, _ = sweep.prefill(sweep.init(round.mine, hypers))
+        logged.untrained = evaluate(sweep, state, clock)
+    for phase in phases[logged.phase :]:
+        if phase is not phases[logged.phase]:
+            state = phase.sweep.adapt(state)
+            logged.on_adapt()
+        state, clock = train_phase(phase, state, clock, evaluate, keeper, log)
+        if phase.sweep.config.mode == "explore":
+            logged.zero_shot = logged.evaluation.scores[-1]
+    logged.final = evaluate(phases[-1].sweep, state, clock)
+    keeper.on_round_end(index, state, clock)
 
 
 def train_phase(
-    phase: Phase, state: TrainState, clock: Clock, evaluate: Evaluator, log: RunLog
+    phase: Phase, state: TrainState, clock: Clock, evaluate: Evaluator, keeper: Keeper, log: RunLog
 ) -> tuple[TrainState, Clock]:
-    """Collect and train in equal chunks; log after each."""
-    sweep, begun = phase.sweep, time.time()
-    for chunk in range(1, phase.chunks + 1):
+    """Collect and train in equal chunks; log and save after each."""
+    sweep, logged, begun, first = phase.sweep, log.round, time.time(), log.round.done
+    while logged.done < phase.total:
         at = time.time()
         state, clock, progress = sweep.advance(state, clock, phase.iterations)
         rows = log.rows(progress, sweep.config, clock, phase.iterations, at)
-        scores = evaluate(sweep, state) if log.exploring else None
-        left = (time.time() - begun) / chunk * (phase.chunks - chunk)
-        log.on_chunk(sweep.config, rows, scores, phase.iterations, chunk / phase.chunks, left)
-    assert sweep.traces["advance"] == 1, sweep.traces
+        scores = evaluate(sweep, state, clock) if log.exploring else None
+        done = logged.done + phase.iterations
+        left = (time.time() - begun) / (done - first) * (phase.total - done)
+        log.on_chunk(sweep.config, rows, scores, phase.iterations, done / phase.total, left)
+        keeper.on_chunk(state, clock)
+    assert sweep.traces["advance"] <= 1, sweep.traces
     return state, clock
 
 
 def main(argv: list[str]) -> int:
     """The whole program; returns the exit code."""
     from envs import EnvError, make
-    from stages.runs.folder import RunFolder, RunFolderError
+    from stages.runs.folder import RunFolderError
+    from stages.runs.keeper import Keeper, enter
     from stages.runs.log import RunLog
     from stages.runs.processes import ProcessError, Processes, join
+    from stages.runs.signals import Signals, Stopped
 
     started = time.time()
     try:
         arguments = parse(argv)
         place = (arguments.coordinator, arguments.processes, arguments.process)
-        with join(*place) if arguments.several else Processes() as processes:
+        with Signals() as signals, join(*place) if arguments.several else Processes() as processes:
             _check_machines(arguments, processes)
             env = make(arguments.config.env, dict(arguments.config.env_args))
             name = f"{arguments.config.env}-{arguments.config.mode}-{time.strftime('%Y%m%d-%H%M%S')}"
-            folder = RunFolder.create(arguments.logdir or os.path.join("runs", name)) if processes.leads else None
-            run(arguments, env, processes, RunLog(arguments, folder, processes, started))
+            folder, path, finished = enter(arguments, os.path.join("runs", name), processes)
+            try:
+                log = RunLog(arguments, folder, processes, started)
+                if finished:
+                    log.say(f"the run in {path} is finished; raise --steps to go on, or choose another --logdir")
+                else:
+                    run(arguments, env, processes, Keeper(arguments, path, processes, signals, log), log)
+            finally:
+                if folder:
+                    folder.close()
     except (ConfigError, EnvError, RunFolderError, ProcessError) as error:
         print(f"run.py: error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("run.py: interrupted; metrics up to the last printed line are in the run's folder", file=sys.stderr)
-        return 130
+    except Stopped as stopped:
+        return stopped.code
     return 0
 
 

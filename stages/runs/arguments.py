@@ -2,9 +2,11 @@
 
 import dataclasses
 import itertools
+import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -38,6 +40,11 @@ class Arguments:
     memory: float = 0.0
     """GB that a process's agents may take by the compiler's account (on accelerators: of each device); 0: 80 % of what
     is free."""
+    checkpoint_minutes: float = 10.0
+    """How often the whole state is saved beside training, at the end of a chunk; 0: after every chunk. The same command
+    with the same --logdir goes on from the newest."""
+    checkpoint_keep: int = 2
+    """Checkpoints of a round that are kept while it trains, and one after it; 0: none is written."""
     distributed: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Share the seeds out over all processes of a cluster, which all start this same command (Slurm, Open MPI,
     Kubernetes and TPU pods are detected); the first one prints and writes."""
@@ -61,6 +68,45 @@ class Arguments:
         settings = ", ".join(f"{name} {value}" for name, value in self.config.env_args)
         env = f"{self.config.env} ({settings})" if settings else self.config.env
         return f"{env}, {self.config.mode}, preset {self.preset}"
+
+
+# ---- going on with a run -------------------------------------------------------------------------------------------
+
+FREE = {
+    *("logdir", "devices", "parallel", "memory", "checkpoint_minutes", "checkpoint_keep", "distributed", "coordinator"),
+    *("process", "config.block", "config.lane"),
+}
+"""Arguments that change no number of a run, and so may differ when it goes on."""
+GROWING = ("config.steps", "config.adapt_steps")
+"""Arguments that may be raised."""
+
+
+def flat(arguments: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Arguments as nested mappings -> by their path, such as config.replay.batch_size."""
+    pairs: dict[str, Any] = {}
+    for name, value in arguments.items():
+        pairs |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return pairs
+
+
+def refuse_differences(arguments: Arguments, saved: Mapping[str, Any]) -> None:
+    """Raises ConfigError where a run that was saved with other arguments cannot go on with these.
+
+    Args:
+        saved: the run's config.json.
+    """
+    ours = flat(json.loads(json.dumps(dataclasses.asdict(arguments))))
+    theirs = {name: value for name, value in flat(saved).items() if not name.startswith("versions.")}
+    differing = [name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)]
+    raised = [name for name in GROWING if name in differing and theirs.get(name) and ours[name] > theirs[name]]
+    if refused := sorted(set(differing) - FREE - set(raised)):
+        flag = lambda name: "--" + name.removeprefix("config.").replace("_", "-")
+        listed = ", ".join(f"{flag(name)} {theirs.get(name)} (now {ours.get(name)})" for name in refused[:5])
+        more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
+        raise ConfigError(
+            f"the run in {arguments.logdir} was made with {listed}{more}: give it the same again (only --steps and "
+            "--adapt-steps may grow), or choose another --logdir"
+        )
 
 
 # ---- the command line ----------------------------------------------------------------------------------------------
@@ -91,6 +137,10 @@ def parse(argv: list[str]) -> Arguments:
         raise ConfigError(f"--devices must be 0 or more, not {arguments.devices}")
     if arguments.parallel != "auto" and arguments.parallel < 1:
         raise ConfigError(f"--parallel must be auto, or 1 or more, not {arguments.parallel}")
+    if not 0 <= arguments.checkpoint_minutes < float("inf"):
+        raise ConfigError(f"--checkpoint-minutes must be finite and 0 or more, not {arguments.checkpoint_minutes}")
+    if arguments.checkpoint_keep < 0:
+        raise ConfigError(f"--checkpoint-keep must be 0 or more, not {arguments.checkpoint_keep}")
     if not 0 <= arguments.memory < float("inf"):
         raise ConfigError(f"--memory must be finite and 0 or more, not {arguments.memory}")
     validate(arguments.config, arguments.hypers)

@@ -7,12 +7,14 @@ Axes: S seeds, P points of a curve.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import math
 import os
+import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,23 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from rich.console import Console
     from rich.table import Table
+
+
+# ---- the terminal ------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def printing() -> Iterator[None]:
+    """Printing inside it cannot end a run: where the reader is gone, or the disk behind it full, lines are dropped."""
+    try:
+        yield
+    except OSError:
+        # Also for the interpreter, which flushes both at its end.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    except UnicodeEncodeError:  # a terminal without that character: nothing was printed
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
 
 
 # ---- the table ---------------------------------------------------------------------------------------------

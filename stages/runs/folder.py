@@ -26,41 +26,77 @@ class RunFolder:
     """
 
     path: Path
-    made: tuple[Path, ...] = ()  # the folders that `create` made for it, parents first
+    made: tuple[Path, ...] = ()  # the folders that `open` made for it, parents first
+    lock: int = -1  # open file whose lock says that a run is at work here; it ends with the process
 
     CONFIG = "config.json"
     METRICS = "metrics.jsonl"
     SUMMARY = "summary.json"
+    LOCK = ".lock"
 
     @classmethod
-    def create(cls, path: str | os.PathLike[str]) -> RunFolder:
+    def open(cls, path: str | os.PathLike[str]) -> RunFolder:
         """Make the folder (and its parents) and prove that it can be written, before anything heavy runs.
 
-        An existing folder will do if it holds no run. A creation that fails removes the folders that it made.
+        An existing folder will do: it may hold a run to go on with (`config` says which). It is this process's alone
+        until `close`. An opening that fails removes the folders that it made.
 
         Raises:
-            RunFolderError: the path is empty or not a folder, holds a run already, or cannot be written.
+            RunFolderError: the path is empty or not a folder, a run is at work there, it holds part of a run without
+                its configuration, or it cannot be written.
         """
         if not os.fspath(path):
             raise RunFolderError("the run's folder has an empty name; choose another --logdir")
         folder = Path(os.path.expanduser(path)).absolute()
         made: list[Path] = []
+        lock = -1
         try:
             _make_folders(folder, made)
-            _refuse_a_run(folder, (cls.CONFIG, cls.METRICS, cls.SUMMARY))
+            lock = _lock(folder / cls.LOCK)
+            if not (folder / cls.CONFIG).exists():
+                _refuse_a_run(folder, (cls.METRICS, cls.SUMMARY))
             _probe(folder)
         except BaseException as error:
-            cls(folder, tuple(made)).discard()
+            cls(folder, tuple(made), lock).discard()
             if isinstance(error, RunFolderError) or not isinstance(error, (OSError, ValueError)):
                 raise
             raise _explained(folder, error) from error
-        return cls(folder, tuple(made))
+        return cls(folder, tuple(made), lock)
+
+    def close(self) -> None:
+        """Let others have the folder."""
+        if self.lock >= 0:
+            os.close(self.lock)
 
     def discard(self) -> None:
-        """Remove the folders that `create` made, but for those that hold something by now."""
+        """Remove the folders that `open` made, but for those that hold something by now."""
+        if self.made and self.lock >= 0:
+            with contextlib.suppress(OSError):
+                (self.path / self.LOCK).unlink()
         for each in reversed(self.made):
             with contextlib.suppress(OSError):
                 each.rmdir()
+
+    @property
+    def config(self) -> dict[str, Any] | None:
+        """The configuration of the run that is here, as JSON has it; None without one. Raises RunFolderError."""
+        return self._read(self.CONFIG)
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """The summary of the run that is here, as JSON has it; None without one. Raises RunFolderError."""
+        return self._read(self.SUMMARY)
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        path = self.path / name
+        try:
+            return json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise RunFolderError(
+                f"cannot read {str(path)!r} ({' '.join(str(error).split())}): choose another --logdir"
+            ) from error
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write `config.json`, whole or not at all. Raises RunFolderError if the disk refuses."""
@@ -90,6 +126,49 @@ class RunFolder:
         except OSError as error:
             raise _explained(path, error) from error
 
+    @property
+    def metrics_size(self) -> int:
+        """Bytes of metrics.jsonl."""
+        path = self.path / self.METRICS
+        return path.stat().st_size if path.exists() else 0
+
+    def cut_metrics(self, size: int) -> None:
+        """Take metrics.jsonl back to its first `size` bytes: what was logged after a checkpoint is logged again.
+
+        Raises:
+            RunFolderError: the file is shorter than that, or the disk refuses.
+        """
+        path = self.path / self.METRICS
+        if self.metrics_size < size:
+            raise RunFolderError(
+                f"{str(path)!r} has {self.metrics_size:,} bytes, and had {size:,} at the checkpoint: put the whole "
+                "file back, or choose another --logdir"
+            )
+        try:
+            if path.exists():
+                os.truncate(path, size)
+        except OSError as error:
+            raise _explained(path, error) from error
+
+
+def _lock(path: Path) -> int:
+    """An open file with the folder's lock. Raises RunFolderError if another process has it."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        import fcntl
+    except ImportError:  # not on Windows: there two runs in one folder are not noticed
+        return file
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(file)
+        raise RunFolderError(
+            f"another run is at work in {str(path.parent)!r}: choose another --logdir, or wait for it"
+        ) from error
+    except OSError:  # a file system without locks
+        pass
+    return file
+
 
 def _make_folders(folder: Path, made: list[Path]) -> None:
     """`mkdir -p` that notes in `made` what was not there before."""
@@ -106,7 +185,10 @@ def _make_folders(folder: Path, made: list[Path]) -> None:
 def _refuse_a_run(folder: Path, names: Sequence[str]) -> None:
     for name in names:
         if os.path.lexists(folder / name):
-            raise RunFolderError(f"{str(folder)!r} already holds a run ({name}); choose another --logdir, or remove it")
+            raise RunFolderError(
+                f"{str(folder)!r} holds part of a run ({name}) without its {RunFolder.CONFIG}; choose another "
+                "--logdir, or remove it"
+            )
 
 
 def _probe(folder: Path) -> None:
@@ -168,19 +250,19 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def _encode(value: Mapping[str, Any], indent: int | None = None) -> bytes:
-    return (json.dumps(_plain(value), allow_nan=False, indent=indent) + "\n").encode()
+    return (json.dumps(plain(value), allow_nan=False, indent=indent) + "\n").encode()
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """`value` as JSON can hold it."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if hasattr(value, "tolist"):  # numpy's and jax's arrays and scalars
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
     return value

@@ -6,7 +6,7 @@ With several processes, all gather what is logged, and the first one prints and 
 import dataclasses
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ from stages.runs import figures
 from stages.runs.arguments import Arguments
 from stages.runs.folder import RunFolder
 from stages.runs.processes import Processes
-from stages.runs.rounds import Plan, Round
+from stages.runs.rounds import Phase, Plan, Round
 from stages.runs.statistics import summarise
 from stages.train import Progress
 
@@ -35,6 +35,11 @@ class Curve:
         """One point; scores [seeds]."""
         self.steps.append(step)
         self.scores.append(np.asarray(scores, np.float64))
+
+    @staticmethod
+    def load(saved: Mapping[str, Any]) -> "Curve":
+        """A curve from its JSON, where no score is null."""
+        return Curve(list(saved["steps"]), [np.array(scores, np.float64) for scores in saved["scores"]])
 
     @staticmethod
     def of_all(curves: "list[Curve]") -> "Curve":
@@ -55,8 +60,17 @@ class RoundLog:
     zero_shot: np.ndarray = field(default_factory=lambda: np.zeros(0))
     final: np.ndarray = field(default_factory=lambda: np.zeros(0))
     adapt_step: int | None = None  # the step from which mode task goes on with what was explored
+    phase: int = 0  # the one at work
+    done: int = 0  # iterations of it
     step: int = 0
     updates: int = 0
+
+    @staticmethod
+    def load(saved: Mapping[str, Any]) -> "RoundLog":
+        """A round's log from its JSON."""
+        scores = {name: np.array(saved[name], np.float64) for name in ("untrained", "zero_shot", "final")}
+        curves = {name: Curve.load(saved[name]) for name in ("training", "evaluation")}
+        return RoundLog(**{**saved, **scores, **curves, "round": Round(**saved["round"])})
 
     @staticmethod
     def of_all(rounds: "list[RoundLog]") -> "RoundLog":
@@ -70,6 +84,14 @@ class RoundLog:
         round = dataclasses.replace(rounds[-1].round, seeds=seeds)
         return dataclasses.replace(rounds[-1], round=round, training=training, evaluation=evaluation, **scores)
 
+    def finished(self, phases: list[Phase]) -> bool:
+        """Whether the round has come to the end of these phases, and was evaluated there."""
+        return bool(self.final.size) and self.phase == len(phases) - 1 and self.done >= phases[-1].total
+
+    def on_adapt(self) -> None:
+        """The next phase begins: mode task goes on from here."""
+        self.phase, self.done, self.adapt_step = self.phase + 1, 0, self.step
+
     def carried_forward(self, scores: np.ndarray) -> np.ndarray:
         """Training scores, with a seed's last one where no episode of it ended since (metrics.jsonl keeps the gap)."""
         return np.where(np.isnan(scores), self.training.scores[-1], scores) if self.training.scores else scores
@@ -78,7 +100,9 @@ class RoundLog:
 @dataclass
 class RunLog:
     """The log of a run, round by round. The training loop calls `on_start`, `on_plan` (or `on_abort`), then for each
-    round `on_round` and for each of its chunks `rows` and `on_chunk`, and at the end `on_finish`.
+    round `on_round` and for each of its chunks `rows` and `on_chunk`, and at the end `on_finish` (or `on_stop`).
+
+    `saved` is the log as JSON, for a checkpoint; `load` goes on from there.
     """
 
     arguments: Arguments
@@ -86,13 +110,51 @@ class RunLog:
     processes: Processes
     started: float  # of time.time
     rounds: list[RoundLog] = field(default_factory=list)  # so far
+    current: int = -1  # index of the present one
     planned_rounds: int = 1
     compile_seconds: float = 0.0
 
     @property
     def round(self) -> RoundLog:
         """The present round's log."""
-        return self.rounds[-1]
+        return self.rounds[self.current]
+
+    def saved(self, iterations: Sequence[int]) -> dict[str, Any]:
+        """The log so far, with the run's arguments and versions, as JSON may hold it.
+
+        Args:
+            iterations: of a chunk, in each phase.
+        """
+        return {
+            "rounds": [dataclasses.asdict(each) for each in self.rounds],
+            "current": self.current,
+            "iterations": list(iterations),
+            "processes": self.processes.count,
+            "width": len(self.round.round.mine),
+            "metrics_size": self.folder.metrics_size if self.folder is not None else 0,
+            "seconds": time.time() - self.started,
+            "arguments": dataclasses.asdict(self.arguments),
+            "versions": versions(),
+        }
+
+    def restart(self) -> None:
+        """Begin from nothing; what a run without a checkpoint has logged here is cut off."""
+        if self.folder is not None and self.folder.metrics_size:
+            self.say(f"{self.folder.path} holds no checkpoint of the run: it begins again")
+            self.folder.cut_metrics(0)
+
+    def load(self, saved: Mapping[str, Any]) -> None:
+        """Go on from what `saved` gave; lines of metrics.jsonl after it are cut off."""
+        self.rounds = [RoundLog.load(each) for each in saved["rounds"]]
+        self.started -= saved["seconds"]
+        if self.folder is not None:
+            self.folder.cut_metrics(saved["metrics_size"])
+            if (theirs := saved["versions"]) != versions():
+                now = versions()
+                changed = ", ".join(
+                    f"{name} {v} (now {now.get(name)})" for name, v in theirs.items() if now.get(name) != v
+                )
+                self.warn(f"the checkpoint was made with {changed}; results may differ")
 
     @property
     def exploring(self) -> bool:
@@ -100,9 +162,15 @@ class RunLog:
         return self.arguments.config.mode != "task"
 
     def say(self, line: str) -> None:
-        """A line to the terminal, at once."""
+        """A line to the terminal, at once. Training goes on where nobody reads it."""
         if self.folder is not None:
-            print(line, flush=True)
+            with figures.printing():
+                print(line, flush=True)
+
+    def warn(self, line: str) -> None:
+        """A line of warning to standard error."""
+        with figures.printing():
+            print(f"run.py: warning: {line}", file=sys.stderr, flush=True)
 
     def on_start(self, seeds: list[int], devices: Sequence[Any]) -> None:
         """The first lines."""
@@ -130,13 +198,18 @@ class RunLog:
         if self.folder is not None:
             self.folder.discard()
 
-    def on_round(self, round: Round) -> RoundLog:
-        """A round begins; returns its log."""
-        self.rounds.append(RoundLog(round))
+    def on_round(self, index: int, round: Round) -> RoundLog:
+        """A round begins, or goes on; returns its log."""
+        self.current = index
+        if index == len(self.rounds):
+            self.rounds.append(RoundLog(round))
+        logged = self.round
+        logged.round = round
         if self.planned_rounds > 1:
-            first, last = round.seeds[0], round.seeds[-1]
-            self.say(f"round {len(self.rounds)} of {self.planned_rounds}: seeds {first} to {last}")
-        return self.round
+            self.say(f"round {index + 1} of {self.planned_rounds}: seeds {round.seeds[0]} to {round.seeds[-1]}")
+        if logged.step:
+            self.say(f"going on from the checkpoint at {logged.step:,} steps")
+        return logged
 
     def rows(
         self, progress: Progress, config: Config, clock: Clock, iterations: int, since: float
@@ -166,6 +239,7 @@ class RunLog:
         """
         log, whole = self.round, self.arguments.config.steps
         log.step = rows[0]["step"]
+        log.done += iterations
         log.updates += iterations * config.schedule[1]
         log.training.add(log.step, log.carried_forward(np.array([row["episode/score"] for row in rows])))
         if log.adapt_step is not None:
@@ -183,7 +257,33 @@ class RunLog:
         self.say("  ".join([*words, f"{speed:,.0f} steps/s", f"{int(left) // 60}:{int(left) % 60:02d} left"]))
         broken = [row["seed"] for row in rows if not all(np.isfinite(v) for k, v in row.items() if "/loss/" in k)]
         if broken:
-            print(f"run.py: warning: losses of seeds {broken} are not finite; try a lower --hypers.lr", file=sys.stderr)
+            self.warn(f"losses of seeds {broken} are not finite; try a lower --hypers.lr")
+
+    def on_stop(self) -> None:
+        """A signal ends the run: summary.json says how far it came."""
+        if self.folder is None:
+            return
+        log, config = self.round, self.arguments.config
+        steps = config.steps + config.adapt_steps
+        self.folder.write_summary(
+            {
+                "finished": False,
+                "env": config.env,
+                "mode": config.mode,
+                "round": self.current + 1,
+                "rounds": self.planned_rounds,
+                "seeds": log.round.seeds,
+                "env_steps": log.step,
+                "updates": log.updates,
+                "training_score": log.training.scores[-1].tolist() if log.training.scores else None,
+                "evaluation_score": log.evaluation.scores[-1].tolist() if log.evaluation.scores else None,
+                "wall_seconds": round(time.time() - self.started, 2),
+                "versions": versions(),
+            }
+        )
+        self.say(
+            f"stopped at {log.step:,} of {steps:,} steps; the same command with --logdir {self.folder.path} goes on"
+        )
 
     def on_finish(self) -> None:
         """curves.png, summary.json and the table, over the seeds of all rounds together."""
@@ -204,6 +304,7 @@ class RunLog:
         wall, peak = time.time() - self.started, peak_memory_mb()
         self.folder.write_summary(
             {
+                "finished": True,
                 "env": config.env,
                 "env_args": dict(config.env_args),
                 "mode": config.mode,
@@ -224,9 +325,9 @@ class RunLog:
                 "versions": versions(),
             }
         )
-        figures.print_table(
-            interval, f"{self.arguments.title}: final evaluation, {config.eval_episodes} episodes a seed"
-        )
+        with figures.printing():
+            title = f"{self.arguments.title}: final evaluation, {config.eval_episodes} episodes a seed"
+            figures.print_table(interval, title)
         self.say(
             f"{log.step:,} env steps and {log.updates:,} updates a seed in {wall:.0f} s "
             f"({self.compile_seconds:.0f} s compiling), {peak:,.0f} MB; see {self.folder.path}"

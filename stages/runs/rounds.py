@@ -15,6 +15,7 @@ import numpy as np
 
 from envs.environment import Environment
 from stages.config import Config, ConfigError
+from stages.replay import Clock
 from stages.runs import memory
 from stages.runs.processes import Processes
 from stages.runs.sweep import Sweep, mesh_for
@@ -36,6 +37,11 @@ class Phase(NamedTuple):
     iterations: int
     chunks: int
 
+    @property
+    def total(self) -> int:
+        """Iterations of the whole phase."""
+        return self.iterations * self.chunks
+
 
 class Fit(NamedTuple):
     """What fits side by side in one process."""
@@ -56,15 +62,14 @@ class Plan(NamedTuple):
 
 
 class Evaluator:
-    """Evaluations of one round's seeds. They are numbered, so that each plays episodes of its own."""
+    """Evaluations of one round's seeds. Each env step has episodes of its own, whatever was evaluated before."""
 
     def __init__(self, round: Round, processes: Processes):
-        self.round, self.processes, self.done = round, processes, 0
+        self.round, self.processes = round, processes
 
-    def __call__(self, sweep: Sweep, state: TrainState) -> np.ndarray:
-        """The tasker's mean score over fresh evaluation episodes, [seeds] of all processes, without padding."""
-        scores, _ = sweep.evaluate(state, self.round.mine, self.done)
-        self.done += 1
+    def __call__(self, sweep: Sweep, state: TrainState, clock: Clock) -> np.ndarray:
+        """The tasker's mean score over evaluation episodes, [seeds] of all processes, without padding."""
+        scores, _ = sweep.evaluate(state, self.round.mine, int(clock.step))
         return self.processes.gather(np.asarray(scores).mean(1))[: len(self.round.seeds)]
 
 
@@ -73,20 +78,46 @@ class Evaluator:
 
 def split_chunks(config: Config, todo: int, points: int) -> tuple[int, int]:
     """(iterations of a chunk, chunks) that collect `todo` rows or little more: chunks are equal, so one is compiled."""
-    total = max(1, -(-todo // (config.schedule[0] * config.envs)))
-    iterations = -(-total // points)
-    return iterations, -(-total // iterations)
+    iterations = -(-_iterations(config, todo) // points)
+    return iterations, _chunks(config, todo, iterations)
 
 
-def phases_of(env: Environment, config: Config, devices: Sequence[Any], width: int, points: int) -> list[Phase]:
-    """The phases of a round of `width` seeds on these devices, not compiled yet; `points` chunks in each, at most."""
-    mesh = mesh_for(width, devices)
-    rows = config.steps - config.prefill * config.envs
-    first = Phase(Sweep(env, config, mesh), *split_chunks(config, rows, points))
-    if not config.adapt_steps:
-        return [first]
-    task = dataclasses.replace(config, mode="task")
-    return [first, Phase(Sweep(env, task, mesh), *split_chunks(task, config.adapt_steps, points))]
+def _iterations(config: Config, todo: int) -> int:
+    return max(1, -(-todo // (config.schedule[0] * config.envs)))
+
+
+def _chunks(config: Config, todo: int, iterations: int) -> int:
+    return -(-_iterations(config, todo) // iterations)
+
+
+def phases_of(
+    env: Environment,
+    config: Config,
+    devices: Sequence[Any],
+    width: int,
+    points: int,
+    iterations: Sequence[int] = (),
+) -> list[Phase]:
+    """The phases of a round of `width` seeds on these devices, not compiled yet.
+
+    Args:
+        points: chunks in each phase, at most.
+        iterations: of a chunk, in each phase; of a run that goes on with the chunks that it had.
+    """
+    mesh, task = mesh_for(width, devices), dataclasses.replace(config, mode="task")
+    begun = config.prefill * config.envs
+    stretches = [(config, config.steps - begun)] + ([(task, config.adapt_steps)] if config.adapt_steps else [])
+    if iterations:
+        split = [(n, _chunks(each, todo, n)) for (each, todo), n in zip(stretches, iterations, strict=True)]
+    else:
+        split = [split_chunks(each, todo, points) for each, todo in stretches]
+    # What is really collected, chunks being equal: so the ring holds all of it, and may grow if the run goes on.
+    rows = [n * chunks * each.schedule[0] * each.envs for (each, _), (n, chunks) in zip(stretches, split, strict=True)]
+    exact = {"steps": begun + rows[0], "adapt_steps": sum(rows[1:])}
+    return [
+        Phase(Sweep(env, dataclasses.replace(each, **exact), mesh), n, chunks)
+        for (each, _), (n, chunks) in zip(stretches, split, strict=True)
+    ]
 
 
 def prepare(phases: list[Phase], width: int, usable: float) -> float:

@@ -1,0 +1,215 @@
+"""Checkpoints: the whole state of a round on disk, written beside training, and what of it is good after a crash.
+
+One folder a round and process, `checkpoints/round-0000/process-0/STEP`, by orbax: a checkpoint is there whole or not at
+all. It holds every array of the state (parameters, optimiser, targets, replay, environments, keys), the clock, and as
+JSON the log so far with the run's arguments and versions. Processes agree on the newest that all of them have.
+"""
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+
+from stages.runs.folder import RunFolderError, plain
+from stages.runs.processes import Processes
+
+FOLDER = "checkpoints"
+
+
+class Place(NamedTuple):
+    """Which checkpoint: the round, from 0, and the env step of a seed."""
+
+    round: int
+    step: int
+
+
+class Checkpoints:
+    """The checkpoints of a run, as this process sees them."""
+
+    def __init__(self, folder: Path, processes: Processes, keep: int):
+        """
+        Args:
+            folder: the run's, which all processes reach.
+            keep: how many of a round are kept; 0: none is written.
+        """
+        self.folder, self.processes, self.keep = folder / FOLDER, processes, keep
+        self._managers: dict[int, Any] = {}
+
+    def newest(self) -> Place | None:
+        """The newest that every process has whole; None without one."""
+        mine = []
+        for path in sorted(self.folder.glob(f"round-*/process-{self.processes.index}")):
+            round = int(path.parent.name.removeprefix("round-"))
+            mine += [(round, step) for step in self._manager(round).all_steps()]
+        everyone = [{tuple(place) for place in json.loads(each)} for each in self._exchange(mine)]
+        common = set.intersection(*everyone)
+        if any(everyone) and not common:
+            raise RunFolderError(
+                f"the checkpoints in {str(self.folder)!r} are not of one step in all {self.processes.count} processes; "
+                "start as many processes as before on the same machines, or remove the folder to begin again"
+            )
+        return Place(*max(common)) if common else None
+
+    def progress(self, place: Place) -> dict[str, Any]:
+        """The JSON of a checkpoint. Raises RunFolderError."""
+        import orbax.checkpoint as ocp
+
+        with _explained(self._path(place)):
+            found = self._manager(place.round).restore(
+                place.step, args=ocp.args.Composite(progress=ocp.args.JsonRestore())
+            )
+            return found["progress"]
+
+    def restore(self, place: Place, shapes: Any) -> Any:
+        """The arrays of a checkpoint, as `shapes` has them: a tree of jax.ShapeDtypeStruct with shardings.
+
+        A ring may be larger than the saved one, if that had not begun to overwrite its oldest rows.
+
+        Raises:
+            RunFolderError: the checkpoint is damaged, or of a state of other parts, shapes or types.
+        """
+        import orbax.checkpoint as ocp
+
+        path = self._path(place)
+        with _explained(path):
+            found = self._manager(place.round).restore(
+                place.step, args=ocp.args.Composite(state=ocp.args.StandardRestore())
+            )
+            saved = found["state"]
+        wanted = named(shapes)
+        if unlike := sorted(saved.keys() ^ {name for name, x in wanted.items() if x.size}):
+            raise RunFolderError(f"the checkpoint {str(path)!r} is of another state: {unlike[0]} is not in both")
+        leaves = [_fitted(path, name, saved.get(name), like) for name, like in wanted.items()]
+        return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+
+    def save(self, place: Place, state: Any, progress: dict[str, Any]) -> None:
+        """Write a checkpoint; returns once the arrays are copied, and writing goes on beside training.
+
+        First waits until the one before is written in all processes, so that they always have one in common.
+
+        Raises:
+            RunFolderError: the one before could not be written.
+        """
+        import orbax.checkpoint as ocp
+
+        if not self.keep:
+            return
+        self.wait()
+        manager = self._manager(place.round)
+        if place.step in manager.all_steps():
+            return
+        arrays = {name: np.asarray(_raw(x)) for name, x in named(state).items() if x.size}
+        args = ocp.args.Composite(state=ocp.args.StandardSave(arrays), progress=ocp.args.JsonSave(plain(progress)))
+        with _explained(self._path(place)):
+            manager.save(place.step, args=args)
+
+    def wait(self) -> None:
+        """Wait until what has been saved is on disk, here and in all processes. Raises RunFolderError."""
+        failure = ""
+        for round, manager in self._managers.items():
+            try:
+                with _explained(self._path(Place(round, manager.latest_step() or 0))):
+                    manager.wait_until_finished()
+            except RunFolderError as error:
+                failure = str(error)
+        failures = [each for each in map(json.loads, self._exchange(failure)) if each]
+        if failures:
+            raise RunFolderError(failures[0])
+
+    def prune(self, round: int) -> None:
+        """Keep only the newest of a round that is over."""
+        manager = self._manager(round)
+        for step in sorted(manager.all_steps())[:-1]:
+            manager.delete(step)
+
+    def close(self) -> None:
+        """Let go of the folder, once all is written."""
+        for manager in self._managers.values():
+            manager.close()
+        self._managers.clear()
+
+    def _exchange(self, message: Any) -> list[bytes]:
+        return self.processes.exchange(json.dumps(message).encode())
+
+    def _path(self, place: Place) -> Path:
+        return self._process_path(place.round) / str(place.step)
+
+    def _process_path(self, round: int) -> Path:
+        return self.folder / f"round-{round:04}" / f"process-{self.processes.index}"
+
+    def _manager(self, round: int) -> Any:
+        """Orbax's manager of a round's checkpoints; a process is on its own there, whatever others do."""
+        import orbax.checkpoint as ocp
+
+        if round not in self._managers:
+            several, index, path = ocp.options.MultiprocessingOptions(), self.processes.index, self._process_path(round)
+            if self.processes.count > 1:
+                several = ocp.options.MultiprocessingOptions(
+                    primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process-{index}"
+                )
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=max(1, self.keep),
+                create=False,
+                cleanup_tmp_directories=True,
+                multiprocessing_options=several,
+            )
+            with _explained(path):
+                path.mkdir(parents=True, exist_ok=True)
+                self._managers[round] = ocp.CheckpointManager(path, options=options)
+        return self._managers[round]
+
+
+def named(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by their path, such as ".agent.model.rssm.prior"."""
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _raw(x: Any) -> Any:
+    """Random keys as numbers; all else as it is."""
+    return jr.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+
+
+def _fitted(path: Path, name: str, saved: Any, like: jax.ShapeDtypeStruct) -> jax.Array:
+    """A saved array in its place on the devices; a ring's with room for more rows, if there shall be more."""
+    is_key = jnp.issubdtype(like.dtype, jax.dtypes.prng_key)
+    raw = jax.eval_shape(jr.key_data, like) if is_key else like
+    saved = np.zeros(raw.shape, raw.dtype) if saved is None else np.asarray(saved)
+    if saved.dtype != raw.dtype or not _grows(name, saved.shape, raw.shape):
+        raise RunFolderError(
+            f"the checkpoint {str(path)!r} is of another state: {name} is {saved.dtype}{list(saved.shape)} there, and "
+            f"{raw.dtype}{list(raw.shape)} in this run"
+        )
+    if saved.shape != raw.shape:
+        room = [(0, wanted - there) for there, wanted in zip(saved.shape, raw.shape, strict=True)]
+        saved = np.pad(saved, room)
+    if is_key:
+        return jax.device_put(jr.wrap_key_data(saved), like.sharding)
+    return jax.device_put(saved, like.sharding)
+
+
+def _grows(name: str, saved: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether an array fits: a ring's, [seeds, capacity, ...], may have gained capacity."""
+    if saved == wanted or ".ring." not in name:
+        return saved == wanted
+    alike = len(saved) == len(wanted) > 1 and (saved[0], *saved[2:]) == (wanted[0], *wanted[2:])
+    return alike and saved[1] <= wanted[1]
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Any:
+    """What orbax raises, and it may be anything, as one line."""
+    try:
+        yield
+    except RunFolderError:
+        raise
+    except Exception as error:
+        why = " ".join(str(error).split())[:300] or type(error).__name__
+        raise RunFolderError(
+            f"the checkpoint {str(path)!r} cannot be read or written: {why}; free the disk, or remove that folder to "
+            "go on from the one before it"
+        ) from error

@@ -1,0 +1,140 @@
+"""Keeper: where a run goes on, when it saves, and when it stops because a signal asks."""
+
+import json
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from stages.config import ConfigError
+from stages.replay import Clock
+from stages.runs.arguments import GROWING, Arguments, flat, refuse_differences
+from stages.runs.checkpoint import Checkpoints, Place
+from stages.runs.folder import RunFolder, RunFolderError
+from stages.runs.log import RunLog
+from stages.runs.processes import Processes
+from stages.runs.rounds import Phase
+from stages.runs.signals import Signals, Stopped
+from stages.train import TrainState
+
+
+class Entered(NamedTuple):
+    """The run's folder."""
+
+    folder: RunFolder | None  # None in processes that do not write
+    path: Path
+    finished: bool  # the run that is there has come to its end
+
+
+def enter(arguments: Arguments, name: str, processes: Processes) -> Entered:
+    """Open the run's folder, new or with the same run in it.
+
+    Raises:
+        RunFolderError: the folder cannot be used, or another run is at work there.
+        ConfigError: the run that is there was made with other arguments.
+    """
+    folder, finished = None, False
+    if processes.leads:
+        folder = RunFolder.open(arguments.logdir or name)
+        try:
+            if there := folder.config:
+                refuse_differences(arguments, there)
+                ours = flat({"config": vars(arguments.config)})
+                same = all(ours[each] == flat(there)[each] for each in GROWING)
+                finished = same and bool((folder.summary or {}).get("finished"))
+        except BaseException:
+            folder.close()
+            raise
+    message = json.dumps([str(folder.path) if folder else "", finished])
+    path, finished = json.loads(processes.exchange(message.encode())[0])
+    return Entered(folder, Path(path), finished)
+
+
+class Keeper:
+    """Saves the state between chunks, beside training. A save that fails costs the save, and not the run.
+
+    The training loop calls `on_plan`, for each round `restore` and `on_round_end`, and after each chunk `on_chunk`.
+    """
+
+    def __init__(self, arguments: Arguments, folder: Path, processes: Processes, signals: Signals, log: RunLog):
+        """
+        Raises:
+            RunFolderError: the newest checkpoint cannot be read.
+            ConfigError: the run had another number of processes.
+        """
+        self._minutes, self._processes, self._signals, self._log = arguments.checkpoint_minutes, processes, signals, log
+        self._checkpoints = Checkpoints(folder, processes, arguments.checkpoint_keep)
+        self._phases: list[Phase] = []
+        self._saved_at = self._chunk_at = time.time()
+        signals.on_abort = log.on_abort
+        newest = self._checkpoints.newest()
+        self.chunks: list[int] = []
+        """Iterations of a chunk, in each phase, of the run that goes on; empty for a new one."""
+        self.side_by_side = 0
+        """Seeds that it trains at once, in all processes; 0 for a new one."""
+        if not newest:
+            log.restart()
+            return
+        saved = self._checkpoints.progress(newest)
+        if saved["processes"] != processes.count:
+            raise ConfigError(
+                f"the run was made by {saved['processes']} processes, not {processes.count}: start as many"
+            )
+        self.chunks, self.side_by_side = saved["iterations"], saved["width"] * processes.count
+        log.load(saved)
+
+    def on_plan(self, phases: list[Phase]) -> None:
+        """All is compiled: from now on there is something to save."""
+        self._phases = phases
+        self._saved_at = self._chunk_at = time.time()
+        self._signals.between_chunks()
+
+    def restore(self, index: int) -> tuple[TrainState, Clock] | None:
+        """State and clock of round `index` where it was left; None if it has not begun. Raises RunFolderError."""
+        logged = self._log.round
+        if not logged.step:
+            return None
+        state, clock = self._phases[0].sweep.shapes(len(logged.round.mine))
+        if logged.phase:
+            state = self._phases[logged.phase].sweep.adapted(state)
+        return self._checkpoints.restore(Place(index, logged.step), (state, clock))
+
+    def on_chunk(self, state: TrainState, clock: Clock) -> None:
+        """Save if it is time. Raises Stopped, once all is saved, where a signal has asked any process to stop."""
+        now = time.time()
+        self._signals.between_chunks(now - self._chunk_at)
+        mine = [self._signals.asked, now - self._saved_at >= 60 * self._minutes]
+        everyone = [json.loads(each) for each in self._processes.exchange(json.dumps(mine).encode())]
+        asked, due = max(code for code, _ in everyone), everyone[0][1]
+        if due or asked:
+            self._save(state, clock)
+        if asked:
+            self._wait()
+            self._log.on_stop()
+            raise Stopped(asked)
+        self._chunk_at = time.time()
+
+    def on_round_end(self, index: int, state: TrainState, clock: Clock) -> None:
+        """A round is over: keep its last state alone."""
+        self._save(state, clock)
+        if self._wait():
+            self._checkpoints.prune(index)
+
+    def close(self) -> None:
+        """All is written."""
+        self._checkpoints.close()
+
+    def _save(self, state: TrainState, clock: Clock) -> None:
+        place = Place(self._log.current, self._log.round.step)
+        try:
+            self._checkpoints.save(place, (state, clock), self._log.saved([each.iterations for each in self._phases]))
+        except RunFolderError as error:
+            self._log.warn(f"not saved: {error}")
+        self._saved_at = time.time()
+
+    def _wait(self) -> bool:
+        try:
+            self._checkpoints.wait()
+        except RunFolderError as error:
+            self._log.warn(f"not saved: {error}")
+            return False
+        return True
