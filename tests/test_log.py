@@ -115,9 +115,9 @@ def test_curves_of_different_lengths_are_refused():
 
 
 def test_lines_and_rows_of_a_chunk(tmp_path, capsys, clock):
-    log = make(RunFolder.create(tmp_path / "run"), ["--mode", "explore", "--adapt-steps", "500"])
+    log = make(RunFolder.open(tmp_path / "run"), ["--mode", "explore", "--adapt-steps", "500"])
     config = log.arguments.config
-    log.on_round(Round([0, 1], [0, 1]))
+    log.on_round(0, Round([0, 1], [0, 1]))
     clock.now = NOW + 10.0
     rows = log.rows(progress([1.0, 0.0], [1, 0]), config, at(100), 50, NOW)
     log.on_chunk(config, rows, np.array([0.25, 0.75]), 50, 0.2, 125.9)
@@ -136,8 +136,8 @@ def test_lines_and_rows_of_a_chunk(tmp_path, capsys, clock):
 
 @pytest.mark.parametrize("loss", [NAN, math.inf])
 def test_losses_that_are_not_finite_are_warned_of(tmp_path, capsys, loss):
-    log = make(RunFolder.create(tmp_path / "run"))
-    log.on_round(Round([3, 4, 5], [3, 4, 5]))
+    log = make(RunFolder.open(tmp_path / "run"))
+    log.on_round(0, Round([3, 4, 5], [3, 4, 5]))
     rows = log.rows(progress([0.0] * 3, [0] * 3, [0.5, loss, 0.5]), log.arguments.config, at(1), 1, NOW - 1)
     log.on_chunk(log.arguments.config, rows, None, 1, 1.0, 0.0)
     said, warned = capsys.readouterr()
@@ -150,7 +150,7 @@ def test_a_process_that_does_not_lead_prints_and_writes_nothing(capsys):
     log.on_start([0, 1], [SimpleNamespace(platform="cpu")])
     log.on_plan(Plan([], [Round([0], [0])] * 2, {"actor": 1}, "a line"))
     for seed in (0, 1):
-        log.on_round(Round([seed], [seed]))
+        log.on_round(seed, Round([seed], [seed]))
         rows = log.rows(progress([1.0], [1]), log.arguments.config, at(1), 1, NOW - 1)
         log.on_chunk(log.arguments.config, rows, None, 1, 1.0, 0.0)
     log.on_finish()
@@ -159,19 +159,19 @@ def test_a_process_that_does_not_lead_prints_and_writes_nothing(capsys):
 
 
 def test_a_run_of_two_rounds_from_its_first_line_to_its_last(tmp_path, capsys, clock):
-    log = make(RunFolder.create(tmp_path / "run"), ["--seeds", "3", "--replay.train-ratio", "192"])
+    log = make(RunFolder.open(tmp_path / "run"), ["--seeds", "3", "--replay.train-ratio", "192"])
     log.on_start([0, 1, 2], [SimpleNamespace(platform="cpu")] * 2)
     clock.now += 7.0
     log.on_plan(Plan([], [Round([0, 1], [0, 1]), Round([2], [2, 2])], {"actor": 1200, "critic": 34}, "two rounds"))
-    for seeds, mine in (([0, 1], [0, 1]), ([2], [2, 2])):
+    for index, (seeds, mine) in enumerate((([0, 1], [0, 1]), ([2], [2, 2]))):
         evaluate = Evaluator(Round(seeds, mine), log.processes)
-        log.on_round(evaluate.round)
-        log.round.untrained = evaluate(Scored(), STATE)
+        log.on_round(index, evaluate.round)
+        log.round.untrained = evaluate(Scored(), STATE, at(0))
         for step in (250, 500):
             done = progress([float(seed) for seed in mine], [1] * len(mine))
             rows = log.rows(done, log.arguments.config, at(step), 3, clock.now - 1)
             log.on_chunk(log.arguments.config, rows, None, 3, step / 500, 0.0)
-        log.round.final = evaluate(Scored(), STATE)
+        log.round.final = evaluate(Scored(), STATE, at(1))
     clock.now += 13.0
     log.on_finish()
     lines = capsys.readouterr().out.splitlines()
@@ -186,7 +186,7 @@ def test_a_run_of_two_rounds_from_its_first_line_to_its_last(tmp_path, capsys, c
     assert log.arguments.config.schedule == (1, 3)  # 192 rows a step of 2 environments are three updates of 8 times 16
     assert lines[-1].startswith("1,000 env steps and 18 updates a seed in 20 s (7 s compiling), ")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        "config.json", "metrics.jsonl", "summary.json", "curves.png",
+        "config.json", "metrics.jsonl", "summary.json", "curves.png", ".lock",
     }  # fmt: skip
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["seeds"] == [0, 1, 2] and summary["rounds"] == 2 and summary["side_by_side"] == 2
@@ -204,7 +204,7 @@ def test_a_run_of_two_rounds_from_its_first_line_to_its_last(tmp_path, capsys, c
 
 
 def test_a_run_that_aborts_leaves_no_folder(tmp_path):
-    log = make(RunFolder.create(tmp_path / "new" / "run"))
+    log = make(RunFolder.open(tmp_path / "new" / "run"))
     log.on_abort()
     assert not list(tmp_path.iterdir())
 

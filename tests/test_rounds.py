@@ -1,11 +1,13 @@
 """Rounds: seeds assigned, and the width that fits found, on sweeps that only pretend to compile."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import run
 from stages.config import ConfigError
+from stages.replay import Clock
 from stages.runs.processes import Processes
 from stages.runs.rounds import (
     Evaluator,
@@ -223,12 +225,15 @@ class Scored(Sweep):
         return scores, np.ones_like(scores)
 
 
-def test_evaluations_are_numbered_and_leave_out_padding():
+def after(step):
+    """The clock after so many steps."""
+    return Clock(jnp.int32(step), jnp.int32(0))
+
+
+def test_evaluations_are_numbered_by_step_and_leave_out_padding():
     evaluate = Evaluator(Round([4, 5], [4, 5, 5, 5]), Processes())
-    for point in range(3):
-        np.testing.assert_array_equal(evaluate(Scored(), STATE), [4.5 + point, 5.5 + point])
-    evaluate = Evaluator(Round([6], [6]), Processes())
-    np.testing.assert_array_equal(evaluate(Scored(), STATE), [6.5])  # each round counts its own
+    for step in (0, 7, 3):
+        np.testing.assert_array_equal(evaluate(Scored(), STATE, after(step)), [4.5 + step, 5.5 + step])
 
 
 def test_chunks_are_equal_and_cover_the_steps():

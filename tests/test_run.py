@@ -36,7 +36,9 @@ def test_a_run_leaves_its_files(tmp_path, capsys):
     assert code == 0
     said = capsys.readouterr().out
     assert "compiling" in said and "interquartile mean" in said and "steps/s" in said and "left" in said
-    assert {p.name for p in folder.iterdir()} == {"config.json", "metrics.jsonl", "summary.json", "curves.png"}
+    assert {p.name for p in folder.iterdir()} == {
+        *("config.json", "metrics.jsonl", "summary.json", "curves.png", "checkpoints", ".lock"),
+    }
     summary = json.loads((folder / "summary.json").read_text())
     assert summary.keys() >= KEYS
     assert summary["seeds"] == [5, 6] and len(summary["score"]) == 2 and summary["zero_shot"] is None

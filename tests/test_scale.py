@@ -134,7 +134,7 @@ def test_processes_end_together_with_one_line_each(tmp_path):
     (tmp_path / "summary.json").write_text("{}")
     for index, (code, said, error) in enumerate(both(*SWEEP, "--logdir", str(tmp_path))):
         assert code == 2 and "compiling" not in said and error.count("run.py: error: ") == 1, error
-        assert ("already holds a run" in error) if index == 0 else ("process 0 of 2 has stopped" in error)
+        assert ("holds part of a run" in error) if index == 0 else ("process 0 of 2 has stopped" in error)
     results = both(*SWEEP, "--logdir", str(tmp_path / "new"), each=(("--horizon", "2"), ("--horizon", "3")))
     for code, _, error in results:
         assert code == 2 and "not started with the same arguments" in error

@@ -7,6 +7,7 @@ JSON the log so far with the run's arguments and versions. Processes agree on th
 
 import contextlib
 import json
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +38,7 @@ class Checkpoints:
             folder: the run's, which all processes reach.
             keep: how many of a round are kept; 0: none is written.
         """
+        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells there what it tidies up
         self.folder, self.processes, self.keep = folder / FOLDER, processes, keep
         self._managers: dict[int, Any] = {}
 

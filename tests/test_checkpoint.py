@@ -1,0 +1,234 @@
+"""Checkpoints on small trees: what comes back, what is kept, and what a damaged or foreign one says."""
+
+import errno
+import json
+import os
+import threading
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from jax.sharding import SingleDeviceSharding
+
+from stages.runs.checkpoint import Checkpoints, Place
+from stages.runs.folder import RunFolderError
+from stages.runs.processes import Processes
+from tests.conftest import tree_equal
+
+
+def tree(scale=1.0, capacity=3):
+    """Floats, bytes, a flag, keys, nothing at all; and a ring [seeds, capacity, 2]."""
+    return {
+        "w": jnp.arange(6.0).reshape(2, 3) * scale,
+        "classes": jnp.array([[1, 2], [3, 255]], jnp.uint8),
+        "flag": jnp.array([True, False]),
+        "keys": jr.split(jr.key(7), 2),
+        "none": jnp.zeros((2, 0)),
+        "state": {"ring": Ring(jnp.arange(2.0 * capacity * 2).reshape(2, capacity, 2))},
+    }
+
+
+class Ring(tuple):
+    """A node with an attribute `ring`, as the train state has."""
+
+    def __new__(cls, x):
+        return super().__new__(cls, (x,))
+
+
+jax.tree_util.register_pytree_with_keys(
+    Ring, lambda r: ([(jax.tree_util.GetAttrKey("ring.x"), r[0])], None), lambda _, x: Ring(x[0])
+)
+
+
+def shapes(of):
+    place = SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), of)
+
+
+def made(path, keep=2, processes=None):
+    return Checkpoints(path, processes or Processes(), keep)
+
+
+def test_everything_comes_back(tmp_path):
+    checkpoints = made(tmp_path)
+    assert checkpoints.newest() is None
+    checkpoints.save(Place(0, 10), tree(), {"step": 10, "scores": [1.5, float("nan")]})
+    checkpoints.wait()
+    again = made(tmp_path)
+    assert again.newest() == Place(0, 10)
+    assert tree_equal(again.restore(Place(0, 10), shapes(tree())), tree())
+    assert again.progress(Place(0, 10)) == {"step": 10, "scores": [1.5, None]}
+
+
+def test_what_is_saved_is_the_state_at_the_call(tmp_path):
+    """Training donates and overwrites the arrays while they are being written."""
+    checkpoints, state = made(tmp_path), {"w": jnp.ones((64, 1024, 64))}
+    checkpoints.save(Place(0, 1), state, {})
+    jax.jit(lambda s: jax.tree.map(lambda x: x * 0 - 1, s), donate_argnums=0)(state)
+    checkpoints.wait()
+    found = made(tmp_path).restore(Place(0, 1), shapes({"w": jnp.ones((64, 1024, 64))}))
+    np.testing.assert_array_equal(found["w"], 1)
+
+
+def test_the_newest_are_kept_and_of_a_round_that_is_over_only_the_last(tmp_path):
+    checkpoints = made(tmp_path, keep=2)
+    for step in (10, 20, 30, 30):
+        checkpoints.save(Place(0, step), tree(step), {})
+    checkpoints.wait()
+    there = lambda: sorted(int(path.name) for path in (tmp_path / "checkpoints/round-0000/process-0").iterdir())
+    assert there() == [20, 30]
+    checkpoints.prune(0)
+    checkpoints.close()
+    assert there() == [30]
+    checkpoints = made(tmp_path)
+    checkpoints.save(Place(1, 10), tree(), {})
+    checkpoints.wait()
+    assert made(tmp_path).newest() == Place(1, 10)
+    assert tree_equal(made(tmp_path).restore(Place(0, 30), shapes(tree())), tree(30))
+
+
+def test_none_is_written_where_none_shall_be_kept(tmp_path):
+    checkpoints = made(tmp_path, keep=0)
+    checkpoints.save(Place(0, 10), tree(), {})
+    checkpoints.wait()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_ring_may_have_grown(tmp_path):
+    checkpoints = made(tmp_path)
+    checkpoints.save(Place(0, 1), tree(), {})
+    checkpoints.wait()
+    found = made(tmp_path).restore(Place(0, 1), shapes(tree(capacity=5)))
+    ring = np.asarray(found["state"]["ring"][0])
+    np.testing.assert_array_equal(ring[:, :3], tree()["state"]["ring"][0])
+    np.testing.assert_array_equal(ring[:, 3:], 0)
+
+
+def another(**changes):
+    return {name: value for name, value in (tree() | changes).items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [
+        (another(w=jnp.zeros((2, 4))), ["['w']", "float32[2, 3]", "float32[2, 4]"]),
+        (another(w=jnp.zeros((2, 3), jnp.int32)), ["['w']", "float32", "int32"]),
+        (another(more=jnp.zeros(2)), ["['more']", "not in both"]),
+        (another(flag=None), ["['flag']", "not in both"]),
+        (another(state={"ring": Ring(jnp.zeros((2, 2, 2)))}), ["ring", "[2, 3, 2]", "[2, 2, 2]"]),
+    ],
+    ids=["shape", "type", "a part more", "a part less", "a smaller ring"],
+)
+def test_a_state_of_another_kind_is_refused(tmp_path, wanted, words):
+    checkpoints = made(tmp_path)
+    checkpoints.save(Place(0, 1), tree(), {})
+    checkpoints.wait()
+    refused(lambda: made(tmp_path).restore(Place(0, 1), shapes(wanted)), "of another state", *words)
+
+
+def refused(call, *words):
+    with pytest.raises(RunFolderError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value), word
+
+
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "overwritten", "removed"])
+def test_a_damaged_checkpoint_is_one_line(tmp_path, damage):
+    checkpoints = made(tmp_path)
+    checkpoints.save(Place(0, 1), {"w": jr.normal(jr.key(0), (2, 100_000))}, {"step": 1})
+    checkpoints.wait()
+    files = [p for p in (tmp_path / "checkpoints").rglob("*") if p.is_file() and p.parent.name == "d"]
+    largest = max(files, key=lambda p: p.stat().st_size)
+    size = largest.stat().st_size
+    match damage:
+        case "truncated":
+            os.truncate(largest, size // 2)
+        case "emptied":
+            os.truncate(largest, 0)
+        case "overwritten":
+            largest.write_bytes(np.random.default_rng(0).bytes(size))
+        case "removed":
+            largest.unlink()
+    again = made(tmp_path)
+    refused(lambda: again.restore(again.newest(), shapes({"w": jnp.zeros((2, 100_000))})), "cannot be read", "remove")
+
+
+def test_a_foreign_file_where_the_checkpoint_should_be_is_one_line(tmp_path):
+    checkpoints = made(tmp_path)
+    checkpoints.save(Place(0, 1), tree(), {"step": 1})
+    checkpoints.wait()
+    (found,) = (tmp_path / "checkpoints").rglob("progress/metadata")
+    found.write_text("not JSON")
+    refused(lambda: made(tmp_path).progress(Place(0, 1)), "cannot be read")
+
+
+@pytest.mark.parametrize("fails", ["save", "wait_until_finished"])
+def test_a_disk_that_refuses_costs_the_save_and_not_the_one_before(tmp_path, monkeypatch, fails):
+    """At once, or in the thread that writes."""
+    checkpoints = made(tmp_path)
+    checkpoints.save(Place(0, 1), tree(), {"step": 1})
+    checkpoints.wait()
+
+    def disk_full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.CheckpointManager, fails, disk_full)
+        refused(
+            lambda: (checkpoints.save(Place(0, 2), tree(2), {}), checkpoints.wait()), "No space left", "free the disk"
+        )
+    assert tree_equal(made(tmp_path).restore(Place(0, 1), shapes(tree())), tree())
+    checkpoints.save(Place(0, 3), tree(3), {})
+    checkpoints.wait()
+    assert made(tmp_path).newest() == Place(0, 3)
+
+
+class Board(Processes):
+    """One of several processes that are threads: messages meet at a barrier."""
+
+    def __init__(self, index, count, board, barrier):
+        super().__init__(index, count)
+        self.board, self.barrier = board, barrier
+
+    def exchange(self, message):
+        self.board[self.index] = message
+        self.barrier.wait(timeout=60)
+        everyone = [self.board[i] for i in range(self.count)]
+        self.barrier.wait(timeout=60)
+        return everyone
+
+
+def together(count, work):
+    """`work(processes)` in each of so many processes -> results, in order."""
+    board, barrier, results = {}, threading.Barrier(count), {}
+    run = lambda i: results.__setitem__(i, work(Board(i, count, board, barrier)))
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [results[i] for i in range(count)]
+
+
+def test_processes_go_on_from_what_all_of_them_have(tmp_path):
+    for index, steps in enumerate([(10, 20), (10,)]):
+        for step in steps:
+            path = tmp_path / f"checkpoints/round-0000/process-{index}/{step}"
+            path.mkdir(parents=True)
+            for part in ("progress", "state"):
+                (path / part).mkdir()
+            (path / "_CHECKPOINT_METADATA").write_text(json.dumps({"commit_timestamp_nsecs": 1}))
+            (path / "commit_success.txt").write_text("done")
+    assert together(2, lambda processes: made(tmp_path, processes=processes).newest()) == [Place(0, 10)] * 2
+
+    def refusal(processes):
+        with pytest.raises(RunFolderError, match="all 3 processes"):
+            made(tmp_path, processes=processes).newest()
+        return True
+
+    assert together(3, refusal) == [True] * 3
