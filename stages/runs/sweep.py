@@ -3,6 +3,7 @@
 import collections
 import concurrent.futures
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -175,7 +176,9 @@ class Sweep:
         else:
             jobs["init"] = (self._stages["init"], state.hypers, keys)
             jobs["prefill"] = (self._stages["prefill"], state, clock)
-        with concurrent.futures.ThreadPoolExecutor() as pool:
+        with concurrent.futures.ThreadPoolExecutor() as pool, warnings.catch_warnings():
+            # What `adapt` leaves behind is donated, and finds no place in what it returns.
+            warnings.filterwarnings("ignore", "Some donated buffers were not usable", UserWarning)
             begun = {name: pool.submit(stage.lower(*shapes).compile) for name, (stage, *shapes) in jobs.items()}
             done = {name: job.result() for name, job in begun.items()}
         self._compiled |= {iterations if name == "advance" else name: program for name, program in done.items()}

@@ -1,0 +1,151 @@
+"""A run that is stopped, killed or prolonged goes on as if nothing had happened: equal to the bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import run
+from stages.runs.log import RunLog
+from tests.bench.kills import differences
+from tests.test_run import TINY
+from tests.test_run import rows as logged
+from tests.test_scale import PATIENCE, ROOT
+
+# Two rounds of two phases of two chunks, saved after each: rows 5 to 29 and 29 to 41.
+WORDS = [
+    *(*TINY, "--mode", "explore", "--seeds", "3", "--parallel", "2", "--devices", "1", "--steps", "29"),
+    *("--adapt-steps", "12", "--checkpoint-minutes", "0", "--logdir"),
+]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The run that nobody stops."""
+    folder = tmp_path_factory.mktemp("resume") / "whole"
+    assert run.main([*WORDS, str(folder)]) == 0
+    return folder
+
+
+def at_chunk(monkeypatch, number, act):
+    """`act()` at the end of the run's chunk `number`, from 1, before it is saved."""
+    on_chunk, count = RunLog.on_chunk, [0]
+
+    def wrapped(self, *args):
+        on_chunk(self, *args)
+        count[0] += 1
+        if count[0] == number:
+            act()
+
+    monkeypatch.setattr(RunLog, "on_chunk", wrapped)
+
+
+def ask(number):
+    """A signal to this process; returns when it has been noted."""
+    os.kill(os.getpid(), number)
+    time.sleep(0.2)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "chunk", "lines"),
+    [(signal.SIGINT, 130, 1, 2), (signal.SIGTERM, 143, 7, 11), (signal.SIGHUP, 129, 4, 8)],
+    ids=["first chunk", "second round, adapting", "a round's last chunk"],
+)
+def test_a_signal_stops_between_chunks_and_the_run_goes_on(
+    whole, tmp_path, monkeypatch, capsys, number, code, chunk, lines
+):
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        at_chunk(patch, chunk, lambda: ask(number))
+        assert run.main([*WORDS, str(folder)]) == code
+    said, error = capsys.readouterr()
+    assert f"run.py: {number.name}: will stop at the end of the chunk" in error and error.count("\n") == 1
+    assert said.splitlines()[-1].startswith("stopped at ") and str(folder) in said.splitlines()[-1]
+    assert json.loads((folder / "summary.json").read_text())["finished"] is False
+    assert len(logged(folder)) == lines
+    assert run.main([*WORDS, str(folder)]) == 0
+    assert "going on from the checkpoint at " in capsys.readouterr().out
+    assert differences(whole, folder) == []
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(whole, tmp_path, capsys):
+    """By SIGKILL, with a half-written line and one that the checkpoint does not know of."""
+    folder = tmp_path / "run"
+    command = [sys.executable, str(ROOT / "run.py"), *WORDS, str(folder)]
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True)
+    begun = time.monotonic()
+    while not list(folder.glob("checkpoints/round-*/process-0/[0-9]*/_CHECKPOINT_METADATA")):
+        assert process.poll() is None and time.monotonic() < begun + PATIENCE
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 10000, "seed": 0}\n{"st')
+    assert run.main([*WORDS, str(folder)]) == 0
+    assert "going on from the checkpoint" in capsys.readouterr().out
+    assert differences(whole, folder) == []
+
+
+def test_a_signal_before_training_ends_the_process_at_once(tmp_path):
+    command = [sys.executable, "-u", str(ROOT / "run.py"), *WORDS, str(tmp_path / "new" / "run")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout and process.stderr
+    for line in process.stdout:
+        if line == "compiling ...\n":
+            break
+    process.send_signal(signal.SIGINT)
+    error = process.stderr.read()
+    assert process.wait(PATIENCE) == 130
+    assert error == "run.py: SIGINT: stopped at once; what was saved before stays good\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_finished_run_is_left_alone(whole, capsys):
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()}
+    assert run.main([*WORDS, str(whole)]) == 0
+    assert "is finished; raise --steps" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--hypers.lr", "0.5"], "--hypers.lr 0.005 (now 0.5)"),
+        (["--seeds", "2"], "--seeds 3 (now 2)"),
+        (["--adapt-steps", "8"], "--adapt-steps 12 (now 8)"),
+        (["--horizon", "3", "--env", "CartPole-v1"], "--env Catch-bsuite (now CartPole-v1), --horizon 2 (now 3)"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_other_settings_are_refused_with_the_difference(whole, capsys, words, says):
+    assert run.main([*WORDS, str(whole), *words]) == 2
+    said, error = capsys.readouterr()
+    assert error.startswith("run.py: error: ") and error.count("\n") == 1 and says in error
+    assert "compiling" not in said
+
+
+def test_more_steps_are_as_if_they_had_been_asked_for_at_once(tmp_path, capsys):
+    """The ring grows; chunks stay as long as they were."""
+    words = [*TINY, "--seeds", "1", "--checkpoint-minutes", "0", "--logdir"]
+    assert run.main([*words, str(tmp_path / "more"), "--steps", "25"]) == 0
+    assert run.main([*words, str(tmp_path / "more"), "--steps", "45"]) == 0
+    assert "going on from the checkpoint at 25 steps" in capsys.readouterr().out
+    assert run.main([*words, str(tmp_path / "whole"), "--steps", "45", "--log-points", "4"]) == 0
+    assert differences(tmp_path / "whole", tmp_path / "more") == []
+
+
+def test_a_run_without_checkpoints_begins_again(tmp_path, monkeypatch, capsys):
+    words = [*TINY, "--seeds", "1", "--steps", "25", "--checkpoint-keep", "0", "--logdir", str(tmp_path / "run")]
+    with monkeypatch.context() as patch:
+        at_chunk(patch, 1, lambda: ask(signal.SIGTERM))
+        assert run.main(words) == 143
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert run.main(words) == 0
+    assert "holds no checkpoint of the run: it begins again" in capsys.readouterr().out
+    assert len(logged(tmp_path / "run")) == 2
