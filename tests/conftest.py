@@ -1,6 +1,8 @@
 """One small agent for all tests, and what costs a compile made once per session."""
 
 import os
+import shutil
+import tempfile
 from importlib.metadata import version
 from typing import Any
 
@@ -19,6 +21,16 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 os.environ.setdefault("MPLBACKEND", "Agg")
+# What one test compiled, another need not, nor a program that it starts. One folder for each worker: jax writes without
+# a lock, and a half-written entry is a warning, so an error here. Small programs compile sooner than they are stored.
+CACHE = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="dreamsweep-tests-")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+
+# Before they are imported: every annotated shape and type is checked wherever a test calls it, so that none can rot.
+# Integers may stand for floats, as in pyright.
+from jaxtyping import install_import_hook
+
+install_import_hook(["stages", "envs"], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 import dataclasses
 
@@ -39,6 +51,23 @@ if version("jaxlib").startswith("0.10."):
     AS_IN_A_RUN |= {"xla_cpu_use_fusion_emitters": True}
 
 SMALL = ModelConfig(deter=16, blocks=2, hidden=8, units=8, stoch=4, classes=4, depth=2, bins=15)
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A module's tests stay together, for what they share; those marked `apart` fill the gaps that are left at the end.
+
+    Expects `--dist loadgroup --no-loadscope-reorder`.
+    """
+    for item in items:
+        if not item.get_closest_marker("apart"):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=lambda item: item.get_closest_marker("apart") is not None)
+
+
+def pytest_unconfigure() -> None:
+    """Each worker leaves nothing behind."""
+    shutil.rmtree(CACHE, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -292,7 +292,7 @@ def test_metrics_are_means_and_of_each_reward(name, count):
 STEP, CHOSEN = 1, 2  # in what follows, the action that is paid, and when
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnames="lam")
 def policy_gradient(arrival, lam):
     """The loss' gradient [H+1, A] on a table of logits by step, where one dream is paid 1 on `arrival`.
 

@@ -77,6 +77,7 @@ def test_only_exploring_without_the_reward_is_zero_shot(tmp_path):
 
 
 # The smallest run that trains, of every id that gymnax has and can make without a download.
+@pytest.mark.apart
 @pytest.mark.parametrize("name", registry.ids())
 def test_every_environment_trains(tmp_path, name):
     code, folder = start(tmp_path, "--env", name, "--steps", "24", "--eval-steps", "20", seeds=1)

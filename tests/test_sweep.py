@@ -21,9 +21,13 @@ ITERATIONS = 8
 
 
 def play(env, config, hypers, seeds, devices, lane=0):
-    """Prefill and two chunks -> sweep, state, clock, last progress."""
+    """A sweep of its own, played -> sweep, state, clock, last progress."""
     config = dataclasses.replace(config, lane=lane)
-    sweep = Sweep(env, config, mesh_for(len(seeds), jax.devices()[:devices]))
+    return replay(Sweep(env, config, mesh_for(len(seeds), jax.devices()[:devices])), seeds, hypers)
+
+
+def replay(sweep, seeds, hypers):
+    """Prefill and two chunks -> the sweep, state, clock, last progress; compiled on the sweep's first time."""
     state, clock, _ = sweep.prefill(sweep.init(seeds, hypers))
     for _ in range(2):
         state, clock, progress = sweep.advance(state, clock, ITERATIONS)
@@ -84,19 +88,16 @@ def test_seed_alone_equals_that_seed_in_a_sweep(together, alone, config):
     chex.assert_trees_all_close(pick(progress, 3), pick(progress_one, 0), rtol=1e-4, atol=1e-4)
 
 
-def test_learning_rates_side_by_side_equal_runs_alone(env, config, hypers):
+def test_learning_rates_side_by_side_equal_runs_alone(lanes, alone, hypers):
     """Two seeds with two learning rates each, in one program, against four runs of one seed."""
     seeds, rates = [0, 1, 0, 1], [1e-3, 1e-3, 4e-3, 4e-3]
     each = [dataclasses.replace(hypers, lr=rate) for rate in rates]
     stacked = jax.tree.map(lambda *values: jnp.array(values), *each)
-    _, many, clock, progress = play(env, config, stacked, seeds, 1)
+    _, many, clock, progress = replay(lanes[0], seeds, stacked)
     pick = lambda tree, i: jax.tree.map(lambda x: np.asarray(x[i]), tree)
-    alone = Sweep(env, config, mesh_for(1, jax.devices()[:1]))
     steps, weights = int(clock.step), []
     for i, (seed, rate) in enumerate(zip(seeds, rates, strict=True)):
-        state, clock_one, _ = alone.prefill(alone.init([seed], dataclasses.replace(hypers, lr=rate)))
-        for _ in range(2):
-            state, clock_one, progress_one = alone.advance(state, clock_one, ITERATIONS)
+        _, state, clock_one, progress_one = replay(alone[0], [seed], dataclasses.replace(hypers, lr=rate))
         assert int(clock_one.step) == steps and many.hypers.lr[i] == state.hypers.lr[0] == np.float32(rate)
         np.testing.assert_array_equal(many.ring.action[i, :steps], state.ring.action[0, :steps])
         np.testing.assert_array_equal(many.ring.obs[i, :steps], state.ring.obs[0, :steps])
@@ -104,7 +105,8 @@ def test_learning_rates_side_by_side_equal_runs_alone(env, config, hypers):
         one = pick(state.agent, 0)
         chex.assert_trees_all_close(pick(many.agent, i), one, rtol=1e-4, atol=5e-4)
         weights.append(np.concatenate([x.ravel() for x in jax.tree.leaves(one)]))
-    assert alone.traces["advance"] == 1, "hypers are data: another learning rate compiles nothing"
+    for sweep in (lanes[0], alone[0]):
+        assert sweep.traces["advance"] == 1, "hypers are data: another learning rate compiles nothing"
     for seed in (0, 1):  # and each rate shows, far beyond the tolerance
         assert np.abs(weights[seed] - weights[seed + 2]).max() > 5e-3
 

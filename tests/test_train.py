@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import chex
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -27,6 +28,12 @@ def started(env, config, hypers):
 def advance(env, config, hypers):
     """advance(state, clock, iterations), compiled for each number of iterations."""
     return functools.cache(lambda n: jax.jit(functools.partial(train.advance, env, config, n)))
+
+
+@pytest.fixture(scope="module")
+def update(config):
+    """update(state, clock), compiled once."""
+    return jax.jit(functools.partial(train.update, config))
 
 
 def test_every_leaf_of_the_state_is_an_array(started):
@@ -64,16 +71,15 @@ def test_one_chunk_of_2n_equals_two_of_n_to_the_bit(started, advance):
     assert not tree_equal(half.agent, twice.agent)
 
 
-def test_update_moves_every_part_and_the_slow_critic_a_little(started, config, hypers):
+def test_update_moves_every_part_and_the_slow_critic_a_little(started, update, hypers):
     state, clock, _ = started
     # The warm-up's first update has a learning rate of zero, and the output layers that start at zero hide what is
     # below them until they have moved: so three updates. So small a model's latents cost less than the free nats.
-    state = dataclasses.replace(state, hypers=dataclasses.replace(state.hypers, free_nats=jnp.float32(0)))
-    step = jax.jit(functools.partial(train.update, config))
+    state = eqx.tree_at(lambda s: s.hypers.free_nats, state, jnp.float32(0))
     after, later = state, clock
     for _ in range(3):
         before = after
-        after, later, metrics = step(after, later)
+        after, later, metrics = update(after, later)
     for name, old, new in zip(
         jax.tree_util.tree_leaves_with_path(state.agent),
         jax.tree.leaves(state.agent),
@@ -91,18 +97,18 @@ def test_update_moves_every_part_and_the_slow_critic_a_little(started, config, h
     assert not np.array_equal(jr.key_data(after.key), jr.key_data(before.key))
 
 
-def test_update_writes_fresh_latents_and_nothing_else_to_the_ring(started, config, hypers):
+def test_update_writes_fresh_latents_and_nothing_else_to_the_ring(started, update):
     state, clock, _ = started
-    after, _, _ = jax.jit(functools.partial(train.update, config))(state, clock)
+    after, _, _ = update(state, clock)
     for name in ("obs", "action", "reward", "is_first", "is_last", "is_terminal"):
         np.testing.assert_array_equal(getattr(state.ring, name), getattr(after.ring, name))
     changed = (np.asarray(state.ring.deter) != np.asarray(after.ring.deter)).any(-1)
     assert changed.any() and not changed[int(clock.step) :].any()
 
 
-def test_learning_rate_warms_up_from_zero(started, config, hypers):
+def test_learning_rate_warms_up_from_zero(started, update):
     state, clock, _ = started
-    after, _, metrics = jax.jit(functools.partial(train.update, config))(state, clock)
+    after, _, metrics = update(state, clock)
     assert tree_equal(state.agent, after.agent)
     assert float(metrics["opt/update_norm"]) == 0 and float(metrics["opt/grad_norm"]) > 0
 
