@@ -13,7 +13,7 @@ LAYERS = [
     ["networks"],
     ["replay", "returns", "encode", "rssm", "decode"],
     ["world_model", "imagine", "ensemble"],
-    ["rewards", "behavior", "agent"],
+    ["rewards", "behavior", "uniform", "agent"],
     ["loss", "optimizer", "collect", "evaluate"],
     ["train"],
     ["runs"],
