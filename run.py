@@ -73,6 +73,7 @@ def train_phase(
         at = time.time()
         state, clock, progress = sweep.advance(state, clock, phase.iterations)
         rows = log.rows(progress, sweep.config, clock, phase.iterations, at)
+        rows = log.on_measured(rows, sweep.measure(state, log.round.round.mine, int(clock.step)))
         scores = evaluate(sweep, state) if log.exploring else None
         left = (time.time() - begun) / chunk * (phase.chunks - chunk)
         log.on_chunk(sweep.config, rows, scores, phase.iterations, chunk / phase.chunks, left)
@@ -96,7 +97,8 @@ def main(argv: list[str]) -> int:
             env = make(arguments.config.env, dict(arguments.config.env_args))
             name = f"{arguments.config.env}-{arguments.config.mode}-{time.strftime('%Y%m%d-%H%M%S')}"
             folder = RunFolder.create(arguments.logdir or os.path.join("runs", name)) if processes.leads else None
-            run(arguments, env, processes, RunLog(arguments, folder, processes, started))
+            log = RunLog(arguments, folder, processes, started, states=env.states, has_goal=env.goal is not None)
+            run(arguments, env, processes, log)
     except (ConfigError, EnvError, RunFolderError, ProcessError) as error:
         print(f"run.py: error: {error}", file=sys.stderr)
         return 2

@@ -15,6 +15,7 @@ LAYERS = [
     ["world_model", "imagine", "ensemble"],
     ["rewards", "behavior", "uniform", "agent"],
     ["loss", "optimizer", "collect", "evaluate"],
+    ["coverage", "measure"],
     ["train"],
     ["runs"],
 ]
