@@ -150,11 +150,11 @@ def summary(log: NoveltyLog | None, states: int | None) -> dict[str, Any]:
 def words(log: NoveltyLog, states: int, has_goal: bool) -> str:
     """The sweep's coverage in a line for the terminal."""
     seeds = len(log.goal_episode)
-    said = [f"visited {np.median(log.metrics[-1]['visited_states']):,.0f} of {states:,} states"]
+    said = [f"visited {np.median(log.metrics[-1]['visited_states']):,g} of {states:,} states"]
     if np.isfinite(log.correlation).any():
         said.append(f"rank correlation of disagreement with visits {np.nanmedian(log.correlation):.2f}")
     if has_goal:
         reached = log.goal_episode[log.goal_episode > 0]
-        when = f", in episode {np.median(reached):,.0f}" if reached.size else ""
+        when = f", first in episode {np.median(reached):,g}" if reached.size else ""
         said.append(f"goal reached by {reached.size} of {seeds} seeds{when}")
     return "; ".join(said) + (" (medians over seeds)" if seeds > 1 else "")

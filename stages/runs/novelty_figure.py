@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
 
 WALL = "#c9c9c9"
-SHADES = ("#3b0f70", "#8c2981", "#de4968", "#f1814d", "#e8a23c", "#7a7a7a")  # from never visited to often
+SHADES = ("#b2182b", "#e08214", "#c9a400", "#4d9a4d", "#2b7bba", "#54278f")  # from never visited to often
 LABELS = ("never", "1 to 3", "4 to 15", "16 to 63", "64 to 255", "256 or more")
 
 
@@ -71,22 +71,26 @@ def plot_novelty(path: str | os.PathLike[str], log: NoveltyLog, states: StateSpa
 
 
 def _draw_maps(figure: SubFigure, maps: list[Map], states: StateSpace, rows: int, seed: int) -> None:
-    """A row of visits and a row of disagreement, a column for each point; each row has one scale of colours."""
+    """A row of visits, with one scale of colours, and a row of disagreement, with a scale for each map: what counts is
+    where it is high at that point. A column for each point."""
     from matplotlib.colors import LogNorm, Normalize
 
     axes = np.asarray(figure.subplots(rows, len(maps), squeeze=False))
     most = max(1, *(int(each.visits.max()) for each in maps))
-    seen = np.concatenate([each.disagreement[np.isfinite(each.disagreement)] for each in maps] or [np.zeros(0)])
-    top = float(seen.max()) if seen.size else 1.0
     for column, each in enumerate(maps):
-        shown = [(np.where(each.visits > 0, each.visits, np.nan), "viridis", LogNorm(1, max(most, 2)))]
-        shown += [(each.disagreement, "magma", Normalize(0, top))][: rows - 1]
-        for row, (values, colours, norm) in enumerate(shown):
-            image = _draw_map(axes[row, column], values, states, {"cmap": colours, "norm": norm})
-            if column == len(maps) - 1:
-                label = f"visits (seed {seed})" if row == 0 else "disagreement"
-                figure.colorbar(image, ax=list(axes[row]), shrink=0.9, label=label)
+        visited = np.where(each.visits > 0, each.visits, np.nan)
+        image = _draw_map(axes[0, column], visited, states, {"cmap": "viridis", "norm": LogNorm(1, max(most, 2))})
+        last = column == len(maps) - 1
+        if last:
+            figure.colorbar(image, ax=list(axes[0]), shrink=0.9, label=f"visits (seed {seed})")
         axes[0, column].set_title(f"after {each.step:,} steps", fontsize=9, color=INK)
+        if rows > 1:
+            seen = each.disagreement[np.isfinite(each.disagreement)]
+            top = float(seen.max()) if seen.size else 1.0
+            look = {"cmap": "magma", "norm": Normalize(0, top or 1.0)}
+            image = _draw_map(axes[1, column], each.disagreement, states, look)
+            bar = figure.colorbar(image, ax=axes[1, column], shrink=0.9, label="disagreement" if last else "")
+            bar.ax.tick_params(labelsize=8)
 
 
 def _draw_map(axes: Axes, values: NDArray[np.float64], states: StateSpace, look: dict[str, Any]) -> Any:
