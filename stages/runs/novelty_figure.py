@@ -86,8 +86,8 @@ def _draw_maps(figure: SubFigure, maps: list[Map], states: StateSpace, rows: int
         axes[0, column].set_title(f"after {each.step:,} steps", fontsize=9, color=INK)
         if rows > 1:
             seen = each.disagreement[np.isfinite(each.disagreement)]
-            top = float(seen.max()) if seen.size else 1.0
-            look = {"cmap": "magma", "norm": Normalize(0, top or 1.0)}
+            low, top = (float(seen.min()), float(seen.max())) if seen.size else (0.0, 0.0)
+            look = {"cmap": "magma", "norm": Normalize(low, top if top > low else low + 1.0)}
             image = _draw_map(axes[1, column], each.disagreement, states, look)
             bar = figure.colorbar(image, ax=axes[1, column], shrink=0.9, label="disagreement" if last else "")
             bar.ax.tick_params(labelsize=8)
@@ -100,8 +100,11 @@ def _draw_map(axes: Axes, values: NDArray[np.float64], states: StateSpace, look:
     axes.set_facecolor("white")
     walls = np.full(states.size, np.nan)
     walls[list(states.walls)] = 1.0
-    image = axes.imshow(values.reshape(states.grid), interpolation="nearest", aspect="auto", **look)
-    axes.imshow(walls.reshape(states.grid), cmap=ListedColormap([WALL]), interpolation="nearest", aspect="auto")
+    # Rows of a map count downward, and bins of a number upward.
+    origin = "upper" if states.labels[0] == "row" else "lower"
+    how: dict[str, Any] = {"interpolation": "nearest", "aspect": "auto", "origin": origin}
+    image = axes.imshow(values.reshape(states.grid), **how, **look)
+    axes.imshow(walls.reshape(states.grid), cmap=ListedColormap([WALL]), **how)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_color(GREY)
@@ -124,7 +127,7 @@ def _draw_coverage(axes: Axes, log: NoveltyLog, states: StateSpace) -> None:
     )
     axes.set_ylim(0, 1.06 * max(states.count, curves.max()))
     axes.set_ylabel("states visited", color=INK, fontsize=9)
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.legend(frameon=False, fontsize=8, loc="best")
 
 
 def _draw_bins(axes: Axes, log: NoveltyLog) -> None:
@@ -136,7 +139,7 @@ def _draw_bins(axes: Axes, log: NoveltyLog) -> None:
         if there.any():
             steps, median = np.array(log.steps)[there], np.nanmedian(curves[:, there], 0)
             axes.plot(steps, median, color=colour, linewidth=1.6, marker="o", markersize=3, label=label)
-    axes.set_ylim(bottom=0)
+    axes.set_yscale("log")  # it falls by orders of magnitude, and what counts is the order of the bins
     axes.set_ylabel("disagreement by visits of the pair", color=INK, fontsize=9)
     axes.legend(title="visits", frameon=False, fontsize=8, title_fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
 
