@@ -84,6 +84,7 @@ def train_phase(
         at = time.time()
         state, clock, progress = sweep.advance(state, clock, phase.iterations)
         rows = log.rows(progress, sweep.config, clock, phase.iterations, at)
+        rows = log.on_measured(rows, sweep.measure(state, log.round.round.mine, int(clock.step)))
         scores = evaluate(sweep, state, clock) if log.exploring else None
         done = logged.done + phase.iterations
         left = (time.time() - begun) / (done - first) * (phase.total - done)
@@ -112,7 +113,7 @@ def main(argv: list[str]) -> int:
             name = f"{arguments.config.env}-{arguments.config.mode}-{time.strftime('%Y%m%d-%H%M%S')}"
             folder, path, finished = enter(arguments, os.path.join("runs", name), processes)
             try:
-                log = RunLog(arguments, folder, processes, started)
+                log = RunLog(arguments, folder, processes, started, states=env.states, has_goal=env.goal is not None)
                 if finished:
                     log.say(f"the run in {path} is finished; raise --steps to go on, or choose another --logdir")
                 else:

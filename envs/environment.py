@@ -11,6 +11,7 @@ Source: the row layout of DreamerV3 (Hafner et al., 2025) and of dm_env.
 
 import abc
 import dataclasses
+from collections.abc import Callable
 from typing import Literal
 
 import equinox as eqx
@@ -18,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree, Shaped
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
 
 State = PyTree[Array, "S"]
 
@@ -55,6 +56,22 @@ class ActionSpace:
     size: int
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class StateSpace:
+    """Which of finitely many states an environment is in, for counting visits.
+
+    Only states in which an action is taken are counted: what is seen at an episode's last row alone (below the Deep
+    Sea, on a goal that ends the episode) is none.
+    """
+
+    size: int  # X: indices are in [0, X)
+    count: int  # how many of them can be reached, at most X
+    index: Callable[[State], Int[Array, ""]]  # state of the environment -> index; any index at an episode's last row
+    grid: tuple[int, int] = (0, 0)  # (rows, columns) of a map, state = row * columns + column; (0, 0): there is no map
+    labels: tuple[str, str] = ("row", "column")  # of the map's axes
+    walls: tuple[int, ...] = ()  # states that are drawn as walls: no episode is ever in them
+
+
 class Timestep(eqx.Module):
     """What the environment says at one row; the reward arrived with the observation."""
 
@@ -76,6 +93,18 @@ class Environment(abc.ABC):
     obs_space: ObsSpace
     action_space: ActionSpace
     time_limit: int  # env steps: no episode is longer
+    states: StateSpace | None = None  # None: its states cannot be counted
+    goal: float | None = None  # an episode whose return is above has reached the goal; None: it has no goal
+
+    def sample_params(self, key: PRNGKeyArray) -> PyTree[Array]:
+        """Parameters that are drawn once for a seed's whole life, such as what its actions mean; None without any."""
+        del key
+        return None
+
+    def with_params(self, params: PyTree[Array]) -> "Environment":
+        """This environment with `params` of `sample_params`. They may be traced: bind them where they are used."""
+        del params
+        return self
 
     @abc.abstractmethod
     def reset(self, key: PRNGKeyArray) -> tuple[State, Timestep]:

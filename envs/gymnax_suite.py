@@ -21,9 +21,11 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from envs.environment import ActionSpace, Environment, ObsSpace, State, Timestep
+from envs import deep_sea
+from envs.environment import ActionSpace, Environment, ObsSpace, State, StateSpace, Timestep
 from envs.errors import BadOverride, UnavailableEnvironment
 from envs.overrides import Value, apply_overrides
+from envs.states import goal_of, state_space
 
 # Float observations that hold nothing but 0 and 1. The spaces do not tell: a Box(0, 1) may be a board or a
 # clock (UmbrellaChain's third entry). Held to the truth by rollouts in tests/test_envs.py.
@@ -43,6 +45,9 @@ BINARY = frozenset({
 UNAVAILABLE: Mapping[str, str] = {
     "MNISTBandit-bsuite": "gymnax downloads the MNIST images to make it, and nothing is downloaded here",
 }
+
+# Settings that gymnax has not, with their defaults.
+OWN_SETTINGS: Mapping[str, Mapping[str, Value]] = {"DeepSea-bsuite": {deep_sea.SETTING: False}}
 
 MOST_CLASSES = 1024  # an integer with a larger bound is a number, not a category
 
@@ -70,7 +75,9 @@ def make(name: str, overrides: Mapping[str, Value]) -> Environment:
     if not overrides:
         return _adapt(name, *gymnax.make(name))
     try:
-        return _adapt(name, *apply_overrides(name, gymnax.make, overrides))
+        inner, params, own = apply_overrides(name, gymnax.make, overrides, OWN_SETTINGS.get(name, {}))
+        env = _adapt(name, inner, params)
+        return deep_sea.per_seed(env) if own.get(deep_sea.SETTING) else env
     except BadOverride:
         raise
     except (AssertionError, IndexError, TypeError, ValueError) as error:
@@ -92,6 +99,8 @@ class GymnaxEnvironment(Environment):
     state_dtypes: Any  # one dtype for each leaf of the state
     action_center: np.ndarray  # [A], continuous only
     action_reach: np.ndarray  # [A], half of the range; continuous only
+    states: StateSpace | None
+    goal: float | None
 
     def reset(self, key: PRNGKeyArray) -> tuple[State, Timestep]:
         with own_broadcasting():
@@ -161,6 +170,8 @@ def _adapt(name: str, inner: Any, params: Any) -> Environment:
         state_dtypes=jax.tree.map(lambda a, b: jnp.promote_types(a.dtype, b.dtype), first, later),
         action_center=(high + low) / 2,
         action_reach=(high - low) / 2,
+        states=state_space(name, inner, params),
+        goal=goal_of(name, params),
     )
 
 

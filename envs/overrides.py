@@ -20,11 +20,12 @@ TIME_LIMIT = "max_steps_in_episode"
 
 
 def apply_overrides(
-    name: str, build: Callable[..., tuple[Any, Any]], overrides: Mapping[str, Value]
-) -> tuple[Any, Any]:
-    """Build an environment and its parameters with `overrides`.
+    name: str, build: Callable[..., tuple[Any, Any]], overrides: Mapping[str, Value], own: Mapping[str, Value]
+) -> tuple[Any, Any, dict[str, Value]]:
+    """Build an environment and its parameters with `overrides`, and return them and the values of `own` settings.
 
-    `build(name, **arguments)` returns (environment, parameters), as `gymnax.make` does. Each override is
+    `build(name, **arguments)` returns (environment, parameters), as `gymnax.make` does. `own` are further settings
+    with their defaults, which the caller acts on. Each override is
     coerced to the type of the default it replaces. Whole numbers are sizes, counts and durations: at least 1,
     or 0 where the default is 0.
     Errors: `BadOverride` for a key that is neither, or whose default is no plain value (an array, a list),
@@ -33,7 +34,7 @@ def apply_overrides(
     plain, params = build(name)
     arguments = {key: argument.default for key, argument in inspect.signature(type(plain)).parameters.items()}
     fields = {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
-    accepted = {key: default for key, default in (arguments | fields).items() if isinstance(default, Value)}
+    accepted = {key: default for key, default in (arguments | fields | dict(own)).items() if isinstance(default, Value)}
     for key in overrides:
         if key not in accepted:
             listing = ", ".join(f"{k} ({type(v).__name__}, {v!r})" for k, v in accepted.items())
@@ -46,7 +47,8 @@ def apply_overrides(
         values[TIME_LIMIT] = type(limit)(coerce(f"{name}: {TIME_LIMIT}", overrides[TIME_LIMIT], int(limit)))
     # Built anew: a default may follow from an argument, as DeepSea's time limit from its size.
     inner, params = build(name, **{k: v for k, v in values.items() if k in arguments})
-    return inner, params.replace(**{k: v for k, v in values.items() if k not in arguments})
+    params = params.replace(**{k: v for k, v in values.items() if k in fields and k not in arguments})
+    return inner, params, {k: values.get(k, default) for k, default in own.items()}
 
 
 def coerce(label: str, value: Value, default: Value) -> Value:

@@ -13,6 +13,7 @@ from stages.config import Config, Mode
 from stages.encode import embed_size
 from stages.returns import ReturnScale
 from stages.rewards import BEHAVIORS, network_of
+from stages.uniform import Uniform
 from stages.world_model import WorldModel
 
 
@@ -61,8 +62,10 @@ def update_targets(
     return Targets(tasker, explorer)
 
 
-def collector(agent: Agent, mode: Mode) -> Behavior:
+def collector(agent: Agent, mode: Mode) -> Behavior | Uniform:
     """The behaviour that acts in the environment."""
+    if mode == "random":
+        return Uniform(agent.model.actions)
     return agent.tasker if mode == "task" or agent.explorer is None else agent.explorer
 
 

@@ -17,6 +17,7 @@ from stages.behavior import Behavior
 from stages.config import Hypers
 from stages.replay import Row
 from stages.rssm import Latent, initial, observe_step
+from stages.uniform import Uniform
 from stages.world_model import WorldModel
 
 
@@ -48,7 +49,13 @@ def start(env: Environment, model: WorldModel, envs: int, *, key: PRNGKeyArray) 
 
 
 def act(
-    model: WorldModel, behavior: Behavior, rollout: Rollout, hypers: Hypers, greedy: bool, *, key: PRNGKeyArray
+    model: WorldModel,
+    behavior: Behavior | Uniform,
+    rollout: Rollout,
+    hypers: Hypers,
+    greedy: bool,
+    *,
+    key: PRNGKeyArray,
 ) -> tuple[Latent, Float[Array, "N A"]]:
     """Observe the present row and choose an action: (posterior state, action vector)."""
     key_latent, key_action = jr.split(key)
@@ -72,7 +79,7 @@ def env_action(model: WorldModel, action: Float[Array, "... A"]) -> Array:
 def collect(
     env: Environment,
     agent: Agent,
-    behavior: Behavior,
+    behavior: Behavior | Uniform,
     rollout: Rollout,
     hypers: Hypers,
     *,

@@ -13,7 +13,7 @@ from typing import Literal
 import equinox as eqx
 from tyro.conf import Suppress
 
-Mode = Literal["task", "explore", "mix"]
+Mode = Literal["task", "explore", "mix", "random"]
 
 
 MOST_STEPS = 4096  # of one iteration, and so the least frequent schedule: one update after so many steps
@@ -154,7 +154,8 @@ class Config:
     env_args: Suppress[tuple[tuple[str, str], ...]] = ()
     """Constructor arguments and parameters of the environment (on the command line: --env.size 20)."""
     mode: Mode = "task"
-    """task: plain DreamerV3. explore: Plan2Explore without any reward. mix: both rewards, one critic each."""
+    """task: plain DreamerV3. explore: Plan2Explore without any reward. mix: both rewards, one critic each. random: as
+    task, but uniformly random actions collect: the control of the others."""
     steps: int = 10_000
     """Environment steps (rows) of a seed, all its environments together, in `mode`."""
     adapt_steps: int = 0
@@ -276,10 +277,10 @@ def validate(config: Config, hypers: Hypers) -> None:
         raise ConfigError(f"--model.classes must lie between 2 and 256, not {model.classes}")
     if model.bins % 2 == 0 or model.bins < 3:
         raise ConfigError(f"--model.bins must be odd and at least 3, not {model.bins}")
-    if config.mode != "task" and config.ensemble.members < 2:
+    if config.mode in ("explore", "mix") and config.ensemble.members < 2:
         raise ConfigError("--ensemble.members must be at least 2: one member alone cannot disagree")
     if config.adapt_steps and config.mode == "task":
-        raise ConfigError("--adapt-steps follows --mode explore or mix; in mode task give --steps alone")
+        raise ConfigError("--adapt-steps follows --mode explore, mix or random; in mode task give --steps alone")
     rows = config.prefill * config.envs
     if rows > config.steps:
         flag = "--replay.prefill" if replay.prefill >= rows else "--replay.batch-length"

@@ -100,8 +100,10 @@ BEHAVIORS: dict[Mode, dict[str, tuple[Reward, ...]]] = {
     "task": {"tasker": (TASK,)},
     "explore": {"tasker": (TASK,), "explorer": (DISAGREEMENT,)},
     "mix": {"tasker": (TASK,), "explorer": (DISAGREEMENT, EXTRINSIC)},
+    "random": {"tasker": (TASK,)},
 }
-"""Mode -> its behaviours, and the rewards of each; every reward has a critic of its own."""
+"""Mode -> its behaviours, and the rewards of each; every reward has a critic of its own. Mode random trains what mode
+task trains (rewards shape the world model in both), on rows that uniformly random actions collect."""
 
 
 def network_of(mode: Mode) -> Network | None:

@@ -5,6 +5,7 @@ never becomes batched, so that writes to the ring stay slices. `Hypers` are part
 each of its places its own.
 """
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -19,6 +20,7 @@ from stages import optimizer, replay
 from stages.agent import Agent, Targets, collector, update_targets
 from stages.collect import Episodes, Rollout, collect, start
 from stages.config import Config, Hypers
+from stages.coverage import Coverage, count, start_coverage
 from stages.fast import rows
 from stages.loss import agent_loss
 from stages.replay import Clock, Replay
@@ -34,6 +36,8 @@ class TrainState(eqx.Module):
     rollout: Rollout
     hypers: Hypers
     key: PRNGKeyArray
+    env_params: Any  # what the environment drew for this seed; None if it draws nothing
+    coverage: Coverage | None  # None where the environment's states cannot be counted
 
 
 class Progress(eqx.Module):
@@ -51,32 +55,36 @@ def capacity(config: Config) -> int:
 
 def init(env: Environment, config: Config, hypers: Hypers, *, key: PRNGKeyArray) -> TrainState:
     """A seed before its first step. Its randomness is all in `key`."""
-    key_agent, key_rollout, key_row, key_train = jr.split(key, 4)
+    key_agent, key_rollout, key_row, key_train, key_params = jr.split(key, 5)
+    env_params = env.sample_params(key_params)
+    env = env.with_params(env_params)
     hypers = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hypers)
     agent = Agent(config, env.obs_space, env.action_space, key=key_agent)
     rollout = start(env, agent.model, config.envs, key=key_rollout)
     row = jax.eval_shape(lambda: collect(env, agent, agent.tasker, rollout, hypers, key=key_row)[1])
     ring = replay.empty(row, capacity(config))
     moments = optimizer.optimizer(hypers).init(agent)
-    return TrainState(agent, Targets.of(agent), moments, ring, rollout, hypers, key_train)
+    coverage = start_coverage(env, capacity(config), config.envs)
+    return TrainState(agent, Targets.of(agent), moments, ring, rollout, hypers, key_train, env_params, coverage)
 
 
 def collect_steps(
     env: Environment, config: Config, state: TrainState, clock: Clock, steps: int
 ) -> tuple[TrainState, Clock, Episodes]:
     """Step every environment `steps` times and add the rows to the ring."""
-    behavior = collector(state.agent, config.mode)
+    env, behavior = env.with_params(state.env_params), collector(state.agent, config.mode)
     key, key_steps = jr.split(state.key)
 
     def step(carry, key_step):
-        rollout, ring, clock = carry
-        rollout, row, episodes = collect(env, state.agent, behavior, rollout, state.hypers, key=key_step)
+        before, ring, coverage, clock = carry
+        rollout, row, episodes = collect(env, state.agent, behavior, before, state.hypers, key=key_step)
         ring = replay.add(ring, row, clock.step)
-        return (rollout, ring, Clock(clock.step + 1, clock.online_cursor)), episodes
+        coverage = count(env, coverage, before, row, clock.step)
+        return (rollout, ring, coverage, Clock(clock.step + 1, clock.online_cursor)), episodes
 
-    carry = (state.rollout, state.ring, clock)
-    (rollout, ring, clock), episodes = lax.scan(step, carry, jr.split(key_steps, steps))
-    state = eqx.tree_at(lambda s: (s.rollout, s.ring, s.key), state, (rollout, ring, key))
+    carry = (state.rollout, state.ring, state.coverage, clock)
+    (rollout, ring, coverage, clock), episodes = lax.scan(step, carry, jr.split(key_steps, steps))
+    state = dataclasses.replace(state, rollout=rollout, ring=ring, coverage=coverage, key=key)
     return state, clock, jax.tree.map(jnp.sum, episodes)
 
 
@@ -96,7 +104,8 @@ def update(config: Config, state: TrainState, clock: Clock) -> tuple[TrainState,
     deter = outcome.latent.deter.astype(state.ring.deter.dtype)
     ring = replay.write_back(state.ring, windows, deter, outcome.latent.classes)
     metrics = outcome.metrics | {"opt/grad_norm": rows.norm(grads), "opt/update_norm": rows.norm(updates)}
-    state = TrainState(agent, targets, moments, ring, state.rollout, state.hypers, key)
+    learned = {"agent": agent, "targets": targets, "optimizer": moments}
+    state = dataclasses.replace(state, **learned, ring=ring, key=key)
     return state, replay.advance_cursor(clock, *shape), metrics
 
 
@@ -132,4 +141,4 @@ def adapt(state: TrainState) -> TrainState:
     agent = eqx.tree_at(lambda a: (a.explorer, a.novelty), state.agent, (None, None), is_leaf=lambda x: x is None)
     moments = optimizer.shed(state.optimizer, state.agent, agent)
     targets = Targets(state.targets.tasker, None)
-    return TrainState(agent, targets, moments, state.ring, state.rollout, state.hypers, state.key)
+    return dataclasses.replace(state, agent=agent, targets=targets, optimizer=moments)

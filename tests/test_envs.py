@@ -311,7 +311,7 @@ def test_an_unknown_setting_lists_the_known():
     assert one_line(info) == (
         "DeepSea-bsuite has no setting 'sise'; it accepts: size (int, 8), max_steps_in_episode (int, 8), "
         "deterministic (bool, True), sample_action_map (bool, False), unscaled_move_cost (float, 0.01), "
-        "randomize_actions (bool, True)"
+        "randomize_actions (bool, True), action_map_per_seed (bool, False)"
     )
     with pytest.raises(envs.BadOverride, match="no setting 'action_mapping_key'"):  # an array: no plain value
         envs.make("DeepSea-bsuite", {"action_mapping_key": 3})

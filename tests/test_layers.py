@@ -13,8 +13,9 @@ LAYERS = [
     ["networks"],
     ["replay", "returns", "encode", "rssm", "decode"],
     ["world_model", "imagine", "ensemble"],
-    ["rewards", "behavior", "agent"],
+    ["rewards", "behavior", "uniform", "agent"],
     ["loss", "optimizer", "collect", "evaluate"],
+    ["coverage", "measure"],
     ["train"],
     ["runs"],
 ]

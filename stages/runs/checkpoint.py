@@ -22,6 +22,10 @@ from stages.runs.processes import Processes
 FOLDER = "checkpoints"
 
 
+ROOM = {".ring.": 0, ".coverage.where": -1}
+"""Parts of the state with room for each row that the run will collect, and what stands where none is yet."""
+
+
 class Place(NamedTuple):
     """Which checkpoint: the round, from 0, and the env step of a seed."""
 
@@ -70,7 +74,7 @@ class Checkpoints:
     def restore(self, place: Place, shapes: Any) -> Any:
         """The arrays of a checkpoint, as `shapes` has them: a tree of jax.ShapeDtypeStruct with shardings.
 
-        A ring may be larger than the saved one, if that had not begun to overwrite its oldest rows.
+        What has room for each row of the run (ROOM) may be larger than the saved one.
 
         Raises:
             RunFolderError: the checkpoint is damaged, or of a state of other parts, shapes or types.
@@ -188,15 +192,15 @@ def _fitted(path: Path, name: str, saved: Any, like: jax.ShapeDtypeStruct) -> ja
         )
     if saved.shape != raw.shape:
         room = [(0, wanted - there) for there, wanted in zip(saved.shape, raw.shape, strict=True)]
-        saved = np.pad(saved, room)
+        saved = np.pad(saved, room, constant_values=next(empty for part, empty in ROOM.items() if part in name))
     if is_key:
         return jax.device_put(jr.wrap_key_data(saved), like.sharding)
     return jax.device_put(saved, like.sharding)
 
 
 def _grows(name: str, saved: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    """Whether an array fits: a ring's, [seeds, capacity, ...], may have gained capacity."""
-    if saved == wanted or ".ring." not in name:
+    """Whether an array fits: one with room for each row, [seeds, capacity, ...], may have gained capacity."""
+    if saved == wanted or not any(part in name for part in ROOM):
         return saved == wanted
     alike = len(saved) == len(wanted) > 1 and (saved[0], *saved[2:]) == (wanted[0], *wanted[2:])
     return alike and saved[1] <= wanted[1]

@@ -150,7 +150,7 @@ def plot_curves(
     figure = Figure(figsize=SIZE_INCHES, dpi=DPI, layout=layout, facecolor="white")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    _dress(axes)
+    dress(axes)
     ends = [0.0, *steps, *(step for step, _ in markers)]
     span = (max(ends) - min(ends)) or 1.0
     axes.set_xlim(min(ends) - 0.01 * span, max(ends) + 0.02 * span)
@@ -176,7 +176,8 @@ def plot_curves(
     write_whole(Path(path), picture.getvalue())
 
 
-def _dress(axes: Axes) -> None:
+def dress(axes: Axes) -> None:
+    """Grid, spines and ticks as all of a run's pictures have them."""
     axes.grid(True, color="#e6e6e6", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -13,11 +13,15 @@ from typing import Any
 import jax
 import numpy as np
 
+from envs.environment import StateSpace
 from stages.config import Config
+from stages.measure import Measurement
 from stages.replay import Clock
 from stages.runs import figures
 from stages.runs.arguments import Arguments
 from stages.runs.folder import RunFolder
+from stages.runs.novelty import Map, NoveltyLog, novelty_metrics, summary, words
+from stages.runs.novelty_figure import plot_novelty
 from stages.runs.processes import Processes
 from stages.runs.rounds import Phase, Plan, Round
 from stages.runs.statistics import summarise
@@ -59,6 +63,7 @@ class RoundLog:
     untrained: np.ndarray = field(default_factory=lambda: np.zeros(0))
     zero_shot: np.ndarray = field(default_factory=lambda: np.zeros(0))
     final: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    novelty: NoveltyLog = field(default_factory=NoveltyLog)  # empty where states cannot be counted
     adapt_step: int | None = None  # the step from which mode task goes on with what was explored
     phase: int = 0  # the one at work
     done: int = 0  # iterations of it
@@ -70,6 +75,7 @@ class RoundLog:
         """A round's log from its JSON."""
         scores = {name: np.array(saved[name], np.float64) for name in ("untrained", "zero_shot", "final")}
         curves = {name: Curve.load(saved[name]) for name in ("training", "evaluation")}
+        curves["novelty"] = NoveltyLog.load(saved["novelty"])
         return RoundLog(**{**saved, **scores, **curves, "round": Round(**saved["round"])})
 
     @staticmethod
@@ -82,7 +88,9 @@ class RoundLog:
         training = Curve.of_all([each.training for each in rounds])
         evaluation = Curve.of_all([each.evaluation for each in rounds])
         round = dataclasses.replace(rounds[-1].round, seeds=seeds)
-        return dataclasses.replace(rounds[-1], round=round, training=training, evaluation=evaluation, **scores)
+        novelty = NoveltyLog.of_all([each.novelty for each in rounds])
+        curves = {"training": training, "evaluation": evaluation, "novelty": novelty}
+        return dataclasses.replace(rounds[-1], round=round, **curves, **scores)
 
     def finished(self, phases: list[Phase]) -> bool:
         """Whether the round has come to the end of these phases, and was evaluated there."""
@@ -111,6 +119,8 @@ class RunLog:
     started: float  # of time.time
     rounds: list[RoundLog] = field(default_factory=list)  # so far
     current: int = -1  # index of the present one
+    states: StateSpace | None = None  # of the environment
+    has_goal: bool = False  # whether the environment has one
     planned_rounds: int = 1
     compile_seconds: float = 0.0
 
@@ -218,6 +228,22 @@ class RunLog:
         everyone = self.processes.gather(progress)
         return metric_rows(everyone, self.round.round.seeds, config, int(clock.step), iterations, since)
 
+    def on_measured(self, rows: list[dict[str, Any]], measured: Measurement | None) -> list[dict[str, Any]]:
+        """`rows` with what was measured of each seed, [P, ...] of this process; as they are if nothing was."""
+        if measured is None:
+            return rows
+        log, step, own = self.round.novelty, rows[0]["step"], jax.tree.map(np.asarray, measured)
+        # Each process computes its own seeds' numbers: what crosses between them is small, whatever the environment.
+        everyone = self.processes.gather(
+            (novelty_metrics(own.visits, own.disagreement), own.goal_episode, own.solved_episode)
+        )
+        metrics, goal, solved = jax.tree.map(lambda x: x[: len(rows)], everyone)
+        log.add(step, metrics, goal, solved)
+        if self.round.adapt_step is None:  # of the leading process this is the round's first seed
+            log.add_map(Map.of(step, own.visits[0], own.disagreement[0]), self.arguments.config.steps // 2)
+        named = [{f"novelty/{name}": float(values[i]) for name, values in metrics.items()} for i in range(len(rows))]
+        return [row | each for row, each in zip(rows, named, strict=True)]
+
     def on_chunk(
         self,
         config: Config,
@@ -301,6 +327,9 @@ class RunLog:
             markers=None if log.adapt_step is None else [(log.adapt_step, "adapts from here")],
             baseline=(float(log.untrained.mean()), "untrained"),
         )
+        if self.states is not None:
+            picture, first = self.folder.path / "novelty.png", log.round.seeds[0]
+            plot_novelty(picture, log.novelty, self.states, title=self.arguments.title, seed=first)
         wall, peak = time.time() - self.started, peak_memory_mb()
         self.folder.write_summary(
             {
@@ -319,6 +348,7 @@ class RunLog:
                 **dataclasses.asdict(interval),
                 "zero_shot": log.zero_shot.tolist() if config.mode == "explore" else None,
                 "untrained": log.untrained.tolist(),
+                **summary(log.novelty, None if self.states is None else self.states.count),
                 "compile_seconds": round(self.compile_seconds, 2),
                 "wall_seconds": round(wall, 2),
                 "peak_memory_mb": round(peak, 1),
@@ -328,6 +358,8 @@ class RunLog:
         with figures.printing():
             title = f"{self.arguments.title}: final evaluation, {config.eval_episodes} episodes a seed"
             figures.print_table(interval, title)
+        if self.states is not None:
+            self.say(words(log.novelty, self.states.count, self.has_goal))
         self.say(
             f"{log.step:,} env steps and {log.updates:,} updates a seed in {wall:.0f} s "
             f"({self.compile_seconds:.0f} s compiling), {peak:,.0f} MB; see {self.folder.path}"

@@ -23,10 +23,13 @@ from stages.agent import parameter_counts
 from stages.collect import Episodes
 from stages.config import Config, Hypers
 from stages.evaluate import evaluate
+from stages.measure import Measurement, measure
 from stages.replay import Clock
 from stages.runs import memory
 from stages.train import Progress, TrainState
 
+MEASURING = 2**31
+"""Points of measurements' keys count from here."""
 CPU_LANE = 1
 """Seeds that a CPU device computes at once, measured: see docs/speed.md."""
 
@@ -126,15 +129,19 @@ class Sweep:
             self.traces["advance"] += 1
             return train.advance(env, config, iterations, state, clock)
 
-        def score(agent, hypers, key):
+        def score(agent, hypers, env_params, key):
             self.traces["evaluate"] += 1
-            return evaluate(env, agent, config, hypers, key=key)
+            return evaluate(env.with_params(env_params), agent, config, hypers, key=key)
+
+        def take(agent, ring, coverage, key):
+            return measure(env, agent, ring, coverage, key=key)
 
         self._stages = {
             "init": jax.jit(wrap(init, 2, False), compiler_options=_compiled_fast(mesh, 0)),
             "prefill": jax.jit(wrap(prefill, 1, True), donate_argnums=0, compiler_options=_compiled_fast(mesh, 0)),
             "adapt": jax.jit(wrap(train.adapt, 1, False), donate_argnums=0, compiler_options=_compiled_fast(mesh, 0)),
-            "evaluate": jax.jit(wrap(score, 3, False), compiler_options=_compiled_fast(mesh, 1)),
+            "evaluate": jax.jit(wrap(score, 4, False), compiler_options=_compiled_fast(mesh, 1)),
+            "measure": jax.jit(wrap(take, 4, False), compiler_options=_compiled_fast(mesh, 1)),
         }
         lane = lane_of(config, mesh)
         self._advance = lambda n: jax.jit(wrap(functools.partial(advance, n), 1, True, lane), donate_argnums=0)
@@ -169,8 +176,10 @@ class Sweep:
         # The longest first. Tracing goes on while the compiler, which needs no interpreter, is at work.
         jobs = {
             "advance": (self._advance(iterations), state, clock),
-            "evaluate": (self._stages["evaluate"], state.agent, state.hypers, keys),
+            "evaluate": (self._stages["evaluate"], state.agent, state.hypers, state.env_params, keys),
         }
+        if state.coverage is not None:
+            jobs["measure"] = (self._stages["measure"], state.agent, state.ring, state.coverage, keys)
         if adapts:
             jobs["adapt"] = (self._stages["adapt"], before)
         else:
@@ -217,7 +226,13 @@ class Sweep:
 
     def evaluate(self, state: TrainState, seeds: Sequence[int], point: int) -> tuple[jax.Array, jax.Array]:
         """Scores and lengths [seeds, E] of evaluation episodes. `point` numbers the evaluation."""
-        return self._run("evaluate", state.agent, state.hypers, self._keys(seeds, point + 1))
+        return self._run("evaluate", state.agent, state.hypers, state.env_params, self._keys(seeds, point + 1))
+
+    def measure(self, state: TrainState, seeds: Sequence[int], step: int) -> Measurement | None:
+        """Coverage and disagreement [seeds, ...] after so many steps; None where states cannot be counted."""
+        if state.coverage is None:
+            return None
+        return self._run("measure", state.agent, state.ring, state.coverage, self._keys(seeds, MEASURING + step))
 
     def _run(self, stage: str, *args: Any) -> Any:
         """A stage as `prepare` compiled it, or compiled now."""
@@ -236,7 +251,7 @@ class Sweep:
         return self._placed(jax.eval_shape(lambda: jr.split(jr.key(0), seeds)), P("seeds"))
 
     def _keys(self, seeds: Sequence[int], point: int = 0) -> jax.Array:
-        """One key a seed: point 0 is training's, the others belong to evaluations."""
+        """One key a seed: point 0 is training's, those from MEASURING are measurements', the others evaluations'."""
         keys = jax.vmap(jr.key)(jnp.asarray(seeds, jnp.uint32))
         keys = jax.vmap(jr.fold_in, (0, None))(keys, point)
         return jax.device_put(keys, NamedSharding(self.mesh, P("seeds")))

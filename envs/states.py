@@ -1,0 +1,196 @@
+"""Countable states of gymnax's environments, and their goals.
+
+Cells where the environment has cells; bins where its state is continuous. A state is read from the environment's own
+state and not from the observation, which does not always tell it (MetaMaze shows the agent's neighbourhood only).
+How many can be reached is counted: on maps by flooding them from the start; of bins by an exhaustive search of the
+default physics, which tests/test_states.py repeats. With other physics, all bins are counted as reachable.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from envs.environment import State, StateSpace
+
+STEPS = ((-1, 0), (1, 0), (0, -1), (0, 1))
+
+
+def state_space(name: str, inner: Any, params: Any) -> StateSpace | None:
+    """The countable states of gymnax's environment `inner` with `params`, registered as `name`; None without any."""
+    make = SPACES.get(name)
+    return None if make is None else make(inner, params)
+
+
+def goal_of(name: str, params: Any) -> float | None:
+    """The return above which an episode has reached the environment's goal; None where there is none to reach."""
+    limit = float(params.max_steps_in_episode)
+    match name:
+        case "DeepSea-bsuite":  # 1 in the far corner, less the cost of moving; the noise of the stochastic one hides it
+            return 0.5 if params.deterministic else None
+        case "MountainCar-v0" | "Acrobot-v1":  # -1 a step until it is reached
+            return -limit
+        case "MountainCarContinuous-v0":  # 100 on the hill, less 0.1 a step at most
+            return 0.0 if limit < 1000 else None
+        case "FourRooms-misc" | "FrozenLake-misc" | "MetaMaze-misc":  # paid at the goal, and nowhere else
+            return 0.0
+    return None
+
+
+# ---- cells ---------------------------------------------------------------------------------------------------------
+
+
+def deep_sea(inner: Any, params: Any) -> StateSpace:
+    """Cells (row, column) of the triangle that a dive can pass: column <= row. Below the last row there is no state."""
+    size = inner.size
+    rows = min(size, int(params.max_steps_in_episode))
+    index = lambda state: _cell(jnp.minimum(state.row, size - 1), state.column, size)
+    cells = np.arange(size * size)
+    walls = cells[(cells % size > cells // size) | (cells // size >= rows)]
+    return StateSpace(size * size, rows * (rows + 1) // 2, index, (size, size), walls=_ints(walls))
+
+
+def four_rooms(inner: Any, params: Any) -> StateSpace:
+    """Cells that are no wall; nor the goal, which ends the episode, unless it moves from episode to episode."""
+    free = np.asarray(inner.env_map, bool)
+    free = flood(free, _ints(inner.pos_fixed)) if not params.resample_init_pos else free
+    goal = None if params.resample_goal_pos else _ints(inner.goal_fixed)
+    return _maze(free, goal, lambda state: state.pos)
+
+
+def meta_maze(inner: Any, params: Any) -> StateSpace:
+    """Cells that are no wall. Whoever reaches the goal goes on elsewhere, and each episode has a goal of its own."""
+    del params
+    return _maze(flood(np.asarray(inner.env_map, bool), _ints(inner.center_position)), None, lambda state: state.pos)
+
+
+def frozen_lake(inner: Any, params: Any) -> StateSpace:
+    """Cells of ice: holes and the goal end the episode."""
+    del params
+    tiles = np.asarray(inner.desc)  # 0 start, 1 frozen, 2 hole, 3 goal
+    rows, columns = tiles.shape
+    start = divmod(int(np.argmax(tiles == 0)), columns)
+    reached = flood(tiles <= 1, start)
+    index = lambda state: jnp.asarray(state.position, jnp.int32)
+    return StateSpace(tiles.size, int(reached.sum()), index, (rows, columns))
+
+
+def flood(free: np.ndarray, start: tuple[int, ...]) -> np.ndarray:
+    """Cells that can be reached from `start` by steps up, down, left and right over free ones, bool like `free`."""
+    reached, frontier = np.zeros_like(free), [tuple(start)]
+    while frontier:
+        row, column = frontier.pop()
+        inside = 0 <= row < free.shape[0] and 0 <= column < free.shape[1]
+        if inside and free[row, column] and not reached[row, column]:
+            reached[row, column] = True
+            frontier += [(row + down, column + right) for down, right in STEPS]
+    return reached
+
+
+def _maze(free: np.ndarray, goal: tuple[int, ...] | None, position: Callable[[State], Array]) -> StateSpace:
+    rows, columns = free.shape
+    index = lambda state: _cell(position(state)[0], position(state)[1], columns)
+    walls = _ints(np.flatnonzero(~free))
+    return StateSpace(free.size, int(free.sum()) - (goal is not None), index, (rows, columns), walls=walls)
+
+
+def _cell(row: Array, column: Array, columns: int) -> Int[Array, ""]:
+    return jnp.asarray(row * columns + column, jnp.int32)
+
+
+def _ints(values: Any) -> tuple[int, ...]:
+    return tuple(int(value) for value in np.asarray(values))
+
+
+# ---- bins ----------------------------------------------------------------------------------------------------------
+
+
+def mountain_car(inner: Any, params: Any) -> StateSpace:
+    """18 bins of position by 14 of velocity."""
+    count = {"MountainCar-v0": 200, "MountainCarContinuous-v0": 211}[inner.name]
+
+    def index(state: State) -> Int[Array, ""]:
+        position = _bin(state.position, params.min_position, params.max_position, 18)
+        return _cell(position, _bin(state.velocity, -params.max_speed, params.max_speed, 14), 14)
+
+    return _binned(inner, params, 18 * 14, count, index, (18, 14), ("position", "velocity"))
+
+
+def pendulum(inner: Any, params: Any) -> StateSpace:
+    """24 bins of the angle, 0 is upright, by 16 of the speed."""
+
+    def index(state: State) -> Int[Array, ""]:
+        angle = (state.theta + math.pi) % (2 * math.pi) - math.pi
+        speed = _bin(state.theta_dot, -params.max_speed, params.max_speed, 16)
+        return _cell(_bin(angle, -math.pi, math.pi, 24), speed, 16)
+
+    return _binned(inner, params, 24 * 16, 370, index, (24, 16), ("angle", "speed"))
+
+
+def acrobot(inner: Any, params: Any) -> StateSpace:
+    """12 bins of each joint's angle; velocities are left out."""
+
+    def index(state: State) -> Int[Array, ""]:
+        first, second = (_bin(angle, -math.pi, math.pi, 12) for angle in (state.joint_angle1, state.joint_angle2))
+        return _cell(first, second, 12)
+
+    return _binned(inner, params, 12 * 12, 130, index, (12, 12), ("first joint", "second joint"))
+
+
+DEGREE = math.pi / 180
+BOXES = (
+    ("x", (-0.8, 0.8)),
+    ("x_dot", (-0.5, 0.5)),
+    ("theta", (-6 * DEGREE, -DEGREE, 0.0, DEGREE, 6 * DEGREE)),
+    ("theta_dot", (-50 * DEGREE, 50 * DEGREE)),
+)
+
+
+def cart_pole(inner: Any, params: Any) -> StateSpace:
+    """The 162 boxes of Michie and Chambers (1968), as in Barto, Sutton and Anderson (1983): 3 x 3 x 6 x 3 bins of
+    position, its velocity, angle and its velocity. All count as reachable; the search found 161."""
+
+    def index(state: State) -> Int[Array, ""]:
+        box = jnp.zeros((), jnp.int32)
+        for name, edges in BOXES:
+            box = box * (len(edges) + 1) + jnp.searchsorted(jnp.array(edges), getattr(state, name), side="right")
+        return jnp.asarray(box, jnp.int32)
+
+    return _binned(inner, params, 162, 162, index, (0, 0), ("", ""))
+
+
+def _bin(value: Array, low: float, high: float, bins: int) -> Int[Array, ""]:
+    """The number of the equal bin of [low, high] that `value` is in; beyond them, the nearest one."""
+    scaled = jnp.floor((value - low) / (high - low) * bins)
+    return jnp.clip(scaled, 0, bins - 1).astype(jnp.int32)
+
+
+def _binned(
+    inner: Any,
+    params: Any,
+    size: int,
+    count: int,
+    index: Callable[[State], Int[Array, ""]],
+    grid: tuple[int, int],
+    labels: tuple[str, str],
+) -> StateSpace:
+    """`count` was searched with the default physics, and is `size` with any other."""
+    usual = repr(params) == repr(inner.default_params)
+    return StateSpace(size, count if usual else size, index, grid, labels)
+
+
+SPACES: dict[str, Callable[[Any, Any], StateSpace]] = {
+    "DeepSea-bsuite": deep_sea,
+    "FourRooms-misc": four_rooms,
+    "MetaMaze-misc": meta_maze,
+    "FrozenLake-misc": frozen_lake,
+    "MountainCar-v0": mountain_car,
+    "MountainCarContinuous-v0": mountain_car,
+    "Pendulum-v1": pendulum,
+    "Acrobot-v1": acrobot,
+    "CartPole-v1": cart_pole,
+}
+"""Environments whose states can be counted."""

@@ -1,0 +1,103 @@
+"""Coverage: how often each action was taken in each countable state, and when the goal was reached.
+
+Rows are counted as they are collected, on the device. There is no record of an environment whose states cannot be
+counted (envs/states.py says which can).
+
+Axes: X states, U actions that are told apart, N environments, C capacity of the ring, A action vector.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from envs.environment import ActionSpace, Environment
+from stages.collect import Rollout
+from stages.replay import Row
+
+ACTION_BINS = 5  # of a continuous action's first dimension, equal ones of [-1, 1]
+SOLVED_TENTHS = 9  # a seed has solved its task once fewer tenths of its episodes have missed the goal
+
+
+class Coverage(eqx.Module):
+    """Counts of one seed, over all its environments. Episodes are numbered from 1 in the order in which they end, those
+    of one step in the order of the environments; 0 means not yet, or that the environment has no goal."""
+
+    visits: Int[Array, "X U"]  # actions taken; the action at an episode's last row leads nowhere and is none
+    where: Int[Array, "C N"]  # the state of each row of the ring; -1 where none is, or no action was taken
+    episodes: Int[Array, ""]  # that have ended
+    misses: Int[Array, ""]  # of them, those that did not reach the goal
+    goal_episode: Int[Array, ""]  # the first that reached the goal
+    solved_episode: Int[Array, ""]  # the first after which fewer than 90 % of all episodes had missed the goal
+
+
+def start_coverage(env: Environment, capacity: int, envs: int) -> Coverage | None:
+    """The record of a seed before its first row; None where states cannot be counted."""
+    if env.states is None:
+        return None
+    zero = jnp.zeros((), jnp.int32)
+    visits = jnp.zeros((env.states.size, action_count(env.action_space)), jnp.int32)
+    return Coverage(visits, jnp.full((capacity, envs), -1, jnp.int32), zero, zero, zero, zero)
+
+
+def count(
+    env: Environment, coverage: Coverage | None, rollout: Rollout, row: Row, step: Int[Array, ""]
+) -> Coverage | None:
+    """The record with one more row of every environment.
+
+    Args:
+        rollout: as it was at this row, before the step.
+        row: [N, ...].
+        step: the number of the row, as the ring counts; not batched.
+
+    `solved_episode` is bsuite's rule for Deep Sea (Osband et al. 2020: the first episode at which the average regret is
+    below 0.9; a bad episode is one without the goal), at every episode rather than at the logged ones.
+    """
+    if coverage is None or env.states is None:
+        return coverage
+    state = jnp.where(row.is_last, -1, jax.vmap(env.states.index)(rollout.env_state))
+    # Out of range, and so dropped, where no action was taken: -1 would be the last state.
+    taken = jnp.where(row.is_last, env.states.size, state), action_index(env.action_space, row.action)
+    visits = coverage.visits.at[taken].add(1, mode="drop")
+    where = lax.dynamic_update_index_in_dim(coverage.where, state, step % coverage.where.shape[0], 0)
+
+    number = coverage.episodes + jnp.cumsum(row.is_last)  # of the episode that ends here
+    episodes, misses, goal, solved = number[-1], coverage.misses, coverage.goal_episode, coverage.solved_episode
+    if env.goal is not None:
+        reached = row.is_last & (rollout.score + row.reward > env.goal)
+        missed = misses + jnp.cumsum(row.is_last & ~reached)
+        goal = _first(goal, reached, number)
+        solved = _first(solved, row.is_last & (10 * missed < SOLVED_TENTHS * number), number)
+        misses = missed[-1]
+    return Coverage(visits, where, episodes, misses, goal, solved)
+
+
+def _first(before: Int[Array, ""], event: Bool[Array, " N"], number: Int[Array, " N"]) -> Int[Array, ""]:
+    """The number of the first event, if there was none before and is one now."""
+    now = jnp.where(event.any(), number[jnp.argmax(event)], 0)
+    return jnp.where(before > 0, before, now)
+
+
+# ---- actions that are told apart -----------------------------------------------------------------------------------
+
+
+def action_count(actions: ActionSpace) -> int:
+    """U: discrete actions are told apart, continuous ones by the bin of their first dimension."""
+    return actions.size if actions.kind == "discrete" else ACTION_BINS
+
+
+def action_index(actions: ActionSpace, action: Array) -> Int[Array, "..."]:
+    """Stored actions, [...] int32 or [..., A] -> which of the U actions they are."""
+    if actions.kind == "discrete":
+        return action
+    bins = jnp.floor((action[..., 0] + 1) / 2 * ACTION_BINS)
+    return jnp.clip(bins, 0, ACTION_BINS - 1).astype(jnp.int32)
+
+
+def action_vectors(actions: ActionSpace) -> Float[Array, "U A"]:
+    """An action vector of each: one-hot; or the middle of the bin, and 0 in all other dimensions."""
+    if actions.kind == "discrete":
+        return jnp.eye(actions.size)
+    middles = (2 * jnp.arange(ACTION_BINS) + 1) / ACTION_BINS - 1
+    return jnp.zeros((ACTION_BINS, actions.size)).at[:, 0].set(middles)

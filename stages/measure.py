@@ -1,0 +1,73 @@
+"""Measure: what exploration has covered, and the ensemble's disagreement about each action in each countable state.
+
+If disagreement stands for novelty, it falls with visits: this is the measurement that shows whether it does.
+
+Axes: X states, U actions that are told apart, C capacity, N environments, K rows of a state, A action vector.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jax import lax
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from envs.environment import Environment
+from stages.agent import Agent
+from stages.coverage import Coverage, action_vectors
+from stages.ensemble import Ensemble, disagreement
+from stages.replay import Replay
+from stages.rssm import Latent
+
+ROWS_PER_STATE = 8
+
+
+class Measurement(eqx.Module):
+    """One seed at one point of its training."""
+
+    visits: Int[Array, "X U"]
+    disagreement: Float[Array, "X U"]  # NaN where the ring holds no row of the state; everywhere without an ensemble
+    episodes: Int[Array, ""]
+    goal_episode: Int[Array, ""]  # 0: not yet
+    solved_episode: Int[Array, ""]  # 0: not yet
+
+
+def measure(env: Environment, agent: Agent, ring: Replay, coverage: Coverage, *, key: PRNGKeyArray) -> Measurement:
+    """Coverage as it is, and the disagreement about every action at stored rows of each state, averaged over them.
+
+    Rows are read with their stored latents. Each state has the same number of them, however seldom it was visited.
+    """
+    novelty = jnp.full(coverage.visits.shape, jnp.nan)
+    if isinstance(agent.novelty, Ensemble):
+        rows, present = rows_of_states(coverage.where, env.states.size if env.states else 0, key=key)
+        actions = action_vectors(env.action_space)
+        each = lax.map(lambda at: _disagreements(agent, ring, at, actions), rows.T)  # [K, X, U]
+        novelty = jnp.where(present[:, None], each.mean(0), jnp.nan)
+    return Measurement(coverage.visits, novelty, coverage.episodes, coverage.goal_episode, coverage.solved_episode)
+
+
+def _disagreements(agent: Agent, ring: Replay, at: Int[Array, " X"], actions: Float[Array, "U A"]) -> Array:
+    """The disagreement about each action at these rows of the ring, [X, U]."""
+    model, index = agent.model, jnp.unravel_index(at, ring.reward.shape)
+    stoch = jax.nn.one_hot(ring.stoch[index], model.rssm.classes, dtype=model.dtype)
+    feat = Latent(ring.deter[index].astype(model.dtype), stoch).feat
+    about = lambda action: disagreement(agent.novelty, feat, jnp.broadcast_to(action, (*at.shape, *action.shape)))
+    return lax.map(about, actions).T.astype(jnp.float32)
+
+
+def rows_of_states(where: Int[Array, "C N"], states: int, *, key: PRNGKeyArray) -> tuple[Int[Array, "X K"], Array]:
+    """K rows of each state, spread evenly over all its rows in the ring by age: none twice where there are as many.
+
+    Args:
+        where: the state of each row of the ring, -1 for none.
+
+    Returns:
+        positions in the flattened ring; whether the state has any row, [X] (else the positions mean nothing).
+    """
+    order = jnp.argsort(where.reshape(-1), stable=True)  # rows of one state stand together, those of none come first
+    count = jnp.bincount(jnp.where(where < 0, states, where).reshape(-1), length=states + 1)[:states]
+    first = where.size - count.sum() + jnp.cumsum(count) - count
+    offset = jr.randint(key, (states,), 0, jnp.maximum(count, 1))
+    spread = jnp.arange(ROWS_PER_STATE) * count[:, None] // ROWS_PER_STATE
+    place = first[:, None] + (offset[:, None] + spread) % jnp.maximum(count, 1)[:, None]
+    return order[jnp.minimum(place, where.size - 1)], count > 0

@@ -1,0 +1,174 @@
+"""Novelty: what a sweep has covered, and whether disagreement falls with visits. Numpy only, on the host.
+
+If the ensemble's disagreement stands for novelty, it ranks (state, action) pairs against their visits: the rank
+correlation of the two is -1 at best, and 0 if disagreement says nothing about what was tried.
+
+Axes: S seeds, X states, U actions that are told apart, P points of a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+
+BINS = {"never": (0, 0), "1_3": (1, 3), "4_15": (4, 15), "16_63": (16, 63), "64_255": (64, 255), "256": (256, np.inf)}
+"""Name -> fewest and most visits of a bin of pairs."""
+
+
+def ranks(values: ArrayLike) -> Floats:
+    """Ranks from 1, ascending; equal values share the mean of theirs. [n] -> [n]."""
+    values = np.asarray(values)
+    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[group]
+
+
+def rank_correlation(x: ArrayLike, y: ArrayLike) -> float:
+    """Spearman's rank correlation of [n] and [n], ties averaged; NaN where one of them does not vary."""
+    a, b = ranks(x), ranks(y)
+    a, b = a - a.mean() if a.size else a, b - b.mean() if b.size else b
+    scale = np.sqrt(np.square(a).sum() * np.square(b).sum())
+    return float((a * b).sum() / scale) if scale > 0 else float("nan")
+
+
+def novelty_metrics(visits: ArrayLike, disagreement: ArrayLike) -> dict[str, Floats]:
+    """Each seed's coverage, and its disagreement by visits.
+
+    Args:
+        visits: [S, X, U].
+        disagreement: [S, X, U]; NaN where there is none, which leaves the pair out.
+
+    Returns:
+        name -> [S]. visited_states, visited_pairs; correlation (Spearman's, of disagreement with visits; -1 is best);
+        disagreement_BIN, the mean over the pairs of a bin of visits; NaN where there is nothing to average.
+    """
+    each = [_metrics(*pair) for pair in zip(np.asarray(visits), np.asarray(disagreement, np.float64), strict=True)]
+    return {name: np.array([one[name] for one in each]) for name in each[0]}
+
+
+def _metrics(visits: NDArray[np.int64], disagreement: Floats) -> dict[str, float]:
+    """The same of one seed, [X, U]."""
+    there = np.isfinite(disagreement)
+    tried, seen = visits[there], disagreement[there]
+    metrics = {
+        "visited_states": float((visits.sum(1) > 0).sum()),
+        "visited_pairs": float((visits > 0).sum()),
+        "correlation": rank_correlation(tried, seen),
+    }
+    for name, (fewest, most) in BINS.items():
+        inside = (tried >= fewest) & (tried <= most)
+        metrics[f"disagreement_{name}"] = float(seen[inside].mean()) if inside.any() else float("nan")
+    return metrics
+
+
+class Map(NamedTuple):
+    """The first seed at one point: what is drawn of its states."""
+
+    step: int
+    visits: NDArray[np.int64]  # [X], of all actions
+    disagreement: Floats  # [X], mean over actions; NaN where there is none
+
+    @staticmethod
+    def load(saved: Sequence[Any]) -> Map:
+        """A map from its JSON, where NaN is null."""
+        step, visits, disagreement = saved
+        return Map(step, np.array(visits, np.int64), np.array(disagreement, np.float64))
+
+    @staticmethod
+    def of(step: int, visits: ArrayLike, disagreement: ArrayLike) -> Map:
+        """From visits and disagreement [X, U] after `step` env steps of the seed."""
+        # A state has the disagreement of all its actions, or of none.
+        return Map(step, np.asarray(visits).sum(1), np.asarray(disagreement, np.float64).mean(1))
+
+
+@dataclass
+class NoveltyLog:
+    """What is kept of a round's measurements: numbers of every seed at every point, three maps of the first seed."""
+
+    steps: list[int] = field(default_factory=list)  # [P]
+    metrics: list[dict[str, Floats]] = field(default_factory=list)  # [P] of name -> [S]
+    goal_episode: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))  # [S], 0: not yet
+    solved_episode: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))  # [S], 0: not yet
+    early: Map | None = None
+    middle: Map | None = None  # the last one up to half of the phase that explores
+    late: Map | None = None  # the last one of that phase
+
+    @staticmethod
+    def load(saved: Mapping[str, Any]) -> NoveltyLog:
+        """A log from its JSON, where NaN is null."""
+        metrics = [{name: np.array(values, np.float64) for name, values in point.items()} for point in saved["metrics"]]
+        goal, solved = (np.array(saved[f"{name}_episode"], np.int64) for name in ("goal", "solved"))
+        maps = [None if saved[name] is None else Map.load(saved[name]) for name in ("early", "middle", "late")]
+        return NoveltyLog(list(saved["steps"]), metrics, goal, solved, *maps)
+
+    def add(self, step: int, metrics: dict[str, Floats], goal_episode: Any, solved_episode: Any) -> None:
+        """One point, after `step` env steps of a seed: name -> [S] as of `novelty_metrics`, and episodes [S]."""
+        self.steps.append(step)
+        self.metrics.append(metrics)
+        self.goal_episode, self.solved_episode = goal_episode, solved_episode
+
+    def add_map(self, here: Map, half: int) -> None:
+        """The first seed's map at that point. `half`: half of the phase's steps."""
+        self.early = self.early or here
+        self.middle = here if here.step <= half or self.middle is None else self.middle
+        self.late = here
+
+    def curve(self, name: str) -> Floats:
+        """A metric at every point, [S, P]."""
+        return np.stack([each[name] for each in self.metrics], 1)
+
+    @property
+    def correlation(self) -> Floats:
+        """Each seed's last correlation that there is, [S]; NaN where there never was one."""
+        last = np.full(len(self.goal_episode), np.nan)
+        for each in self.metrics:
+            last = np.where(np.isfinite(each["correlation"]), each["correlation"], last)
+        return last
+
+    @staticmethod
+    def of_all(logs: Sequence[NoveltyLog]) -> NoveltyLog:
+        """The logs of all rounds as one: they took the same steps, and the first seed is the first round's."""
+        metrics = [
+            {name: np.concatenate([each[name] for each in point]) for name in point[0]}
+            for point in zip(*(log.metrics for log in logs), strict=True)
+        ]
+        goal, solved = (
+            np.concatenate([getattr(log, f"{name}_episode") for log in logs]) for name in ("goal", "solved")
+        )
+        first = logs[0]
+        return NoveltyLog(first.steps, metrics, goal, solved, first.early, first.middle, first.late)
+
+
+def summary(log: NoveltyLog | None, states: int | None) -> dict[str, Any]:
+    """What summary.json says of each seed, in lists [S]; all None where states cannot be counted."""
+    names = ("visited_states", "visited_pairs", "novelty_correlation", "goal_episode", "solved_episode")
+    if log is None or not log.metrics:
+        return {"states": states} | dict.fromkeys(names)
+    last = log.metrics[-1]
+    values = (
+        [int(count) for count in last["visited_states"]],
+        [int(count) for count in last["visited_pairs"]],
+        log.correlation.tolist(),
+        [int(episode) or None for episode in log.goal_episode],
+        [int(episode) or None for episode in log.solved_episode],
+    )
+    return {"states": states} | dict(zip(names, values, strict=True))
+
+
+def words(log: NoveltyLog, states: int, has_goal: bool) -> str:
+    """The sweep's coverage in a line for the terminal."""
+    seeds = len(log.goal_episode)
+    said = [f"visited {np.median(log.metrics[-1]['visited_states']):,g} of {states:,} states"]
+    if np.isfinite(log.correlation).any():
+        said.append(f"rank correlation of disagreement with visits {np.nanmedian(log.correlation):.2f}")
+    if has_goal:
+        reached = log.goal_episode[log.goal_episode > 0]
+        when = f", first in episode {np.median(reached):,g}" if reached.size else ""
+        said.append(f"goal reached by {reached.size} of {seeds} seeds{when}")
+    return "; ".join(said) + (" (medians over seeds)" if seeds > 1 else "")

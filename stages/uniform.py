@@ -1,0 +1,53 @@
+"""Uniformly random actions: what collects in mode random, the control beside which every explorer is judged.
+
+Axes: F feat, A action vector.
+"""
+
+import equinox as eqx
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from envs.environment import ActionSpace
+from stages.networks.distributions import Categorical
+
+
+class Box(eqx.Module):
+    """The uniform distribution over [-1, 1] in each of A dimensions."""
+
+    center: Float[Array, "... A"]  # zeros
+
+    def sample(self, noise: Float[Array, "... A"]) -> Float[Array, "... A"]:
+        """A sample is its noise, uniform in [-1, 1)."""
+        return self.center + noise
+
+    def mode(self) -> Float[Array, "... A"]:
+        """Its middle: no action is likelier than another."""
+        return self.center
+
+
+class UniformActor(eqx.Module):
+    """An actor that does not look: every discrete action is equally likely, and continuous ones fill their bounds."""
+
+    actions: ActionSpace = eqx.field(static=True)
+
+    def __call__(self, feat: Float[Array, "... F"], unimix: Float[Array, ""] | float) -> Categorical | Box:
+        """The same distribution at every feature."""
+        del unimix
+        zeros = jnp.zeros((*feat.shape[:-1], self.actions.size))
+        return Categorical.from_outputs(zeros, 0.0) if self.actions.kind == "discrete" else Box(zeros)
+
+    def noise(self, lead: tuple[int, ...], *, key: PRNGKeyArray) -> Float[Array, "..."]:
+        """The random numbers that `lead` samples take: [*lead] in [0, 1), or [*lead, A] in [-1, 1)."""
+        if self.actions.kind == "discrete":
+            return jr.uniform(key, lead)
+        return jr.uniform(key, (*lead, self.actions.size), minval=-1.0)
+
+
+class Uniform(eqx.Module):
+    """The behaviour that collects in mode random. It learns nothing and holds no weights."""
+
+    actor: UniformActor
+
+    def __init__(self, actions: ActionSpace):
+        self.actor = UniformActor(actions)

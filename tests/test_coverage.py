@@ -1,0 +1,222 @@
+"""Coverage and the measurement of disagreement, against plain numpy counters that replay the rows of the ring."""
+
+import dataclasses
+
+import chex
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+import envs
+from envs.environment import ActionSpace
+from stages import train
+from stages.coverage import action_count, action_index, action_vectors
+from stages.ensemble import disagreement
+from stages.measure import ROWS_PER_STATE, measure, rows_of_states
+from stages.rssm import Latent
+from stages.runs.sweep import Sweep, mesh_for
+from tests.conftest import tree_equal
+
+SIZE, CHUNK, CAPACITY = 4, 12, 60
+
+
+def play(config, hypers, seeds):
+    """A small Deep Sea with a mapping of each seed: (environment, sweep, state, clock)."""
+    sea = envs.make("DeepSea-bsuite", {"size": SIZE, "action_map_per_seed": True})
+    replay = dataclasses.replace(config.replay, capacity=2 * CAPACITY)  # so that the ring wraps
+    config = dataclasses.replace(config, mode="mix", replay=replay)
+    sweep = Sweep(sea, config, mesh_for(len(seeds), jax.devices()[:1]))
+    state, clock, _ = sweep.prefill(sweep.init(seeds, hypers))
+    for _ in range(2):
+        state, clock, _ = sweep.advance(state, clock, CHUNK)
+    return sea, sweep, state, clock
+
+
+@pytest.fixture(scope="module")
+def short(config, hypers):
+    """Three seeds, with all of their rows still in the ring."""
+    return play(config, hypers, [0, 1, 2])
+
+
+@pytest.fixture(scope="module")
+def alone(config, hypers):
+    """Seed 2 on its own."""
+    return play(config, hypers, [2])
+
+
+def replayed(ring, clock, seed, size=SIZE):
+    """Counts and episodes of a seed, read off its rows one by one."""
+    steps = int(clock.step)
+    assert steps <= CAPACITY
+    rows = {name: np.asarray(getattr(ring, name))[seed, :steps] for name in ("obs", "action", "reward", "is_last")}
+    envs = rows["action"].shape[1]
+    visits, score = np.zeros((size * size, 2), int), np.zeros(envs)
+    number = bad = goal = solved = 0
+    for t in range(steps):
+        for n in range(envs):
+            score[n] += rows["reward"][t, n]
+            if not rows["is_last"][t, n]:
+                visits[rows["obs"][t, n].ravel().argmax(), rows["action"][t, n]] += 1
+                continue
+            number, bad = number + 1, bad + (score[n] <= 0.5)
+            goal = goal or (number if score[n] > 0.5 else 0)
+            solved = solved or (number if bad / number < 0.9 else 0)
+            score[n] = 0.0
+    return visits, number, bad, goal, solved
+
+
+def test_counts_are_those_of_the_rows(short):
+    _, _, state, clock = short
+    for seed in range(3):
+        visits, number, bad, goal, solved = replayed(state.ring, clock, seed)
+        counted = jax.tree.map(lambda x, i=seed: np.asarray(x[i]), state.coverage)
+        np.testing.assert_array_equal(counted.visits, visits)
+        assert (counted.episodes, counted.misses, counted.goal_episode, counted.solved_episode) == (
+            number, bad, goal, solved,
+        )  # fmt: skip
+        assert number > 10
+    assert (state.coverage.goal_episode > 0).any(), "otherwise nothing about goals was tried"
+
+
+def test_where_is_the_state_of_each_row(short):
+    _, _, state, clock = short
+    steps = int(clock.step)
+    board = np.asarray(state.ring.obs)[:, :steps].reshape(3, steps, 2, -1)
+    expected = np.where(np.asarray(state.ring.is_last)[:, :steps], -1, board.argmax(-1))
+    where = np.asarray(state.coverage.where)
+    np.testing.assert_array_equal(where[:, :steps], expected)
+    assert (where[:, steps:] == -1).all()
+
+
+def test_a_ring_that_wraps_knows_the_states_of_the_rows_it_has(alone):
+    _, sweep, state, clock = alone
+    state = jax.tree.map(jnp.copy, state)  # advance consumes it
+    for _ in range(3):
+        state, clock, _ = sweep.advance(state, clock, CHUNK)
+    assert int(clock.step) > CAPACITY
+    board = np.asarray(state.ring.obs)[0].reshape(CAPACITY, 2, -1)
+    np.testing.assert_array_equal(state.coverage.where[0], np.where(state.ring.is_last[0], -1, board.argmax(-1)))
+    acted = 2 * int(clock.step) - int(state.coverage.episodes[0])
+    assert int(state.coverage.visits.sum()) == acted, "what the ring has forgotten still counts"
+
+
+def test_a_seed_alone_counts_what_it_counts_in_a_sweep(short, alone):
+    _, sweep, many, clock = short
+    _, single, one, _ = alone
+    pick = lambda tree, i: jax.tree.map(lambda x: np.asarray(x[i]), tree)
+    chex.assert_trees_all_equal(pick(many.coverage, 2), pick(one.coverage, 0))
+    np.testing.assert_array_equal(many.env_params[2], one.env_params[0])
+    assert (np.asarray(many.env_params[0]) != many.env_params[1]).any()
+    measured = sweep.measure(many, [0, 1, 2], int(clock.step)), single.measure(one, [2], int(clock.step))
+    chex.assert_trees_all_close(pick(measured[0], 2), pick(measured[1], 0), rtol=1e-3, atol=1e-4)
+
+
+def test_a_seeds_mapping_is_that_of_its_rows_and_of_its_evaluation(short):
+    """Where the ring shows a step to the right, the action is the mapping's; and evaluation is given that mapping."""
+    _, sweep, state, clock = short
+    steps, seen = int(clock.step), 0
+    obs, last = np.asarray(state.ring.obs), np.asarray(state.ring.is_last)
+    for seed in range(3):
+        for t in range(steps - 1):
+            for n in range(2):
+                if last[seed, t, n] or last[seed, t + 1, n]:
+                    continue
+                row, column = divmod(obs[seed, t, n].ravel().argmax(), SIZE)
+                right = obs[seed, t + 1, n].ravel().argmax() % SIZE > column
+                action = int(state.ring.action[seed, t, n])
+                assert right == (action == int(state.env_params[seed, row, column]))
+                seen += 1
+    assert seen > 100
+    # A tasker that always takes action 1 earns with mapping 1 what it cannot with mapping 0.
+    where = lambda s: s.agent.tasker.actor.head.out.bias
+    ones = eqx.tree_at(where, state, jnp.tile(jnp.array([-50.0, 50.0]), (3, 1)))
+    mappings = jnp.stack([jnp.ones((SIZE, SIZE), jnp.int32), jnp.zeros((SIZE, SIZE), jnp.int32), state.env_params[2]])
+    scores, _ = sweep.evaluate(dataclasses.replace(ones, env_params=mappings), [0, 1, 2], 0)
+    np.testing.assert_allclose(scores.mean(1)[:2], [0.99, 0.0], atol=0.02)
+
+
+def test_adapting_goes_on_counting(alone):
+    sea, sweep, state, clock = alone
+    before = np.asarray(state.coverage.visits).sum()
+    task = Sweep(sea, dataclasses.replace(sweep.config, mode="task"), sweep.mesh)
+    state, clock, _ = task.advance(jax.tree.map(jnp.copy, jax.vmap(train.adapt)(state)), clock, CHUNK)
+    counted = int(state.coverage.visits.sum())
+    assert counted > before and counted == 2 * int(clock.step) - int(state.coverage.episodes[0])
+    measured = task.measure(state, [0], int(clock.step))
+    assert np.isnan(measured.disagreement).all(), "the ensemble is gone"
+    np.testing.assert_array_equal(measured.visits, state.coverage.visits)
+
+
+def test_where_states_cannot_be_counted_there_is_no_record(env, config, hypers):
+    sweep = Sweep(env, config, mesh_for(1, jax.devices()[:1]))
+    state, _ = sweep.shapes(1)
+    assert state.coverage is None and state.env_params is None
+    assert sweep.measure(state, [0], 0) is None
+
+
+# ---- the measurement ------------------------------------------------------------------------------------------------
+
+
+def test_disagreement_of_a_state_is_the_mean_over_its_rows(short):
+    """Of the rows that were chosen, which are the state's own, against a loop over states and actions."""
+    sea, _, state, _ = short
+    one = jax.tree.map(lambda x: x[1], state)
+    rows, present = rows_of_states(one.coverage.where, SIZE * SIZE, key=jr.key(0))
+    measured = jax.jit(lambda s: measure(sea, s.agent, s.ring, s.coverage, key=jr.key(0)))(one)
+    where = np.asarray(one.coverage.where).ravel()
+    stoch = jax.nn.one_hot(one.ring.stoch, one.agent.model.rssm.classes)
+    feat = Latent(one.ring.deter, stoch).feat.reshape(where.size, -1)
+    for cell in range(SIZE * SIZE):
+        if not (where == cell).any():
+            assert not present[cell] and np.isnan(measured.disagreement[cell]).all()
+            continue
+        assert (where[rows[cell]] == cell).all()
+        for action in range(2):
+            each = disagreement(one.agent.novelty, feat[rows[cell]], jnp.tile(jnp.eye(2)[action], (ROWS_PER_STATE, 1)))
+            np.testing.assert_allclose(measured.disagreement[cell, action], each.mean(), rtol=1e-4)
+    chex.assert_shape([measured.visits, measured.disagreement], (SIZE * SIZE, 2))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rows_of_states_by_hand(seed):
+    """State 0 has 20 rows, state 1 has 3, state 2 none, state 3 has 1: 8 of them, all three, nothing, the one."""
+    rng = np.random.default_rng(seed)
+    where = rng.permutation(np.repeat([0, 1, 3, -1], [20, 3, 1, 8])).reshape(16, 2).astype(np.int32)
+    rows, present = jax.jit(lambda w, k: rows_of_states(w, 4, key=k))(jnp.asarray(where), jr.key(seed))
+    rows, flat = np.asarray(rows), where.ravel()
+    np.testing.assert_array_equal(present, [True, True, False, True])
+    assert all((flat[rows[x]] == x).all() for x in (0, 1, 3))
+    assert len(set(rows[0])) == ROWS_PER_STATE == 8
+    assert set(rows[1]) == set(np.flatnonzero(flat == 1)) and set(rows[3]) == set(np.flatnonzero(flat == 3))
+
+
+def test_an_empty_ring_has_no_state():
+    rows, present = rows_of_states(jnp.full((5, 2), -1), 3, key=jr.key(0))
+    assert not present.any() and (rows >= 0).all() and (rows < 10).all()
+
+
+def test_measuring_reads_and_changes_nothing(short):
+    _, sweep, state, clock = short
+    first, again = (sweep.measure(state, [0, 1, 2], int(clock.step)) for _ in range(2))
+    assert tree_equal(first.visits, again.visits)
+    np.testing.assert_array_equal(first.disagreement, again.disagreement)
+
+
+# ---- actions that are told apart ------------------------------------------------------------------------------------
+
+
+def test_actions():
+    discrete, continuous = ActionSpace("discrete", 3), ActionSpace("continuous", 2)
+    assert (action_count(discrete), action_count(continuous)) == (3, 5)
+    np.testing.assert_array_equal(action_index(discrete, jnp.array([2, 0])), [2, 0])
+    taken = jnp.array(
+        [[-7.0, 9], [-1.0, 0], [-0.61, 0], [-0.59, 0], [0.0, 0], [0.21, 0], [0.99, 0], [1.0, 0], [3.0, 0]]
+    )
+    np.testing.assert_array_equal(action_index(continuous, taken), [0, 0, 0, 1, 2, 3, 4, 4, 4])
+    np.testing.assert_array_equal(action_vectors(discrete), np.eye(3))
+    vectors = action_vectors(continuous)
+    np.testing.assert_allclose(vectors, [[-0.8, 0], [-0.4, 0], [0, 0], [0.4, 0], [0.8, 0]], atol=1e-6)
+    np.testing.assert_array_equal(action_index(continuous, vectors), range(5))

@@ -1,0 +1,156 @@
+"""novelty.py by hand-computed tables and scipy's Spearman; its picture by its pixels; a whole run's files."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import rankdata, spearmanr
+
+from envs.environment import StateSpace
+from stages.runs.novelty import Map, NoveltyLog, novelty_metrics, rank_correlation, ranks, summary, words
+from stages.runs.novelty_figure import plot_novelty
+from tests.test_figures import pixels
+from tests.test_run import rows, start
+
+NAN = math.nan
+ONES = np.ones(2, int)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_ranks_and_correlation_are_scipys(seed):
+    rng = np.random.default_rng(seed)
+    x, y = rng.integers(0, 6, 40), rng.normal(size=40).round(seed % 3)
+    np.testing.assert_allclose(ranks(y), rankdata(y))
+    np.testing.assert_allclose(rank_correlation(x, y), spearmanr(x, y).statistic, rtol=1e-12)
+
+
+def test_correlation_at_its_ends():
+    assert rank_correlation([0, 5, 9], [0.3, 0.2, 0.1]) == pytest.approx(-1)
+    assert math.isnan(rank_correlation([1, 1, 1], [0.3, 0.2, 0.1])) and math.isnan(rank_correlation([], []))
+
+
+VISITS = np.array([[0, 1], [3, 4], [16, 63], [64, 255], [256, 900], [7, 7], [0, 0]])
+SEEN = np.array([[0.8, 0.7], [0.5, 0.4], [0.3, 0.1], [0.3, 0.2], [0.1, 0.0], [NAN, NAN], [NAN, NAN]])
+
+
+def test_metrics_by_hand():
+    """The last two states are not in the ring: they were visited or not, but nobody knows their disagreement."""
+    found = novelty_metrics(VISITS[None], SEEN[None])
+    assert {name: float(values[0]) for name, values in found.items()} == pytest.approx({
+        "visited_states": 6, "visited_pairs": 11, "correlation": spearmanr(VISITS[:5].ravel(), SEEN[:5].ravel())[0],
+        "disagreement_never": 0.8, "disagreement_1_3": 0.6, "disagreement_4_15": 0.4, "disagreement_16_63": 0.2,
+        "disagreement_64_255": 0.25, "disagreement_256": 0.05,
+    })  # fmt: skip
+
+
+def test_without_an_ensemble_only_visits_are_known():
+    found = novelty_metrics(np.stack([VISITS, 0 * VISITS]), np.full((2, 7, 2), NAN))
+    np.testing.assert_array_equal(found["visited_states"], [6, 0])
+    assert np.isnan(found["correlation"]).all() and np.isnan(found["disagreement_1_3"]).all()
+
+
+def log_of(points=4, seeds=2, ensemble=True, states=12, start=0):
+    """Points of a run of 100 steps each: seed s of point p has been in s + p + start states."""
+    log, rng = NoveltyLog(), np.random.default_rng(start)
+    for p in range(1, points + 1):
+        visits = np.zeros((seeds, states, 2), int)
+        for s in range(seeds):
+            visits[s, : s + p + start] = rng.integers(1, 100, (s + p + start, 2))
+        seen = np.where(visits > 0, rng.random(visits.shape), NAN) if ensemble else np.full(visits.shape, NAN)
+        episodes = np.array([start and 5 * p] * seeds)
+        log.add(100 * p, novelty_metrics(visits, seen), episodes, 2 * episodes)
+        log.add_map(Map.of(100 * p, visits[0], seen[0]), half=50 * points)
+    return log
+
+
+def test_three_maps_are_kept():
+    log = log_of(points=8)
+    assert (log.early.step, log.middle.step, log.late.step) == (100, 400, 800)
+    assert (log.late.visits > 0).sum() == 8 and np.isfinite(log.late.disagreement).sum() == 8
+    log = log_of(points=1)
+    assert log.early is log.middle is log.late
+
+
+def test_rounds_become_one_and_a_correlation_outlives_its_ensemble():
+    one = NoveltyLog.of_all([log_of(), log_of(seeds=1, start=3)])
+    np.testing.assert_array_equal(one.curve("visited_states"), [[1, 2, 3, 4], [2, 3, 4, 5], [4, 5, 6, 7]])
+    np.testing.assert_array_equal(one.goal_episode, [0, 0, 20])
+    before = one.correlation
+    assert np.isfinite(before).all()
+    one.add(500, {name: np.full(3, NAN) for name in one.metrics[0]}, one.goal_episode, one.solved_episode)
+    np.testing.assert_array_equal(one.correlation, before)
+
+
+def test_summary_and_words():
+    log = NoveltyLog.of_all([log_of(), log_of(seeds=1, start=3)])
+    said = summary(log, 12)
+    assert (said["states"], said["visited_states"], said["goal_episode"]) == (12, [4, 5, 7], [None, None, 20])
+    assert said["solved_episode"] == [None, None, 40] and len(said["novelty_correlation"]) == 3
+    assert all(isinstance(count, int) for count in said["visited_pairs"])
+    assert summary(NoveltyLog(), None) == dict.fromkeys(said)
+    line = words(log, 12, has_goal=True)
+    correlation = f"{np.median(log.correlation):.2f}"
+    assert line == (
+        f"visited 5 of 12 states; rank correlation of disagreement with visits {correlation}; goal reached by 1 of 3 "
+        "seeds, first in episode 20 (medians over seeds)"
+    )
+    assert words(log_of(seeds=1, ensemble=False), 12, has_goal=False) == "visited 4 of 12 states"
+    assert words(log_of(seeds=1, ensemble=False), 12, has_goal=True).endswith("goal reached by 0 of 1 seeds")
+
+
+# ---- the picture ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("ensemble", [True, False])
+@pytest.mark.parametrize("grid", [(3, 4), (0, 0)])
+@pytest.mark.parametrize("points", [1, 6])
+def test_pictures_are_drawn(tmp_path, ensemble, grid, points):
+    states = StateSpace(12, 9, lambda state: state, grid, walls=(10, 11))
+    path = tmp_path / "novelty.png"
+    plot_novelty(path, log_of(points, ensemble=ensemble), states, title=r"$\frac$ [sea] " * 9, seed=7)
+    image = pixels(path)
+    rows = (1 + ensemble) if grid[0] else 0
+    assert image.shape[1] == 1350 and image.shape[0] == pytest.approx(
+        150 * (2.6 * rows + (3.5 if rows else 3.7)), abs=1
+    )
+    for border in (image[:3], image[-3:], image[:, :3], image[:, -3:]):
+        assert (border > 0.99).all(), "something runs out of the picture"
+    walls = np.abs(image - np.array([0xC9] * 3) / 255).max(-1) < 0.01
+    assert (walls.mean() > 0.005) == bool(rows)
+    assert [p.name for p in tmp_path.iterdir()] == ["novelty.png"]
+
+
+# ---- a whole run ----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_in_rounds_leaves_its_coverage(tmp_path, capsys):
+    """Explore, then adapt, three seeds in rounds of two at most: maps, metrics of both phases, a line, the summary."""
+    words = ["--env", "DeepSea-bsuite", "--env.size", "3", "--env.action_map_per_seed", "true", "--mode", "explore"]
+    code, folder = start(tmp_path, *words, "--steps", "80", "--adapt-steps", "40", "--parallel", "2", seeds=3)
+    assert code == 0
+    said = capsys.readouterr().out
+    assert "of 6 states; rank correlation" in said and "goal reached by" in said
+    assert (folder / "novelty.png").stat().st_size > 10_000
+    found = json.loads((folder / "summary.json").read_text())
+    assert found["states"] == 6 and len(found["visited_states"]) == len(found["goal_episode"]) == 3
+    assert all(3 <= count <= 6 for count in found["visited_states"]) and None not in found["novelty_correlation"]
+    metrics = rows(folder)
+    assert {row["seed"] for row in metrics} == {0, 1, 2}
+    for row in metrics:
+        assert row["novelty/visited_states"] <= 6 and row["novelty/visited_pairs"] <= 12
+        assert (row["novelty/correlation"] is None) == (row["phase"] == "task")
+    for seed in range(3):
+        pairs = [row["novelty/visited_pairs"] for row in metrics if row["seed"] == seed]
+        assert pairs == sorted(pairs) and pairs[-1] == found["visited_pairs"][seed]
+
+
+def test_a_random_run_counts_too_and_has_no_disagreement(tmp_path, capsys):
+    code, folder = start(tmp_path, "--env", "MountainCar-v0", "--mode", "random", "--steps", "60", seeds=1)
+    assert code == 0
+    said = capsys.readouterr().out
+    assert "of 200 states; goal reached by 0 of 1 seeds" in said and "tasker" in said
+    found = json.loads((folder / "summary.json").read_text())
+    assert found["goal_episode"] == [None] and found["novelty_correlation"] == [None] and found["zero_shot"] is None
+    assert all(np.isfinite(row["eval/score"]) for row in rows(folder))
