@@ -74,7 +74,7 @@ class RoundLog:
     def load(saved: Mapping[str, Any]) -> "RoundLog":
         """A round's log from its JSON."""
         scores = {name: np.array(saved[name], np.float64) for name in ("untrained", "zero_shot", "final")}
-        curves = {name: Curve.load(saved[name]) for name in ("training", "evaluation")}
+        curves: dict[str, Any] = {name: Curve.load(saved[name]) for name in ("training", "evaluation")}
         curves["novelty"] = NoveltyLog.load(saved["novelty"])
         return RoundLog(**{**saved, **scores, **curves, "round": Round(**saved["round"])})
 
