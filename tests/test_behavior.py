@@ -28,7 +28,7 @@ H, T, B, F, BINS = 4, 4, 2, 6, 15
 n = T * B
 SIZES = ModelConfig(deter=2, stoch=2, classes=2, units=8, layers=2, bins=BINS)  # deter + stoch * classes = F
 DISCRETE, CONTINUOUS = ActionSpace("discrete", 3), ActionSpace("continuous", 2)
-HYPERS = Hypers(lam=0.9, discount_horizon=20.0, return_rate=0.1, slow_regularizer=0.7, unimix=0.05)
+HYPERS = Hypers(lam=0.9, discount_horizon=20.0, return_rate=0.1, slow_regularizer=0.7, unimix=0.3, policy_unimix=0.05)
 arrays = functools.partial(jax.tree.map, np.asarray)
 
 
@@ -84,9 +84,9 @@ def given_loss(behavior, target, imagined, replayed, objective, hypers, count=1)
 
 
 CASES = {
-    "one reward, discrete": (DISCRETE, 1, Objective((1.0,), (1.0,), (False,), 0.03)),
-    "one reward, continuous": (CONTINUOUS, 1, Objective((2.0,), (1e-8,), (True,), 0.03)),
-    "two rewards": (DISCRETE, 2, Objective((1.0, 0.5), (1e-8, 6.0), (True, False), 0.03)),
+    "one reward, discrete": (DISCRETE, 1, Objective((1.0,), ("returns",), (1.0,), (False,), 0.03)),
+    "one reward, continuous": (CONTINUOUS, 1, Objective((2.0,), ("advantages",), (1e-8,), (True,), 0.03)),
+    "two rewards": (DISCRETE, 2, Objective((1.0, 0.5), ("advantages", "returns"), (1e-8, 6.0), (True, False), 0.03)),
 }
 
 
@@ -161,7 +161,7 @@ def slow_policy(actor, feat, action):
     raw = slow_head(actor.head, feat)
     action = np.asarray(action, np.float64)
     if actor.actions.kind == "discrete":
-        probs = (1 - HYPERS.unimix) * softmax(raw) + HYPERS.unimix / len(raw)
+        probs = (1 - HYPERS.policy_unimix) * softmax(raw) + HYPERS.policy_unimix / len(raw)
         return np.log(probs[int(action.argmax())]), stats.entropy(probs)
     half = len(raw) // 2
     std = 0.1 + 0.9 / (1 + np.exp(-(raw[half:] + 2)))
@@ -192,7 +192,8 @@ def slow_loss(behavior, target, imagined, replayed, objective, hypers, believed=
     scales, divisors = [], []
     for r in range(rewards):
         old = [float(x[r]) for x in (target.scale.low, target.scale.high, target.scale.weight)]
-        new = [np.percentile(returns[r], 5), np.percentile(returns[r], 95), 1.0]
+        ranged = {"returns": returns[r], "advantages": returns[r] - value[r, :H]}[objective.norm[r]]
+        new = [np.percentile(ranged, 5), np.percentile(ranged, 95), 1.0]
         low, high, weight = (0.9 * o + 0.1 * x for o, x in zip(old, new, strict=True))
         scales.append((low, high, weight))
         divisors.append(max(objective.floor[r], (high - low) / (weight if objective.debias[r] else 1)))
@@ -306,8 +307,8 @@ def policy_gradient(arrival, lam):
     reward = jnp.zeros((1, H + 1, 1)).at[0, arrival].set(1.0)
     imagined = Imagined(feat, action, reward, jnp.ones((H + 1, 1)))
     replayed = Replayed(feat[:1], jnp.zeros((1, 1, 1)), jnp.zeros((1, 1), bool), jnp.zeros((1, 1), bool))
-    objective = Objective((1.0,), (1.0,), (False,), 0.0)
-    hypers = Hypers(lam=lam, unimix=0.0)
+    objective = Objective((1.0,), ("returns",), (1.0,), (False,), 0.0)
+    hypers = Hypers(lam=lam, policy_unimix=0.0)
 
     def loss(behavior):
         losses, _, _ = given_loss(behavior, BehaviorTarget.of(behavior), imagined, replayed, objective, hypers)

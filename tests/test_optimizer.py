@@ -157,6 +157,15 @@ def test_warm_up_is_linear_and_then_the_rate_stays(start):
     close(moves, np.float32(-HYPERS.lr * np.array([0, 0.25, 0.5, 0.75, 1, 1])), rtol=1e-4)
 
 
+@pytest.mark.parametrize("warmup", [0.0, 0.5])
+def test_without_warm_up_the_first_step_has_the_whole_rate(start, warmup):
+    hypers = Hypers(lr=1e-2, warmup=warmup)
+    grads, state = jax.tree.map(lambda x: jnp.full_like(x, 1e-6), start), optimizer(hypers).init(start)
+    updates, _ = jax.jit(optimizer(hypers).update)(grads, state, start)
+    for update in jax.tree.leaves(updates):
+        close(update, jnp.full_like(update, -1e-2), rtol=1e-4)
+
+
 # ---- weights as rows -----------------------------------------------------------------------------------------------
 
 

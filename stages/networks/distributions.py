@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from stages.fast.kernels import matmul_highest, softmax
 
 MIN_STD, MAX_STD = 0.1, 1.0
+SMALLEST = 1e-30  # in float32 it changes no probability that a sample can have
 
 
 class Categorical(eqx.Module):
@@ -33,7 +34,8 @@ class Categorical(eqx.Module):
         """Softmax mixed with a share `unimix` of the uniform distribution (DreamerV3, Methods), in float32."""
         probs = softmax(outputs.astype(jnp.float32))
         probs = (1 - unimix) * probs + unimix / outputs.shape[-1]
-        return Categorical(probs, jnp.log(probs))
+        # Without a uniform share a class may have probability 0; its logarithm must not be infinite.
+        return Categorical(probs, jnp.log(probs + SMALLEST))
 
     @staticmethod
     def outputs(size: int) -> int:
