@@ -21,6 +21,7 @@ from stages.behavior import Behavior, BehaviorTarget, Objective, Replayed, behav
 from stages.config import Hypers, ModelConfig
 from stages.fast import blocks
 from stages.imagine import Trajectory
+from stages.networks.layers import Outputs
 from stages.returns import ReturnScale
 from tests.conftest import arbitrary
 
@@ -126,6 +127,10 @@ def slow_head(head, x, member=...):
         x = x @ layer.linear.weight + layer.linear.bias
         x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-4) * layer.norm.scale
         x = x / (1 + np.exp(-x))
+    if isinstance(head.out, Outputs):
+        return np.concatenate(
+            [x @ w + b for w, b in zip(head.out.parts.each.weight, head.out.parts.each.bias, strict=True)], -1
+        )
     return x @ head.out.weight + head.out.bias
 
 

@@ -6,6 +6,8 @@ all of it beforehand. `POLICIES` says which one an action space calls for; anoth
 Axes: K classes, A action dimensions. "..." are any leading axes.
 """
 
+from typing import ClassVar
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -28,6 +30,7 @@ class Categorical(eqx.Module):
 
     probs: Float[Array, "... K"]
     logp: Float[Array, "... K"]
+    parts: ClassVar = 1  # output layers that a network needs
 
     @staticmethod
     def from_outputs(outputs: Float[Array, "... K"], unimix: Float[Array, "..."] | float) -> "Categorical":
@@ -74,6 +77,7 @@ class BoundedNormal(eqx.Module):
 
     mean: Float[Array, "... A"]
     std: Float[Array, "... A"]
+    parts: ClassVar = 2  # the reference's mean and standard deviation come from a layer each
 
     @staticmethod
     def from_outputs(outputs: Float[Array, "... O"], unimix: Float[Array, ""] | float) -> "BoundedNormal":
