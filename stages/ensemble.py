@@ -33,6 +33,34 @@ from stages.replay import Row
 from stages.rssm import Latent, bound_action, latent_of
 from stages.world_model import Observed, WorldModel, action_vector
 
+STANDARD_RATE = 0.01  # of a Standard's moving averages, for each of the ensemble's own updates
+
+
+class Standard(eqx.Module):
+    """Moving averages of real observations and their squares, by which they are brought to mean 0 and variance 1: a
+    velocity of 0.07 says as much as a position of 1."""
+
+    mean: Float[Array, " P"]
+    square: Float[Array, " P"]
+    weight: Float[Array, ""]  # what the averages sum to: they start at zero
+
+    @staticmethod
+    def zero(size: int) -> "Standard":
+        """Before any observation: numbers pass as they are."""
+        return Standard(jnp.zeros(size), jnp.zeros(size), jnp.zeros(()))
+
+    def __call__(self, x: Float[Array, "... P"]) -> Float[Array, "... P"]:
+        weight = jnp.maximum(self.weight, 1e-8)
+        mean = self.mean / weight
+        deviation = jnp.sqrt(jnp.maximum(self.square / weight - jnp.square(mean), 0) + 1e-6)
+        return jnp.where(self.weight > 0, (x - mean) / deviation, x)
+
+    def updated(self, x: Float[Array, "n P"]) -> "Standard":
+        """One step of the averages towards these numbers."""
+        average = lambda old, new: (1 - STANDARD_RATE) * old + STANDARD_RATE * new
+        new = Standard(x.mean(0), jnp.square(x).mean(0), jnp.ones(()))
+        return jax.tree.map(average, self, new)
+
 
 class Ensemble(eqx.Module):
     """M heads: (what is known of a state, action) -> the next row's target."""
@@ -40,6 +68,7 @@ class Ensemble(eqx.Module):
     members: Stacked
     prior: Stacked | None  # frozen random networks, one for each member
     projection: Float[Array, "P Y"] | None  # fixed: of target projected
+    standard: Standard | None  # of real observations, where there are updates of its own to follow them
     config: EnsembleConfig = eqx.field(static=True)
 
     def __init__(self, config: Config, obs: ObsSpace, action: int, *, key: PRNGKeyArray):
@@ -55,6 +84,7 @@ class Ensemble(eqx.Module):
         self.members = make(sizes.layers, key_members)
         self.prior = make(sizes.prior_layers, key_prior) if sizes.prior_layers else None
         self.projection = jr.normal(key_projection, (pixels, size)) if sizes.target == "projected" else None
+        self.standard = Standard.zero(pixels) if obs.kind == "real" and sizes.updates else None
         self.config = sizes
 
 
@@ -88,7 +118,7 @@ def inputs_of(
     """What members read of states and actions. Sends no gradient."""
     state = feat
     if ensemble.config.input == "decoded":
-        state = level(model.decoder.space, expected(model.decoder, latent_of(model.rssm, feat))).astype(feat.dtype)
+        state = level(ensemble, model, expected(model.decoder, latent_of(model.rssm, feat))).astype(feat.dtype)
     # An action beyond the bounds is the bound, as the dynamics see it, and must not look new.
     return sg(jnp.concatenate([state, hypers.action_scale * bound_action(action).astype(feat.dtype)], -1))
 
@@ -120,19 +150,18 @@ def target_of(
             target = latent.deter
         case "projected":
             assert ensemble.projection is not None
-            space = model.decoder.space
-            numbers = flat(numeric(space, obs))
-            target = level(space, numbers) @ ensemble.projection / math.sqrt(numbers.shape[-1])
+            numbers = flat(numeric(model.decoder.space, obs))
+            target = level(ensemble, model, numbers) @ ensemble.projection / math.sqrt(numbers.shape[-1])
     return sg(target).astype(jnp.float32)
 
 
-def level(space: ObsSpace, numbers: Float[Array, "... P"]) -> Float[Array, "... P"]:
-    """An observation's numbers at a mean square of 1, but for reals, whose size says something.
+def level(ensemble: Ensemble, model: WorldModel, numbers: Float[Array, "... P"]) -> Float[Array, "... P"]:
+    """An observation's numbers at a mean square of 1: reals each by itself, over what was seen, all else together.
 
     One cell of a grid of 100 is then as loud as a hundred cells, beside the action and to the prior networks.
     """
-    if space.kind == "real":
-        return numbers
+    if model.decoder.space.kind == "real":
+        return numbers if ensemble.standard is None else ensemble.standard(numbers)
     return numbers * math.sqrt(numbers.shape[-1]) / jnp.sqrt(jnp.square(numbers).sum(-1, keepdims=True) + 0.01)
 
 
@@ -182,6 +211,9 @@ def update_ensemble(
         (ensemble, moments, loss []): of the loss, nats, the mean over members and pairs.
     """
     latent = Latent.stored(pairs.deter, pairs.stoch, model.rssm.classes, model.dtype)
+    if ensemble.standard is not None:
+        seen = numeric(model.decoder.space, pairs.obs[1]).reshape(len(number), -1)
+        ensemble = eqx.tree_at(lambda e: e.standard, ensemble, ensemble.standard.updated(seen))
     action = action_vector(model, pairs.action)
     inputs = inputs_of(ensemble, model, latent.feat[0], action[0], hypers)
     after = jax.tree.map(lambda x: x[1], latent)

@@ -22,6 +22,7 @@ from stages.decode import expected
 from stages.encode import numeric
 from stages.ensemble import (
     Ensemble,
+    Standard,
     bootstrap,
     disagreement,
     ensemble_loss,
@@ -378,9 +379,41 @@ def test_the_projected_target_is_a_fixed_product_with_the_next_observation(kind,
 
 @pytest.mark.parametrize("size", [4, 100])
 def test_a_single_cell_is_as_loud_in_every_grid(size):
-    cell = level(ObsSpace((size,), "binary"), jnp.eye(size))
-    np.testing.assert_allclose(jnp.square(cell).mean(-1), 1, rtol=0.02)
-    np.testing.assert_array_equal(level(ObsSpace((size,), "binary"), jnp.zeros(size)), 0)
+    space = ObsSpace((size,), "binary")
+    model, ensemble = model_of(space), made(space, target="projected")
+    np.testing.assert_allclose(jnp.square(level(ensemble, model, jnp.eye(size))).mean(-1), 1, rtol=0.02)
+    np.testing.assert_array_equal(level(ensemble, model, jnp.zeros(size)), 0)
+
+
+def test_real_observations_are_standardised_by_what_was_seen():
+    rng = np.random.default_rng(0)
+    seen = rng.normal(size=(300, 40, 2)) * [0.07, 30.0] + [0.0, -400.0]
+    standard = Standard.zero(2)
+    np.testing.assert_array_equal(standard(jnp.float32(seen[0])), np.float32(seen[0]))
+    mean, square = np.zeros(2), np.zeros(2)
+    follow = jax.jit(lambda standard, x: standard.updated(x))
+    for batch in seen:
+        standard = follow(standard, jnp.float32(batch))
+        mean, square = 0.99 * mean + 0.01 * batch.mean(0), 0.99 * square + 0.01 * (batch**2).mean(0)
+    mean, square = (x / (1 - 0.99**300) for x in (mean, square))
+    by_hand = (seen[0] - mean) / np.sqrt(square - mean**2 + 1e-6)
+    np.testing.assert_allclose(standard(jnp.float32(seen[0])), by_hand, rtol=0.01, atol=0.01)
+    np.testing.assert_allclose(by_hand.std(0), 1, atol=0.3)
+
+
+def test_own_updates_follow_real_observations(pairs):
+    ensemble = made(input="decoded", target="projected", updates=1)
+    real = dataclasses.replace(pairs, obs=observations(VECTOR, (2, n)))
+    run = jax.jit(update_ensemble)
+    learned, _, loss = run(ensemble, ensemble_moments(ensemble, HYPERS), MODEL, real, jnp.arange(n), HYPERS)
+    assert np.isfinite(loss)
+    expected = ensemble.standard.updated(numeric(VECTOR, real.obs[1]))
+    chex.assert_trees_all_close(learned.standard, expected, rtol=1e-5)
+    target = target_of(learned, MODEL, Latent(real.deter[1], jnp.zeros((n, 2, 2))), real.deter[1], None, real.obs[1])
+    by_hand = np.asarray(expected(numeric(VECTOR, real.obs[1]))) @ np.asarray(ensemble.projection) / np.sqrt(7)
+    np.testing.assert_allclose(target, by_hand, rtol=1e-4, atol=1e-5)
+    # What was found of an ensemble's grids is not there.
+    assert made(SPACES["binary"], updates=1).standard is None and made().standard is None
 
 
 # ---- priors --------------------------------------------------------------------------------------------------------
