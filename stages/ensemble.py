@@ -52,7 +52,8 @@ class Standard(eqx.Module):
     def __call__(self, x: Float[Array, "... P"]) -> Float[Array, "... P"]:
         weight = jnp.maximum(self.weight, 1e-8)
         mean = self.mean / weight
-        deviation = jnp.sqrt(jnp.maximum(self.square / weight - jnp.square(mean), 0) + 1e-6)
+        # Numbers that never change have no deviation, and a decoder's small errors in them must not look large.
+        deviation = jnp.sqrt(jnp.maximum(self.square / weight - jnp.square(mean), 0) + 1e-4)
         return jnp.where(self.weight > 0, (x - mean) / deviation, x)
 
     def updated(self, x: Float[Array, "n P"]) -> "Standard":
@@ -120,7 +121,8 @@ def inputs_of(
     if ensemble.config.input == "decoded":
         state = level(ensemble, model, expected(model.decoder, latent_of(model.rssm, feat))).astype(feat.dtype)
     # An action beyond the bounds is the bound, as the dynamics see it, and must not look new.
-    return sg(jnp.concatenate([state, hypers.action_scale * bound_action(action).astype(feat.dtype)], -1))
+    action = (hypers.action_scale * bound_action(action)).astype(feat.dtype)
+    return sg(jnp.concatenate([state, action], -1))
 
 
 def target_of(
