@@ -99,8 +99,7 @@ def behavior_loss(
 
     value_loss, (value, returns) = _critic_loss(behavior.critics, target.slow, trajectory, reward, weight, hypers)
     gain = returns - value[:, :, :-1]
-    ranged = [{"returns": returns, "advantages": gain}[norm][:, r] for r, norm in enumerate(objective.norm)]
-    scale = jax.vmap(lambda s, x: update_scale(s, x, hypers.return_rate))(target.scale, jnp.stack(ranged))
+    scale = _scales(target.scale, returns, gain, weight[:, :-1], objective, hypers)
     advantage = _advantage(gain, scale, objective)
     policy_loss, entropy = _actor_loss(behavior.actor, trajectory, advantage, weight, objective.entropy, hypers)
 
@@ -142,6 +141,22 @@ def _critic_loss(critics: Stacked, slow: Stacked, trajectory: Trajectory, reward
         return (weight * losses)[:-1].sum(), (value, returns)
 
     return blocks.sum_over(block_loss, critics, (slow, hypers), (trajectory, reward, weight))
+
+
+def _scales(scale: ReturnScale, returns, gain, weight, objective: Objective, hypers: Hypers) -> ReturnScale:
+    """The new scale of each reward, [R]: of its returns, or of its advantages `gain`.
+
+    Advantages count by their weight in the actor's loss: behind an imagined end no critic has learned, and its errors
+    there, which nothing is made of, would set the scale.
+    """
+    new = []
+    for r, norm in enumerate(objective.norm):
+        old = jax.tree.map(lambda x, r=r: x[r], scale)
+        if norm == "advantages":
+            new.append(update_scale(old, gain[:, r], hypers.return_rate, weight))
+        else:
+            new.append(update_scale(old, returns[:, r], hypers.return_rate))
+    return jax.tree.map(lambda *x: jnp.stack(x), *new)
 
 
 def _advantage(

@@ -161,6 +161,19 @@ def slow_return(reward, value, live, last, lam, t):
     return reward[t + 1] + live[t + 1] * ((1 - mix) * value[t + 1] + mix * after)
 
 
+def slow_percentiles(pairs, percent):
+    """Of sorted (number, weight): the first number at which the weights so far are that percentage of all."""
+    total, found = sum(weight for _, weight in pairs), []
+    for share in percent:
+        so_far = 0.0
+        for number, weight in pairs:
+            so_far += weight
+            if so_far >= share / 100 * total:
+                found.append(number)
+                break
+    return found
+
+
 def slow_policy(actor, feat, action):
     """(log-probability, entropy) of one action at one feature."""
     raw = slow_head(actor.head, feat)
@@ -197,8 +210,10 @@ def slow_loss(behavior, target, imagined, replayed, objective, hypers, believed=
     scales, divisors = [], []
     for r in range(rewards):
         old = [float(x[r]) for x in (target.scale.low, target.scale.high, target.scale.weight)]
-        ranged = {"returns": returns[r], "advantages": returns[r] - value[r, :H]}[objective.norm[r]]
-        new = [np.percentile(ranged, 5), np.percentile(ranged, 95), 1.0]
+        new = [np.percentile(returns[r], 5), np.percentile(returns[r], 95), 1.0]
+        if objective.norm[r] == "advantages":  # those of states that are reached count
+            pairs = zip((returns[r] - value[r, :H]).ravel(), np.cumprod(imagined.cont, 0)[:H].ravel(), strict=True)
+            new = [*slow_percentiles(sorted(pairs), (5, 95)), 1.0]
         low, high, weight = (0.9 * o + 0.1 * x for o, x in zip(old, new, strict=True))
         scales.append((low, high, weight))
         divisors.append(max(objective.floor[r], (high - low) / (weight if objective.debias[r] else 1)))
