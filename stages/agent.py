@@ -10,9 +10,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from envs.environment import ActionSpace, ObsSpace
 from stages.behavior import Behavior, BehaviorTarget, update_target
 from stages.config import Config, Mode
-from stages.encode import embed_size
 from stages.returns import ReturnScale
-from stages.rewards import BEHAVIORS, network_of
+from stages.rewards import BEHAVIORS, learns_with_model, network_of
 from stages.uniform import Uniform
 from stages.world_model import WorldModel
 
@@ -36,7 +35,7 @@ class Agent(eqx.Module):
         network = network_of(config.mode)
         self.novelty = None
         if network:
-            self.novelty = network.make(config, actions.size, embed_size(obs, config.model), key=key_novelty)
+            self.novelty = network.make(config, obs, actions.size, key=key_novelty)
 
 
 class Targets(eqx.Module):
@@ -60,6 +59,16 @@ def update_targets(
     if targets.explorer is not None and agent.explorer is not None:
         explorer = update_target(targets.explorer, agent.explorer, scales["explorer"], rate)
     return Targets(tasker, explorer)
+
+
+def learned(config: Config, agent: Agent) -> Agent:
+    """What the one optimiser moves: all of the agent, but not a network that learns by updates of its own."""
+    return agent if learns_with_model(config) else replace_novelty(agent, None)
+
+
+def replace_novelty(agent: Agent, novelty: Any) -> Agent:
+    """The agent with this network."""
+    return eqx.tree_at(lambda a: a.novelty, agent, novelty, is_leaf=lambda x: x is None)
 
 
 def collector(agent: Agent, mode: Mode) -> Behavior | Uniform:

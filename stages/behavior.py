@@ -18,7 +18,7 @@ from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from envs.environment import ActionSpace
-from stages.config import Hypers, ModelConfig
+from stages.config import Hypers, ModelConfig, Norm
 from stages.fast import blocks
 from stages.fast.stacked import Stacked
 from stages.imagine import Trajectory
@@ -65,6 +65,7 @@ class Objective(NamedTuple):
     """What a behaviour maximises: each reward's weight and normaliser [R], and the actor's entropy bonus []."""
 
     scale: tuple[Float[Array, ""] | float, ...]
+    norm: tuple[Norm, ...]  # whose range divides the advantages
     floor: tuple[Float[Array, ""] | float, ...]
     debias: tuple[bool, ...]
     entropy: Float[Array, ""] | float
@@ -81,7 +82,8 @@ def behavior_loss(
 ) -> tuple[dict[str, Array], ReturnScale, dict[str, Array]]:
     """Actor and critic losses.
 
-    The actor ascends sum_r scale_r (R_r - v_r) / max(floor_r, S_r) by REINFORCE, plus entropy; each critic matches its
+    The actor ascends sum_r scale_r (R_r - v_r) / max(floor_r, S_r) by REINFORCE, plus entropy; S_r is the range of the
+    returns R_r (DreamerV3, eq. 7) or of the advantages R_r - v_r, as norm_r says. Each critic matches its
     lambda-returns, and its slow copy, on imagined and on replayed rows. Only actor and critics get gradient, and what
     `replayed.feat` was computed from.
 
@@ -96,8 +98,9 @@ def behavior_loss(
     rows = weight[:, :-1].size
 
     value_loss, (value, returns) = _critic_loss(behavior.critics, target.slow, trajectory, reward, weight, hypers)
-    scale = jax.vmap(lambda s, r: update_scale(s, r, hypers.return_rate), (0, 1))(target.scale, returns)
-    advantage = _advantage(value, returns, scale, objective)
+    gain = returns - value[:, :, :-1]
+    scale = _scales(target.scale, returns, gain, weight[:, :-1], objective, hypers)
+    advantage = _advantage(gain, scale, objective)
     policy_loss, entropy = _actor_loss(behavior.actor, trajectory, advantage, weight, objective.entropy, hypers)
 
     # Blocks hold consecutive starts, and a start is a replayed row: [R, blocks, c] is [R, T, B].
@@ -140,12 +143,30 @@ def _critic_loss(critics: Stacked, slow: Stacked, trajectory: Trajectory, reward
     return blocks.sum_over(block_loss, critics, (slow, hypers), (trajectory, reward, weight))
 
 
-def _advantage(value, returns, scale: ReturnScale, objective: Objective) -> Float[Array, "blocks H c"]:
-    """Advantages of all rewards, each divided by its return scale and weighted, summed (DreamerV3, eq. 7)."""
-    total = jnp.zeros((returns.shape[0], *returns.shape[2:]))
+def _scales(scale: ReturnScale, returns, gain, weight, objective: Objective, hypers: Hypers) -> ReturnScale:
+    """The new scale of each reward, [R]: of its returns, or of its advantages `gain`.
+
+    Advantages count by their weight in the actor's loss: behind an imagined end no critic has learned, and its errors
+    there, which nothing is made of, would set the scale.
+    """
+    new = []
+    for r, norm in enumerate(objective.norm):
+        old = jax.tree.map(lambda x, r=r: x[r], scale)
+        if norm == "advantages":
+            new.append(update_scale(old, gain[:, r], hypers.return_rate, weight))
+        else:
+            new.append(update_scale(old, returns[:, r], hypers.return_rate))
+    return jax.tree.map(lambda *x: jnp.stack(x), *new)
+
+
+def _advantage(
+    gain: Float[Array, "blocks R H c"], scale: ReturnScale, objective: Objective
+) -> Float[Array, "blocks H c"]:
+    """Advantages `gain` of all rewards, each divided by its scale and weighted, summed (DreamerV3, eq. 7)."""
+    total = jnp.zeros((gain.shape[0], *gain.shape[2:]))
     for r, (factor, floor, debias) in enumerate(zip(objective.scale, objective.floor, objective.debias, strict=True)):
         one = jax.tree.map(lambda x, r=r: x[r], scale)
-        total += factor * (returns[:, r] - value[:, r, :-1]) / divisor(one, floor, debias)
+        total += factor * gain[:, r] / divisor(one, floor, debias)
     return total
 
 
@@ -161,7 +182,7 @@ def _actor_loss(actor: Actor, trajectory: Trajectory, advantage, weight, bonus, 
         losses = -weight * (padded * policy.log_prob(trajectory.action) + bonus * entropy)
         return losses[:-1].sum(), entropy[:-1].sum()
 
-    loss, entropy = blocks.sum_over(block_loss, actor, (hypers.unimix, bonus), (trajectory, advantage, weight))
+    loss, entropy = blocks.sum_over(block_loss, actor, (hypers.policy_unimix, bonus), (trajectory, advantage, weight))
     return loss, entropy.sum()
 
 

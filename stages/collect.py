@@ -64,7 +64,7 @@ def act(
     uniform = jr.uniform(key_latent, (*now.is_first.shape, model.rssm.stoch))
     before = (rollout.latent, embed, rollout.action, now.is_first)
     latent = observe_step(model.rssm, *before, uniform, hypers.unimix)
-    policy = behavior.actor(latent.feat, hypers.unimix)
+    policy = behavior.actor(latent.feat, hypers.policy_unimix)
     action = policy.mode() if greedy else policy.sample(behavior.actor.noise(now.is_first.shape, key=key_action))
     return latent, action.astype(model.dtype)
 

@@ -6,7 +6,7 @@ field says otherwise; Plan2Explore's are those of Sekar et al. 2020 (arXiv 2005.
 
 import dataclasses
 import difflib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Literal
 
@@ -14,6 +14,7 @@ import equinox as eqx
 from tyro.conf import Suppress
 
 Mode = Literal["task", "explore", "mix", "random"]
+Norm = Literal["returns", "advantages"]
 
 
 MOST_STEPS = 4096  # of one iteration, and so the least frequent schedule: one update after so many steps
@@ -65,9 +66,23 @@ class EnsembleConfig:
     layers: int = 2
     """Hidden layers of a member."""
     units: int = 0
-    """Units of a member's layers; 0 takes model.units."""
-    target: Literal["probs", "stoch", "embed", "deter"] = "probs"
-    """What members predict of step t+1: the posterior's probabilities, its sample, the embedding, or deter."""
+    """Units of the layers of a member and of its prior; 0 takes model.units."""
+    input: Literal["feat", "decoded"] = "feat"
+    """What members read besides the action: the model's feature (the paper's), or the observation that the decoder
+    makes of it. That one says where the agent is in terms that stay while the features are still being learned."""
+    target: Literal["probs", "stoch", "embed", "deter", "projected"] = "probs"
+    """What members predict of step t+1: the posterior's probabilities, its sample, the embedding, deter, or a fixed
+    random projection of the observation, which does not move as the model learns."""
+    projection: int = 32
+    """Numbers of target projected."""
+    prior_layers: int = 0
+    """Hidden layers of the frozen random network that is added to each member (Osband et al. 2018, arXiv 1806.03335),
+    so that members differ where nothing was learned; 0: none."""
+    updates: int = 0
+    """Ensemble updates for each of the model's, by an optimiser and on replayed rows of their own; 0: the ensemble
+    learns with the model, in its batch and optimiser (the reference's)."""
+    batch_size: int = 256
+    """Rows of an update of the ensemble's own."""
     spread: Literal["std", "var"] = "std"
     """Disagreement over members: standard deviation (the reference's), or variance (the paper's eq. 2)."""
 
@@ -102,7 +117,10 @@ class Hypers(eqx.Module):
     free_nats: float = 1.0
     """KL below this many nats is free."""
     unimix: float = 0.01
-    """Share of the uniform distribution in latents and discrete policies."""
+    """Share of the uniform distribution in latents."""
+    policy_unimix: float = 0.0
+    """Share of the uniform distribution in discrete policies (the reference's code applies none, though its
+    configuration says 0.01)."""
     discount_horizon: float = 333.0
     """The continue head's target is 1 - 1/horizon while an episode goes on: the discount lives there."""
     lam: float = 0.95
@@ -140,9 +158,21 @@ class Hypers(eqx.Module):
     scale_value: float = 1.0
     """Loss scale: critics on imagined rows."""
     scale_repval: float = 0.3
-    """Loss scale: critics on replayed rows."""
+    """Loss scale: the tasker's critic on replayed rows."""
+    scale_explorer_repval: float = 0.0
+    """Loss scale: the explorer's critics on replayed rows. Disagreement is low there, as the ensemble has learned from
+    them; Plan2Explore has no such loss."""
     scale_ensemble: float = 1.0
-    """Loss scale: ensemble."""
+    """Loss scale: ensemble, where it learns with the model."""
+    ensemble_lr: float = 2e-3
+    """Learning rate of the ensemble's own updates."""
+    prior_scale: float = 1.0
+    """Weight of the frozen random network in each member's prediction."""
+    action_scale: float = 1.0
+    """What members read of an action is multiplied by this: beside many other inputs a one-hot entry of 1 is little,
+    and members are slow to tell actions apart."""
+    bootstrap: float = 1.0
+    """Probability that a member learns from a row, drawn once for each member and row; 1: all learn from all."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +194,9 @@ class Config:
     """Environments of a seed, stepped together."""
     horizon: int = 15
     """Imagined steps, H."""
+    intrinsic_norm: Norm = "returns"
+    """What divides the explorer's intrinsic advantages: the range of the returns (DreamerV3's), or of the advantages.
+    In episodes of one length, intrinsic returns differ mostly by the time that is left, which no action changes."""
     block: int = 0
     """Starts imagined at once. It changes no number, only the speed; 0 takes 64 on a CPU and all on accelerators."""
     lane: int = 0
@@ -198,16 +231,35 @@ def _model(deter: int, width: int, classes: int, depth: int) -> ModelConfig:
 # Found by measurement on Catch (CPU, 8 to 32 seeds, 1,500 to 2,000 updates each): lr 2e-3 learned more slowly, 8e-3
 # less surely; with entropy 3e-3 the actor commits before the model is worth trusting, and with 0.03 six of 32 seeds
 # stayed near 0.6 for good; 16 replayed rows a step beat 32 at equal updates.
-_TINY = ModelConfig(deter=64, blocks=4, hidden=32, units=32, stoch=8, classes=4, depth=4, bins=63)
-_TINY_HYPERS = Hypers(lr=5e-3, warmup=50.0, entropy=0.06, explorer_entropy=0.03)
+_TINY_MODEL = ModelConfig(deter=64, blocks=4, hidden=32, units=32, stoch=8, classes=4, depth=4, bins=63)
+_TINY_HYPERS = Hypers(lr=5e-3, warmup=50.0, entropy=0.06, explorer_entropy=0.05, action_scale=10.0)
 _TINY_REPLAY = ReplayConfig(batch_size=8, batch_length=16, train_ratio=16)
+# Found by measurement on Deep Sea: with members that learn the posterior's probabilities with the model, disagreement
+# grows with visits (it follows where the model has learned); so made, its rank correlation with visits is near -0.9.
+_NOVEL = EnsembleConfig(
+    members=5, units=64, input="decoded", target="projected", prior_layers=1, updates=2, spread="var"
+)
+_TINY = Config(
+    steps=16_000,
+    model=_TINY_MODEL,
+    horizon=10,
+    eval_episodes=64,
+    replay=_TINY_REPLAY,
+    ensemble=_NOVEL,
+    intrinsic_norm="advantages",
+)
 _MICRO = ModelConfig(deter=128, blocks=4, hidden=64, units=64, stoch=8, classes=8, depth=4)
 
 PRESETS: dict[str, tuple[Config, Hypers, str]] = {
     "tiny": (
-        Config(steps=16_000, model=_TINY, horizon=10, eval_episodes=64, replay=_TINY_REPLAY),
+        _TINY,
         _TINY_HYPERS,
         "the default run on a laptop; found by measurement on Catch-bsuite",
+    ),
+    "tiny-explore": (
+        replace(_TINY, replay=replace(_TINY_REPLAY, train_ratio=64)),
+        _TINY_HYPERS,
+        "tiny with four times the updates, for --mode explore and mix; found by measurement on Deep Sea",
     ),
     "micro": (
         Config(model=_MICRO, horizon=10, replay=ReplayConfig(batch_size=8, batch_length=16)),
@@ -241,12 +293,16 @@ def preset(name: str) -> tuple[Config, Hypers]:
 _POSITIVE = {
     "": ("steps", "envs", "horizon", "eval_episodes"),
     "model": ("deter", "blocks", "hidden", "units", "stoch", "classes", "depth", "bins", "layers"),
-    "ensemble": ("members", "layers"),
+    "ensemble": ("members", "layers", "projection", "batch_size"),
     "replay": ("batch_size", "batch_length", "capacity", "train_ratio"),
 }
-_NON_NEGATIVE = {"": ("adapt_steps", "block", "lane", "eval_steps"), "ensemble": ("units",), "replay": ("prefill",)}
-_POSITIVE_HYPERS = ("lr", "agc", "discount_horizon", "return_floor", "intrinsic_floor")
-_UNIT_HYPERS = ("unimix", "lam", "slow_rate", "return_rate")
+_NON_NEGATIVE = {
+    "": ("adapt_steps", "block", "lane", "eval_steps"),
+    "ensemble": ("units", "prior_layers", "updates"),
+    "replay": ("prefill",),
+}
+_POSITIVE_HYPERS = ("lr", "agc", "discount_horizon", "return_floor", "intrinsic_floor", "ensemble_lr", "bootstrap")
+_UNIT_HYPERS = ("unimix", "policy_unimix", "lam", "slow_rate", "return_rate", "bootstrap")
 
 
 def validate(config: Config, hypers: Hypers) -> None:
@@ -279,6 +335,12 @@ def validate(config: Config, hypers: Hypers) -> None:
         raise ConfigError(f"--model.bins must be odd and at least 3, not {model.bins}")
     if config.mode in ("explore", "mix") and config.ensemble.members < 2:
         raise ConfigError("--ensemble.members must be at least 2: one member alone cannot disagree")
+    if config.ensemble.updates and config.ensemble.target == "probs":
+        raise ConfigError(
+            "--ensemble.updates needs a target that replayed rows hold, not --ensemble.target probs: stoch, say"
+        )
+    if hypers.bootstrap < 1 and not config.ensemble.updates:
+        raise ConfigError("--hypers.bootstrap below 1 needs updates of the ensemble's own: --ensemble.updates 1, say")
     if config.adapt_steps and config.mode == "task":
         raise ConfigError("--adapt-steps follows --mode explore, mix or random; in mode task give --steps alone")
     rows = config.prefill * config.envs

@@ -116,6 +116,16 @@ def recon_loss(decoder: Decoder, latent: Latent, obs: Shaped[Array, "..."]) -> F
     return loss.sum(tuple(range(-len(space.shape), 0))) if space.shape else loss
 
 
+def expected(decoder: Decoder, latent: Latent) -> Float[Array, "... P"]:
+    """The observation that the decoder expects, flat, in the numbers that an encoder reads (encode.numeric)."""
+    space, raw = decoder.space, decoder(latent)
+    if space.kind == "categorical":
+        raw = jax.nn.softmax(raw)
+    elif space.kind != "real":
+        raw = jax.nn.sigmoid(raw) - (0.5 if space.kind == "image" else 0.0)
+    return raw.reshape(*latent.deter.shape[:-1], -1)
+
+
 def reconstruct(decoder: Decoder, latent: Latent) -> Float[Array, "..."]:
     """The most likely observation, float32: probabilities for binary and byte entries, indices for integers."""
     raw = decoder(latent)

@@ -1,63 +1,177 @@
 """Plan2Explore's ensemble: M one-step predictors whose disagreement is the explorer's reward.
 
-Axes: M members, T time, B windows, F feat, A action vector, Y target dimensions. Members share nothing: each has its
-own key. Source: Sekar et al. 2020 (arXiv 2005.05960), section 3 and eq. 1-2.
+A member is a network that learns, and a frozen random one that is added to it where `prior_layers` asks for one: so
+members differ where nothing was learned. They learn with the model, from its batch and in its optimiser
+(`ensemble_loss`), or by updates of their own on pairs of replayed rows (`update_ensemble`), which may be more and
+faster: disagreement has to fall within a handful of visits for an explorer to be able to follow it.
+
+Axes: M members, T time, B windows, n pairs, F feat, A action vector, I inputs, P numbers of an observation, Y target
+dimensions. Members share nothing: each has its own keys. Source: Sekar et al. 2020 (arXiv 2005.05960), section 3 and
+eq. 1-2; priors: Osband et al. 2018 (arXiv 1806.03335).
 """
 
-from typing import Literal
+import math
+from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
+import optax
 from jax.lax import stop_gradient as sg
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
-from stages.config import Config
+from envs.environment import ObsSpace
+from stages.config import Config, EnsembleConfig, Hypers
+from stages.decode import expected
+from stages.encode import embed_size, features, numeric
 from stages.fast.stacked import Stacked
+from stages.networks.distributions import Categorical
 from stages.networks.layers import Head
-from stages.rssm import bound_action
-from stages.world_model import Observed
+from stages.replay import Row
+from stages.rssm import Latent, bound_action, latent_of
+from stages.world_model import Observed, WorldModel, action_vector
+
+STANDARD_RATE = 0.01  # of a Standard's moving averages, for each of the ensemble's own updates
+
+
+class Standard(eqx.Module):
+    """Moving averages of real observations and their squares, by which they are brought to mean 0 and variance 1: a
+    velocity of 0.07 says as much as a position of 1."""
+
+    mean: Float[Array, " P"]
+    square: Float[Array, " P"]
+    weight: Float[Array, ""]  # what the averages sum to: they start at zero
+
+    @staticmethod
+    def zero(size: int) -> "Standard":
+        """Before any observation: numbers pass as they are."""
+        return Standard(jnp.zeros(size), jnp.zeros(size), jnp.zeros(()))
+
+    def __call__(self, x: Float[Array, "... P"]) -> Float[Array, "... P"]:
+        weight = jnp.maximum(self.weight, 1e-8)
+        mean = self.mean / weight
+        # Numbers that never change have no deviation, and a decoder's small errors in them must not look large.
+        deviation = jnp.sqrt(jnp.maximum(self.square / weight - jnp.square(mean), 0) + 1e-4)
+        return jnp.where(self.weight > 0, (x - mean) / deviation, x)
+
+    def updated(self, x: Float[Array, "n P"]) -> "Standard":
+        """One step of the averages towards these numbers."""
+        average = lambda old, new: (1 - STANDARD_RATE) * old + STANDARD_RATE * new
+        new = Standard(x.mean(0), jnp.square(x).mean(0), jnp.ones(()))
+        return jax.tree.map(average, self, new)
 
 
 class Ensemble(eqx.Module):
-    """M heads: (feature, action) -> the next row's target."""
+    """M heads: (what is known of a state, action) -> the next row's target."""
 
     members: Stacked
-    target: Literal["probs", "stoch", "embed", "deter"] = eqx.field(static=True)
-    spread: Literal["std", "var"] = eqx.field(static=True)
+    prior: Stacked | None  # frozen random networks, one for each member
+    projection: Float[Array, "P Y"] | None  # fixed: of target projected
+    standard: Standard | None  # of real observations, where there are updates of its own to follow them
+    config: EnsembleConfig = eqx.field(static=True)
 
-    def __init__(self, config: Config, action: int, embed: int, *, key: PRNGKeyArray):
+    def __init__(self, config: Config, obs: ObsSpace, action: int, *, key: PRNGKeyArray):
+        key_members, key_prior, key_projection = jr.split(key, 3)
         model, sizes = config.model, config.ensemble
-        latent = model.stoch * model.classes
-        outputs = {"probs": latent, "stoch": latent, "embed": embed, "deter": model.deter}[sizes.target]
-        make = lambda k: Head(model.feat + action, sizes.units or model.units, sizes.layers, outputs, key=k)
-        self.members = Stacked(make, jr.split(key, sizes.members))
-        self.target, self.spread = sizes.target, sizes.spread
+        units, pixels, latent = sizes.units or model.units, math.prod(features(obs)), model.stoch * model.classes
+        inputs = {"feat": model.feat, "decoded": pixels}[sizes.input] + action
+        outputs = {"probs": latent, "stoch": latent, "deter": model.deter, "projected": sizes.projection}
+        size = outputs.get(sizes.target) or embed_size(obs, model)
+        make = lambda layers, key: Stacked(
+            lambda k: Head(inputs, units, layers, size, key=k), jr.split(key, sizes.members)
+        )
+        self.members = make(sizes.layers, key_members)
+        self.prior = make(sizes.prior_layers, key_prior) if sizes.prior_layers else None
+        self.projection = jr.normal(key_projection, (pixels, size)) if sizes.target == "projected" else None
+        self.standard = Standard.zero(pixels) if obs.kind == "real" and sizes.updates else None
+        self.config = sizes
 
 
-def predict(ensemble: Ensemble, feat: Float[Array, "*b F"], action: Float[Array, "*b A"]) -> Float[Array, "M *b Y"]:
-    """Every member's prediction of the next row's target. No gradient reaches feat or action."""
-    # An action beyond the bounds is the bound, as the dynamics see it, and must not look new.
-    inputs = sg(jnp.concatenate([feat, bound_action(action).astype(feat.dtype)], -1))
-    return ensemble.members.map(lambda member: member(inputs))
+def predict(ensemble: Ensemble, inputs: Float[Array, "*b I"], hypers: Hypers) -> Float[Array, "M *b Y"]:
+    """Every member's prediction of the next row's target: what it learned, plus its prior, which never learns."""
+    predictions = ensemble.members.map(lambda member: member(inputs))
+    if ensemble.prior is not None:
+        predictions += hypers.prior_scale * sg(ensemble.prior.map(lambda prior: prior(inputs)))
+    return predictions
 
 
-def disagreement(ensemble: Ensemble, feat: Float[Array, "*b F"], action: Float[Array, "*b A"]) -> Float[Array, "*b"]:
+def disagreement(
+    ensemble: Ensemble, model: WorldModel, feat: Float[Array, "*b F"], action: Float[Array, "*b A"], hypers: Hypers
+) -> Float[Array, "*b"]:
     """D(s_t, a_t) >= 0: spread of the members' predictions, averaged over target dimensions (eq. 2).
 
     It is the reward for choosing a_t at s_t, so in arrival-indexed returns it belongs to t+1. Sends no gradient.
     """
-    predictions = predict(ensemble, feat, action)
+    predictions = predict(ensemble, inputs_of(ensemble, model, feat, action, hypers), hypers)
     # Deviations from one member first: M equal predictions must give exactly 0, which a rounded mean would not.
     variance = jnp.var(predictions - predictions[:1], 0)
-    return sg((jnp.sqrt(variance) if ensemble.spread == "std" else variance).mean(-1))
+    return sg((jnp.sqrt(variance) if ensemble.config.spread == "std" else variance).mean(-1))
+
+
+# ---- what members read, and what they are asked --------------------------------------------------------------------
+
+
+def inputs_of(
+    ensemble: Ensemble, model: WorldModel, feat: Float[Array, "*b F"], action: Float[Array, "*b A"], hypers: Hypers
+) -> Float[Array, "*b I"]:
+    """What members read of states and actions. Sends no gradient."""
+    state = feat
+    if ensemble.config.input == "decoded":
+        state = level(ensemble, model, expected(model.decoder, latent_of(model.rssm, feat))).astype(feat.dtype)
+    # An action beyond the bounds is the bound, as the dynamics see it, and must not look new.
+    action = (hypers.action_scale * bound_action(action)).astype(feat.dtype)
+    return sg(jnp.concatenate([state, action], -1))
+
+
+def target_of(
+    ensemble: Ensemble,
+    model: WorldModel,
+    latent: Latent,
+    embed: Float[Array, "*b E"],
+    post: Categorical | None,
+    obs: Shaped[Array, "..."],
+) -> Float[Array, "*b Y"]:
+    """What members predict of rows, one row earlier. Sends no gradient.
+
+    Args:
+        post: the posterior of these rows, for target probs.
+        obs: [*b, *obs] in storage type, for target projected.
+    """
+    flat = lambda x: x.reshape(*latent.deter.shape[:-1], -1)
+    match ensemble.config.target:
+        case "probs":
+            assert post is not None, "the ring keeps no probabilities"
+            target = flat(post.probs)
+        case "stoch":
+            target = flat(latent.stoch)
+        case "embed":
+            target = embed
+        case "deter":
+            target = latent.deter
+        case "projected":
+            assert ensemble.projection is not None
+            numbers = flat(numeric(model.decoder.space, obs))
+            target = level(ensemble, model, numbers) @ ensemble.projection / math.sqrt(numbers.shape[-1])
+    return sg(target).astype(jnp.float32)
+
+
+def level(ensemble: Ensemble, model: WorldModel, numbers: Float[Array, "... P"]) -> Float[Array, "... P"]:
+    """An observation's numbers at a mean square of 1: reals each by itself, over what was seen, all else together.
+
+    One cell of a grid of 100 is then as loud as a hundred cells, beside the action and to the prior networks.
+    """
+    if model.decoder.space.kind == "real":
+        return numbers if ensemble.standard is None else ensemble.standard(numbers)
+    return numbers * math.sqrt(numbers.shape[-1]) / jnp.sqrt(jnp.square(numbers).sum(-1, keepdims=True) + 0.01)
+
+
+# ---- learning with the model ---------------------------------------------------------------------------------------
 
 
 def ensemble_loss(
-    ensemble: Ensemble,
-    observed: Observed,
-    action: Float[Array, "T B A"],
-    is_first: Bool[Array, "T B"],
+    ensemble: Ensemble, model: WorldModel, observed: Observed, rows: Row, action: Float[Array, "T B A"], hypers: Hypers
 ) -> Float[Array, "T B"]:
     """-log N(target[t+1] | prediction(feat[t], action[t]), 1) up to a constant, averaged over members, nats.
 
@@ -65,22 +179,68 @@ def ensemble_loss(
     successor: both are 0. Gradients are stopped at inputs and target, so only the members learn from it.
     """
     # Of all rows, though the last one's is not used: disagreement on the same rows then costs no second prediction.
-    predictions = predict(ensemble, observed.latent.feat, action)[:, :-1]
-    target = sg(target_of(ensemble, observed))[1:].astype(jnp.float32)
-    error = 0.5 * jnp.square(predictions - target).sum(-1).mean(0)
-    loss = jnp.where(is_first[1:], 0.0, error)
+    inputs = inputs_of(ensemble, model, observed.latent.feat, action, hypers)
+    target = target_of(ensemble, model, observed.latent, observed.embed, observed.post, rows.obs)
+    error = 0.5 * jnp.square(predict(ensemble, inputs, hypers)[:, :-1] - target[1:]).sum(-1).mean(0)
+    loss = jnp.where(rows.is_first[1:], 0.0, error)
     return jnp.concatenate([loss, jnp.zeros_like(loss[:1])])
 
 
-def target_of(ensemble: Ensemble, observed: Observed) -> Float[Array, "T B Y"]:
-    """What the members predict of a row, one step before it."""
-    flat = lambda x: x.reshape(*x.shape[:-2], -1)
-    match ensemble.target:
-        case "probs":
-            return flat(observed.post.probs)
-        case "stoch":
-            return flat(observed.latent.stoch)
-        case "embed":
-            return observed.embed
-        case "deter":
-            return observed.latent.deter
+# ---- learning by updates of its own --------------------------------------------------------------------------------
+
+
+def ensemble_moments(ensemble: Ensemble, hypers: Hypers) -> Any:
+    """The state of the members' own optimiser before its first step."""
+    return _optimizer(hypers).init(ensemble.members)
+
+
+def _optimizer(hypers: Hypers) -> Any:
+    # With b2 at 0.99 it forgets within a hundred updates how large gradients were: new states make large ones.
+    return optax.chain(optax.scale_by_adam(b1=0.9, b2=0.99), optax.scale_by_learning_rate(hypers.ensemble_lr))
+
+
+def update_ensemble(
+    ensemble: Ensemble, moments: Any, model: WorldModel, pairs: Row, number: Int[Array, " n"], hypers: Hypers
+) -> tuple[Ensemble, Any, Float[Array, ""]]:
+    """One step of the members' own optimiser.
+
+    Args:
+        moments: the optimiser's state, of `ensemble.members`.
+        pairs: replayed rows [2, n, ...], one after the other, with the states that are stored with them.
+        number: a number of its own for each pair, the same whenever it is replayed.
+
+    Returns:
+        (ensemble, moments, loss []): of the loss, nats, the mean over members and pairs.
+    """
+    latent = Latent.stored(pairs.deter, pairs.stoch, model.rssm.classes, model.dtype)
+    if ensemble.standard is not None:
+        seen = numeric(model.decoder.space, pairs.obs[1]).reshape(len(number), -1)
+        ensemble = eqx.tree_at(lambda e: e.standard, ensemble, ensemble.standard.updated(seen))
+    action = action_vector(model, pairs.action)
+    inputs = inputs_of(ensemble, model, latent.feat[0], action[0], hypers)
+    after = jax.tree.map(lambda x: x[1], latent)
+    target = target_of(ensemble, model, after, model.encoder(pairs.obs[1], model.dtype), None, pairs.obs[1])
+    weight = bootstrap(len(ensemble.members), number, hypers.bootstrap) * ~pairs.is_first[1]
+
+    def loss(members):
+        moved = eqx.tree_at(lambda e: e.members, ensemble, members)
+        error = 0.5 * jnp.square(predict(moved, inputs, hypers) - target).sum(-1)
+        return (weight * error).mean(1).sum()  # summed over members: each learns as it would alone
+
+    total, grads = jax.value_and_grad(loss)(ensemble.members)
+    updates, moments = _optimizer(hypers).update(grads, moments)
+    members = eqx.apply_updates(ensemble.members, updates)
+    return eqx.tree_at(lambda e: e.members, ensemble, members), moments, total / len(members)
+
+
+def bootstrap(members: int, number: Int[Array, " n"], probability: Float[Array, ""] | float) -> Float[Array, "M n"]:
+    """Weights of rows for each member: 1 / probability with that probability, else 0 (the paper's bootstrap).
+
+    They are hashed from the row's number, so that a member that leaves a row out does so whenever it is replayed.
+    """
+    member = np.arange(members, dtype=np.uint32)[:, None] * np.uint32(0x85EBCA77)
+    x = number.astype(jnp.uint32) * np.uint32(0x9E3779B1) + member
+    x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)  # MurmurHash3's finaliser: every bit depends on all
+    x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
+    uniform = (x ^ (x >> 16)) >> 8  # 24 bits, which float32 holds exactly
+    return jnp.where(uniform < probability * 2.0**24, 1 / probability, 0.0)

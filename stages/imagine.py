@@ -47,24 +47,27 @@ def imagine(
     start: Latent,
     noise: Noise,
     unimix: Float[Array, ""] | float,
+    policy_unimix: Float[Array, ""] | float,
     block: int = 0,
 ) -> Trajectory:
     """Imagine from each start, which is step 0 of its trajectory.
 
     Args:
         start: [n, ...] states.
-        unimix: uniform share of the prior and of a categorical policy.
+        unimix: uniform share of the prior.
+        policy_unimix: uniform share of a categorical policy.
         block: most starts of a block; 0 takes what suits the machine. It changes no number.
     """
     model, actor, start = sg((model, actor, start))
     count = blocks.count(start.deter.shape[0], block)
     starts, noises = blocks.split(start, count), blocks.split(noise, count, axis=1)
-    return sg(lax.map(lambda each: _imagine_block(model, actor, each[0], each[1], unimix), (starts, noises)))
+    one = lambda each: _imagine_block(model, actor, each[0], each[1], unimix, policy_unimix)
+    return sg(lax.map(one, (starts, noises)))
 
 
-def _imagine_block(model: WorldModel, actor: Actor, start: Latent, noise: Noise, unimix) -> Trajectory:
+def _imagine_block(model: WorldModel, actor: Actor, start: Latent, noise: Noise, unimix, policy_unimix) -> Trajectory:
     """A trajectory without its leading axis."""
-    act = lambda feat, noise: actor(feat, unimix).sample(noise).astype(feat.dtype)
+    act = lambda feat, noise: actor(feat, policy_unimix).sample(noise).astype(feat.dtype)
 
     def step(latent, noise):
         latent_noise, action_noise = noise

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from envs.environment import Environment
 from stages.agent import Agent
+from stages.config import Hypers
 from stages.coverage import Coverage, action_vectors
 from stages.ensemble import Ensemble, disagreement
 from stages.replay import Replay
@@ -32,7 +33,9 @@ class Measurement(eqx.Module):
     solved_episode: Int[Array, ""]  # 0: not yet
 
 
-def measure(env: Environment, agent: Agent, ring: Replay, coverage: Coverage, *, key: PRNGKeyArray) -> Measurement:
+def measure(
+    env: Environment, agent: Agent, ring: Replay, coverage: Coverage, hypers: Hypers, *, key: PRNGKeyArray
+) -> Measurement:
     """Coverage as it is, and the disagreement about every action at stored rows of each state, averaged over them.
 
     Rows are read with their stored latents. Each state has the same number of them, however seldom it was visited.
@@ -41,17 +44,20 @@ def measure(env: Environment, agent: Agent, ring: Replay, coverage: Coverage, *,
     if isinstance(agent.novelty, Ensemble):
         rows, present = rows_of_states(coverage.where, env.states.size if env.states else 0, key=key)
         actions = action_vectors(env.action_space)
-        each = lax.map(lambda at: _disagreements(agent, ring, at, actions), rows.T)  # [K, X, U]
+        each = lax.map(lambda at: _disagreements(agent, ring, at, actions, hypers), rows.T)  # [K, X, U]
         novelty = jnp.where(present[:, None], each.mean(0), jnp.nan)
     return Measurement(coverage.visits, novelty, coverage.episodes, coverage.goal_episode, coverage.solved_episode)
 
 
-def _disagreements(agent: Agent, ring: Replay, at: Int[Array, " X"], actions: Float[Array, "U A"]) -> Array:
+def _disagreements(
+    agent: Agent, ring: Replay, at: Int[Array, " X"], actions: Float[Array, "U A"], hypers: Hypers
+) -> Array:
     """The disagreement about each action at these rows of the ring, [X, U]."""
     model, index = agent.model, jnp.unravel_index(at, ring.reward.shape)
     stoch = jax.nn.one_hot(ring.stoch[index], model.rssm.classes, dtype=model.dtype)
     feat = Latent(ring.deter[index].astype(model.dtype), stoch).feat
-    about = lambda action: disagreement(agent.novelty, feat, jnp.broadcast_to(action, (*at.shape, *action.shape)))
+    spread = lambda action: jnp.broadcast_to(action, (*at.shape, *action.shape))
+    about = lambda action: disagreement(agent.novelty, model, feat, spread(action), hypers)
     return lax.map(about, actions).T.astype(jnp.float32)
 
 

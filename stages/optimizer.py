@@ -19,7 +19,9 @@ from stages.fast.rows import WIDTH, from_rows, tensor_rows, tensor_sums, to_rows
 
 def optimizer(hypers: Hypers) -> Any:
     """LaProp (Ziyin et al. 2020, arXiv 2002.04839) after adaptive gradient clipping, with linear warm-up."""
-    warmup = lambda count: -hypers.lr * jnp.minimum(1.0, count / jnp.maximum(1.0, hypers.warmup))
+    # From a first step of 0 (the reference's), unless there is no warm-up at all.
+    warmth = lambda count: jnp.where(hypers.warmup < 1, 1.0, jnp.minimum(1.0, count / jnp.maximum(1.0, hypers.warmup)))
+    warmup = lambda count: -hypers.lr * warmth(count)
     laprop = optax.chain(
         optax.scale_by_rms(decay=0.999, eps=1e-20, eps_in_sqrt=False, bias_correction=True),
         optax.ema(0.9, debias=True),

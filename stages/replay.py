@@ -12,6 +12,9 @@ import jax.random as jr
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped, UInt8
 
+NEWEST = 64
+"""Rows, of all environments together, that a quarter of the sampled pairs come from."""
+
 
 class Row(eqx.Module):
     """One step of one environment. action[t] was chosen at obs[t]; reward[t] arrived with obs[t]."""
@@ -96,6 +99,20 @@ def choose(
         start = jnp.where(fresh, queued // envs * length, start)
         env = jnp.where(fresh, queued % envs, env)
     return Windows(start % capacity, env)
+
+
+def choose_pairs(clock: Clock, capacity: int, envs: int, count: int, *, key: PRNGKeyArray) -> Windows:
+    """`count` windows of two rows: a quarter of them from the newest NEWEST rows, the others uniform over all.
+
+    None straddles the write head; an episode's end may (its second row then is_first).
+    """
+    key_start, key_env = jr.split(key)
+    filled = jnp.minimum(clock.step, capacity)
+    starts = jnp.maximum(1, filled - 1)  # rows that another one follows
+    newest = jnp.minimum(starts, max(1, NEWEST // envs))
+    first = jnp.where(jnp.arange(count) < count // 4, starts - newest, 0)
+    start = clock.step - filled + jr.randint(key_start, (count,), first, starts)
+    return Windows(start % capacity, jr.randint(key_env, (count,), 0, envs))
 
 
 def _positions(ring: Replay, windows: Windows, rows: Int[Array, " R"]) -> tuple[Array, Array]:

@@ -50,11 +50,33 @@ class ReturnScale(eqx.Module):
         return ReturnScale(jnp.zeros(()), jnp.zeros(()), jnp.zeros(()))
 
 
-def update_scale(scale: ReturnScale, returns: Float[Array, "..."], rate: Float[Array, ""] | float) -> ReturnScale:
-    """One step of the moving averages towards the percentiles of `returns`; sends no gradient."""
-    low, high = jnp.percentile(sg(returns), np.array([5.0, 95.0], np.float32))
+def update_scale(
+    scale: ReturnScale,
+    returns: Float[Array, "..."],
+    rate: Float[Array, ""] | float,
+    weight: Float[Array, "..."] | None = None,
+) -> ReturnScale:
+    """One step of the moving averages towards the percentiles of `returns`; sends no gradient.
+
+    Args:
+        weight: how much each of them counts; all alike if None (the reference's).
+    """
+    if weight is None:
+        low, high = jnp.percentile(sg(returns), np.array([5.0, 95.0], np.float32))
+    else:
+        low, high = weighted_percentiles(sg(returns), sg(weight), np.array([5.0, 95.0], np.float32))
     average = lambda old, new: (1 - rate) * old + rate * new
     return ReturnScale(average(scale.low, low), average(scale.high, high), average(scale.weight, 1.0))
+
+
+def weighted_percentiles(
+    x: Float[Array, "..."], weight: Float[Array, "..."], percent: Float[np.ndarray, " q"]
+) -> Float[Array, " q"]:
+    """The smallest numbers below which, themselves included, lies that percentage of all weight."""
+    order = jnp.argsort(x.ravel())
+    below = jnp.cumsum(weight.ravel()[order])
+    at = jnp.searchsorted(below, percent / 100 * below[-1])
+    return x.ravel()[order][jnp.minimum(at, x.size - 1)]
 
 
 def divisor(scale: ReturnScale, floor: Float[Array, ""] | float, debias: bool) -> Float[Array, ""]:

@@ -10,13 +10,12 @@ Axes: R rewards, T time, B windows, L = H + 1 imagined states, c starts of a blo
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from stages.config import Hypers, Mode
-from stages.ensemble import Ensemble, disagreement, ensemble_loss
+from stages.config import Config, Hypers, Mode, Norm
+from stages.ensemble import Ensemble, disagreement, ensemble_loss, ensemble_moments, update_ensemble
 from stages.imagine import Trajectory
 from stages.replay import Row
 from stages.world_model import WorldModel
@@ -26,16 +25,23 @@ class Network(NamedTuple):
     """What an intrinsic reward learns with."""
 
     name: str  # of its loss, and of the loss' scale in Hypers: scale_NAME
-    make: Callable[..., eqx.Module]  # (config, action size, embed size, *, key) -> the network
-    loss: Callable[..., Float[Array, "T B"]]  # (network, observed, action, is_first) -> nats
+    make: Callable[..., Any]  # (config, observations, action size, *, key) -> the network
+    # Learning with the model, from its batch: (network, model, observed, rows, action, hypers) -> nats [T, B]
+    loss: Callable[..., Float[Array, "T B"]]
+    # Or by updates of its own: (network, moments, model, pairs, number, hypers) -> (network, moments, loss)
+    update: Callable[..., tuple[Any, Any, Float[Array, ""]]]
+    moments: Callable[[Any, Hypers], Any]  # of its own optimiser, at the start
 
 
 class Reward(NamedTuple):
     """One of a behaviour's rewards: how it is computed, and how its advantages are scaled."""
 
     name: str  # in metrics
-    imagined: Callable[[WorldModel, Any, Trajectory], Float[Array, "L c"]]  # of one block; the network is the second
-    replayed: Callable[[Any, Row, Array, Array], Float[Array, "T B"]]  # (network, rows, feat, action)
+    # Of one block: (model, network, trajectory, hypers)
+    imagined: Callable[[WorldModel, Any, Trajectory, Hypers], Float[Array, "L c"]]
+    # (model, network, rows, feat, action, hypers)
+    replayed: Callable[[WorldModel, Any, Row, Array, Array, Hypers], Float[Array, "T B"]]
+    norm: Callable[[Config], Norm]  # whose range divides its advantages
     scale: Callable[[Hypers], Any]  # weight of its normalised advantages
     floor: Callable[[Hypers], Any]  # smallest divisor of its advantages
     debias: bool  # whether the return scale is corrected for its start at zero, which only a small floor shows
@@ -45,32 +51,41 @@ class Reward(NamedTuple):
 # ---- the extrinsic reward ------------------------------------------------------------------------------------------
 
 
-def imagined_extrinsic(model: WorldModel, network: Any, trajectory: Trajectory) -> Float[Array, "L c"]:
+def imagined_extrinsic(model: WorldModel, network: Any, trajectory: Trajectory, hypers: Hypers) -> Float[Array, "L c"]:
     """The reward head's expectation on arrival in each imagined state."""
-    del network
+    del network, hypers
     return model.reward.mean(model.reward(trajectory.feat))
 
 
-def replayed_extrinsic(network: Any, rows: Row, feat: Array, action: Array) -> Float[Array, "T B"]:
+def replayed_extrinsic(
+    model: WorldModel, network: Any, rows: Row, feat: Array, action: Array, hypers: Hypers
+) -> Float[Array, "T B"]:
     """The rewards that arrived."""
-    del network, feat, action
+    del model, network, feat, action, hypers
     return rows.reward
 
 
 # ---- disagreement --------------------------------------------------------------------------------------------------
 
 
-def imagined_disagreement(model: WorldModel, ensemble: Ensemble, trajectory: Trajectory) -> Float[Array, "L c"]:
+def imagined_disagreement(
+    model: WorldModel, ensemble: Ensemble, trajectory: Trajectory, hypers: Hypers
+) -> Float[Array, "L c"]:
     """The disagreement about each imagined action (Plan2Explore, eq. 2): D(s_t, a_t) arrives with s_{t+1}."""
-    del model
-    return shift_to_arrival(disagreement(ensemble, trajectory.feat[:-1], trajectory.action[:-1]))
+    feat, action = trajectory.feat[:-1], trajectory.action[:-1]
+    return shift_to_arrival(disagreement(ensemble, model, feat, action, hypers))
 
 
 def replayed_disagreement(
-    ensemble: Ensemble, rows: Row, feat: Float[Array, "T B F"], action: Float[Array, "T B A"]
+    model: WorldModel,
+    ensemble: Ensemble,
+    rows: Row,
+    feat: Float[Array, "T B F"],
+    action: Float[Array, "T B A"],
+    hypers: Hypers,
 ) -> Float[Array, "T B"]:
     """The ensemble's disagreement about each replayed action."""
-    reward = shift_to_arrival(disagreement(ensemble, feat, action)[:-1])
+    reward = shift_to_arrival(disagreement(ensemble, model, feat, action, hypers)[:-1])
     # What would arrive with a reset was not earned by the action before it.
     return jnp.where(rows.is_first, 0.0, reward)
 
@@ -83,17 +98,24 @@ def shift_to_arrival(reward: Float[Array, "H *b"]) -> Float[Array, "L *b"]:
 # ---- the table of modes --------------------------------------------------------------------------------------------
 
 TASK = Reward(
-    "extrinsic", imagined_extrinsic, replayed_extrinsic, lambda h: 1.0, lambda h: h.return_floor, debias=False
+    "extrinsic",
+    imagined_extrinsic,
+    replayed_extrinsic,
+    lambda c: "returns",
+    lambda h: 1.0,
+    lambda h: h.return_floor,
+    debias=False,
 )
 EXTRINSIC = TASK._replace(scale=lambda h: h.extrinsic_scale)
 DISAGREEMENT = Reward(
     "disagreement",
     imagined_disagreement,
     replayed_disagreement,
+    lambda c: c.intrinsic_norm,
     lambda h: h.intrinsic_scale,
     lambda h: h.intrinsic_floor,
     debias=True,
-    network=Network("ensemble", Ensemble, ensemble_loss),
+    network=Network("ensemble", Ensemble, ensemble_loss, update_ensemble, ensemble_moments),
 )
 
 BEHAVIORS: dict[Mode, dict[str, tuple[Reward, ...]]] = {
@@ -106,6 +128,11 @@ BEHAVIORS: dict[Mode, dict[str, tuple[Reward, ...]]] = {
 task trains (rewards shape the world model in both), on rows that uniformly random actions collect."""
 
 
+def learns_with_model(config: Config) -> bool:
+    """Whether the mode's network learns in the model's batch and optimiser, and not by updates of its own."""
+    return config.ensemble.updates == 0
+
+
 def network_of(mode: Mode) -> Network | None:
     """What the mode's intrinsic reward learns with."""
     networks = {r.network for rewards in BEHAVIORS[mode].values() for r in rewards if r.network}
@@ -114,15 +141,21 @@ def network_of(mode: Mode) -> Network | None:
 
 
 def imagined_rewards(
-    rewards: tuple[Reward, ...], model: WorldModel, network: Any, trajectory: Trajectory
+    rewards: tuple[Reward, ...], model: WorldModel, network: Any, trajectory: Trajectory, hypers: Hypers
 ) -> Float[Array, "blocks R L c"]:
     """All of a behaviour's rewards along its imagined trajectory, block by block."""
-    each = lambda block: jnp.stack([reward.imagined(model, network, block) for reward in rewards])
+    each = lambda block: jnp.stack([reward.imagined(model, network, block, hypers) for reward in rewards])
     return lax.map(each, trajectory)
 
 
 def replayed_rewards(
-    rewards: tuple[Reward, ...], network: Any, rows: Row, feat: Float[Array, "T B F"], action: Float[Array, "T B A"]
+    rewards: tuple[Reward, ...],
+    model: WorldModel,
+    network: Any,
+    rows: Row,
+    feat: Float[Array, "T B F"],
+    action: Float[Array, "T B A"],
+    hypers: Hypers,
 ) -> Float[Array, "R T B"]:
     """All of a behaviour's rewards on replayed rows."""
-    return jnp.stack([reward.replayed(network, rows, feat, action) for reward in rewards])
+    return jnp.stack([reward.replayed(model, network, rows, feat, action, hypers) for reward in rewards])

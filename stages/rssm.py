@@ -12,6 +12,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
 from jax.lax import stop_gradient as sg
+from jax.nn import one_hot
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt8
 
 from stages.config import ModelConfig
@@ -29,6 +30,11 @@ class Latent(eqx.Module):
 
     deter: Float[Array, "... D"]
     stoch: Float[Array, "... S K"]  # one-hot, with straight-through gradient where it was sampled
+
+    @staticmethod
+    def stored(deter: Float[Array, "... D"], classes: UInt8[Array, "... S"], count: int, dtype) -> "Latent":
+        """A state as replay keeps it -> the state, in the compute type; `count` is K."""
+        return Latent(deter.astype(dtype), one_hot(classes, count, dtype=dtype))
 
     @property
     def feat(self) -> Float[Array, "... F"]:
@@ -73,6 +79,12 @@ class RSSM(eqx.Module):
 def initial(rssm: RSSM, lead: tuple[int, ...], dtype: jnp.dtype) -> Latent:
     """The state before an episode: zeros, [*lead, ...]."""
     return Latent(jnp.zeros((*lead, rssm.deter), dtype), jnp.zeros((*lead, rssm.stoch, rssm.classes), dtype))
+
+
+def latent_of(rssm: RSSM, feat: Float[Array, "... F"]) -> Latent:
+    """The state whose feature this is."""
+    deter, stoch = feat[..., : rssm.deter], feat[..., rssm.deter :]
+    return Latent(deter, stoch.reshape(*stoch.shape[:-1], rssm.stoch, rssm.classes))
 
 
 def bound_action(action: Float[Array, "... A"]) -> Float[Array, "... A"]:

@@ -17,13 +17,14 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from envs.environment import Environment
 from stages import optimizer, replay
-from stages.agent import Agent, Targets, collector, update_targets
+from stages.agent import Agent, Targets, collector, learned, replace_novelty, update_targets
 from stages.collect import Episodes, Rollout, collect, start
 from stages.config import Config, Hypers
 from stages.coverage import Coverage, count, start_coverage
 from stages.fast import rows
 from stages.loss import agent_loss
 from stages.replay import Clock, Replay
+from stages.rewards import learns_with_model, network_of
 
 
 class TrainState(eqx.Module):
@@ -32,6 +33,7 @@ class TrainState(eqx.Module):
     agent: Agent
     targets: Targets
     optimizer: Any
+    novelty_optimizer: Any  # of a network that learns by updates of its own, else None
     ring: Replay
     rollout: Rollout
     hypers: Hypers
@@ -63,9 +65,12 @@ def init(env: Environment, config: Config, hypers: Hypers, *, key: PRNGKeyArray)
     rollout = start(env, agent.model, config.envs, key=key_rollout)
     row = jax.eval_shape(lambda: collect(env, agent, agent.tasker, rollout, hypers, key=key_row)[1])
     ring = replay.empty(row, capacity(config))
-    moments = optimizer.optimizer(hypers).init(agent)
+    moments = optimizer.optimizer(hypers).init(learned(config, agent))
+    own = None
+    if (network := network_of(config.mode)) and not learns_with_model(config):
+        own = network.moments(agent.novelty, hypers)
     coverage = start_coverage(env, capacity(config), config.envs)
-    return TrainState(agent, Targets.of(agent), moments, ring, rollout, hypers, key_train, env_params, coverage)
+    return TrainState(agent, Targets.of(agent), moments, own, ring, rollout, hypers, key_train, env_params, coverage)
 
 
 def collect_steps(
@@ -95,18 +100,43 @@ def update(config: Config, state: TrainState, clock: Clock) -> tuple[TrainState,
     windows = replay.choose(clock, *shape, config.replay.online, key=key_choose)
     batch = replay.read(state.ring, windows, config.replay.batch_length)
 
-    loss = lambda agent: agent_loss(agent, state.targets, batch, config, state.hypers, key=key_loss)
-    grads, outcome = jax.grad(loss, has_aux=True)(state.agent)
-    updates, moments = optimizer.optimizer(state.hypers).update(grads, state.optimizer, state.agent)
-    agent: Agent = eqx.apply_updates(state.agent, updates)
+    moved = learned(config, state.agent)
+    whole = lambda moved: replace_novelty(moved, state.agent.novelty) if moved.novelty is None else moved
+    loss = lambda moved: agent_loss(whole(moved), state.targets, batch, config, state.hypers, key=key_loss)
+    grads, outcome = jax.grad(loss, has_aux=True)(moved)
+    updates, moments = optimizer.optimizer(state.hypers).update(grads, state.optimizer, moved)
+    agent: Agent = whole(eqx.apply_updates(moved, updates))
     targets = update_targets(state.targets, agent, outcome.scales, state.hypers.slow_rate)
 
     deter = outcome.latent.deter.astype(state.ring.deter.dtype)
     ring = replay.write_back(state.ring, windows, deter, outcome.latent.classes)
     metrics = outcome.metrics | {"opt/grad_norm": rows.norm(grads), "opt/update_norm": rows.norm(updates)}
-    learned = {"agent": agent, "targets": targets, "optimizer": moments}
-    state = dataclasses.replace(state, **learned, ring=ring, key=key)
+    changed = {"agent": agent, "targets": targets, "optimizer": moments}
+    state = dataclasses.replace(state, **changed, ring=ring, key=key)
+    if state.novelty_optimizer is not None:
+        state, own_metrics = update_novelty(config, state, clock)
+        metrics |= own_metrics
     return state, replay.advance_cursor(clock, *shape), metrics
+
+
+def update_novelty(config: Config, state: TrainState, clock: Clock) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+    """`config.ensemble.updates` steps of the novelty network's own optimiser, each on pairs of rows of its own."""
+    network = network_of(config.mode)
+    assert network is not None
+    shape = (replay.capacity_of(state.ring), config.envs, config.ensemble.batch_size)
+    key, key_steps = jr.split(state.key)
+
+    def step(carry, key):
+        windows = replay.choose_pairs(clock, *shape, key=key)
+        pairs, number = replay.read(state.ring, windows, 1), windows.start * config.envs + windows.env
+        *carry, loss = network.update(*carry, state.agent.model, pairs, number, state.hypers)
+        return tuple(carry), loss
+
+    carry = (state.agent.novelty, state.novelty_optimizer)
+    (novelty, moments), losses = lax.scan(step, carry, jr.split(key_steps, config.ensemble.updates))
+    agent = replace_novelty(state.agent, novelty)
+    state = eqx.tree_at(lambda s: (s.agent, s.novelty_optimizer, s.key), state, (agent, moments, key))
+    return state, {f"loss/{network.name}": losses.mean()}
 
 
 def iteration(env: Environment, config: Config, state: TrainState, clock: Clock) -> tuple[TrainState, Clock, Progress]:
@@ -139,6 +169,8 @@ def advance(
 def adapt(state: TrainState) -> TrainState:
     """Leave the explorer and its reward's network behind: the state that mode task goes on with."""
     agent = eqx.tree_at(lambda a: (a.explorer, a.novelty), state.agent, (None, None), is_leaf=lambda x: x is None)
-    moments = optimizer.shed(state.optimizer, state.agent, agent)
+    before = state.agent if state.novelty_optimizer is None else replace_novelty(state.agent, None)
+    moments = optimizer.shed(state.optimizer, before, agent)
     targets = Targets(state.targets.tasker, None)
-    return dataclasses.replace(state, agent=agent, targets=targets, optimizer=moments)
+    changed = {"agent": agent, "targets": targets, "optimizer": moments, "novelty_optimizer": None}
+    return dataclasses.replace(state, **changed)

@@ -13,7 +13,7 @@ import pytest
 
 from envs.environment import ActionSpace, ObsSpace
 from stages.agent import Agent, Targets, collector, parameter_counts
-from stages.config import Config, Hypers, preset
+from stages.config import Config, EnsembleConfig, Hypers, preset
 
 close = chex.assert_trees_all_close
 OBS, ACTIONS = ObsSpace((50,), "real"), ActionSpace("discrete", 3)
@@ -57,6 +57,18 @@ def test_parameters_of_exploration(mode, rewards):
     feat, units, outputs = 512 + 32 * 4, 64, 32 * 4
     member = (feat + 3) * units + 2 * units + units * units + 2 * units + units * outputs + outputs
     assert counts["novelty.members"] == config.ensemble.members * member
+    assert "novelty.prior" not in counts and "novelty.projection" not in counts
+
+
+def test_parameters_of_decoded_input_fixed_target_and_priors():
+    ensemble = EnsembleConfig(
+        members=5, layers=2, units=16, input="decoded", target="projected", projection=32, prior_layers=1
+    )
+    counts = parameter_counts(shapes_of(dataclasses.replace(preset("1m")[0], mode="explore", ensemble=ensemble)))
+    first, last = (50 + 3) * 16 + 2 * 16, 16 * 32 + 32
+    assert counts["novelty.members"] == 5 * (first + 16 * 16 + 2 * 16 + last)
+    assert counts["novelty.prior"] == 5 * (first + last)
+    assert counts["novelty.projection"] == 50 * 32
 
 
 def test_every_leaf_is_a_float32_array(mix_agent):

@@ -21,6 +21,7 @@ from stages.behavior import Behavior, BehaviorTarget, Objective, Replayed, behav
 from stages.config import Hypers, ModelConfig
 from stages.fast import blocks
 from stages.imagine import Trajectory
+from stages.networks.layers import Outputs
 from stages.returns import ReturnScale
 from tests.conftest import arbitrary
 
@@ -28,7 +29,7 @@ H, T, B, F, BINS = 4, 4, 2, 6, 15
 n = T * B
 SIZES = ModelConfig(deter=2, stoch=2, classes=2, units=8, layers=2, bins=BINS)  # deter + stoch * classes = F
 DISCRETE, CONTINUOUS = ActionSpace("discrete", 3), ActionSpace("continuous", 2)
-HYPERS = Hypers(lam=0.9, discount_horizon=20.0, return_rate=0.1, slow_regularizer=0.7, unimix=0.05)
+HYPERS = Hypers(lam=0.9, discount_horizon=20.0, return_rate=0.1, slow_regularizer=0.7, unimix=0.3, policy_unimix=0.05)
 arrays = functools.partial(jax.tree.map, np.asarray)
 
 
@@ -84,9 +85,9 @@ def given_loss(behavior, target, imagined, replayed, objective, hypers, count=1)
 
 
 CASES = {
-    "one reward, discrete": (DISCRETE, 1, Objective((1.0,), (1.0,), (False,), 0.03)),
-    "one reward, continuous": (CONTINUOUS, 1, Objective((2.0,), (1e-8,), (True,), 0.03)),
-    "two rewards": (DISCRETE, 2, Objective((1.0, 0.5), (1e-8, 6.0), (True, False), 0.03)),
+    "one reward, discrete": (DISCRETE, 1, Objective((1.0,), ("returns",), (1.0,), (False,), 0.03)),
+    "one reward, continuous": (CONTINUOUS, 1, Objective((2.0,), ("advantages",), (1e-8,), (True,), 0.03)),
+    "two rewards": (DISCRETE, 2, Objective((1.0, 0.5), ("advantages", "returns"), (1e-8, 6.0), (True, False), 0.03)),
 }
 
 
@@ -126,6 +127,10 @@ def slow_head(head, x, member=...):
         x = x @ layer.linear.weight + layer.linear.bias
         x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-4) * layer.norm.scale
         x = x / (1 + np.exp(-x))
+    if isinstance(head.out, Outputs):
+        return np.concatenate(
+            [x @ w + b for w, b in zip(head.out.parts.each.weight, head.out.parts.each.bias, strict=True)], -1
+        )
     return x @ head.out.weight + head.out.bias
 
 
@@ -156,12 +161,25 @@ def slow_return(reward, value, live, last, lam, t):
     return reward[t + 1] + live[t + 1] * ((1 - mix) * value[t + 1] + mix * after)
 
 
+def slow_percentiles(pairs, percent):
+    """Of sorted (number, weight): the first number at which the weights so far are that percentage of all."""
+    total, found = sum(weight for _, weight in pairs), []
+    for share in percent:
+        so_far = 0.0
+        for number, weight in pairs:
+            so_far += weight
+            if so_far >= share / 100 * total:
+                found.append(number)
+                break
+    return found
+
+
 def slow_policy(actor, feat, action):
     """(log-probability, entropy) of one action at one feature."""
     raw = slow_head(actor.head, feat)
     action = np.asarray(action, np.float64)
     if actor.actions.kind == "discrete":
-        probs = (1 - HYPERS.unimix) * softmax(raw) + HYPERS.unimix / len(raw)
+        probs = (1 - HYPERS.policy_unimix) * softmax(raw) + HYPERS.policy_unimix / len(raw)
         return np.log(probs[int(action.argmax())]), stats.entropy(probs)
     half = len(raw) // 2
     std = 0.1 + 0.9 / (1 + np.exp(-(raw[half:] + 2)))
@@ -193,6 +211,9 @@ def slow_loss(behavior, target, imagined, replayed, objective, hypers, believed=
     for r in range(rewards):
         old = [float(x[r]) for x in (target.scale.low, target.scale.high, target.scale.weight)]
         new = [np.percentile(returns[r], 5), np.percentile(returns[r], 95), 1.0]
+        if objective.norm[r] == "advantages":  # those of states that are reached count
+            pairs = zip((returns[r] - value[r, :H]).ravel(), np.cumprod(imagined.cont, 0)[:H].ravel(), strict=True)
+            new = [*slow_percentiles(sorted(pairs), (5, 95)), 1.0]
         low, high, weight = (0.9 * o + 0.1 * x for o, x in zip(old, new, strict=True))
         scales.append((low, high, weight))
         divisors.append(max(objective.floor[r], (high - low) / (weight if objective.debias[r] else 1)))
@@ -306,8 +327,8 @@ def policy_gradient(arrival, lam):
     reward = jnp.zeros((1, H + 1, 1)).at[0, arrival].set(1.0)
     imagined = Imagined(feat, action, reward, jnp.ones((H + 1, 1)))
     replayed = Replayed(feat[:1], jnp.zeros((1, 1, 1)), jnp.zeros((1, 1), bool), jnp.zeros((1, 1), bool))
-    objective = Objective((1.0,), (1.0,), (False,), 0.0)
-    hypers = Hypers(lam=lam, unimix=0.0)
+    objective = Objective((1.0,), ("returns",), (1.0,), (False,), 0.0)
+    hypers = Hypers(lam=lam, policy_unimix=0.0)
 
     def loss(behavior):
         losses, _, _ = given_loss(behavior, BehaviorTarget.of(behavior), imagined, replayed, objective, hypers)

@@ -86,15 +86,23 @@ def test_stack_by_hand():
     assert flops.stack(192, 64, 1, 255) == (192 * 64, 64 * 255)
 
 
-@pytest.mark.parametrize("mode", ["task", "explore", "mix"])
-def test_traced_update_executes_what_it_needs_and_little_more(mode):
+OWN = EnsembleConfig(
+    members=3, input="decoded", target="projected", prior_layers=1, updates=2, batch_size=64, units=128
+)
+
+
+@pytest.mark.parametrize(
+    ("mode", "ensemble"), [("task", None), ("explore", None), ("mix", None), ("explore", OWN), ("mix", OWN)]
+)
+def test_traced_update_executes_what_it_needs_and_little_more(mode, ensemble):
     config, hypers = small(mode)
+    config = dataclasses.replace(config, ensemble=ensemble or config.ensemble)
     found = flops.executed_update(config, hypers, made_up.Vector()).products
     # Beyond need, on purpose: the actor twice in dreams, all H + 1 states and all T rows read (as the reference does),
-    # the posterior's steps once more for their weights' gradient (stages/fast/scan.py), and when exploring the ensemble
-    # twice on replayed rows, for its loss and for the reward.
+    # the posterior's steps once more for their weights' gradient (stages/fast/scan.py), and when exploring an ensemble
+    # that learns there twice on replayed rows, for its loss and for the reward.
     parts = flops.parts(config, sizes.OBS, sizes.ACTIONS, reference=True)
-    again = ("recurrent step", "posterior", "ensemble, replayed")
+    again = ("recurrent step", "posterior") + (() if config.ensemble.updates else ("ensemble, replayed",))
     twice = [dataclasses.replace(part, backward=0).flop for part in parts if part.name in again]
     counted = sum(part.flop for part in parts) + sum(twice)
     # What is left is under 2 %: sums taken as products (norms, biases, softmax, values of bins, drawing classes).

@@ -21,7 +21,7 @@ from stages.config import Hypers
 from stages.rssm import Latent
 from tests.conftest import arbitrary
 
-S, N, HYPERS = 25, 2, Hypers()
+S, N, HYPERS = 25, 2, Hypers(policy_unimix=0.2)
 
 
 class Case:
@@ -167,7 +167,7 @@ def test_acting_samples_the_policy_or_takes_its_mode(case, name, greedy):
     agent, rollout, key = case(name).agent, case(name).rollouts[3], jr.key(5)
     choose = lambda rollout: act(agent.model, agent.tasker, rollout, HYPERS, greedy, key=key)
     latent, action = jax.jit(choose)(rollout)
-    policy = agent.tasker.actor(latent.feat, HYPERS.unimix)
+    policy = agent.tasker.actor(latent.feat, HYPERS.policy_unimix)
     noise = agent.tasker.actor.noise((N,), key=jr.split(key)[1])
     expected = policy.mode() if greedy else policy.sample(noise)
     np.testing.assert_allclose(action, expected, rtol=1e-4, atol=1e-5)

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from stages.config import PRESETS, Config, ConfigError, Hypers, ReplayConfig, preset, validate
+from stages.config import PRESETS, Config, ConfigError, EnsembleConfig, Hypers, ReplayConfig, preset, validate
 
 
 @pytest.mark.parametrize(
@@ -53,6 +53,15 @@ def test_unknown_preset_names_near_ones():
 def test_hypers_out_of_range_are_named(name, value):
     with pytest.raises(ConfigError, match=f"--hypers.{name.replace('_', '-')} "):
         validate(Config(), dataclasses.replace(Hypers(), **{name: value}))
+
+
+def test_what_an_ensembles_own_updates_need():
+    explore = lambda **ensemble: Config(mode="explore", ensemble=EnsembleConfig(**ensemble))
+    validate(explore(updates=2, target="projected"), Hypers(bootstrap=0.5))
+    with pytest.raises(ConfigError, match=r"--ensemble\.updates needs a target"):
+        validate(explore(updates=2, target="probs"), Hypers())
+    with pytest.raises(ConfigError, match=r"--hypers\.bootstrap below 1 needs updates"):
+        validate(explore(), Hypers(bootstrap=0.5))
 
 
 @pytest.mark.parametrize("name", ["block", "lane"])

@@ -165,7 +165,7 @@ def test_disagreement_of_a_state_is_the_mean_over_its_rows(short):
     sea, _, state, _ = short
     one = jax.tree.map(lambda x: x[1], state)
     rows, present = rows_of_states(one.coverage.where, SIZE * SIZE, key=jr.key(0))
-    measured = jax.jit(lambda s: measure(sea, s.agent, s.ring, s.coverage, key=jr.key(0)))(one)
+    measured = jax.jit(lambda s: measure(sea, s.agent, s.ring, s.coverage, s.hypers, key=jr.key(0)))(one)
     where = np.asarray(one.coverage.where).ravel()
     stoch = jax.nn.one_hot(one.ring.stoch, one.agent.model.rssm.classes)
     feat = Latent(one.ring.deter, stoch).feat.reshape(where.size, -1)

@@ -50,6 +50,21 @@ def test_unimix_keeps_every_class_alive():
     chex.assert_tree_all_finite(dist)
 
 
+def test_without_unimix_a_class_of_no_probability_does_no_harm():
+    """Its logarithm is finite, so that entropy, log-probability, KL and their gradients are."""
+    logits = jnp.float32([[200, -200, 0, 0], [-90, -90, -90, 90]])
+
+    def total(logits):
+        dist = Categorical.from_outputs(logits, 0.0)
+        taken = dist.log_prob(jnp.eye(4)[jnp.array([0, 3])])
+        return (dist.entropy() + taken + distributions.kl(dist, dist)).sum(), dist
+
+    (value, dist), grad = jax.value_and_grad(total, has_aux=True)(logits)
+    assert (dist.probs == jnp.float32([[1, 0, 0, 0], [0, 0, 0, 1]])).all()
+    chex.assert_tree_all_finite((value, dist, grad))
+    np.testing.assert_allclose((value, grad.sum()), 0, atol=1e-6)
+
+
 def test_unimix_of_half_precision_is_float32():
     dist = Categorical.from_outputs(jnp.zeros(4, jnp.bfloat16), 0.01)
     assert dist.probs.dtype == dist.logp.dtype == jnp.float32

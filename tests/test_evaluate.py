@@ -20,7 +20,7 @@ from stages.config import Hypers
 from stages.evaluate import evaluate
 from tests.conftest import arbitrary
 
-E, HYPERS, KEY = 12, Hypers(unimix=0.0), jr.key(3)
+E, HYPERS, KEY = 12, Hypers(policy_unimix=0.0), jr.key(3)
 OBS, ACTIONS = ObsSpace((2,), "real"), ActionSpace("discrete", 2)
 
 

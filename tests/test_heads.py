@@ -32,8 +32,9 @@ close = chex.assert_trees_all_close
 def fixed_actor(actions, bias):
     """An actor whose raw outputs are `bias`, whatever it sees."""
     actor = Actor(TABLE, actions, key=jr.key(0))
-    where = lambda a: (a.head.out.weight, a.head.out.bias)
-    return eqx.tree_at(where, actor, (jnp.zeros_like(actor.head.out.weight), jnp.asarray(bias, jnp.float32)))
+    linear = lambda a: a.head.out if actions.kind == "discrete" else a.head.out.parts.each
+    where, bias = lambda a: (linear(a).weight, linear(a).bias), jnp.asarray(bias, jnp.float32)
+    return eqx.tree_at(where, actor, (jnp.zeros_like(linear(actor).weight), bias.reshape(linear(actor).bias.shape)))
 
 
 def test_discrete_acting_is_one_hot_in_the_policys_proportions():

@@ -22,7 +22,7 @@ from stages.world_model import WorldModel
 from tests.conftest import arbitrary
 from tests.test_decode import dense, linear, sigmoid
 
-H, n, A, RATIO = 4, 4, 3, 0.01
+H, n, A, RATIO, SHARE = 4, 4, 3, 0.01, 0.2  # the uniform shares of the prior and of the policy
 ACTIONS = ActionSpace("continuous", A)
 
 
@@ -58,7 +58,7 @@ def merged(trajectory):
 def dream():
     """imagine, compiled and merged."""
     run = jax.jit(imagine, static_argnames="block")
-    return lambda *args, block=0: merged(run(*args, RATIO, block=block))
+    return lambda *args, block=0: merged(run(*args, RATIO, SHARE, block=block))
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def act_by_hand(actor, feat, noise):
     x = np.asarray(feat, np.float64)
     for layer in actor.head.mlp.layers:
         x = dense(layer, x)
-    mean, std = np.split(linear(actor.head.out, x), 2, -1)
+    mean, std = (linear(jax.tree.map(lambda w, i=i: w[i], actor.head.out.parts.each), x) for i in range(2))
     return np.tanh(mean) + (0.1 + 0.9 * sigmoid(std + 2)) * np.asarray(noise)
 
 
@@ -120,7 +120,7 @@ def test_cont_is_what_the_continue_head_says_of_each_feature(model, dreamt):
 
 @pytest.mark.parametrize("block, blocks", [(1, 4), (2, 2), (3, 2), (4, 1), (100, 1), (0, 1)])
 def test_blocks_change_no_number(config, dream, dreamt, model, actor, start, noise, block, blocks):
-    raw = jax.eval_shape(lambda *args: imagine(*args, RATIO, block), model, actor, start, noise)
+    raw = jax.eval_shape(lambda *args: imagine(*args, RATIO, SHARE, block), model, actor, start, noise)
     chex.assert_tree_shape_prefix(raw, (blocks, H + 1, n // blocks))
     other = dream(model, actor, start, noise, block=block)
     chex.assert_trees_all_close(other, dreamt, rtol=1e-5, atol=1e-5)
@@ -156,7 +156,7 @@ def test_another_latent_noise_changes_the_step_that_it_draws(config, dream, drea
 
 def test_no_gradient_reaches_model_start_policy_or_noise(model, actor, start, noise):
     def total(model, actor, start, noise):
-        out = imagine(model, actor, start, noise, RATIO)
+        out = imagine(model, actor, start, noise, RATIO, SHARE)
         return jnp.square(out.feat).sum() + jnp.square(out.action).sum() + jnp.square(out.cont).sum()
 
     arguments = (model, actor, start, noise)
@@ -189,26 +189,26 @@ class Watched(Actor):
 
 def test_the_policy_is_given_features_and_its_uniform_share_alone(config, model, start, noise):
     CALLS.clear()
-    imagine(model, arbitrary(lambda: Watched(config.model, ACTIONS, key=jr.key(0))), start, noise, RATIO)
-    assert CALLS and all(call == ((n, config.model.feat), RATIO) for call in CALLS)
+    imagine(model, arbitrary(lambda: Watched(config.model, ACTIONS, key=jr.key(0))), start, noise, RATIO, SHARE)
+    assert CALLS and all(call == ((n, config.model.feat), SHARE) for call in CALLS)
 
 
 def test_all_unimix_makes_every_class_equally_likely(config, model, actor):
     many = 4000
     start = rssm.initial(model.rssm, (many,), jnp.dtype(jnp.float32))
     noise = Noise(jr.uniform(jr.key(7), (1, many, config.model.stoch)), jnp.zeros((2, many, A)))
-    out = merged(jax.jit(imagine)(model, actor, start, noise, 1.0))
+    out = merged(jax.jit(imagine)(model, actor, start, noise, 1.0, 0.0))
     stoch = np.reshape(out.feat[1, :, 16:], (many, config.model.stoch, config.model.classes))
     np.testing.assert_allclose(stoch.mean(0), 0.25, atol=0.04)
 
 
-def test_a_discrete_policy_has_the_uniform_share_too(config, env):
+def test_a_discrete_policy_has_a_uniform_share_of_its_own(config, env):
     many, actions = 4000, env.action_space
     model = arbitrary(lambda: WorldModel(config, env.obs_space, actions, key=jr.key(0)))
     actor = arbitrary(lambda: Actor(config.model, actions, key=jr.key(0)), seed=1)
     start = rssm.initial(model.rssm, (many,), jnp.dtype(jnp.float32))
     noise = draw_noise(model, actor, 1, many, key=jr.key(7))
-    out = merged(jax.jit(imagine)(model, actor, start, noise, 1.0))
+    out = merged(jax.jit(imagine)(model, actor, start, noise, 0.0, 1.0))
     np.testing.assert_array_equal(np.sort(out.action, -1), np.broadcast_to([0, 0, 1], out.action.shape))
     np.testing.assert_allclose(out.action.mean(1), 1 / 3, atol=0.04)
 
@@ -219,7 +219,7 @@ def test_a_trajectory_has_the_compute_type(config, env):
         model = arbitrary(lambda a=actions: WorldModel(half, env.obs_space, a, key=jr.key(0)))
         actor = arbitrary(lambda a=actions: Actor(half.model, a, key=jr.key(0)))
         noise, start = draw_noise(model, actor, H, n, key=jr.key(1)), rssm.initial(model.rssm, (n,), model.dtype)
-        out = jax.eval_shape(lambda *args: imagine(*args, RATIO), model, actor, start, noise)
+        out = jax.eval_shape(lambda *args: imagine(*args, RATIO, SHARE), model, actor, start, noise)
         chex.assert_type([out.feat, out.action, out.cont], [jnp.bfloat16, jnp.bfloat16, jnp.float32])
 
 

@@ -18,8 +18,8 @@ import pytest
 
 from stages import loss as loss_stage
 from stages import rewards
-from stages.agent import Agent, Targets
-from stages.config import EnsembleConfig, Hypers
+from stages.agent import Agent, Targets, learned, replace_novelty
+from stages.config import Config, EnsembleConfig, Hypers
 from stages.ensemble import disagreement
 from stages.fast.blocks import count as count_blocks
 from stages.imagine import draw_noise, imagine
@@ -34,7 +34,9 @@ MODEL = ("recon", "reward", "cont", "dyn", "rep")
 BEHAVIOR = ("policy", "value", "repval")
 EXPLORE = ("ensemble", *(f"explorer_{name}" for name in BEHAVIOR))
 NAMES = {"task": (*MODEL, *BEHAVIOR), "explore": (*MODEL, *BEHAVIOR, *EXPLORE), "mix": (*MODEL, *BEHAVIOR, *EXPLORE)}
-HYPERS = Hypers(free_nats=0.0, intrinsic_scale=0.7, extrinsic_scale=0.4, intrinsic_floor=1e-3, return_floor=2.0)
+HYPERS = Hypers(
+    policy_unimix=0.02, free_nats=0.0, intrinsic_scale=0.7, extrinsic_scale=0.4, intrinsic_floor=1e-3, return_floor=2.0
+)
 KEY = jr.key(9)
 arrays = functools.partial(jax.tree.map, np.asarray)
 
@@ -102,10 +104,10 @@ class Case:
         model, actor, paid = self.agent.model, getattr(self.agent, name).actor, rewards.BEHAVIORS[self.mode][name]
         key = dict(zip(("tasker", "explorer"), jr.split(jr.split(KEY)[1]), strict=True))[name]
         noise = draw_noise(model, actor, H, T * B, key=key)
-        out = imagine(model, actor, start, noise, HYPERS.unimix, block=T * B)
-        reward = rewards.imagined_rewards(paid, model, self.agent.novelty, out)
+        out = imagine(model, actor, start, noise, HYPERS.unimix, HYPERS.policy_unimix, block=T * B)
+        reward = rewards.imagined_rewards(paid, model, self.agent.novelty, out, HYPERS)
         action = action_vector(model, rows.action)
-        replayed = rewards.replayed_rewards(paid, self.agent.novelty, rows, latent.feat, action)
+        replayed = rewards.replayed_rewards(paid, model, self.agent.novelty, rows, latent.feat, action, HYPERS)
         return out.feat[0], out.action[0], out.cont[0], reward[0], replayed
 
 
@@ -149,18 +151,37 @@ def test_losses_are_those_that_have_a_scale(config, env, mode):
     total, outcome = jax.eval_shape(run)
     assert total.shape == ()
     assert {name for name in outcome.metrics if name.startswith("loss/")} == {f"loss/{name}" for name in NAMES[mode]}
-    assert loss_scales(HYPERS, mode).keys() == set(NAMES[mode])
+    assert loss_scales(HYPERS, config).keys() == set(NAMES[mode])
 
 
 def test_scales_are_the_hypers_by_name():
     hypers = Hypers(*map(float, range(len(dataclasses.fields(Hypers)))))
-    scales = loss_scales(hypers, "mix")
-    for name in (*MODEL, *BEHAVIOR, "ensemble"):
+    scales = loss_scales(hypers, Config(mode="mix"))
+    for name in (*MODEL, *BEHAVIOR, "ensemble", "explorer_repval"):
         assert scales[name] == getattr(hypers, f"scale_{name}")
-    for name in BEHAVIOR:
+    for name in ("policy", "value"):
         assert scales[f"explorer_{name}"] == scales[name]
-    defaults = loss_scales(Hypers(), "task")
+    defaults = loss_scales(Hypers(), Config())
     assert defaults == {n: {"rep": 0.1, "repval": 0.3}.get(n, 1.0) for n in NAMES["task"]}
+
+
+@pytest.mark.parametrize("mode", ["explore", "mix"])
+def test_an_ensemble_with_updates_of_its_own_has_no_loss_here_and_is_not_moved_with_the_agent(config, env, mode):
+    own = dataclasses.replace(config.ensemble, updates=1, target="stoch")
+    config = dataclasses.replace(config, mode=mode, ensemble=own)
+
+    def run():
+        agent = Agent(config, env.obs_space, env.action_space, key=jr.key(0))
+        moved, batch = learned(config, agent), made_up(config.model, env)
+        loss = lambda moved: agent_loss(
+            replace_novelty(moved, agent.novelty), Targets.of(agent), batch, config, HYPERS, key=jr.key(1)
+        )
+        return jax.grad(loss, has_aux=True)(moved)
+
+    grads, outcome = jax.eval_shape(run)
+    assert grads.novelty is None and grads.explorer is not None
+    names = {name.removeprefix("loss/") for name in outcome.metrics if name.startswith("loss/")}
+    assert names == set(NAMES[mode]) - {"ensemble"} == loss_scales(HYPERS, config).keys()
 
 
 @every_mode
@@ -266,7 +287,8 @@ def test_metrics_tell_of_every_reward(case, mode):
 
 
 def disagree(case, feat, action):
-    return np.asarray(disagreement(case.agent.novelty, jnp.asarray(feat), jnp.asarray(action)))
+    agent = case.agent
+    return np.asarray(disagreement(agent.novelty, agent.model, jnp.asarray(feat), jnp.asarray(action), HYPERS))
 
 
 @exploring
@@ -310,12 +332,14 @@ def test_mix_pays_the_explorer_with_both(case):
 
 
 def test_objective_of_each_behaviour():
-    objective = lambda mode, name: tuple(objective_of(name, rewards.BEHAVIORS[mode][name], HYPERS))
-    for mode in NAMES:
-        chex.assert_trees_all_close(objective(mode, "tasker"), ((1.0,), (2.0,), (False,), HYPERS.entropy))
-    explore, mix = objective("explore", "explorer"), objective("mix", "explorer")
-    chex.assert_trees_all_close(explore, ((0.7,), (1e-3,), (True,), HYPERS.explorer_entropy))
-    chex.assert_trees_all_close(mix, ((0.7, 0.4), (1e-3, 2.0), (True, False), HYPERS.explorer_entropy))
+    for norm in ("returns", "advantages"):
+        config = Config(intrinsic_norm=norm)
+        objective = lambda mode, name, c=config: tuple(objective_of(name, rewards.BEHAVIORS[mode][name], c, HYPERS))
+        for mode in NAMES:
+            assert objective(mode, "tasker") == ((1.0,), ("returns",), (2.0,), (False,), HYPERS.entropy)
+        bonus, explore, mix = HYPERS.explorer_entropy, objective("explore", "explorer"), objective("mix", "explorer")
+        assert explore == ((0.7,), (norm,), (1e-3,), (True,), bonus)
+        assert mix == ((0.7, 0.4), (norm, "returns"), (1e-3, 2.0), (True, False), bonus)
 
 
 # ---- reward-free ---------------------------------------------------------------------------------------------------

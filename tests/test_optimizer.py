@@ -12,11 +12,13 @@ import numpy as np
 import optax
 import pytest
 
+from envs.environment import ActionSpace
 from stages.agent import Agent
-from stages.config import Hypers
+from stages.config import Hypers, ModelConfig
 from stages.ensemble import Ensemble
 from stages.fast.rows import WIDTH, from_rows, norm, tensor_rows, tensor_sums, to_rows
 from stages.fast.stacked import Stacked
+from stages.networks.heads import Actor
 from stages.networks.layers import Linear
 from stages.optimizer import adaptive_clip, optimizer, shed
 
@@ -157,6 +159,15 @@ def test_warm_up_is_linear_and_then_the_rate_stays(start):
     close(moves, np.float32(-HYPERS.lr * np.array([0, 0.25, 0.5, 0.75, 1, 1])), rtol=1e-4)
 
 
+@pytest.mark.parametrize("warmup", [0.0, 0.5])
+def test_without_warm_up_the_first_step_has_the_whole_rate(start, warmup):
+    hypers = Hypers(lr=1e-2, warmup=warmup)
+    grads, state = jax.tree.map(lambda x: jnp.full_like(x, 1e-6), start), optimizer(hypers).init(start)
+    updates, _ = jax.jit(optimizer(hypers).update)(grads, state, start)
+    for update in jax.tree.leaves(updates):
+        close(update, jnp.full_like(update, -1e-2), rtol=1e-4)
+
+
 # ---- weights as rows -----------------------------------------------------------------------------------------------
 
 
@@ -211,6 +222,22 @@ def test_a_stacked_module_says_so_itself_wherever_it_stands():
     clipped = from_rows(adaptive_clip(to_rows(huge), to_rows(parts), tensor_rows(parts), 0.3), parts)
     np.testing.assert_array_equal(clipped.several.each.weight[1:], huge.several.each.weight[1:])
     assert (clipped.several.each.weight[0] < 1).all()
+
+
+def test_a_continuous_actors_mean_and_deviation_are_clipped_apart():
+    model, actions = ModelConfig(deter=4, stoch=2, classes=2, units=8, layers=1), ActionSpace("continuous", 3)
+    actor = Actor(model, actions, key=jr.key(0))
+    noise = jr.normal(jr.key(1), (5, model.feat))
+
+    def only(half):
+        """The gradient of the outputs' mean half or deviation half, huge."""
+        return jax.grad(lambda a: 1e6 * jnp.split(a.head(noise), 2, -1)[half].sum())(actor)
+
+    both = jax.tree.map(lambda x, y: x + 1e-12 * y, only(0), only(1))
+    clipped = from_rows(adaptive_clip(to_rows(both), to_rows(actor), tensor_rows(actor), 0.3), actor)
+    weight, raw = clipped.head.out.parts.each.weight, both.head.out.parts.each.weight
+    close(jnp.linalg.norm(weight[0]), 0.3 * jnp.linalg.norm(actor.head.out.parts.each.weight[0]), rtol=1e-3)
+    chex.assert_trees_all_equal(weight[1], raw[1])  # however large the other one's is
 
 
 @pytest.mark.parametrize("gone", ["first", "last"])

@@ -126,6 +126,40 @@ def test_add_under_vmap_writes_every_seeds_own_row():
         equal(jax.tree.map(lambda x, s=seed: x[s], both), by_hand)
 
 
+# ---- pairs ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [2, 3, 6, 7, 8, 20, 1000])
+def test_pairs_are_consecutive_rows_that_the_ring_holds(steps):
+    capacity = 7
+    ring, clock = filled(capacity, steps), clock_at(steps)
+    windows = jax.jit(lambda key: replay.choose_pairs(clock, capacity, N, 600, key=key))(jr.key(steps))
+    rows = replay.read(ring, windows, 1)
+    number, env = np.asarray(rows.obs[..., 0]), np.asarray(rows.obs[..., 1])
+    np.testing.assert_array_equal(number[1], number[0] + 1)  # never across the write head
+    np.testing.assert_array_equal(env[1], env[0])
+    oldest = max(0, steps - capacity)
+    assert {(t, e) for t, e in zip(number[0], env[0], strict=True)} == {
+        (t, e) for t in range(oldest, steps - 1) for e in range(N)
+    }
+
+
+@pytest.mark.parametrize("steps", [900, 5000])
+def test_a_quarter_of_the_pairs_is_of_the_newest_rows(steps):
+    capacity, count = 1000, 4000
+    clock = clock_at(steps)
+    windows = replay.choose_pairs(clock, capacity, N, count, key=jr.key(0))
+    filled_rows = min(steps, capacity)
+    # How many rows lie between a pair and the newest one there can be.
+    age = (steps - 2 - np.asarray(windows.start)) % capacity
+    newest = 64 // N
+    assert (age[: count // 4] < newest).all()
+    assert age.max() < filled_rows - 1
+    for part, top in ((age[: count // 4], newest), (age[count // 4 :], filled_rows - 1)):
+        expected = np.histogram(part, 4, (0, top))[0] / len(part)
+        np.testing.assert_allclose(expected, 0.25, atol=0.08 if top == newest else 0.03)
+
+
 # ---- windows -------------------------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stages.returns import ReturnScale, divisor, lambda_return, update_scale
+from stages.returns import ReturnScale, divisor, lambda_return, update_scale, weighted_percentiles
 from tests.test_distributions import close, either
 
 REWARD, VALUE = jnp.float32([9, 1, 2, 3]), jnp.float32([7, 10, 20, 30])
@@ -100,3 +100,17 @@ def test_debias_makes_up_for_the_start_at_zero(steps):
 
 def test_debias_before_any_return_is_the_floor():
     close(divisor(ReturnScale.zero(), 1e-8, True), 1e-8)
+
+
+def test_weighted_percentiles_by_hand():
+    x, weight = jnp.array([[3.0, 1.0], [2.0, 9.0]]), jnp.array([[1.0, 2.0], [1.0, 0.0]])
+    close(weighted_percentiles(x, weight, np.float32([5, 49, 51, 74, 76, 100])), np.float32([1, 1, 2, 2, 3, 3]))
+
+
+def test_with_weights_alike_percentiles_are_the_plain_ones_and_without_weight_nothing_counts():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(40, 50)), jnp.float32)
+    plain, alike = (update_scale(ReturnScale.zero(), x, 1.0, w) for w in (None, jnp.full(x.shape, 0.3)))
+    close((alike.low, alike.high), (plain.low, plain.high), atol=0.03)
+    noisy = jnp.concatenate([x, 1e6 * x])
+    only = update_scale(ReturnScale.zero(), noisy, 1.0, jnp.concatenate([jnp.ones_like(x), jnp.zeros_like(x)]))
+    close((only.low, only.high), (plain.low, plain.high), atol=0.03)

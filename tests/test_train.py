@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from stages import train
+from stages.agent import learned, replace_novelty
+from stages.config import EnsembleConfig
 from stages.fast.rows import WIDTH, from_rows, tensor_rows
 from stages.replay import Clock
 from tests.conftest import tree_equal
@@ -113,34 +115,90 @@ def test_learning_rate_warms_up_from_zero(started, update):
     assert float(metrics["opt/update_norm"]) == 0 and float(metrics["opt/grad_norm"]) > 0
 
 
-@pytest.mark.parametrize("mode", ["explore", "mix"])
-def test_exploring_seed_trains_then_adapts(env, config, hypers, mode):
-    exploring = dataclasses.replace(config, mode=mode)
+OWN = EnsembleConfig(members=3, layers=1, input="decoded", target="projected", prior_layers=1, updates=2, batch_size=32)
+
+
+@pytest.mark.parametrize(("mode", "own"), [("explore", False), ("mix", False), ("explore", True), ("mix", True)])
+def test_exploring_seed_trains_then_adapts(env, config, hypers, mode, own):
+    exploring = dataclasses.replace(config, mode=mode, ensemble=OWN if own else config.ensemble)
     state = jax.jit(lambda key: train.init(env, exploring, hypers, key=key))(jr.key(0))
     prefill = lambda s: train.collect_steps(env, exploring, s, Clock.zero(), config.prefill)
     state, clock, _ = jax.jit(prefill)(state)
     explored, clock, progress = jax.jit(functools.partial(train.advance, env, exploring, 3))(state, clock)
     assert float(progress.metrics["explorer_replay_rew_disagreement"]) > 0
     assert not tree_equal(state.agent.explorer, explored.agent.explorer)
-    assert not tree_equal(state.agent.novelty, explored.agent.novelty)
+    for old, new in zip(*(jax.tree.leaves(s.agent.novelty.members) for s in (state, explored)), strict=True):
+        assert not np.array_equal(old, new)
+    assert (state.novelty_optimizer is not None) == own
+    assert float(progress.metrics["loss/ensemble"]) > 0
 
     adapted = train.adapt(explored)
     assert adapted.agent.explorer is None and adapted.agent.novelty is None and adapted.targets.explorer is None
     assert tree_equal(adapted.agent.model, explored.agent.model)
     # The optimiser's moments of what goes on are kept, and of what is left behind dropped.
-    kept, whole = (tensor_rows(agent).sum() for agent in (adapted.agent, explored.agent))
+    assert adapted.novelty_optimizer is None
+    before = learned(exploring, explored.agent)
+    assert (before.novelty is None) == own
+    kept, whole = (tensor_rows(agent).sum() for agent in (adapted.agent, before))
     moments = zip(jax.tree.leaves(adapted.optimizer), jax.tree.leaves(explored.optimizer), strict=True)
     rows = [(now, then) for now, then in moments if then.ndim]
     assert len(rows) == 2
     for now, then in rows:
         assert now.shape == (kept, WIDTH) and then.shape == (whole, WIDTH)
-        now, then = from_rows(now, adapted.agent), from_rows(then, explored.agent)
+        now, then = from_rows(now, adapted.agent), from_rows(then, before)
         assert tree_equal((now.model, now.tasker), (then.model, then.tasker))
         assert any((x != 0).any() for x in jax.tree.leaves(now))
     task = dataclasses.replace(config, mode="task")
     later, _, progress = jax.jit(functools.partial(train.advance, env, task, 2))(adapted, clock)
     assert np.isfinite(float(progress.metrics["loss/recon"]))
     assert not tree_equal(later.agent.tasker, adapted.agent.tasker)
+
+
+@pytest.fixture(scope="module")
+def exploring(env, config, hypers):
+    """(config, three prefilled seeds, clock) of a run whose ensemble has updates of its own."""
+    config = dataclasses.replace(config, mode="explore", ensemble=OWN)
+
+    def start(key):
+        state = train.init(env, config, dataclasses.replace(hypers, warmup=0.0, bootstrap=0.5), key=key)
+        return train.collect_steps(env, config, state, Clock.zero(), config.prefill)
+
+    states, clock, _ = jax.jit(jax.vmap(start, out_axes=(0, None, 0)))(jr.split(jr.key(0), 3))
+    return config, states, clock
+
+
+def test_own_updates_move_members_alone_and_the_models_update_all_else(exploring):
+    config, states, clock = exploring
+    state = jax.tree.map(lambda x: x[0], states)
+    after, metrics = jax.jit(functools.partial(train.update_novelty, config))(state, clock)
+    assert list(metrics) == ["loss/ensemble"]
+    for old, new in zip(*(jax.tree.leaves(s.agent.novelty.members) for s in (state, after)), strict=True):
+        assert not np.array_equal(old, new)
+    fixed = lambda s: (s.agent.novelty.prior, s.agent.novelty.projection, replace_novelty(s.agent, None), s.ring)
+    assert tree_equal(fixed(state), fixed(after))
+
+    # The model learns the same whether the ensemble learns beside it or not.
+    with_own, _, _ = jax.jit(functools.partial(train.update, config))(state, clock)
+    without = dataclasses.replace(state, novelty_optimizer=None)
+    alone, _, _ = jax.jit(functools.partial(train.update, config))(without, clock)
+    assert tree_equal(replace_novelty(with_own.agent, None), replace_novelty(alone.agent, None))
+    assert tree_equal(alone.agent.novelty, state.agent.novelty)
+    assert not tree_equal(with_own.agent.novelty.members, state.agent.novelty.members)
+    assert tree_equal(fixed(with_own)[:2], fixed(state)[:2])
+
+
+def test_a_seed_alone_learns_what_it_learns_in_a_sweep(exploring):
+    config, states, clock = exploring
+    step = functools.partial(train.update, config)
+    together, later, _ = jax.jit(jax.vmap(step, (0, None), (0, None, 0)))(states, clock)
+    assert not later.step.ndim and not later.online_cursor.ndim  # the clock is not batched
+    for seed in range(3):
+        alone, _, _ = jax.jit(step)(jax.tree.map(lambda x, s=seed: x[s], states), clock)
+        mine = jax.tree.map(lambda x, s=seed: x[s], together)
+        chex.assert_trees_all_close(
+            (mine.agent, mine.novelty_optimizer), (alone.agent, alone.novelty_optimizer), rtol=1e-3, atol=1e-4
+        )
+        assert tree_equal(mine.key, alone.key)
 
 
 def test_bfloat16_trains_with_float32_parameters(env, config, hypers):

@@ -6,6 +6,8 @@ all of it beforehand. `POLICIES` says which one an action space calls for; anoth
 Axes: K classes, A action dimensions. "..." are any leading axes.
 """
 
+from typing import ClassVar
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from stages.fast.kernels import matmul_highest, softmax
 
 MIN_STD, MAX_STD = 0.1, 1.0
+SMALLEST = 1e-30  # in float32 it changes no probability that a sample can have
 
 
 class Categorical(eqx.Module):
@@ -27,13 +30,15 @@ class Categorical(eqx.Module):
 
     probs: Float[Array, "... K"]
     logp: Float[Array, "... K"]
+    parts: ClassVar = 1  # output layers that a network needs
 
     @staticmethod
     def from_outputs(outputs: Float[Array, "... K"], unimix: Float[Array, "..."] | float) -> "Categorical":
         """Softmax mixed with a share `unimix` of the uniform distribution (DreamerV3, Methods), in float32."""
         probs = softmax(outputs.astype(jnp.float32))
         probs = (1 - unimix) * probs + unimix / outputs.shape[-1]
-        return Categorical(probs, jnp.log(probs))
+        # Without a uniform share a class may have probability 0; its logarithm must not be infinite.
+        return Categorical(probs, jnp.log(probs + SMALLEST))
 
     @staticmethod
     def outputs(size: int) -> int:
@@ -72,6 +77,7 @@ class BoundedNormal(eqx.Module):
 
     mean: Float[Array, "... A"]
     std: Float[Array, "... A"]
+    parts: ClassVar = 2  # the reference's mean and standard deviation come from a layer each
 
     @staticmethod
     def from_outputs(outputs: Float[Array, "... O"], unimix: Float[Array, ""] | float) -> "BoundedNormal":

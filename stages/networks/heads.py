@@ -21,8 +21,9 @@ class Actor(eqx.Module):
     actions: ActionSpace = eqx.field(static=True)
 
     def __init__(self, model: ModelConfig, actions: ActionSpace, *, key: PRNGKeyArray):
-        outputs = POLICIES[actions.kind].outputs(actions.size)
-        self.head = Head(model.feat, model.units, model.layers, outputs, scale=0.01, key=key)
+        policy = POLICIES[actions.kind]
+        sizes = (model.feat, model.units, model.layers, policy.outputs(actions.size))
+        self.head = Head(*sizes, scale=0.01, parts=policy.parts, key=key)
         self.actions = actions
 
     def __call__(self, feat: Float[Array, "... F"], unimix: Float[Array, ""] | float) -> Policy:

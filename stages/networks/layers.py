@@ -1,4 +1,4 @@
-"""Layers: Linear, RMSNorm, Dense, MLP, Head and BlockLinear, initialised as DreamerV3's.
+"""Layers: Linear, RMSNorm, Dense, MLP, Outputs, Head and BlockLinear, initialised as DreamerV3's.
 
 Every layer acts on the last axes and takes any leading ones. Parameters are float32; the input's type is the compute
 type, so one cast at the door decides the arithmetic. Source: DreamerV3's embodied/jax/nets.py, re-derived.
@@ -13,6 +13,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from stages.fast.kernels import EPSILON, affine, norm_silu
+from stages.fast.stacked import Stacked
 
 
 def truncated_normal(key: PRNGKeyArray, shape: tuple[int, ...], fan_in: int, scale: float = 1.0) -> Array:
@@ -82,16 +83,40 @@ class MLP(eqx.Module):
         return x
 
 
+class Outputs(eqx.Module):
+    """Several Linears that read the same, their outputs concatenated; the optimiser clips each by itself."""
+
+    parts: Stacked
+
+    def __init__(self, inputs: int, outputs: int, parts: int, *, scale: float = 1.0, key: PRNGKeyArray):
+        make = lambda k: Linear(inputs, outputs // parts, scale=scale, key=k)
+        self.parts = Stacked(make, jr.split(key, parts))
+
+    def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
+        return jnp.concatenate(list(self.parts.map(lambda part: part(x))), -1)
+
+
 class Head(eqx.Module):
-    """MLP and a linear output; `scale` multiplies the output layer's initial weights."""
+    """MLP and a linear output, or several; `scale` multiplies the output layer's initial weights."""
 
     mlp: MLP
-    out: Linear
+    out: Linear | Outputs
 
-    def __init__(self, inputs: int, units: int, depth: int, outputs: int, *, scale: float = 1.0, key: PRNGKeyArray):
+    def __init__(
+        self,
+        inputs: int,
+        units: int,
+        depth: int,
+        outputs: int,
+        *,
+        scale: float = 1.0,
+        parts: int = 1,
+        key: PRNGKeyArray,
+    ):
         key_mlp, key_out = jr.split(key)
         self.mlp = MLP(inputs, units, depth, key=key_mlp)
-        self.out = Linear(units, outputs, scale=scale, key=key_out)
+        several = lambda: Outputs(units, outputs, parts, scale=scale, key=key_out)
+        self.out = Linear(units, outputs, scale=scale, key=key_out) if parts == 1 else several()
 
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
         return self.out(self.mlp(x)).astype(jnp.float32)

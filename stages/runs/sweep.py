@@ -133,15 +133,15 @@ class Sweep:
             self.traces["evaluate"] += 1
             return evaluate(env.with_params(env_params), agent, config, hypers, key=key)
 
-        def take(agent, ring, coverage, key):
-            return measure(env, agent, ring, coverage, key=key)
+        def take(agent, ring, coverage, hypers, key):
+            return measure(env, agent, ring, coverage, hypers, key=key)
 
         self._stages = {
             "init": jax.jit(wrap(init, 2, False), compiler_options=_compiled_fast(mesh, 0)),
             "prefill": jax.jit(wrap(prefill, 1, True), donate_argnums=0, compiler_options=_compiled_fast(mesh, 0)),
             "adapt": jax.jit(wrap(train.adapt, 1, False), donate_argnums=0, compiler_options=_compiled_fast(mesh, 0)),
             "evaluate": jax.jit(wrap(score, 4, False), compiler_options=_compiled_fast(mesh, 1)),
-            "measure": jax.jit(wrap(take, 4, False), compiler_options=_compiled_fast(mesh, 1)),
+            "measure": jax.jit(wrap(take, 5, False), compiler_options=_compiled_fast(mesh, 1)),
         }
         lane = lane_of(config, mesh)
         self._advance = lambda n: jax.jit(wrap(functools.partial(advance, n), 1, True, lane), donate_argnums=0)
@@ -179,7 +179,7 @@ class Sweep:
             "evaluate": (self._stages["evaluate"], state.agent, state.hypers, state.env_params, keys),
         }
         if state.coverage is not None:
-            jobs["measure"] = (self._stages["measure"], state.agent, state.ring, state.coverage, keys)
+            jobs["measure"] = (self._stages["measure"], state.agent, state.ring, state.coverage, state.hypers, keys)
         if adapts:
             jobs["adapt"] = (self._stages["adapt"], before)
         else:
@@ -232,7 +232,8 @@ class Sweep:
         """Coverage and disagreement [seeds, ...] after so many steps; None where states cannot be counted."""
         if state.coverage is None:
             return None
-        return self._run("measure", state.agent, state.ring, state.coverage, self._keys(seeds, MEASURING + step))
+        keys = self._keys(seeds, MEASURING + step)
+        return self._run("measure", state.agent, state.ring, state.coverage, state.hypers, keys)
 
     def _run(self, stage: str, *args: Any) -> Any:
         """A stage as `prepare` compiled it, or compiled now."""

@@ -18,8 +18,10 @@ Needed is what is left after dead products are dropped and with nothing evaluate
     slow critics, dreams          H R
     reward, dreams                H R
     continue, dreams              (H+1) R
-    ensemble, replayed rows       B (T-1)   B (T-1)   no
+    ensemble, replayed rows       B (T-1)   B (T-1)   no; no gradient here with updates of its own
     ensemble, dreams              H R
+    ensemble, own updates         their rows          no
+    priors, and the decoder where members read what it makes: wherever the ensemble is evaluated
 
 Dreams and critics are there once for each behaviour (rewards in dreams only for one that is paid them). A backward pass
 costs twice a forward one: the gradients of weights and of inputs. What a scan sends back out of a window's first step
@@ -113,12 +115,34 @@ def parts(config: Any, obs: int, actions: int, reference: bool = False) -> list[
     if exploring:
         mix = config.mode == "mix"
         found += behavior("explorer", 2 if mix else 1, mix, False)
-        target = {"probs": latent, "stoch": latent, "embed": m.units, "deter": m.deter}[config.ensemble.target]
-        member = stack(feat + actions, config.ensemble.units or m.units, config.ensemble.layers, target)
-        members = config.ensemble.members
-        found.append(Part("ensemble, replayed", member, followed, followed, into=False, copies=members))
-        found.append(Part("ensemble, dreams", member, dreamt, copies=members))
+        found += _ensemble(config, obs, actions, followed, dreamt)
     return found
+
+
+def _ensemble(config: Any, obs: int, actions: int, followed: int, dreamt: int) -> list[Part]:
+    """Disagreement on replayed rows and in dreams, and the members' loss there or their own updates."""
+    m, e = config.model, config.ensemble
+    latent = m.stoch * m.classes
+    sizes = {"probs": latent, "stoch": latent, "embed": m.units, "deter": m.deter, "projected": e.projection}
+    inputs = {"feat": m.deter + latent, "decoded": obs}[e.input] + actions
+    network = lambda layers: stack(inputs, e.units or m.units, layers, sizes[e.target])
+    decoder, own = stack(m.deter + latent, m.units, m.layers, obs), e.updates * e.batch_size
+    found = []
+    for name, rows, learned in (
+        ("replayed", followed, 0 if own else followed),
+        ("dreams", dreamt, 0),
+        ("own updates", own, own),
+    ):
+        found.append(Part(f"ensemble, {name}", network(e.layers), rows, learned, into=False, copies=e.members))
+        if e.prior_layers:
+            found.append(Part(f"priors, {name}", network(e.prior_layers), rows, copies=e.members))
+        if e.input == "decoded":
+            found.append(Part(f"decoder, {name} of the ensemble", decoder, rows))
+        if e.target == "projected" and learned:
+            found.append(Part(f"projection, {name}", (obs * e.projection,), rows))
+        if e.target == "embed" and name == "own updates":
+            found.append(Part("encoder, own updates", stack(obs, m.units, m.layers), rows))
+    return [part for part in found if part.forward]
 
 
 def needed(config: Any, obs: int, actions: int, reference: bool = False) -> int:
