@@ -5,6 +5,7 @@ import re
 import socket
 import sys
 import threading
+import time
 from types import SimpleNamespace
 
 import jax
@@ -18,7 +19,7 @@ from stages.runs.processes import ProcessError, Processes, join
 
 
 class Store:
-    """A key-value store as the coordinator's."""
+    """A key-value store as the coordinator's, where a second lasts a hundredth."""
 
     def __init__(self):
         self.values, self.changed = {}, threading.Condition()
@@ -31,7 +32,8 @@ class Store:
 
     def blocking_key_value_get_bytes(self, key, timeout_in_ms):
         with self.changed:
-            assert self.changed.wait_for(lambda: key in self.values, timeout=20), f"nobody set {key}"
+            if not self.changed.wait_for(lambda: key in self.values, timeout=timeout_in_ms / 1e5):
+                raise RuntimeError(f"DEADLINE_EXCEEDED: nobody set {key}")
             return self.values[key]
 
 
@@ -79,6 +81,56 @@ def test_who_fails_takes_the_others_along():
     assert isinstance(second, OSError)
     for other in (first, third):
         assert isinstance(other, ProcessError) and "process 1 of 3" in str(other)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Processes that beat, and lose patience, a hundred times as fast."""
+    monkeypatch.setattr(processes, "BEAT_S", 0.05)
+    monkeypatch.setattr(processes, "SILENCE_S", 0.6)
+
+
+def test_who_is_slow_is_waited_for(quick):
+    def act(processes):
+        if processes.index == 2:
+            time.sleep(2.0)
+        return processes.exchange(b"%d" % processes.index)
+
+    assert play(act) == [[b"0", b"1", b"2"]] * 3
+
+
+def test_who_dies_without_a_word_is_noticed(quick, monkeypatch):
+    """As by SIGKILL: no more beats, and no empty message."""
+
+    def act(processes):
+        processes.exchange(b"all well")
+        if processes.index == 1:
+            processes._over.set()
+            processes._send = lambda message: None
+            raise SystemExit
+        processes.exchange(b"still well")
+
+    def one(processes):
+        try:
+            return act(processes)
+        except SystemExit:
+            return "dead"
+
+    first, second, third = play(one)
+    assert second == "dead"
+    for other in (first, third):
+        assert isinstance(other, ProcessError) and "process 1 of 3 has died; the same command" in str(other)
+
+
+def test_a_coordinator_that_is_gone_is_one_line():
+    def gone(key, timeout_in_ms):
+        raise RuntimeError("UNAVAILABLE: connection refused\nand a second line")
+
+    store = Store()
+    store.blocking_key_value_get_bytes = gone
+    with pytest.raises(ProcessError, match="process 0 of 2, the coordinator, cannot be reached: UNAVAILABLE") as caught:
+        Processes(1, 2, store).exchange(b"x")
+    assert "\n" not in str(caught.value)
 
 
 def test_all_may_fail_at_once():

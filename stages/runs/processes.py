@@ -7,8 +7,10 @@ memory and no compilation, and a process that fails can tell those that wait for
 Axes: W processes, P rows of one process.
 """
 
+import contextlib
 import re
 import socket
+import threading
 import time
 from typing import Any
 
@@ -17,7 +19,8 @@ import numpy as np
 
 from stages.config import ConfigError
 
-PATIENCE_MS = 7 * 24 * 3600 * 1000  # a slower process is waited for; a dead one is noticed by jax's heartbeats
+BEAT_S = 5.0  # how often a process says that it lives, beside its work
+SILENCE_S = 60.0  # a slower process is waited for; one that has not said so for so long is dead
 ARRIVAL_S = 300  # process 0 is waited for as long as jax itself would wait
 
 
@@ -35,6 +38,8 @@ class Processes:
     def __init__(self, index: int = 0, count: int = 1, store: Any = None):
         self.index, self.count = index, count
         self._store, self._turn = store, 0
+        self._beats: dict[int, tuple[bytes, float]] = {}  # last beat of each process that is waited for, and since when
+        self._over = threading.Event()
 
     @property
     def leads(self) -> bool:
@@ -46,7 +51,7 @@ class Processes:
         if self.count == 1:
             return [message]
         self._send(message)
-        messages = [self._store.blocking_key_value_get_bytes(self._key(i), PATIENCE_MS) for i in range(self.count)]
+        messages = [self._receive(i) for i in range(self.count)]
         self._turn += 1
         for index, each in enumerate(messages):
             if not each:
@@ -67,9 +72,12 @@ class Processes:
         return self.exchange(here).count(here)
 
     def __enter__(self) -> "Processes":
+        if self.count > 1:
+            threading.Thread(target=self._beat, name="beat", daemon=True).start()
         return self
 
     def __exit__(self, kind: Any, *_: Any) -> None:
+        self._over.set()
         if kind is not None and self.count > 1:
             self._send(b"")
 
@@ -78,6 +86,47 @@ class Processes:
 
     def _send(self, message: bytes) -> None:
         self._store.key_value_set_bytes(self._key(self.index), message, allow_overwrite=True)
+
+    def _receive(self, index: int) -> bytes:
+        """The message of a process, which is waited for as long as it lives. Raises ProcessError."""
+        while True:
+            try:
+                return self._store.blocking_key_value_get_bytes(self._key(index), int(2000 * BEAT_S))
+            except Exception as error:  # jax's own, told apart by its words alone
+                if "DEADLINE_EXCEEDED" not in str(error):
+                    why = " ".join(str(error).split())[:200]
+                    raise ProcessError(
+                        f"process 0 of {self.count}, the coordinator, cannot be reached: {why}"
+                    ) from error
+            if self._silent(index):
+                raise ProcessError(
+                    f"process {index} of {self.count} has died; the same command in all processes goes on from the "
+                    "last checkpoint"
+                )
+
+    def _silent(self, index: int) -> bool:
+        """Whether a process has not been heard of for SILENCE_S."""
+        try:
+            beat = self._store.blocking_key_value_get_bytes(self._beat_key(index), 1000)
+        except Exception:  # it has not begun to beat
+            beat = b""
+        now = time.monotonic()
+        last, since = self._beats.get(index, (None, now))
+        if beat != last:
+            since = now
+        self._beats[index] = beat, since
+        return now - since > SILENCE_S
+
+    def _beat(self) -> None:
+        """Say again and again that this process lives."""
+        count = 0
+        while not self._over.wait(BEAT_S if count else 0):
+            count += 1
+            with contextlib.suppress(Exception):  # the coordinator has gone: whoever waits for a message says so
+                self._store.key_value_set_bytes(self._beat_key(self.index), b"%d" % count, allow_overwrite=True)
+
+    def _beat_key(self, index: int) -> str:
+        return f"dreamsweep/beat/{index}"
 
 
 def join(coordinator: str = "", count: int = 0, index: int = -1) -> Processes:
@@ -97,6 +146,8 @@ def join(coordinator: str = "", count: int = 0, index: int = -1) -> Processes:
         print(f"waiting at {coordinator} until all {count} processes have come ...", flush=True)
     elif coordinator and index > 0:
         _reach(coordinator)
+    with contextlib.suppress(AttributeError):  # else jax ends all processes where one has died, with a stack trace
+        jax.config.update("jax_enable_recoverability", True)
     try:
         jax.distributed.initialize(coordinator or None, count or None, None if index < 0 else index)
     except Exception as error:
