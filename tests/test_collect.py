@@ -7,6 +7,7 @@ import dataclasses
 import functools
 
 import chex
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -151,8 +152,7 @@ def test_each_deter_follows_from_the_stored_row_before_it(case, name):
 @pytest.mark.parametrize("is_first", [True, False])
 def test_the_past_is_forgotten_at_a_first_row_and_only_there(case, name, is_first):
     agent, rollout = case(name).agent, case(name).rollouts[3]
-    now = dataclasses.replace(rollout.timestep, is_first=jnp.full((N,), is_first))
-    one = dataclasses.replace(rollout, timestep=now)
+    one = eqx.tree_at(lambda r: r.timestep.is_first, rollout, jnp.full((N,), is_first))
     latent = Latent(rollout.latent.deter + 1, jnp.roll(rollout.latent.stoch, 1, -1))
     other = dataclasses.replace(one, latent=latent, action=rollout.action + 0.5)
     think = jax.jit(lambda rollout: act(agent.model, agent.tasker, rollout, HYPERS, False, key=jr.key(5)))

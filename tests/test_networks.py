@@ -19,7 +19,8 @@ from stages.networks.recurrent import BlockGRU
 from tests.test_kernels import WIDTHS, agree, draw
 
 close = chex.assert_trees_all_close
-either = pytest.mark.parametrize("run", [lambda f: f, jax.jit], ids=["eager", "jit"])
+eager = lambda f: lambda *args: f(*jax.tree.map(jnp.asarray, args))
+either = pytest.mark.parametrize("run", [eager, jax.jit], ids=["eager", "jit"])
 
 
 def scrambled(module, seed: int = 0):
@@ -80,8 +81,9 @@ def test_layers_of_an_mlp_have_keys_of_their_own():
 
 def test_dense_activates_a_product_computed_elsewhere():
     layer, x = scrambled(layers.Dense(5, 3, key=jr.key(0))), draw(4, 5)
-    close(layer.activate(layer.linear(x)), layer(x))
-    close(layer(x), dense(layer, x.astype(np.float64)), rtol=1e-4, atol=1e-5)
+    y = layer(jnp.asarray(x))
+    close(layer.activate(layer.linear(jnp.asarray(x))), y)
+    close(y, dense(layer, x.astype(np.float64)), rtol=1e-4, atol=1e-5)
 
 
 # ---- dense layers --------------------------------------------------------------------------------------------------
@@ -136,7 +138,7 @@ def test_block_linear_is_a_block_diagonal_matrix(blocks):
     for g in range(blocks):
         rows, columns = slice(g * 8 // blocks, (g + 1) * 8 // blocks), slice(g * 12 // blocks, (g + 1) * 12 // blocks)
         whole[rows, columns] = layer.weight[g]
-    y = layer(x.reshape(2, 3, blocks, -1))
+    y = layer(jnp.asarray(x.reshape(2, 3, blocks, -1)))
     close(y, x @ whole + np.asarray(layer.bias), rtol=1e-5, atol=1e-5)
 
 
@@ -197,8 +199,8 @@ def test_projections_of_a_gru_inputs_parts_add_up(cuts):
     parts = np.split(x, cuts, -1)
     cell = scrambled(BlockGRU(tuple(part.shape[-1] for part in parts), 12, 3, key=jr.key(0))).pack()
     whole = scrambled(BlockGRU((5,), 12, 3, key=jr.key(0)))
-    projected = sum(cell.project(i, part) for i, part in enumerate(parts))
-    close(projected, whole.pack().project(0, x), rtol=1e-5, atol=1e-5)
+    projected = sum(cell.project(i, jnp.asarray(part)) for i, part in enumerate(parts))
+    close(projected, whole.pack().project(0, jnp.asarray(x)), rtol=1e-5, atol=1e-5)
     close(projected, x @ np.asarray(whole.hidden[4:]).reshape(5, 12), rtol=1e-5, atol=1e-5)
 
 
@@ -280,7 +282,7 @@ def test_conv_takes_slices_for_boards_and_the_library_for_images(side, library):
 
 @pytest.mark.parametrize("side", [10, 41])
 def test_conv_takes_any_leading_axes(side):
-    layer, x = scrambled(convolution.Conv(2, 3, 3, key=jr.key(0))), draw(2, 3, side, side, 2)
+    layer, x = scrambled(convolution.Conv(2, 3, 3, key=jr.key(0))), jnp.asarray(draw(2, 3, side, side, 2))
     y = layer(x)
     chex.assert_shape(y, (2, 3, side, side, 3))
     close(y[1, 2], layer(x[1, 2]), rtol=1e-4, atol=1e-5)
@@ -293,7 +295,7 @@ def test_max_pool_pads_odd_sides_with_nothing(shape):
     by_hand = np.zeros((2, height, width, 3), np.float32)
     for h, w in np.ndindex(height, width):
         by_hand[:, h, w] = x[:, 2 * h : 2 * h + 2, 2 * w : 2 * w + 2].max((1, 2))
-    chex.assert_trees_all_equal(convolution.max_pool(x), by_hand)
+    chex.assert_trees_all_equal(convolution.max_pool(jnp.asarray(x)), by_hand)
 
 
 @pytest.mark.parametrize("shape", [(6, 8), (5, 8), (5, 7)])
@@ -302,7 +304,7 @@ def test_upsample_doubles_and_crops(shape):
     by_hand = np.zeros((2, *shape, 3), np.float32)
     for h, w in np.ndindex(shape):
         by_hand[:, h, w] = x[:, h // 2, w // 2]
-    chex.assert_trees_all_equal(convolution.upsample(x, shape), by_hand)
+    chex.assert_trees_all_equal(convolution.upsample(jnp.asarray(x), shape), by_hand)
 
 
 @pytest.mark.parametrize(

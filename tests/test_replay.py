@@ -351,7 +351,9 @@ def test_write_back_of_any_overlaps_under_vmap_writes_what_a_loop_would(capacity
     starts, envs = rng.integers(0, capacity, (seeds, batch)), rng.choice([0, 2], (seeds, batch))
     deter, stoch = (np.stack(x) for x in zip(*(fresh_latents(length, batch, s) for s in range(seeds)), strict=True))
     rings = jax.tree.map(lambda x: jnp.stack([x] * seeds), ring)
-    new = jax.jit(jax.vmap(replay.write_back))(rings, Windows(jnp.asarray(starts), jnp.asarray(envs)), deter, stoch)
+    new = jax.jit(jax.vmap(replay.write_back))(
+        rings, jax.vmap(Windows)(jnp.asarray(starts), jnp.asarray(envs)), deter, stoch
+    )
     for s in range(seeds):
         by_hand = written_by_hand(ring, starts[s], envs[s], deter[s], stoch[s])
         equal(jax.tree.map(lambda x, s=s: x[s], new), by_hand)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import TypeCheckError
 
 from stages.returns import ReturnScale, divisor, lambda_return, update_scale, weighted_percentiles
 from tests.test_distributions import close, either
@@ -36,6 +37,14 @@ HALF, NEVER = [0.5, 0.5, 0.5, 0.5], [False] * 4
 def test_lambda_return_by_hand(run, discount, last, lam, expected):
     returns = run(lambda_return)(REWARD, VALUE, np.float32(discount), np.array(last), lam)
     close(returns, np.float32(expected), rtol=1e-6)
+
+
+def test_annotations_are_checked_while_testing():
+    """conftest.py's import hook: a shape that contradicts its annotation stops a public function at its door."""
+    four, five, never = jnp.zeros(4), jnp.zeros(5), jnp.zeros(4, bool)
+    assert lambda_return(four, four, four, never, 0.9).shape == (3,)
+    with pytest.raises(TypeCheckError, match="lambda_return"):
+        lambda_return(four, five, four, never, 0.9)
 
 
 def test_lambda_return_reads_neither_the_first_reward_nor_the_first_value():

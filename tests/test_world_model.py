@@ -148,7 +148,9 @@ def plain_observe(model, context, action, obs, is_first, uniform):
 @pytest.mark.parametrize("resets", [False, True])
 def test_observe_is_a_plain_scan_in_value_and_gradient(monkeypatch, model, window, resets):
     is_first = window.is_first & resets
-    weights = jax.tree.map(lambda x, key: jr.normal(key, (T, *x.shape)), window.context, Latent(*jr.split(jr.key(2))))
+    key_deter, key_stoch = jr.split(jr.key(2))
+    deter, stoch = window.context.deter.shape, window.context.stoch.shape
+    weights = Latent(jr.normal(key_deter, (T, *deter)), jr.normal(key_stoch, (T, *stoch)))
     moods = jr.normal(jr.key(3), weights.stoch.shape)
 
     def fast(model, context, action):
