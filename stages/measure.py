@@ -54,8 +54,7 @@ def _disagreements(
 ) -> Array:
     """The disagreement about each action at these rows of the ring, [X, U]."""
     model, index = agent.model, jnp.unravel_index(at, ring.reward.shape)
-    stoch = jax.nn.one_hot(ring.stoch[index], model.rssm.classes, dtype=model.dtype)
-    feat = Latent(ring.deter[index].astype(model.dtype), stoch).feat
+    feat = Latent.stored(ring.deter[index], ring.stoch[index], model.rssm.classes, model.dtype).feat
     spread = lambda action: jnp.broadcast_to(action, (*at.shape, *action.shape))
     about = lambda action: disagreement(agent.novelty, model, feat, spread(action), hypers)
     return lax.map(about, actions).T.astype(jnp.float32)
