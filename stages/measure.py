@@ -6,7 +6,6 @@ Axes: X states, U actions that are told apart, C capacity, N environments, K row
 """
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jax import lax

@@ -134,7 +134,7 @@ def test_a_seeds_mapping_is_that_of_its_rows_and_of_its_evaluation(short):
     where = lambda s: s.agent.tasker.actor.head.out.bias
     ones = eqx.tree_at(where, state, jnp.tile(jnp.array([-50.0, 50.0]), (3, 1)))
     mappings = jnp.stack([jnp.ones((SIZE, SIZE), jnp.int32), jnp.zeros((SIZE, SIZE), jnp.int32), state.env_params[2]])
-    scores, _ = sweep.evaluate(dataclasses.replace(ones, env_params=mappings), [0, 1, 2], 0)
+    scores, _ = sweep.evaluate(eqx.tree_at(lambda s: s.env_params, ones, mappings), [0, 1, 2], 0)
     np.testing.assert_allclose(scores.mean(1)[:2], [0.99, 0.0], atol=0.02)
 
 
@@ -175,7 +175,8 @@ def test_disagreement_of_a_state_is_the_mean_over_its_rows(short):
             continue
         assert (where[rows[cell]] == cell).all()
         for action in range(2):
-            each = disagreement(one.agent.novelty, feat[rows[cell]], jnp.tile(jnp.eye(2)[action], (ROWS_PER_STATE, 1)))
+            vectors = jnp.tile(jnp.eye(2)[action], (ROWS_PER_STATE, 1))
+            each = disagreement(one.agent.novelty, one.agent.model, feat[rows[cell]], vectors, one.hypers)
             np.testing.assert_allclose(measured.disagreement[cell, action], each.mean(), rtol=1e-4)
     chex.assert_shape([measured.visits, measured.disagreement], (SIZE * SIZE, 2))
 

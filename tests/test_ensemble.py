@@ -109,7 +109,8 @@ def observed(feat, target):
 def loss_on(ensemble, feat, action, target, is_first):
     """ensemble_loss of features and targets."""
     lead = is_first.shape
-    rows = Row(*[jnp.zeros((*lead, *VECTOR.shape))] * 3, is_first, *[is_first] * 2, *[jnp.zeros(lead)] * 2)
+    stored = jnp.zeros((*lead, 1)), jnp.zeros((*lead, 1), jnp.uint8)
+    rows = Row(*[jnp.zeros((*lead, *VECTOR.shape))] * 3, is_first, *[is_first] * 2, *stored)
     return ensemble_loss(ensemble, MODEL, observed(feat, target), rows, action, HYPERS)
 
 
@@ -366,7 +367,7 @@ def test_members_read_features_and_the_action(ensemble, rows):
 
 
 def test_members_read_in_the_compute_type(ensemble, rows):
-    scaled = dataclasses.replace(HYPERS, action_scale=jnp.float32(3.0))
+    scaled = eqx.tree_at(lambda h: h.action_scale, HYPERS, jnp.float32(3.0))
     feat, action = rows.feat.astype(jnp.bfloat16), rows.action.astype(jnp.bfloat16)
     for each in (ensemble, made(input="decoded")):
         assert inputs_of(each, MODEL, feat, action, scaled).dtype == jnp.bfloat16
