@@ -17,10 +17,14 @@ from tests.test_run import rows as logged
 from tests.test_scale import PATIENCE, ROOT
 
 # Two rounds of two phases of two chunks, saved after each: rows 5 to 29 and 29 to 41.
-WORDS = [
+TWO_ROUNDS = [
     *(*TINY, "--mode", "explore", "--seeds", "3", "--parallel", "2", "--devices", "1", "--steps", "29"),
     *("--adapt-steps", "12", "--checkpoint-minutes", "0", "--logdir"),
 ]
+
+
+# Two chunks of one seed: rows 5 to 15 to 25.
+WORDS = [*TINY, "--seeds", "1", "--devices", "1", "--steps", "25", "--checkpoint-minutes", "0", "--logdir"]
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +32,14 @@ def whole(tmp_path_factory):
     """The run that nobody stops."""
     folder = tmp_path_factory.mktemp("resume") / "whole"
     assert run.main([*WORDS, str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole_rounds(tmp_path_factory):
+    """The run of two rounds that nobody stops."""
+    folder = tmp_path_factory.mktemp("resume") / "rounds"
+    assert run.main([*TWO_ROUNDS, str(folder)]) == 0
     return folder
 
 
@@ -50,26 +62,38 @@ def ask(number):
     time.sleep(0.2)
 
 
+def stopped(words, folder, monkeypatch, number, chunk):
+    """The run with a signal in its chunk `chunk` -> exit code; and on to its end."""
+    with monkeypatch.context() as patch:
+        at_chunk(patch, chunk, lambda: ask(number))
+        code = run.main([*words, str(folder)])
+    assert json.loads((folder / "summary.json").read_text())["finished"] is False
+    lines = len(logged(folder))
+    assert run.main([*words, str(folder)]) == 0
+    return code, lines
+
+
 @pytest.mark.parametrize(
     ("number", "code", "chunk", "lines"),
-    [(signal.SIGINT, 130, 1, 2), (signal.SIGTERM, 143, 7, 11), (signal.SIGHUP, 129, 4, 8)],
-    ids=["first chunk", "second round, adapting", "a round's last chunk"],
+    [(signal.SIGINT, 130, 1, 1), (signal.SIGHUP, 129, 2, 2)],
+    ids=["first chunk", "last chunk"],
 )
 def test_a_signal_stops_between_chunks_and_the_run_goes_on(
     whole, tmp_path, monkeypatch, capsys, number, code, chunk, lines
 ):
     folder = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        at_chunk(patch, chunk, lambda: ask(number))
-        assert run.main([*WORDS, str(folder)]) == code
+    assert stopped(WORDS, folder, monkeypatch, number, chunk) == (code, lines)
     said, error = capsys.readouterr()
     assert f"run.py: {number.name}: will stop at the end of the chunk" in error and error.count("\n") == 1
-    assert said.splitlines()[-1].startswith("stopped at ") and str(folder) in said.splitlines()[-1]
-    assert json.loads((folder / "summary.json").read_text())["finished"] is False
-    assert len(logged(folder)) == lines
-    assert run.main([*WORDS, str(folder)]) == 0
-    assert "going on from the checkpoint at " in capsys.readouterr().out
+    (stop,) = [line for line in said.splitlines() if line.startswith("stopped at ")]
+    assert str(folder) in stop and "going on from the checkpoint at " in said
     assert differences(whole, folder) == []
+
+
+def test_a_signal_in_the_second_round_while_it_adapts(whole_rounds, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    assert stopped(TWO_ROUNDS, folder, monkeypatch, signal.SIGTERM, 7) == (143, 2 * 4 + 3)
+    assert differences(whole_rounds, folder) == []
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(whole, tmp_path, capsys):
@@ -78,7 +102,8 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(whole, tmp_path, capsys):
     command = [sys.executable, str(ROOT / "run.py"), *WORDS, str(folder)]
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True)
     begun = time.monotonic()
-    while not list(folder.glob("checkpoints/round-*/process-0/[0-9]*/_CHECKPOINT_METADATA")):
+    saved = lambda: [path for path in folder.glob("checkpoints/round-*/process-0/*") if path.name.isdigit()]
+    while not saved():
         assert process.poll() is None and time.monotonic() < begun + PATIENCE
         time.sleep(0.02)
     process.kill()
@@ -117,8 +142,8 @@ def test_a_finished_run_is_left_alone(whole, capsys):
     ("words", "says"),
     [
         (["--hypers.lr", "0.5"], "--hypers.lr 0.005 (now 0.5)"),
-        (["--seeds", "2"], "--seeds 3 (now 2)"),
-        (["--adapt-steps", "8"], "--adapt-steps 12 (now 8)"),
+        (["--seeds", "2"], "--seeds 1 (now 2)"),
+        (["--steps", "24"], "--steps 25 (now 24)"),
         (["--horizon", "3", "--env", "CartPole-v1"], "--env Catch-bsuite (now CartPole-v1), --horizon 2 (now 3)"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -132,12 +157,12 @@ def test_other_settings_are_refused_with_the_difference(whole, capsys, words, sa
 
 def test_more_steps_are_as_if_they_had_been_asked_for_at_once(tmp_path, capsys):
     """The ring grows; chunks stay as long as they were."""
-    words = [*TINY, "--seeds", "1", "--checkpoint-minutes", "0", "--logdir"]
-    assert run.main([*words, str(tmp_path / "more"), "--steps", "25"]) == 0
-    assert run.main([*words, str(tmp_path / "more"), "--steps", "45"]) == 0
+    more, at_once = tmp_path / "more", tmp_path / "at_once"
+    assert run.main([*WORDS, str(more)]) == 0
+    assert run.main([*WORDS, str(more), "--steps", "45"]) == 0
     assert "going on from the checkpoint at 25 steps" in capsys.readouterr().out
-    assert run.main([*words, str(tmp_path / "whole"), "--steps", "45", "--log-points", "4"]) == 0
-    assert differences(tmp_path / "whole", tmp_path / "more") == []
+    assert run.main([*WORDS, str(at_once), "--steps", "45", "--log-points", "4"]) == 0
+    assert differences(at_once, more) == []
 
 
 def test_a_run_without_checkpoints_begins_again(tmp_path, monkeypatch, capsys):
