@@ -235,7 +235,8 @@ _TINY_MODEL = ModelConfig(deter=64, blocks=4, hidden=32, units=32, stoch=8, clas
 _TINY_HYPERS = Hypers(lr=5e-3, warmup=50.0, entropy=0.06, explorer_entropy=0.05, action_scale=10.0)
 _TINY_REPLAY = ReplayConfig(batch_size=8, batch_length=16, train_ratio=16)
 # Found by measurement on Deep Sea: with members that learn the posterior's probabilities with the model, disagreement
-# grows with visits (it follows where the model has learned); so made, its rank correlation with visits is near -0.9.
+# grows with visits (it follows where the model has learned); so made, its rank correlation with visits is -0.87 after
+# 100 episodes of size 10 (16 seeds, train ratio 64).
 _NOVEL = EnsembleConfig(
     members=5, units=64, input="decoded", target="projected", prior_layers=1, updates=2, spread="var"
 )
