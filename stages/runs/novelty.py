@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.integer[Any]]
 
 BINS = {"never": (0, 0), "1_3": (1, 3), "4_15": (4, 15), "16_63": (16, 63), "64_255": (64, 255), "256": (256, np.inf)}
 """Name -> fewest and most visits of a bin of pairs."""
@@ -52,7 +53,7 @@ def novelty_metrics(visits: ArrayLike, disagreement: ArrayLike) -> dict[str, Flo
     return {name: np.array([one[name] for one in each]) for name in each[0]}
 
 
-def _metrics(visits: NDArray[np.int64], disagreement: Floats) -> dict[str, float]:
+def _metrics(visits: Ints, disagreement: Floats) -> dict[str, float]:
     """The same of one seed, [X, U]."""
     there = np.isfinite(disagreement)
     tried, seen = visits[there], disagreement[there]
@@ -71,7 +72,7 @@ class Map(NamedTuple):
     """The first seed at one point: what is drawn of its states."""
 
     step: int
-    visits: NDArray[np.int64]  # [X], of all actions
+    visits: Ints  # [X], of all actions
     disagreement: Floats  # [X], mean over actions; NaN where there is none
 
     @staticmethod
@@ -93,8 +94,8 @@ class NoveltyLog:
 
     steps: list[int] = field(default_factory=list)  # [P]
     metrics: list[dict[str, Floats]] = field(default_factory=list)  # [P] of name -> [S]
-    goal_episode: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))  # [S], 0: not yet
-    solved_episode: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))  # [S], 0: not yet
+    goal_episode: Ints = field(default_factory=lambda: np.zeros(0, np.int64))  # [S], 0: not yet
+    solved_episode: Ints = field(default_factory=lambda: np.zeros(0, np.int64))  # [S], 0: not yet
     early: Map | None = None
     middle: Map | None = None  # the last one up to half of the phase that explores
     late: Map | None = None  # the last one of that phase
