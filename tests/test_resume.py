@@ -125,8 +125,8 @@ def test_a_signal_before_training_ends_the_process_at_once(tmp_path):
         if line == "compiling ...\n":
             break
     process.send_signal(signal.SIGINT)
-    error = process.stderr.read()
-    assert process.wait(PATIENCE) == 130
+    _, error = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130
     assert error == "run.py: SIGINT: stopped at once; what was saved before stays good\n"
     assert not list(tmp_path.iterdir())
 
