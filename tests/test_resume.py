@@ -99,8 +99,10 @@ def test_a_signal_in_the_second_round_while_it_adapts(whole_rounds, tmp_path, mo
 def test_a_killed_run_goes_on_from_its_last_checkpoint(whole, tmp_path, capsys):
     """By SIGKILL, with a half-written line and one that the checkpoint does not know of."""
     folder = tmp_path / "run"
-    command = [sys.executable, str(ROOT / "run.py"), *WORDS, str(folder)]
-    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True)
+    # Not as a script: that would set compiler flags of its own, and the run that goes on here could not equal it.
+    program = "import sys, run; sys.exit(run.main(sys.argv[1:]))"
+    command, environment = [sys.executable, "-c", program, *WORDS, str(folder)], {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     begun = time.monotonic()
     saved = lambda: [path for path in folder.glob("checkpoints/round-*/process-0/*") if path.name.isdigit()]
     while not saved():
