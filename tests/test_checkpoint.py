@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import threading
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ from stages.runs.checkpoint import Checkpoints, Place
 from stages.runs.folder import RunFolderError
 from stages.runs.processes import Processes
 from tests.conftest import tree_equal
+from tests.test_processes import play
 
 
 def tree(scale=1.0, capacity=3):
@@ -188,33 +188,6 @@ def test_a_disk_that_refuses_costs_the_save_and_not_the_one_before(tmp_path, mon
     assert made(tmp_path).newest() == Place(0, 3)
 
 
-class Board(Processes):
-    """One of several processes that are threads: messages meet at a barrier."""
-
-    def __init__(self, index, count, board, barrier):
-        super().__init__(index, count)
-        self.board, self.barrier = board, barrier
-
-    def exchange(self, message):
-        self.board[self.index] = message
-        self.barrier.wait(timeout=60)
-        everyone = [self.board[i] for i in range(self.count)]
-        self.barrier.wait(timeout=60)
-        return everyone
-
-
-def together(count, work):
-    """`work(processes)` in each of so many processes -> results, in order."""
-    board, barrier, results = {}, threading.Barrier(count), {}
-    run = lambda i: results.__setitem__(i, work(Board(i, count, board, barrier)))
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return [results[i] for i in range(count)]
-
-
 def test_processes_go_on_from_what_all_of_them_have(tmp_path):
     for index, steps in enumerate([(10, 20), (10,)]):
         for step in steps:
@@ -224,11 +197,11 @@ def test_processes_go_on_from_what_all_of_them_have(tmp_path):
                 (path / part).mkdir()
             (path / "_CHECKPOINT_METADATA").write_text(json.dumps({"commit_timestamp_nsecs": 1}))
             (path / "commit_success.txt").write_text("done")
-    assert together(2, lambda processes: made(tmp_path, processes=processes).newest()) == [Place(0, 10)] * 2
+    assert play(lambda processes: made(tmp_path, processes=processes).newest(), 2) == [Place(0, 10)] * 2
 
     def refusal(processes):
         with pytest.raises(RunFolderError, match="all 3 processes"):
             made(tmp_path, processes=processes).newest()
         return True
 
-    assert together(3, refusal) == [True] * 3
+    assert play(refusal, 3) == [True] * 3

@@ -89,11 +89,14 @@ def flat(arguments: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return pairs
 
 
-def refuse_differences(arguments: Arguments, saved: Mapping[str, Any]) -> None:
-    """Raises ConfigError where a run that was saved with other arguments cannot go on with these.
+def check_same_run(arguments: Arguments, saved: Mapping[str, Any]) -> bool:
+    """Whether these arguments ask for more steps of a run that was saved with its own.
 
     Args:
         saved: the run's config.json.
+
+    Raises:
+        ConfigError: they ask for another run.
     """
     ours = flat(json.loads(json.dumps(dataclasses.asdict(arguments))))
     theirs = {name: value for name, value in flat(saved).items() if not name.startswith("versions.")}
@@ -107,6 +110,7 @@ def refuse_differences(arguments: Arguments, saved: Mapping[str, Any]) -> None:
             f"the run in {arguments.logdir} was made with {listed}{more}: give it the same again (only --steps and "
             "--adapt-steps may grow), or choose another --logdir"
         )
+    return bool(raised)
 
 
 # ---- the command line ----------------------------------------------------------------------------------------------

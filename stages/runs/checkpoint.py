@@ -6,7 +6,6 @@ JSON the log so far with the run's arguments and versions. Processes agree on th
 """
 
 import contextlib
-import json
 import logging
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +19,6 @@ from stages.runs.folder import RunFolderError, plain
 from stages.runs.processes import Processes
 
 FOLDER = "checkpoints"
-
-
 ROOM = {".ring.": 0, ".coverage.where": -1}
 """Parts of the state with room for each row that the run will collect, and what stands where none is yet."""
 
@@ -52,7 +49,7 @@ class Checkpoints:
         for path in sorted(self.folder.glob(f"round-*/process-{self.processes.index}")):
             round = int(path.parent.name.removeprefix("round-"))
             mine += [(round, step) for step in self._manager(round).all_steps()]
-        everyone = [{tuple(place) for place in json.loads(each)} for each in self._exchange(mine)]
+        everyone = [{tuple(place) for place in each} for each in self.processes.exchange_json(mine)]
         common = set.intersection(*everyone)
         if any(everyone) and not common:
             raise RunFolderError(
@@ -123,12 +120,13 @@ class Checkpoints:
                     manager.wait_until_finished()
             except RunFolderError as error:
                 failure = str(error)
-        failures = [each for each in map(json.loads, self._exchange(failure)) if each]
-        if failures:
+        if failures := [each for each in self.processes.exchange_json(failure) if each]:
             raise RunFolderError(failures[0])
 
     def prune(self, round: int) -> None:
         """Keep only the newest of a round that is over."""
+        if not self.keep:
+            return
         manager = self._manager(round)
         for step in sorted(manager.all_steps())[:-1]:
             manager.delete(step)
@@ -138,9 +136,6 @@ class Checkpoints:
         for manager in self._managers.values():
             manager.close()
         self._managers.clear()
-
-    def _exchange(self, message: Any) -> list[bytes]:
-        return self.processes.exchange(json.dumps(message).encode())
 
     def _path(self, place: Place) -> Path:
         return self._process_path(place.round) / str(place.step)

@@ -1,13 +1,13 @@
 """Keeper: where a run goes on, when it saves, and when it stops because a signal asks."""
 
-import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from stages.config import ConfigError
 from stages.replay import Clock
-from stages.runs.arguments import GROWING, Arguments, flat, refuse_differences
+from stages.runs.arguments import Arguments, check_same_run
 from stages.runs.checkpoint import Checkpoints, Place
 from stages.runs.folder import RunFolder, RunFolderError
 from stages.runs.log import RunLog
@@ -37,15 +37,12 @@ def enter(arguments: Arguments, name: str, processes: Processes) -> Entered:
         folder = RunFolder.open(arguments.logdir or name)
         try:
             if there := folder.config:
-                refuse_differences(arguments, there)
-                ours = flat({"config": vars(arguments.config)})
-                same = all(ours[each] == flat(there)[each] for each in GROWING)
-                finished = same and bool((folder.summary or {}).get("finished"))
+                more = check_same_run(arguments, there)
+                finished = not more and bool((folder.summary or {}).get("finished"))
         except BaseException:
             folder.close()
             raise
-    message = json.dumps([str(folder.path) if folder else "", finished])
-    path, finished = json.loads(processes.exchange(message.encode())[0])
+    path, finished = processes.exchange_json([str(folder.path) if folder else "", finished])[0]
     return Entered(folder, Path(path), finished)
 
 
@@ -103,7 +100,7 @@ class Keeper:
         now = time.time()
         self._signals.between_chunks(now - self._chunk_at)
         mine = [self._signals.asked, now - self._saved_at >= 60 * self._minutes]
-        everyone = [json.loads(each) for each in self._processes.exchange(json.dumps(mine).encode())]
+        everyone = self._processes.exchange_json(mine)
         asked, due = max(code for code, _ in everyone), everyone[0][1]
         if due or asked:
             self._save(state, clock)
@@ -125,15 +122,18 @@ class Keeper:
 
     def _save(self, state: TrainState, clock: Clock) -> None:
         place = Place(self._log.current, self._log.round.step)
-        try:
-            self._checkpoints.save(place, (state, clock), self._log.saved([each.iterations for each in self._phases]))
-        except RunFolderError as error:
-            self._log.warn(f"not saved: {error}")
+        progress = self._log.saved([each.iterations for each in self._phases])
+        self._tried(lambda: self._checkpoints.save(place, (state, clock), progress))
         self._saved_at = time.time()
 
     def _wait(self) -> bool:
+        """Whether all that was saved is on disk."""
+        return self._tried(self._checkpoints.wait)
+
+    def _tried(self, act: Callable[[], None]) -> bool:
+        """Whether the disk let it; a warning says why not."""
         try:
-            self._checkpoints.wait()
+            act()
         except RunFolderError as error:
             self._log.warn(f"not saved: {error}")
             return False

@@ -137,7 +137,6 @@ class RunLog:
         """
         return {
             "rounds": [dataclasses.asdict(each) for each in self.rounds],
-            "current": self.current,
             "iterations": list(iterations),
             "processes": self.processes.count,
             "width": len(self.round.round.mine),
@@ -159,11 +158,8 @@ class RunLog:
         self.started -= saved["seconds"]
         if self.folder is not None:
             self.folder.cut_metrics(saved["metrics_size"])
-            if (theirs := saved["versions"]) != versions():
-                now = versions()
-                changed = ", ".join(
-                    f"{name} {v} (now {now.get(name)})" for name, v in theirs.items() if now.get(name) != v
-                )
+            now, then = versions(), saved["versions"]
+            if changed := ", ".join(f"{k} {v} (now {now.get(k)})" for k, v in then.items() if now.get(k) != v):
                 self.warn(f"the checkpoint was made with {changed}; results may differ")
 
     @property

@@ -8,6 +8,7 @@ Axes: W processes, P rows of one process.
 """
 
 import contextlib
+import json
 import re
 import socket
 import threading
@@ -31,8 +32,8 @@ class ProcessError(RuntimeError):
 class Processes:
     """The processes of a run; without arguments, this one alone.
 
-    All call `exchange` and `gather` equally often and in the same order. Used as a context manager: where one leaves
-    with an exception, the others get a ProcessError at their next exchange instead of waiting.
+    All call `exchange`, `exchange_json` and `gather` equally often and in the same order. Used as a context manager:
+    where one leaves with an exception, the others get a ProcessError at their next exchange instead of waiting.
     """
 
     def __init__(self, index: int = 0, count: int = 1, store: Any = None):
@@ -57,6 +58,10 @@ class Processes:
             if not each:
                 raise ProcessError(f"process {index} of {self.count} has stopped; its own output says why")
         return messages
+
+    def exchange_json(self, value: Any) -> list[Any]:
+        """One value of each process, as JSON has it, in their order. Raises ProcessError."""
+        return [json.loads(each) for each in self.exchange(json.dumps(value).encode())]
 
     def gather(self, tree: Any) -> Any:
         """Arrays [P, ...] of each process, of equal shapes -> numpy [W * P, ...], in the order of processes."""
