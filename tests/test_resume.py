@@ -11,6 +11,7 @@ import pytest
 
 import run
 from stages.runs.log import RunLog
+from stages.runs.signals import Signals
 from tests.bench.kills import differences
 from tests.test_run import TINY
 from tests.test_run import rows as logged
@@ -41,6 +42,16 @@ def whole_rounds(tmp_path_factory):
     folder = tmp_path_factory.mktemp("resume") / "rounds"
     assert run.main([*TWO_ROUNDS, str(folder)]) == 0
     return folder
+
+
+@pytest.fixture(autouse=True)
+def heard():
+    """Signals are as on a terminal, whoever started the tests: nohup and background jobs ignore some, for good."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def at_chunk(monkeypatch, number, act):
@@ -176,3 +187,13 @@ def test_a_run_without_checkpoints_begins_again(tmp_path, monkeypatch, capsys):
     assert run.main(words) == 0
     assert "holds no checkpoint of the run: it begins again" in capsys.readouterr().out
     assert len(logged(tmp_path / "run")) == 2
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    """As nohup has it."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with Signals() as signals:
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        ask(signal.SIGHUP)
+        assert signals.asked == 0
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
