@@ -21,8 +21,9 @@ from stages.runs.processes import ProcessError, Processes, join
 class Store:
     """A key-value store as the coordinator's, where a second lasts a hundredth."""
 
-    def __init__(self):
+    def __init__(self, count=3):
         self.values, self.changed = {}, threading.Condition()
+        self.connected = set(range(count))
 
     def key_value_set_bytes(self, key, value, allow_overwrite=False):
         with self.changed:
@@ -36,17 +37,28 @@ class Store:
                 raise RuntimeError(f"DEADLINE_EXCEEDED: nobody set {key}")
             return self.values[key]
 
+    def disconnect(self, index):
+        with self.changed:
+            self.connected.remove(index)
+            self.changed.notify_all()
+
+    def get_live_nodes(self, indices):
+        with self.changed:
+            assert self.changed.wait_for(lambda: self.connected & set(indices) == {0}, timeout=10)
+
 
 def play(act, count=3):
     """`act` of each process, at the same time -> their results, or what they raised."""
-    store = Store()
+    store = Store(count)
 
     def one(index):
         try:
-            with Processes(index, count, store) as processes:
+            with Processes(index, count, store, lambda: store.disconnect(index)) as processes:
                 return act(processes)
         except Exception as error:
             return error
+        finally:
+            assert index > 0 or not store.connected - {0} - processes._dead, "process 0 left before the others"
 
     with concurrent.futures.ThreadPoolExecutor(count) as pool:
         return list(pool.map(one, range(count)))
@@ -107,6 +119,7 @@ def test_who_dies_without_a_word_is_noticed(quick, monkeypatch):
         if processes.index == 1:
             processes._over.set()
             processes._send = lambda message: None
+            processes._disconnect = lambda: None
             raise SystemExit
         processes.exchange(b"still well")
 

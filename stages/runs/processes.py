@@ -13,6 +13,7 @@ import re
 import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,6 +24,8 @@ from stages.config import ConfigError
 BEAT_S = 5.0  # how often a process says that it lives, beside its work
 SILENCE_S = 60.0  # a slower process is waited for; one that has not said so for so long is dead
 ARRIVAL_S = 300  # process 0 is waited for as long as jax itself would wait
+STORE = ("key_value_set_bytes", "blocking_key_value_get_bytes", "get_live_nodes")  # what is asked of jax's client
+DEPARTURE_S = 20  # process 0 waits so long for the others to leave before it does
 
 
 class ProcessError(RuntimeError):
@@ -34,10 +37,19 @@ class Processes:
 
     All call `exchange`, `exchange_json` and `gather` equally often and in the same order. Used as a context manager:
     where one leaves with an exception, the others get a ProcessError at their next exchange instead of waiting.
+    Process 0 leaves last, since jax aborts whoever is still connected to a coordinator that is gone.
     """
 
-    def __init__(self, index: int = 0, count: int = 1, store: Any = None):
+    def __init__(
+        self,
+        index: int = 0,
+        count: int = 1,
+        store: Any = None,
+        disconnect: Callable[[], None] = jax.distributed.shutdown,
+    ):
         self.index, self.count = index, count
+        self._disconnect = disconnect
+        self._dead: set[int] = set()
         self._store, self._turn = store, 0
         self._beats: dict[int, tuple[bytes, float]] = {}  # last beat of each process that is waited for, and since when
         self._over = threading.Event()
@@ -83,8 +95,27 @@ class Processes:
 
     def __exit__(self, kind: Any, *_: Any) -> None:
         self._over.set()
-        if kind is not None and self.count > 1:
-            self._send(b"")
+        if self.count == 1:
+            return
+        with contextlib.suppress(Exception):  # the coordinator has gone: what ended this process is what matters
+            if kind is not None:
+                self._send(b"")
+            if self.leads:
+                self._let_others_go()
+            else:
+                self._disconnect()
+
+    def _let_others_go(self) -> None:
+        """Wait until the others have disconnected, but not for ever."""
+        living = sorted(set(range(self.count)) - self._dead)
+
+        def wait() -> None:
+            with contextlib.suppress(Exception):  # returns once all that live have asked; those that left do not live
+                self._store.get_live_nodes(living)
+
+        waiting = threading.Thread(target=wait, name="departure", daemon=True)
+        waiting.start()
+        waiting.join(DEPARTURE_S)
 
     def _key(self, index: int) -> str:
         return f"dreamsweep/{self._turn}/{index}"
@@ -104,6 +135,7 @@ class Processes:
                         f"process 0 of {self.count}, the coordinator, cannot be reached: {why}"
                     ) from error
             if self._silent(index):
+                self._dead.add(index)
                 raise ProcessError(
                     f"process {index} of {self.count} has died; the same command in all processes goes on from the "
                     "last checkpoint"
@@ -170,7 +202,7 @@ def _store() -> Any:
         from jax._src import distributed
 
         store = distributed.global_state.client
-        if all(callable(getattr(store, name)) for name in ("key_value_set_bytes", "blocking_key_value_get_bytes")):
+        if all(callable(getattr(store, name)) for name in STORE):
             return store
     except (ImportError, AttributeError):
         pass
