@@ -32,7 +32,10 @@ from jaxtyping import install_import_hook
 
 install_import_hook(["stages", "envs"], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
+import collections
 import dataclasses
+import functools
+import gc
 
 import jax
 import jax.numpy as jnp
@@ -40,10 +43,13 @@ import jax.random as jr
 import numpy as np
 import pytest
 
+import envs
 from envs import registry
 from envs.environment import ObsSpace
 from stages.agent import Agent, Targets
 from stages.config import Config, EnsembleConfig, Hypers, ModelConfig, ReplayConfig
+from stages.runs import rounds
+from stages.runs.sweep import Sweep
 
 # Compiler options that take the hurry back. Of 0.11, emitters can be chosen for a whole process only.
 AS_IN_A_RUN: dict[str, Any] = {"xla_backend_optimization_level": 3}
@@ -68,6 +74,33 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_unconfigure() -> None:
     """Each worker leaves nothing behind."""
     shutil.rmtree(CACHE, ignore_errors=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_are_let_go():
+    """A module's programs go with it: thousands of them are gigabytes, and slow every collection of garbage."""
+    yield
+    jax.clear_caches()
+    gc.collect()
+
+
+@pytest.fixture(scope="module")
+def compiled_once():
+    """Runs of this module that are of one configuration share their compiled programs, and nothing else."""
+
+    class Shared(Sweep):
+        def prepare(self, state, clock, iterations, adapts=False):
+            key = iterations, adapts, state.key.shape
+            if key not in needs[self]:
+                needs[self][key] = super().prepare(state, clock, iterations, adapts)
+            return needs[self][key]
+
+    needs = collections.defaultdict(dict)
+    make = functools.cache(lambda name, args: registry.make(name, dict(args)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(envs, "make", lambda name, args: make(name, tuple(args.items())))
+        patch.setattr(rounds, "Sweep", functools.cache(Shared))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,8 @@ from tests.test_run import TINY
 from tests.test_run import rows as logged
 from tests.test_scale import PATIENCE, ROOT
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 # Two rounds of two phases of two chunks, saved after each: rows 5 to 29 and 29 to 41.
 TWO_ROUNDS = [
     *(*TINY, "--mode", "explore", "--seeds", "3", "--parallel", "2", "--devices", "1", "--steps", "29"),
@@ -29,7 +31,7 @@ WORDS = [*TINY, "--seeds", "1", "--devices", "1", "--steps", "25", "--checkpoint
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(compiled_once, tmp_path_factory):
     """The run that nobody stops."""
     folder = tmp_path_factory.mktemp("resume") / "whole"
     assert run.main([*WORDS, str(folder)]) == 0
@@ -37,7 +39,7 @@ def whole(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole_rounds(tmp_path_factory):
+def whole_rounds(compiled_once, tmp_path_factory):
     """The run of two rounds that nobody stops."""
     folder = tmp_path_factory.mktemp("resume") / "rounds"
     assert run.main([*TWO_ROUNDS, str(folder)]) == 0

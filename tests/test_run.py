@@ -1,4 +1,4 @@
-"""The program as a user starts it: what it writes, every environment, and what it says to bad input."""
+"""The program as a user starts it: what it writes, every kind of environment, and what it says to bad input."""
 
 import json
 
@@ -7,6 +7,8 @@ import pytest
 
 import run
 from envs import registry
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 TINY = [
     *("--model.deter", "8", "--model.blocks", "2", "--model.hidden", "8", "--model.units", "8", "--model.stoch", "2"),
@@ -76,15 +78,28 @@ def test_only_exploring_without_the_reward_is_zero_shot(tmp_path):
     assert all(np.isfinite(row["eval/score"]) for row in rows(folder))
 
 
-# The smallest run that trains, of every id that gymnax has and can make without a download.
+# What an agent sees of an environment: kind and rank of its observations, kind of its actions. One id of each trains;
+# tests/test_envs.py steps all of them.
+KINDS = ["CartPole-v1", "Pendulum-v1", "Asterix-MinAtar", "Catch-bsuite", "FourRooms-misc", "FrozenLake-misc"]
+
+
+def kind(name):
+    env = registry.make(name, {})
+    return env.obs_space.kind, len(env.obs_space.shape), env.action_space.kind
+
+
 @pytest.mark.apart
-@pytest.mark.parametrize("name", registry.ids())
-def test_every_environment_trains(tmp_path, name):
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_environment_trains(tmp_path, name):
     code, folder = start(tmp_path, "--env", name, "--steps", "24", "--eval-steps", "20", seeds=1)
     assert code == 0
     summary = json.loads((folder / "summary.json").read_text())
     assert np.isfinite(summary["score"]).all() and summary["updates"] > 0
     assert np.isfinite([v for k, v in rows(folder)[-1].items() if k.startswith("train/loss/")]).all()
+
+
+def test_no_environment_is_of_another_kind():
+    assert {kind(name) for name in registry.ids()} == {kind(name) for name in KINDS}
 
 
 def test_every_registered_id_is_tried_or_explained():
