@@ -90,6 +90,15 @@ def test_the_newest_are_kept_and_of_a_round_that_is_over_only_the_last(tmp_path)
     assert tree_equal(made(tmp_path).restore(Place(0, 30), shapes(tree())), tree(30))
 
 
+def test_a_sweep_that_is_prolonged_goes_on_from_what_was_written_last(tmp_path):
+    """Its first round again, though the last round has checkpoints too."""
+    checkpoints = made(tmp_path)
+    for place in (Place(0, 30), Place(1, 30), Place(0, 40)):
+        checkpoints.save(place, tree(), {})
+        checkpoints.wait()
+        assert made(tmp_path).newest() == place
+
+
 def test_none_is_written_where_none_shall_be_kept(tmp_path):
     checkpoints = made(tmp_path, keep=0)
     checkpoints.save(Place(0, 10), tree(), {})

@@ -44,7 +44,10 @@ class Checkpoints:
         self._managers: dict[int, Any] = {}
 
     def newest(self) -> Place | None:
-        """The newest that every process has whole; None without one."""
+        """The one written last of those that every process has whole; None without one.
+
+        It need not be the last round's: a finished sweep that is prolonged begins again with its first.
+        """
         mine = []
         for path in sorted(self.folder.glob(f"round-*/process-{self.processes.index}")):
             round = int(path.parent.name.removeprefix("round-"))
@@ -56,7 +59,8 @@ class Checkpoints:
                 f"the checkpoints in {str(self.folder)!r} are not of one step in all {self.processes.count} processes; "
                 "start as many processes as before on the same machines, or remove the folder to begin again"
             )
-        return Place(*max(common)) if common else None
+        written = lambda place: (self._manager(place[0]).metadata(place[1]).commit_timestamp_nsecs or 0, place)
+        return Place(*max(common, key=written)) if common else None
 
     def progress(self, place: Place) -> dict[str, Any]:
         """The JSON of a checkpoint. Raises RunFolderError."""
