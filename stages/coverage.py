@@ -9,12 +9,11 @@ Axes: X states, U actions that are told apart, N environments, C capacity of the
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from envs.environment import ActionSpace, Environment
 from stages.collect import Rollout
-from stages.replay import Row
+from stages.replay import Row, put
 
 ACTION_BINS = 5  # of a continuous action's first dimension, equal ones of [-1, 1]
 SOLVED_TENTHS = 9  # a seed has solved its task once fewer tenths of its episodes have missed the goal
@@ -42,7 +41,12 @@ def start_coverage(env: Environment, capacity: int, envs: int) -> Coverage | Non
 
 
 def count(
-    env: Environment, coverage: Coverage | None, rollout: Rollout, row: Row, step: Int[Array, ""]
+    env: Environment,
+    coverage: Coverage | None,
+    rollout: Rollout,
+    row: Row,
+    step: Int[Array, ""],
+    taken: Bool[Array, ""] | bool = True,
 ) -> Coverage | None:
     """The record with one more row of every environment.
 
@@ -50,6 +54,7 @@ def count(
         rollout: as it was at this row, before the step.
         row: [N, ...].
         step: the number of the row, as the ring counts; not batched.
+        taken: whether the ring took it; else the record stays what it is.
 
     `solved_episode` is bsuite's rule for Deep Sea (Osband et al. 2020: the first episode at which the average regret is
     below 0.9; a bad episode is one without the goal), at every episode rather than at the logged ones.
@@ -58,17 +63,18 @@ def count(
         return coverage
     state = jnp.where(row.is_last, -1, jax.vmap(env.states.index)(rollout.env_state))
     # Out of range, and so dropped, where no action was taken: -1 would be the last state.
-    taken = jnp.where(row.is_last, env.states.size, state), action_index(env.action_space, row.action)
-    visits = coverage.visits.at[taken].add(1, mode="drop")
-    where = lax.dynamic_update_index_in_dim(coverage.where, state, step % coverage.where.shape[0], 0)
+    visited = jnp.where(row.is_last | ~taken, env.states.size, state), action_index(env.action_space, row.action)
+    visits = coverage.visits.at[visited].add(1, mode="drop")
+    where = put(coverage.where, state, step, taken)
 
-    number = coverage.episodes + jnp.cumsum(row.is_last)  # of the episode that ends here
+    ended = row.is_last & taken
+    number = coverage.episodes + jnp.cumsum(ended)  # of the episode that ends here
     episodes, misses, goal, solved = number[-1], coverage.misses, coverage.goal_episode, coverage.solved_episode
     if env.goal is not None:
-        reached = row.is_last & (rollout.score + row.reward > env.goal)
-        missed = misses + jnp.cumsum(row.is_last & ~reached)
+        reached = ended & (rollout.score + row.reward > env.goal)
+        missed = misses + jnp.cumsum(ended & ~reached)
         goal = _first(goal, reached, number)
-        solved = _first(solved, row.is_last & (10 * missed < SOLVED_TENTHS * number), number)
+        solved = _first(solved, ended & (10 * missed < SOLVED_TENTHS * number), number)
         misses = missed[-1]
     return Coverage(visits, where, episodes, misses, goal, solved)
 

@@ -1,6 +1,7 @@
 """Evaluate: whole episodes with the tasker, in environments of their own."""
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jax import lax
@@ -10,6 +11,7 @@ from envs.environment import Environment
 from stages.agent import Agent
 from stages.collect import Rollout, collect, start
 from stages.config import Config, Hypers
+from stages.finite import finite
 
 
 class _Loop(eqx.Module):
@@ -26,6 +28,7 @@ def evaluate(
     """Score and length of `config.eval_episodes` first episodes, played side by side.
 
     An episode that `config.eval_steps` (or the environment's time limit) cuts short counts with what it has by then.
+    Where an observation or a reward is not finite, neither is the score: NaN.
 
     Returns:
         (scores, lengths in rows), [E].
@@ -43,7 +46,8 @@ def evaluate(
             env, agent, agent.tasker, loop.rollout, hypers, greedy=config.eval_greedy, key=key_step
         )
         counts = ~loop.done
-        score, length = loop.score + counts * row.reward, loop.length + counts
+        reward = jnp.where(jax.vmap(finite)(row), row.reward, jnp.nan)
+        score, length = loop.score + jnp.where(counts, reward, 0.0), loop.length + counts
         return _Loop(rollout, loop.step + 1, loop.done | row.is_last, score, length)
 
     loop = lax.while_loop(lambda loop: (loop.step < limit) & ~loop.done.all(), step, loop)

@@ -60,10 +60,19 @@ def capacity_of(ring: Replay) -> int:
     return ring.reward.shape[0]
 
 
-def add(ring: Replay, row: Row, step: Int[Array, ""]) -> Replay:
-    """Write row number `step` [N, ...] over the oldest one. `step` must not be batched."""
-    position = step % capacity_of(ring)
-    return jax.tree.map(lambda r, x: lax.dynamic_update_index_in_dim(r, x, position, 0), ring, row)
+def add(ring: Replay, row: Row, step: Int[Array, ""], taken: Bool[Array, ""] | bool = True) -> Replay:
+    """Write row number `step` [N, ...] over the oldest one, if it is taken. `step` must not be batched."""
+    return jax.tree.map(lambda rows, x: put(rows, x, step, taken), ring, row)
+
+
+def put(
+    rows: Shaped[Array, "C ..."], row: Shaped[Array, "..."], step: Int[Array, ""], taken: Bool[Array, ""] | bool
+) -> Shaped[Array, "C ..."]:
+    """`add` for one array. The old row is written once more where the new one is not taken: a choice between two rings
+    would copy them."""
+    position = step % rows.shape[0]
+    old = lax.dynamic_index_in_dim(rows, position, keepdims=False)
+    return lax.dynamic_update_index_in_dim(rows, jnp.where(taken, row, old), position, 0)
 
 
 def online_windows(step: Int[Array, ""], envs: int, length: int) -> Int[Array, ""]:

@@ -3,6 +3,9 @@
 An iteration is `steps` env steps and then `updates` updates (`Config.schedule`). `Clock` is what all seeds share; it
 never becomes batched, so that writes to the ring stay slices. `Hypers` are part of the state, so that a sweep may give
 each of its places its own.
+
+A seed diverges where an observation, a reward, a loss or a gradient is not finite. From then on nothing of it is taken,
+neither rows nor updates: it stays at its last finite state, while time goes on for the others.
 """
 
 import dataclasses
@@ -13,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jax import lax
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from envs.environment import Environment
 from stages import optimizer, replay
@@ -22,6 +25,7 @@ from stages.collect import Episodes, Rollout, collect, start
 from stages.config import Config, Hypers
 from stages.coverage import Coverage, count, start_coverage
 from stages.fast import rows
+from stages.finite import finite, keep, mark
 from stages.loss import agent_loss
 from stages.replay import Clock, Replay
 from stages.rewards import learns_with_model, network_of
@@ -40,13 +44,18 @@ class TrainState(eqx.Module):
     key: PRNGKeyArray
     env_params: Any  # what the environment drew for this seed; None if it draws nothing
     coverage: Coverage | None  # None where the environment's states cannot be counted
+    diverged: Int[Array, ""]  # rows of each environment, the last one included, when it did; 0: it has not
 
 
 class Progress(eqx.Module):
-    """What a stretch of training reports: episodes that ended in it, and means over its updates by metric name."""
+    """What a stretch of training reports: episodes that ended in it, and means over its updates by metric name.
+
+    They are NaN where one of the updates was not taken.
+    """
 
     episodes: Episodes
     metrics: dict[str, Float[Array, "..."]]
+    diverged: Int[Array, "..."]  # as in TrainState, at its end
 
 
 def capacity(config: Config) -> int:
@@ -70,7 +79,9 @@ def init(env: Environment, config: Config, hypers: Hypers, *, key: PRNGKeyArray)
     if (network := network_of(config.mode)) and not learns_with_model(config):
         own = network.moments(agent.novelty, hypers)
     coverage = start_coverage(env, capacity(config), config.envs)
-    return TrainState(agent, Targets.of(agent), moments, own, ring, rollout, hypers, key_train, env_params, coverage)
+    never = jnp.zeros((), jnp.int32)
+    targets = Targets.of(agent)
+    return TrainState(agent, targets, moments, own, ring, rollout, hypers, key_train, env_params, coverage, never)
 
 
 def collect_steps(
@@ -81,16 +92,20 @@ def collect_steps(
     key, key_steps = jr.split(state.key)
 
     def step(carry, key_step):
-        before, ring, coverage, clock = carry
+        before, ring, coverage, diverged, clock = carry
         rollout, row, episodes = collect(env, state.agent, behavior, before, state.hypers, key=key_step)
-        ring = replay.add(ring, row, clock.step)
-        coverage = count(env, coverage, before, row, clock.step)
-        return (rollout, ring, coverage, Clock(clock.step + 1, clock.online_cursor)), episodes
+        taken = (diverged == 0) & finite((row, rollout.timestep))
+        ring = replay.add(ring, row, clock.step, taken)
+        coverage = count(env, coverage, before, row, clock.step, taken)
+        later = Clock(clock.step + 1, clock.online_cursor)
+        diverged = mark(diverged, taken, later.step)
+        none = jax.tree.map(jnp.zeros_like, episodes)
+        return (keep(taken, rollout, before), ring, coverage, diverged, later), keep(taken, episodes, none)
 
-    carry = (state.rollout, state.ring, state.coverage, clock)
-    (rollout, ring, coverage, clock), episodes = lax.scan(step, carry, jr.split(key_steps, steps))
-    state = dataclasses.replace(state, rollout=rollout, ring=ring, coverage=coverage, key=key)
-    return state, clock, jax.tree.map(jnp.sum, episodes)
+    carry = (state.rollout, state.ring, state.coverage, state.diverged, clock)
+    (rollout, ring, coverage, diverged, clock), episodes = lax.scan(step, carry, jr.split(key_steps, steps))
+    changed = {"rollout": rollout, "ring": ring, "coverage": coverage, "diverged": diverged, "key": key}
+    return dataclasses.replace(state, **changed), clock, jax.tree.map(jnp.sum, episodes)
 
 
 def update(config: Config, state: TrainState, clock: Clock) -> tuple[TrainState, Clock, dict[str, Float[Array, ""]]]:
@@ -103,20 +118,30 @@ def update(config: Config, state: TrainState, clock: Clock) -> tuple[TrainState,
     moved = learned(config, state.agent)
     whole = lambda moved: replace_novelty(moved, state.agent.novelty) if moved.novelty is None else moved
     loss = lambda moved: agent_loss(whole(moved), state.targets, batch, config, state.hypers, key=key_loss)
-    grads, outcome = jax.grad(loss, has_aux=True)(moved)
+    (total, outcome), grads = jax.value_and_grad(loss, has_aux=True)(moved)
     updates, moments = optimizer.optimizer(state.hypers).update(grads, state.optimizer, moved)
     agent: Agent = whole(eqx.apply_updates(moved, updates))
     targets = update_targets(state.targets, agent, outcome.scales, state.hypers.slow_rate)
 
-    deter = outcome.latent.deter.astype(state.ring.deter.dtype)
-    ring = replay.write_back(state.ring, windows, deter, outcome.latent.classes)
-    metrics = outcome.metrics | {"opt/grad_norm": rows.norm(grads), "opt/update_norm": rows.norm(updates)}
-    changed = {"agent": agent, "targets": targets, "optimizer": moments}
-    state = dataclasses.replace(state, **changed, ring=ring, key=key)
+    norms = {"opt/grad_norm": rows.norm(grads), "opt/update_norm": rows.norm(updates)}
+    taken = (state.diverged == 0) & finite((total, norms))
+    was = (state.agent, state.targets, state.optimizer, (batch.deter[1:], batch.stoch[1:]))
+    fresh = (outcome.latent.deter.astype(state.ring.deter.dtype), outcome.latent.classes)
+    agent, targets, moments, fresh = keep(taken, (agent, targets, moments, fresh), was)
+
+    ring = replay.write_back(state.ring, windows, *fresh)
+    changed = {"agent": agent, "targets": targets, "optimizer": moments, "ring": ring, "key": key}
+    state = dataclasses.replace(state, **changed, diverged=mark(state.diverged, taken, clock.step))
+    metrics = _of_taken(taken, outcome.metrics | norms)
     if state.novelty_optimizer is not None:
         state, own_metrics = update_novelty(config, state, clock)
         metrics |= own_metrics
     return state, replay.advance_cursor(clock, *shape), metrics
+
+
+def _of_taken(taken: Bool[Array, ""], metrics: dict[str, Float[Array, ""]]) -> dict[str, Float[Array, ""]]:
+    """The metrics of an update that is taken, else NaN."""
+    return {name: jnp.where(taken, value, jnp.nan) for name, value in metrics.items()}
 
 
 def update_novelty(config: Config, state: TrainState, clock: Clock) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
@@ -132,11 +157,13 @@ def update_novelty(config: Config, state: TrainState, clock: Clock) -> tuple[Tra
         *carry, loss = network.update(*carry, state.agent.model, pairs, number, state.hypers)
         return tuple(carry), loss
 
-    carry = (state.agent.novelty, state.novelty_optimizer)
-    (novelty, moments), losses = lax.scan(step, carry, jr.split(key_steps, config.ensemble.updates))
-    agent = replace_novelty(state.agent, novelty)
-    state = eqx.tree_at(lambda s: (s.agent, s.novelty_optimizer, s.key), state, (agent, moments, key))
-    return state, {f"loss/{network.name}": losses.mean()}
+    before = (state.agent.novelty, state.novelty_optimizer)
+    after, losses = lax.scan(step, before, jr.split(key_steps, config.ensemble.updates))
+    taken = (state.diverged == 0) & finite((losses, rows.norm(after[0])))
+    novelty, moments = keep(taken, after, before)
+    changed = {"agent": replace_novelty(state.agent, novelty), "novelty_optimizer": moments, "key": key}
+    state = dataclasses.replace(state, **changed, diverged=mark(state.diverged, taken, clock.step))
+    return state, _of_taken(taken, {f"loss/{network.name}": losses.mean()})
 
 
 def iteration(env: Environment, config: Config, state: TrainState, clock: Clock) -> tuple[TrainState, Clock, Progress]:
@@ -149,7 +176,7 @@ def iteration(env: Environment, config: Config, state: TrainState, clock: Clock)
         return (state, clock), metrics
 
     (state, clock), metrics = lax.scan(one, (state, clock), length=updates)
-    return state, clock, Progress(episodes, jax.tree.map(jnp.mean, metrics))
+    return state, clock, Progress(episodes, jax.tree.map(jnp.mean, metrics), state.diverged)
 
 
 def advance(
@@ -163,7 +190,7 @@ def advance(
 
     (state, clock), progress = lax.scan(one, (state, clock), length=iterations)
     metrics = jax.tree.map(jnp.mean, progress.metrics)
-    return state, clock, Progress(jax.tree.map(jnp.sum, progress.episodes), metrics)
+    return state, clock, Progress(jax.tree.map(jnp.sum, progress.episodes), metrics, state.diverged)
 
 
 def adapt(state: TrainState) -> TrainState:

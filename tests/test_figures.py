@@ -21,11 +21,11 @@ NAN, INF = float("nan"), float("inf")
 # ---- the table ---------------------------------------------------------------------------------------------
 
 
-def printed(interval, title):
+def printed(interval, title, diverged=None):
     from rich.console import Console
 
     stream = io.StringIO()
-    figures.print_table(interval, title, Console(file=stream, width=90, color_system=None))
+    figures.print_table(interval, title, diverged, Console(file=stream, width=90, color_system=None))
     return stream.getvalue()
 
 
@@ -39,6 +39,13 @@ def test_table_shows_every_number_and_the_seeds():
     assert rows["interquartile mean"][-3:] == [f"{interval.ci_low:.3f}", "to", f"{interval.ci_high:.3f}"]
     assert rows["worst seed"] == ["0.250", "seed", "4"] and rows["best seed"] == ["1.000", "seed", "6"]
     assert rows["no finite score"][-2:] == ["seed", "5"]
+
+
+def test_table_marks_seeds_that_diverged():
+    text = printed(summarise([0.5, NAN], [3, 4]), "t", {3: 1200, 4: 7})
+    (line,) = [line for line in text.splitlines() if "diverged" in line]
+    assert line.split() == "diverged 2 frozen: seed 3 at step 1,200, seed 4 at step 7".split()
+    assert "diverged" not in printed(summarise([0.5], [3]), "t")
 
 
 def test_table_of_large_small_and_missing_scores():
@@ -120,6 +127,26 @@ def test_curves_show_marker_and_baseline(tmp_path):
     assert 1 <= grey_columns.sum() <= 4 and not ((plain < 0.7).all(-1).mean(0) > 0.3).any()
     black_rows = (based < 0.5).all(-1).mean(1) > 0.3
     assert 1 <= black_rows.sum() <= 4 and not ((plain < 0.5).all(-1).mean(1) > 0.3).any()
+
+
+def test_curves_mark_where_a_seed_diverged(tmp_path):
+    """In red: at its last score, or on the axis if it had none."""
+    scores = np.ones((3, 50))
+    scores[1, 20:], scores[2] = NAN, NAN
+    kwargs = {"steps": np.arange(50), "scores": scores, "title": "t", "ylabel": "y"}
+    plot_curves(tmp_path / "a.png", **kwargs)
+    plot_curves(tmp_path / "b.png", **kwargs, diverged=[0, 20, 40])
+    red = [
+        (image[..., 0] > image[..., 2] + 0.4)[:570] for image in map(pixels, (tmp_path / "a.png", tmp_path / "b.png"))
+    ]
+    assert not red[0].any()
+    columns = np.flatnonzero(red[1].any(0))
+    assert (np.diff(columns) > 50).sum() == 1, "two crosses, apart"
+    left, right = (
+        np.flatnonzero(red[1][:, each].any(1)).mean()
+        for each in np.split(columns, 1 + np.argmax(np.diff(columns)).reshape(1))
+    )
+    assert right > left + 100, "the seed without a score is marked on the axis"
 
 
 def test_marker_labels_do_not_meet():

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 # From the bottom up. A module may import from the lines before its own, and from those before it on its line.
 LAYERS = [
     ["config"],
-    ["fast"],
+    ["fast", "finite"],
     ["networks"],
     ["replay", "returns", "encode", "rssm", "decode"],
     ["world_model", "imagine", "ensemble"],

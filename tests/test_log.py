@@ -1,5 +1,6 @@
 """The log of a run, on sweeps that only pretend to train: rows, lines, files, by hand-computed numbers."""
 
+import dataclasses
 import json
 import math
 import resource
@@ -14,7 +15,7 @@ import run
 from stages.collect import Episodes
 from stages.replay import Clock
 from stages.runs import log as log_module
-from stages.runs.folder import RunFolder
+from stages.runs.folder import RunFolder, plain
 from stages.runs.log import Curve, RoundLog, RunLog, metric_rows, peak_memory_mb
 from stages.runs.processes import Processes
 from stages.runs.rounds import Evaluator, Plan, Round
@@ -45,12 +46,12 @@ def at(step):
     return Clock(jnp.int32(step), jnp.int32(0))
 
 
-def progress(scores, counts, loss=()):
-    """What a chunk reports: each seed's sum of scores over its episodes, of 9 steps each, and one loss."""
+def progress(scores, counts, loss=(), diverged=()):
+    """What a chunk reports: each seed's sum of scores over its episodes, of 9 steps each, one loss, and its end."""
     each = [Episodes(*map(jnp.float32, (n, score, 9.0 * n))) for n, score in zip(counts, scores, strict=True)]
     episodes = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
     metrics = {"loss/recon": jnp.array(loss or [0.5] * len(counts)), "opt/norm": jnp.array([2.0] * len(counts))}
-    return Progress(episodes, metrics)
+    return Progress(episodes, metrics, jnp.array(diverged or [0] * len(counts)))
 
 
 # ---- rows ----------------------------------------------------------------------------------------------------------
@@ -64,7 +65,15 @@ def test_rows_by_hand(clock):
     clock.now = NOW + 4.0
     found = metric_rows(progress([3.0, 0.0], [2, 0], [0.25, 0.75]), [7, 9], config, 60, 10, NOW)
     speed = {"fps/policy": 10 * 2 / 4.0, "fps/train": 10 * 4 * 8 / 4.0}
-    first = {"step": 120, "seed": 7, "phase": "task", "episode/score": 1.5, "episode/length": 9.0, "episode/count": 2}
+    first = {
+        "step": 120,
+        "seed": 7,
+        "phase": "task",
+        "diverged": None,
+        "episode/score": 1.5,
+        "episode/length": 9.0,
+        "episode/count": 2,
+    }
     assert found[0] == first | {"train/loss/recon": 0.25, "train/opt/norm": 2.0} | speed
     assert found[1]["seed"] == 9 and found[1]["episode/count"] == 0 and found[1]["train/loss/recon"] == 0.75
     assert math.isnan(found[1]["episode/score"]) and math.isnan(found[1]["episode/length"])
@@ -134,15 +143,31 @@ def test_lines_and_rows_of_a_chunk(tmp_path, capsys, clock):
     assert "200/1,500 steps" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("loss", [NAN, math.inf])
-def test_losses_that_are_not_finite_are_warned_of(tmp_path, capsys, loss):
+def test_a_seed_that_diverges_is_warned_of_once_and_marked_in_every_file(tmp_path, capsys):
+    """Seed 4 of three, in two environments: after row 3 of each."""
     log = make(RunFolder.open(tmp_path / "run"))
     log.on_round(0, Round([3, 4, 5], [3, 4, 5]))
-    rows = log.rows(progress([0.0] * 3, [0] * 3, [0.5, loss, 0.5]), log.arguments.config, at(1), 1, NOW - 1)
-    log.on_chunk(log.arguments.config, rows, None, 1, 1.0, 0.0)
-    said, warned = capsys.readouterr()
-    assert "score -" in said, "no seed has finished an episode"
-    assert warned == "run.py: warning: losses of seeds [4] are not finite; try a lower --hypers.lr\n"
+    log.round.untrained = np.array([0.0, NAN, 1.0])
+    for step, loss, diverged in ((2, 0.5, 0), (4, NAN, 3), (6, math.inf, 3)):
+        done = progress([1.0] * 3, [1] * 3, [0.5, loss, 0.5], [0, diverged, 0])
+        log.on_chunk(
+            log.arguments.config, log.rows(done, log.arguments.config, at(step), 1, NOW - 1), None, 1, 1.0, 0.0
+        )
+    _, warned = capsys.readouterr()
+    assert warned.startswith("run.py: warning: seed 4 at step 6: ") and warned.count("\n") == 1
+    np.testing.assert_array_equal(log.round.training.scores, [[1, 1, 1], [1, NAN, 1], [1, NAN, 1]])
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line, parse_constant=pytest.fail) for line in lines]
+    assert [row["diverged"] for row in rows] == [None] * 4 + [6] + [None] * 2 + [6] + [None]
+    assert [row["train/loss/recon"] for row in rows[4::3]] == [None, None]
+
+    kept = RoundLog.load(json.loads(json.dumps(plain(dataclasses.asdict(log.round)))))
+    assert kept.diverged_at == {4: 6} and kept.diverged.dtype == log.round.diverged.dtype
+    log.round.final = np.array([1.0, NAN, 3.0])
+    log.on_finish()
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text(), parse_constant=pytest.fail)
+    assert summary["diverged"] == {"4": 6} and summary["nonfinite"] == [4] and summary["iqm"] == 2.0
+    assert "frozen: seed 4 at step 6" in capsys.readouterr().out
 
 
 def test_a_process_that_does_not_lead_prints_and_writes_nothing(capsys):

@@ -7,14 +7,12 @@ Axes: S seeds, P points of a curve.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import io
 import math
 import os
-import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,28 +28,15 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-# ---- the terminal ------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def printing() -> Iterator[None]:
-    """Printing inside it cannot end a run: where the reader is gone, or the disk behind it full, lines are dropped."""
-    try:
-        yield
-    except OSError:
-        # Also for the interpreter, which flushes both at its end.
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    except UnicodeEncodeError:  # a terminal without that character: nothing was printed
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="replace")
-
-
 # ---- the table ---------------------------------------------------------------------------------------------
 
 
-def table(interval: Interval, title: str) -> Table:
-    """The sweep's scores as a rich table: mean, median, IQM with its interval, worst and best seed."""
+def table(interval: Interval, title: str, diverged: Mapping[int, int]) -> Table:
+    """The sweep's scores as a rich table: mean, median, IQM with its interval, worst and best seed.
+
+    Args:
+        diverged: seeds that were frozen, with the env step of each.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -78,14 +63,19 @@ def table(interval: Interval, title: str) -> Table:
         listed = ", ".join(str(seed) for seed in interval.nonfinite)
         word = "seed" if len(interval.nonfinite) == 1 else "seeds"
         result.add_row("no finite score", "-", f"left out above: {word} {listed}", style="red")
+    if diverged:
+        listed = ", ".join(f"seed {seed} at step {step:,}" for seed, step in diverged.items())
+        result.add_row("diverged", str(len(diverged)), f"frozen: {listed}", style="red")
     return result
 
 
-def print_table(interval: Interval, title: str, console: Console | None = None) -> None:
-    """Print `table(interval, title)` to `console`, standard output by default."""
+def print_table(
+    interval: Interval, title: str, diverged: Mapping[int, int] | None = None, console: Console | None = None
+) -> None:
+    """Print `table(interval, title, diverged)` to `console`, standard output by default."""
     from rich.console import Console
 
-    (console or Console()).print(table(interval, title))
+    (console or Console()).print(table(interval, title, diverged or {}))
 
 
 def _decimals(extreme: float) -> int:
@@ -104,7 +94,7 @@ def _number(value: float, decimals: int) -> str:
 SIZE_INCHES = (7.2, 4.4)
 DPI = 150
 FEW_POINTS = 12
-BLUE, INK, GREY = "#1f5a94", "#222222", "#777777"
+BLUE, RED, INK, GREY = "#1f5a94", "#b3261e", "#222222", "#777777"
 BOLD: dict[str, Any] = {"color": BLUE, "linewidth": 2, "marker": "o", "markersize": 4}
 THIN: dict[str, Any] = {"color": BLUE, "linewidth": 0.8, "marker": "o", "markersize": 2}
 
@@ -118,6 +108,7 @@ def plot_curves(
     ylabel: str,
     markers: Sequence[tuple[float, str]] | None = None,
     baseline: tuple[float, str] | None = None,
+    diverged: Sequence[int] = (),
 ) -> None:
     """Draw learning curves as a PNG of 1080 x 660 pixels: seeds faint, the IQM bold, its interval shaded.
 
@@ -130,6 +121,7 @@ def plot_curves(
         title, ylabel: plain text (no mathtext); long ones are wrapped.
         markers: (step, label) of vertical lines, such as the steps between phases.
         baseline: (score, label) of a dashed horizontal line, such as a random policy's score.
+        diverged: [S], the step at which each seed did, marked by a red cross; 0 for those that did not.
 
     Raises:
         ValueError: `scores` is not [S, P] for these steps.
@@ -159,6 +151,7 @@ def plot_curves(
     axes.set_ylabel(textwrap.fill(ylabel, 40), parse_math=False)
 
     _draw_scores(axes, steps, scores)
+    _draw_diverged(axes, steps, scores, diverged)
     if baseline is not None:
         axes.axhline(baseline[0], color=INK, linewidth=1.1, linestyle=(0, (5, 3)), label=baseline[1], zorder=2.5)
     rows = _draw_markers(axes, markers)
@@ -209,6 +202,20 @@ def _draw_scores(axes: Axes, steps: NDArray[np.float64], scores: NDArray[np.floa
     axes.plot([], [], color=BLUE, linewidth=2, label="interquartile mean")
     axes.fill_between([], [], [], color=BLUE, alpha=0.22, linewidth=0, label="its 95 % bootstrap interval")
     axes.plot([], [], color=BLUE, alpha=0.45, linewidth=0.8, label=f"{S} seeds")
+
+
+def _draw_diverged(
+    axes: Axes, steps: NDArray[np.float64], scores: NDArray[np.float64], diverged: Sequence[int]
+) -> None:
+    """A cross where a seed diverged, at the score that it had by then; on the axis if it had none."""
+    label = f"{np.count_nonzero(diverged)} diverged"
+    for score, at in zip(scores, diverged, strict=False):
+        if at:
+            before = score[(steps <= at) & np.isfinite(score)]
+            place = axes.transData if before.size else axes.get_xaxis_transform()
+            height = before[-1] if before.size else 0.0
+            axes.plot([at], [height], "x", color=RED, transform=place, clip_on=False, label=label, zorder=4)
+            label = "_"  # one entry in the legend
 
 
 def _alone(values: NDArray[np.float64]) -> NDArray[np.bool_]:

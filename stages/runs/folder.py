@@ -21,8 +21,8 @@ class RunFolderError(ValueError):
 class RunFolder:
     """A run's folder: `config.json`, `metrics.jsonl` and `summary.json` below `path`.
 
-    JSON knows neither NaN nor infinities: NaN is written as null, an infinity as the string "Infinity" or
-    "-Infinity" (which Python's `float` reads). Arrays and numpy scalars are written as lists and numbers.
+    JSON knows neither NaN nor infinities: both are written as null. Arrays and numpy scalars are written as lists and
+    numbers.
     """
 
     path: Path
@@ -47,10 +47,11 @@ class RunFolder:
         """
         if not os.fspath(path):
             raise RunFolderError("the run's folder has an empty name; choose another --logdir")
-        folder = Path(os.path.expanduser(path)).absolute()
+        folder = Path(os.path.expanduser(path))
         made: list[Path] = []
         lock = -1
         try:
+            folder = folder.absolute()  # fails where the working directory is gone
             _make_folders(folder, made)
             lock = _lock(folder / cls.LOCK)
             if not (folder / cls.CONFIG).exists():
@@ -264,7 +265,7 @@ def plain(value: Any) -> Any:
     if hasattr(value, "tolist"):  # numpy's and jax's arrays and scalars
         return plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
+        return None
     return value
 
 

@@ -17,7 +17,7 @@ from envs.environment import StateSpace
 from stages.config import Config
 from stages.measure import Measurement
 from stages.replay import Clock
-from stages.runs import figures
+from stages.runs import figures, terminal
 from stages.runs.arguments import Arguments
 from stages.runs.folder import RunFolder
 from stages.runs.novelty import Map, NoveltyLog, novelty_metrics, summary, words
@@ -63,6 +63,7 @@ class RoundLog:
     untrained: np.ndarray = field(default_factory=lambda: np.zeros(0))
     zero_shot: np.ndarray = field(default_factory=lambda: np.zeros(0))
     final: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    diverged: np.ndarray = field(default_factory=lambda: np.zeros(0, int))  # [seeds], env step; 0: it has not
     novelty: NoveltyLog = field(default_factory=NoveltyLog)  # empty where states cannot be counted
     adapt_step: int | None = None  # the step from which mode task goes on with what was explored
     phase: int = 0  # the one at work
@@ -76,14 +77,14 @@ class RoundLog:
         scores = {name: np.array(saved[name], np.float64) for name in ("untrained", "zero_shot", "final")}
         curves: dict[str, Any] = {name: Curve.load(saved[name]) for name in ("training", "evaluation")}
         curves["novelty"] = NoveltyLog.load(saved["novelty"])
+        scores["diverged"] = np.array(saved["diverged"], int)
         return RoundLog(**{**saved, **scores, **curves, "round": Round(**saved["round"])})
 
     @staticmethod
     def of_all(rounds: "list[RoundLog]") -> "RoundLog":
         """The logs of all rounds as one. They took the same steps; only the seeds differ."""
-        scores = {
-            name: np.concatenate([getattr(r, name) for r in rounds]) for name in ("untrained", "zero_shot", "final")
-        }
+        names = ("untrained", "zero_shot", "final", "diverged")
+        scores = {name: np.concatenate([getattr(r, name) for r in rounds]) for name in names}
         seeds = [seed for each in rounds for seed in each.round.seeds]
         training = Curve.of_all([each.training for each in rounds])
         evaluation = Curve.of_all([each.evaluation for each in rounds])
@@ -99,6 +100,17 @@ class RoundLog:
     def on_adapt(self) -> None:
         """The next phase begins: mode task goes on from here."""
         self.phase, self.done, self.adapt_step = self.phase + 1, 0, self.step
+
+    @property
+    def diverged_at(self) -> dict[int, int]:
+        """Seeds that diverged, with the env step at which each did."""
+        return {seed: int(at) for seed, at in zip(self.round.seeds, self.diverged, strict=False) if at}
+
+    def on_diverged(self, steps: np.ndarray) -> dict[int, int]:
+        """Notes at which env step each seed diverged, [seeds], 0 for none; returns those that newly did."""
+        before = self.diverged_at
+        self.diverged = steps
+        return {seed: at for seed, at in self.diverged_at.items() if seed not in before}
 
     def carried_forward(self, scores: np.ndarray) -> np.ndarray:
         """Training scores, with a seed's last one where no episode of it ended since (metrics.jsonl keeps the gap)."""
@@ -170,13 +182,11 @@ class RunLog:
     def say(self, line: str) -> None:
         """A line to the terminal, at once. Training goes on where nobody reads it."""
         if self.folder is not None:
-            with figures.printing():
-                print(line, flush=True)
+            terminal.say(line)
 
     def warn(self, line: str) -> None:
         """A line of warning to standard error."""
-        with figures.printing():
-            print(f"run.py: warning: {line}", file=sys.stderr, flush=True)
+        terminal.say(f"run.py: warning: {line}", error=True)
 
     def on_start(self, seeds: list[int], devices: Sequence[Any]) -> None:
         """The first lines."""
@@ -263,7 +273,9 @@ class RunLog:
         log.step = rows[0]["step"]
         log.done += iterations
         log.updates += iterations * config.schedule[1]
-        log.training.add(log.step, log.carried_forward(np.array([row["episode/score"] for row in rows])))
+        newly = log.on_diverged(np.array([row["diverged"] or 0 for row in rows]))
+        scores = log.carried_forward(np.array([row["episode/score"] for row in rows]))
+        log.training.add(log.step, np.where(log.diverged > 0, np.nan, scores))
         if log.adapt_step is not None:
             whole += self.arguments.config.adapt_steps
         words = [f"{config.mode:>7} {done:4.0%}", f"{log.step:,}/{whole:,} steps"]
@@ -277,9 +289,9 @@ class RunLog:
         self.folder.append_metrics(rows)
         speed = rows[0]["fps/policy"] * len(rows)
         self.say("  ".join([*words, f"{speed:,.0f} steps/s", f"{int(left) // 60}:{int(left) % 60:02d} left"]))
-        broken = [row["seed"] for row in rows if not all(np.isfinite(v) for k, v in row.items() if "/loss/" in k)]
-        if broken:
-            self.warn(f"losses of seeds {broken} are not finite; try a lower --hypers.lr")
+        if newly:
+            at = ", ".join(f"seed {seed} at step {step:,}" for seed, step in newly.items())
+            self.warn(f"{at}: a loss, gradient, observation or reward was not finite; frozen there (try a lower lr)")
 
     def on_stop(self) -> None:
         """A signal ends the run: summary.json says how far it came."""
@@ -295,6 +307,7 @@ class RunLog:
                 "round": self.current + 1,
                 "rounds": self.planned_rounds,
                 "seeds": log.round.seeds,
+                "diverged": log.diverged_at,
                 "env_steps": log.step,
                 "updates": log.updates,
                 "training_score": log.training.scores[-1].tolist() if log.training.scores else None,
@@ -313,7 +326,7 @@ class RunLog:
             return
         config, log = self.arguments.config, RoundLog.of_all(self.rounds)
         interval = summarise(log.final, log.round.seeds)
-        curve = log.evaluation if self.exploring else log.training
+        curve, scored = log.evaluation if self.exploring else log.training, np.isfinite(log.untrained)
         figures.plot_curves(
             self.folder.path / "curves.png",
             np.array(curve.steps),
@@ -321,7 +334,8 @@ class RunLog:
             title=self.arguments.title,
             ylabel="tasker's evaluation score" if self.exploring else "training score",
             markers=None if log.adapt_step is None else [(log.adapt_step, "adapts from here")],
-            baseline=(float(log.untrained.mean()), "untrained"),
+            baseline=(float(log.untrained[scored].mean()), "untrained") if scored.any() else None,
+            diverged=[log.diverged_at.get(seed, 0) for seed in log.round.seeds],
         )
         if self.states is not None:
             picture, first = self.folder.path / "novelty.png", log.round.seeds[0]
@@ -335,6 +349,7 @@ class RunLog:
                 "mode": config.mode,
                 "preset": self.arguments.preset,
                 "seeds": log.round.seeds,
+                "diverged": log.diverged_at,
                 "rounds": len(self.rounds),
                 "side_by_side": len(log.round.mine) * self.processes.count,
                 "processes": self.processes.count,
@@ -351,9 +366,9 @@ class RunLog:
                 "versions": versions(),
             }
         )
-        with figures.printing():
+        with terminal.printing():
             title = f"{self.arguments.title}: final evaluation, {config.eval_episodes} episodes a seed"
-            figures.print_table(interval, title)
+            figures.print_table(interval, title, log.diverged_at)
         if self.states is not None:
             self.say(words(log.novelty, self.states.count, self.has_goal))
         self.say(
@@ -365,7 +380,10 @@ class RunLog:
 def metric_rows(
     progress: Progress, seeds: list[int], config: Config, clock_step: int, iterations: int, since: float
 ) -> list[dict[str, Any]]:
-    """One metrics row for each seed, with DreamerV3's names; episode/score is NaN where no episode ended."""
+    """One metrics row for each seed, with DreamerV3's names.
+
+    `episode/score` is NaN where no episode ended; `diverged` is the env step at which the seed did, else None.
+    """
     episodes, metrics = progress.episodes, {name: np.asarray(value) for name, value in progress.metrics.items()}
     count = np.asarray(episodes.count)
     with np.errstate(invalid="ignore"):
@@ -378,6 +396,7 @@ def metric_rows(
     rows = []
     for i, seed in enumerate(seeds):
         row = {"step": clock_step * config.envs, "seed": seed, "phase": config.mode}
+        row["diverged"] = int(progress.diverged[i]) * config.envs or None
         row |= {"episode/score": float(scores[i]), "episode/length": float(lengths[i]), "episode/count": int(count[i])}
         rows.append(row | {f"train/{name}": float(value[i]) for name, value in metrics.items()} | shared)
     return rows

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from stages.config import ConfigError
+from stages.runs.terminal import say
 
 BEAT_S = 5.0  # how often a process says that it lives, beside its work
 SILENCE_S = 60.0  # a slower process is waited for; one that has not said so for so long is dead
@@ -180,7 +181,7 @@ def join(coordinator: str = "", count: int = 0, index: int = -1) -> Processes:
     if count < 0 or not -1 <= index < (count or 2**31):
         raise ConfigError(f"--process {index} is not one of {count} --processes; they are counted from 0")
     if coordinator and index == 0:
-        print(f"waiting at {coordinator} until all {count} processes have come ...", flush=True)
+        say(f"waiting at {coordinator} until all {count} processes have come ...")
     elif coordinator and index > 0:
         _reach(coordinator)
     with contextlib.suppress(AttributeError):  # else jax ends all processes where one has died, with a stack trace
@@ -223,7 +224,7 @@ def _address(coordinator: str) -> tuple[str, int]:
 def _reach(coordinator: str) -> None:
     """Wait until somebody listens at HOST:PORT. jax would wait as long, and then take the process down."""
     address, begun = _address(coordinator), time.monotonic()
-    print(f"waiting for process 0 at {coordinator} ...", flush=True)
+    say(f"waiting for process 0 at {coordinator} ...")
     while True:
         try:
             socket.create_connection(address, timeout=5).close()

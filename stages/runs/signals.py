@@ -8,10 +8,11 @@ the process where there is nothing to save.
 import contextlib
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from typing import Any
+
+from stages.runs.terminal import say
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143} | ({signal.SIGHUP: 129} if hasattr(signal, "SIGHUP") else {})
 
@@ -74,14 +75,9 @@ class Signals:
     def _receive(self, number: signal.Signals) -> None:
         code = EXIT_CODES[number]
         if self.asked or not self._when:
-            _say(f"{number.name}: stopped at once; what was saved before stays good")
+            say(f"run.py: {number.name}: stopped at once; what was saved before stays good", error=True)
             with contextlib.suppress(Exception):
                 self.on_abort()
             os._exit(code)  # jax's threads are at work: an orderly exit would wait for them, or crash in them
         self.asked = code
-        _say(f"{number.name}: {self._when}")
-
-
-def _say(line: str) -> None:
-    with contextlib.suppress(OSError, ValueError):
-        print(f"run.py: {line}", file=sys.stderr, flush=True)
+        say(f"run.py: {number.name}: {self._when}", error=True)

@@ -1,0 +1,38 @@
+"""Terminal: lines for whoever reads along. Whatever becomes of the reader, printing never ends a run."""
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Iterator
+
+
+def forgive() -> None:
+    """A character that the terminal does not have is printed as another one from now on."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+@contextlib.contextmanager
+def printing() -> Iterator[None]:
+    """Printing inside it cannot end a run: where the reader is gone, or the disk behind it full, lines are dropped."""
+    try:
+        yield
+    except (OSError, ValueError):  # ValueError: the stream is closed
+        drop_unread()
+
+
+def drop_unread() -> None:
+    """From now on nothing is printed where nothing can be: not by the interpreter either, which flushes at its end."""
+    for name in ("stdout", "stderr"):
+        try:
+            getattr(sys, name).flush()
+        except (OSError, ValueError):
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+
+
+def say(line: str, error: bool = False) -> None:
+    """A line to standard output, or to standard error, at once."""
+    with printing():
+        print(line, file=sys.stderr if error else sys.stdout, flush=True)
