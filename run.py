@@ -9,9 +9,11 @@ import dataclasses
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from stages.config import ConfigError, Hypers
+from stages.runs import terminal
 from stages.runs.arguments import Arguments, parse
 from stages.runs.start import start_jax
 
@@ -94,8 +96,12 @@ def train_phase(
     return state, clock
 
 
-def main(argv: list[str]) -> int:
-    """The whole program; returns the exit code."""
+def main(argv: list[str], start: Callable[[], None] = lambda: None) -> int:
+    """The whole program; returns the exit code.
+
+    Args:
+        start: called before jax makes its first array.
+    """
     from envs import EnvError, make
     from stages.runs.folder import RunFolderError
     from stages.runs.keeper import Keeper, enter
@@ -104,7 +110,9 @@ def main(argv: list[str]) -> int:
     from stages.runs.signals import Signals, Stopped
 
     started = time.time()
+    terminal.forgive()
     try:
+        start()
         arguments = parse(argv)
         place = (arguments.coordinator, arguments.processes, arguments.process)
         with Signals() as signals, join(*place) if arguments.several else Processes() as processes:
@@ -122,10 +130,12 @@ def main(argv: list[str]) -> int:
                 if folder:
                     folder.close()
     except (ConfigError, EnvError, RunFolderError, ProcessError) as error:
-        print(f"run.py: error: {error}", file=sys.stderr)
+        terminal.say(f"run.py: error: {error}", error=True)
         return 2
     except Stopped as stopped:
         return stopped.code
+    finally:
+        terminal.drop_unread()
     return 0
 
 
@@ -133,7 +143,10 @@ def _check_machines(arguments: Arguments, processes: Processes) -> None:
     """Raises ConfigError for devices that are not there, and for processes that were started for different runs."""
     import jax
 
-    there = jax.local_devices()
+    try:
+        there = jax.local_devices()
+    except RuntimeError as error:  # of a platform that JAX_PLATFORMS asks for
+        raise ConfigError(f"jax finds no device ({' '.join(str(error).split())}): see JAX_PLATFORMS") from error
     if arguments.devices > len(there):
         raise ConfigError(f"--devices {arguments.devices}: there are only {len(there)} ({there[0].platform})")
     if len(set(processes.exchange(repr(dataclasses.replace(arguments, process=-1)).encode()))) > 1:
@@ -141,5 +154,4 @@ def _check_machines(arguments: Arguments, processes: Processes) -> None:
 
 
 if __name__ == "__main__":
-    start_jax()
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:], start_jax))

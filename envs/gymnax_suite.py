@@ -80,7 +80,7 @@ def make(name: str, overrides: Mapping[str, Value]) -> Environment:
         return deep_sea.per_seed(env) if own.get(deep_sea.SETTING) else env
     except BadOverride:
         raise
-    except (AssertionError, IndexError, TypeError, ValueError) as error:
+    except (ArithmeticError, AssertionError, IndexError, TypeError, ValueError) as error:
         reason = str(error).split("\n")[0] or type(error).__name__
         raise BadOverride(f"gymnax cannot make {name} with {dict(overrides)}: {reason}") from error
 

@@ -16,6 +16,7 @@ Value = str | int | float | bool
 
 TRUE, FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 INT32_MOST = 2**31 - 1  # it is compared with counters of 32 bits
+MOST_SIZE = 1000  # of a map's side and the like: arrays of its square are made at once
 TIME_LIMIT = "max_steps_in_episode"
 
 
@@ -41,6 +42,9 @@ def apply_overrides(
             raise BadOverride(f"{name} has no setting {key!r}; it accepts: {listing}")
 
     values = {key: coerce(f"{name}: {key}", value, accepted[key]) for key, value in overrides.items()}
+    for key, value in values.items():
+        if key in arguments and type(value) is int and not key.endswith("seed") and value > MOST_SIZE:
+            raise BadOverride(f"{name}: {key} must be at most {MOST_SIZE:,}, not {value:,}")
     if TIME_LIMIT in values:
         # Whole, but of the default's type: BernoulliBandit's is 100.0, and its code relies on a float.
         limit = accepted[TIME_LIMIT]

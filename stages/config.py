@@ -18,6 +18,8 @@ Norm = Literal["returns", "advantages"]
 
 
 MOST_STEPS = 4096  # of one iteration, and so the least frequent schedule: one update after so many steps
+MOST_UPDATES = 4096  # after one step
+MOST_ROWS = 2_000_000_000  # of a seed: steps are counted in 32 bits, and a run's last chunk may go a little further
 
 
 class ConfigError(ValueError):
@@ -302,6 +304,22 @@ _NON_NEGATIVE = {
     "ensemble": ("units", "prior_layers", "updates"),
     "replay": ("prefill",),
 }
+# Far above what anyone means: beyond it are arrays that no index counts, compilers at work for hours, or updates that
+# never end. Below it, runs/rounds.py says what does not fit.
+_MOST = {
+    "": {"envs": 65_536, "horizon": 1_000, "eval_episodes": 65_536, "eval_steps": MOST_ROWS},
+    "model": {
+        **dict.fromkeys(("deter", "hidden", "units", "bins"), 65_536),
+        **dict.fromkeys(("stoch", "depth"), 4_096),
+        "layers": 64,
+    },
+    "ensemble": {
+        **dict.fromkeys(("members", "projection", "updates"), 4_096),
+        **dict.fromkeys(("units", "batch_size"), 65_536),
+        **dict.fromkeys(("layers", "prior_layers"), 64),
+    },
+    "replay": {"batch_size": 65_536, "batch_length": 65_536, "capacity": MOST_ROWS, "prefill": MOST_ROWS},
+}
 _POSITIVE_HYPERS = ("lr", "agc", "discount_horizon", "return_floor", "intrinsic_floor", "ensemble_lr", "bootstrap")
 _UNIT_HYPERS = ("unimix", "policy_unimix", "lam", "slow_rate", "return_rate", "bootstrap")
 
@@ -318,6 +336,15 @@ def validate(config: Config, hypers: Hypers) -> None:
                 if not value >= smallest or (name == "train_ratio" and not 0 < value < float("inf")):
                     need = "positive" if bound else "0 or more"
                     raise ConfigError(f"{flag.replace('_', '-')} must be {need}, not {value}")
+    for group, mosts in _MOST.items():
+        for name, most in mosts.items():
+            value = getattr(getattr(config, group) if group else config, name)
+            if value > most:
+                flag = f"--{group}.{name}" if group else f"--{name}"
+                raise ConfigError(f"{flag.replace('_', '-')} must be at most {most:,}, not {value:,}")
+    if config.steps + config.adapt_steps > MOST_ROWS:
+        total = config.steps + config.adapt_steps
+        raise ConfigError(f"--steps and --adapt-steps must be at most {MOST_ROWS:,} together, not {total:,}")
     for f in dataclasses.fields(hypers):
         value = getattr(hypers, f.name)
         flag = f"--hypers.{f.name.replace('_', '-')}"
@@ -351,8 +378,13 @@ def validate(config: Config, hypers: Hypers) -> None:
             f"a batch of length {replay.batch_length} needs {rows} rows ({config.prefill} of each environment) before "
             f"the first update, but only {config.steps} will be collected: raise --steps or lower {flag}"
         )
-    steps, updates = config.schedule
     asked = replay.train_ratio * config.envs / (replay.batch_size * replay.batch_length)
+    if asked > MOST_UPDATES:
+        raise ConfigError(
+            f"--replay.train-ratio {replay.train_ratio} gives {asked:.2g} updates a step, more than {MOST_UPDATES:,}: "
+            "lower it, or raise --replay.batch-size or --replay.batch-length"
+        )
+    steps, updates = config.schedule
     if updates == 0 or abs(updates / steps - asked) > 0.01 * asked:
         raise ConfigError(
             f"--replay.train-ratio {replay.train_ratio} gives {asked:.2g} updates a step, which no schedule of up to "

@@ -19,6 +19,9 @@ constructor argument or parameter of the environment.
 """
 
 
+MOST_SEEDS = 10_000  # of a run: its log, its picture and its bootstrap hold them all
+
+
 @dataclass(frozen=True)
 class Arguments:
     """DreamerV3 with Plan2Explore, many seeds in one compiled program."""
@@ -133,6 +136,11 @@ def parse(argv: list[str]) -> Arguments:
         )
     if arguments.seeds < 1:
         raise ConfigError(f"--seeds must be 1 or more, not {arguments.seeds}")
+    if arguments.seeds > MOST_SEEDS:
+        raise ConfigError(
+            f"--seeds must be at most {MOST_SEEDS:,}, not {arguments.seeds:,}: train further ones in runs of their own "
+            "(--seed-start)"
+        )
     if not 0 <= arguments.seed_start < 2**32 - arguments.seeds:
         raise ConfigError(f"--seed-start must be 0 or more and leave all seeds below 2^32, not {arguments.seed_start}")
     if arguments.log_points < 1:

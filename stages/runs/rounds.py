@@ -123,14 +123,16 @@ def phases_of(
 def prepare(phases: list[Phase], width: int, usable: float) -> float:
     """Compile all that the phases run, and return the bytes needed: of all devices if they share memory, else of each.
 
-    Nothing is allocated. Nothing is compiled either if the seeds' states alone take more than `usable`.
+    Nothing is allocated. Nothing is compiled either if the seeds' states, and the least that one of them takes beside
+    its own, are more than `usable`.
     """
     (first, iterations, _), *later = phases
     pools = first.mesh.size if memory.shared(list(first.mesh.devices)) else 1
     state, clock = first.shapes(width)
     held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)) / first.mesh.size * pools
-    if held > usable:
-        return held
+    least = held + first.least(state)
+    if least > usable:
+        return least
     try:
         needs = [first.prepare(state, clock, iterations)]
         needs += [each.sweep.prepare(state, clock, each.iterations, adapts=True) for each in later]

@@ -1,7 +1,11 @@
 """Start: what jax and its compiler must know before the first array is made."""
 
 import os
+import subprocess
+import sys
 from importlib.metadata import version
+
+from stages.config import ConfigError
 
 # What each of them gave is in docs/speed.md.
 XLA_FLAGS = {
@@ -17,10 +21,17 @@ def start_jax(cache: bool = True) -> None:
     """One virtual CPU device for each core, and the compilation cache; before jax makes its first array.
 
     XLA_FLAGS and JAX_COMPILATION_CACHE_DIR, where given, win.
+
+    Raises:
+        ConfigError: an environment variable would end the run with a traceback later.
     """
     import jax
 
+    if jax.config.read("jax_enable_x64"):
+        raise ConfigError("JAX_ENABLE_X64 is set, and all numbers here have 32 bits: unset it")
     flags = os.environ.get("XLA_FLAGS", "")
+    if flags.strip():
+        _try_flags()
     if version("jaxlib").startswith(("0.10.", "0.11.")):  # unknown flags are fatal
         ours = [f"--{name}={value}" for name, value in XLA_FLAGS.items() if name not in flags]
         os.environ["XLA_FLAGS"] = " ".join([flags, *ours])
@@ -30,3 +41,12 @@ def start_jax(cache: bool = True) -> None:
     if cache and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         home = os.environ.get("XDG_CACHE_HOME", os.path.join(os.path.expanduser("~"), ".cache"))
         jax.config.update("jax_compilation_cache_dir", os.path.join(home, "dreamsweep", "jax"))
+
+
+def _try_flags() -> None:
+    """Let XLA read its flags in another process: those that it does not know end the process. Raises ConfigError."""
+    program = "from jax._src.lib import xla_client; xla_client.CompileOptions()"
+    tried = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    if tried.returncode and "XLA_FLAGS" in tried.stderr:
+        why = next(line for line in tried.stderr.splitlines() if "XLA_FLAGS" in line)
+        raise ConfigError(f"XLA does not take its flags ({why.partition('] ')[2] or why}): correct or unset XLA_FLAGS")

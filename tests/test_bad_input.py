@@ -1,0 +1,148 @@
+"""What the program says to bad input: one line that says what to do, exit code 2, and no trace of a run."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+
+import run
+from tests.test_run import start
+from tests.test_scale import ROOT
+
+SIZES = ("deter", "hidden", "units", "stoch", "depth", "layers")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--env", "Cach-bsuite"], ["Catch-bsuite"]),
+        (["--env", "MNISTBandit-bsuite"], ["MNISTBandit-bsuite"]),
+        (["--preset", "mikro"], ["micro"]),
+        (["--env.sizes", "3"], ["rows", "columns"]),
+        (["--env.rows", "many"], ["rows"]),
+        (["--env.rows"], ["needs a value"]),
+        (["--seeds", "0"], ["--seeds"]),
+        (["--seed-start", "-1"], ["--seed-start"]),
+        (["--log-points", "0"], ["--log-points"]),
+        (["--devices", "99"], ["--devices 99"]),
+        (["--parallel", "0"], ["--parallel"]),
+        (["--memory", "-1"], ["--memory"]),
+        (["--coordinator", "somewhere", "--processes", "2", "--process", "0"], ["HOST:PORT"]),
+        (["--steps", "0"], ["--steps"]),
+        (["--hypers.lr", "-1"], ["--hypers.lr"]),
+        (["--hypers.lr", "nan"], ["--hypers.lr"]),
+        (["--hypers.unimix", "1.5"], ["--hypers.unimix"]),
+        (["--model.blocks", "3"], ["--model.blocks", "deter"]),
+        (["--model.bins", "6"], ["--model.bins", "odd"]),
+        (["--replay.batch-length", "600", "--steps", "300"], ["601", "--steps"]),
+        (["--replay.prefill", "600", "--steps", "300"], ["600", "--replay.prefill"]),
+        (["--replay.train-ratio", "0"], ["--replay.train-ratio"]),
+        (["--replay.train-ratio", "0.0001"], ["--replay.train-ratio"]),
+        (["--replay.capacity", "3"], ["--replay.capacity"]),
+        (["--mode", "explore", "--ensemble.members", "1"], ["--ensemble.members"]),
+        (["--adapt-steps", "5"], ["--adapt-steps"]),
+        # Numbers far beyond what anyone means.
+        (["--steps", "3e9"], ["--steps", "2,000,000,000"]),
+        (["--steps", "1e300"], ["--steps"]),
+        (["--mode", "mix", "--steps", "1.5e9", "--adapt-steps", "1e9"], ["--adapt-steps", "2,500,000,000"]),
+        (["--seeds", "4e9"], ["--seeds", "--seed-start"]),
+        (["--seeds", "1e6"], ["--seeds", "--seed-start"]),
+        (["--envs", "1e9", "--steps", "2e9"], ["--envs"]),
+        (["--horizon", "1e9"], ["--horizon"]),
+        (["--eval-steps", "1e12"], ["--eval-steps"]),
+        (["--eval-episodes", "1e9"], ["--eval-episodes"]),
+        *(([f"--model.{name}", "1e9"], [f"--model.{name}", "at most"]) for name in SIZES),
+        *(([f"--ensemble.{name}", "1e9"], [f"--ensemble.{name}", "at most"]) for name in ("members", "batch-size")),
+        (["--replay.batch-size", "1e6"], ["--replay.batch-size"]),
+        (["--replay.batch-length", "1e6"], ["--replay.batch-length"]),
+        (["--replay.train-ratio", "1e9"], ["--replay.train-ratio", "updates a step"]),
+        (["--replay.train-ratio", "1e300"], ["--replay.train-ratio", "updates a step"]),
+        (["--env", "DeepSea-bsuite", "--env.size", "1e9"], ["size", "1,000"]),
+        (["--env", "Pendulum-v1", "--env.l", "0"], ["Pendulum-v1", "l", "division by zero"]),
+        # Numbers that anyone may mean, and no machine has the memory for.
+        (["--model.units", "6e4", "--model.layers", "3", "--seeds", "1"], ["not even one seed fits", "GB", "--preset"]),
+        (
+            [
+                "--replay.batch-size",
+                "6e4",
+                "--replay.batch-length",
+                "1e3",
+                "--replay.train-ratio",
+                "6e7",
+                "--seeds",
+                "1",
+            ],
+            ["not even one seed fits"],
+        ),
+        (
+            ["--env", "DeepSea-bsuite", "--env.size", "1000", "--steps", "1e9", "--seeds", "1"],
+            ["not even one seed fits"],
+        ),
+    ],
+    ids=lambda value: " ".join(value)[:40],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, capsys, words, says):
+    code, folder = start(tmp_path, *words)
+    captured = capsys.readouterr()
+    assert code == 2 and not folder.exists()
+    assert captured.err.startswith("run.py: error: ") and captured.err.count("\n") == 1
+    for word in says:
+        assert word in captured.err
+    assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize("words", [["--mode", "dance"], ["--steps", "1.5"], ["--stebs", "3"]])
+def test_flags_that_cannot_be_read_exit_with_2(tmp_path, capsys, words):
+    with pytest.raises(SystemExit) as stopped:
+        start(tmp_path, *words)
+    assert stopped.value.code == 2 and not (tmp_path / "run").exists()
+
+
+def test_unwritable_folder_is_one_line(tmp_path, capsys):
+    (tmp_path / "run").write_text("a file")
+    code, folder = start(tmp_path)
+    captured = capsys.readouterr()
+    assert code == 2 and folder.read_text() == "a file"
+    assert captured.err.count("\n") == 1 and "--logdir" in captured.err
+
+
+def test_numbers_of_64_bits_are_refused(tmp_path, capsys):
+    with jax.enable_x64(True):
+        code = run.main(["--logdir", str(tmp_path / "run")], run.start_jax)
+    assert code == 2 and not (tmp_path / "run").exists()
+    error = capsys.readouterr().err
+    assert error.startswith("run.py: error: JAX_ENABLE_X64") and error.count("\n") == 1
+
+
+def ended(words, cwd=ROOT, **variables):
+    """The program in a process of its own -> exit code, its lines of errors."""
+    environment = {**os.environ, **variables}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), *words], env=environment, cwd=cwd, capture_output=True, text=True
+    )
+    return done.returncode, done.stderr.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("variables", "says"),
+    [
+        ({"XLA_FLAGS": "--xla_nonsense=1"}, ["XLA_FLAGS", "--xla_nonsense=1"]),
+        ({"JAX_PLATFORMS": "nonsense"}, ["JAX_PLATFORMS", "nonsense"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_what_jax_stumbles_over_is_one_line(tmp_path, variables, says):
+    code, lines = ended(["--logdir", str(tmp_path / "run")], **variables)
+    assert code == 2 and len(lines) == 1 and not (tmp_path / "run").exists()
+    assert lines[0].startswith("run.py: error: ") and all(word in lines[0] for word in says)
+
+
+def test_a_working_directory_that_is_gone_is_one_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert run.main(["--logdir", "run"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("run.py: error: cannot write 'run'") and error.count("\n") == 1
