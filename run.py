@@ -145,8 +145,10 @@ def _check_machines(arguments: Arguments, processes: Processes) -> None:
 
     try:
         there = jax.local_devices()
-    except RuntimeError as error:  # of a platform that JAX_PLATFORMS asks for
-        raise ConfigError(f"jax finds no device ({' '.join(str(error).split())}): see JAX_PLATFORMS") from error
+    except (AssertionError, RuntimeError) as error:  # both are jax's words for a platform that is not there
+        why = " ".join(str(error).split()) or "none of its platforms starts"
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        raise ConfigError(f"jax finds no device ({why}): correct or unset JAX_PLATFORMS={asked}") from error
     if arguments.devices > len(there):
         raise ConfigError(f"--devices {arguments.devices}: there are only {len(there)} ({there[0].platform})")
     if len(set(processes.exchange(repr(dataclasses.replace(arguments, process=-1)).encode()))) > 1:

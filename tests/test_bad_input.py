@@ -129,7 +129,8 @@ def ended(words, cwd=ROOT, **variables):
     ("variables", "says"),
     [
         ({"XLA_FLAGS": "--xla_nonsense=1"}, ["XLA_FLAGS", "--xla_nonsense=1"]),
-        ({"JAX_PLATFORMS": "nonsense"}, ["JAX_PLATFORMS", "nonsense"]),
+        ({"JAX_PLATFORMS": "nonsense"}, ["JAX_PLATFORMS=nonsense"]),
+        ({"JAX_PLATFORMS": "cuda"}, ["JAX_PLATFORMS=cuda"]),
     ],
     ids=lambda value: " ".join(value),
 )
@@ -146,3 +147,37 @@ def test_a_working_directory_that_is_gone_is_one_line(tmp_path, monkeypatch, cap
     assert run.main(["--logdir", "run"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("run.py: error: cannot write 'run'") and error.count("\n") == 1
+
+
+# ---- a terminal that is gone, full, or without a character ---------------------------------------------------------
+
+PRINTS = """
+import sys
+from stages.runs import figures, terminal
+from stages.runs.statistics import summarise
+terminal.forgive()
+for _ in range(2):
+    terminal.say("a line of größe")
+    with terminal.printing():
+        figures.print_table(summarise([0.5], [0]), "größe")
+terminal.say("alive", error=True)
+terminal.drop_unread()
+"""
+
+
+@pytest.mark.parametrize("where", ["reader gone", "disk full", "ascii"])
+def test_printing_ends_nothing(where):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii" if where == "ascii" else "utf-8"}
+    if where == "disk full":
+        output = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, output = os.pipe()
+        if where == "reader gone":
+            os.close(reader)
+    command = [sys.executable, "-c", PRINTS]
+    done = subprocess.run(command, env=environment, stdout=output, stderr=subprocess.PIPE, text=True)
+    os.close(output)
+    assert (done.returncode, done.stderr) == (0, "alive\n")
+    if where == "ascii":
+        with open(reader, encoding="ascii") as said:
+            assert said.read().count("gr??e") == 4

@@ -75,7 +75,13 @@ def print_table(
     """Print `table(interval, title, diverged)` to `console`, standard output by default."""
     from rich.console import Console
 
-    (console or Console()).print(table(interval, title, diverged or {}))
+    class Printer(Console):
+        """rich's own would end the program where nobody reads."""
+
+        def on_broken_pipe(self) -> None:
+            raise
+
+    (console or Printer()).print(table(interval, title, diverged or {}))
 
 
 def _decimals(extreme: float) -> int:
