@@ -91,7 +91,9 @@ def test_curve_equals_summaries_point_by_point(monkeypatch):
     scores[:, 4] = NAN  # nobody has a score here
     scores[1:, 5] = NAN  # one seed has
     scores[2, 6] = INF
-    monkeypatch.setattr(statistics, "CHUNK_ELEMENTS", 300 * 9 * 7)  # 30 points in chunks of 7: a ragged last one
+    monkeypatch.setattr(
+        statistics, "CHUNK_ELEMENTS", 300 * 9 * 7
+    )  # 300 resamples of 9 x 30 in chunks of 70: a ragged last one
     curve = iqm_curve(scores, resamples=300)
     assert all(values.shape == (30,) for values in curve)
     for point in range(30):

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 CONFIDENCE = 0.95
 BOOTSTRAP_SEED = 0  # fixed, so that the same scores always print the same interval
-CHUNK_ELEMENTS = 4_000_000  # R * S * P of one bootstrap chunk: 32 MB of float64
+CHUNK_ELEMENTS = 4_000_000  # of a chunk of the bootstrap, over seeds, points and resamples: 32 MB of float64
 
 
 @dataclass(frozen=True)
@@ -115,12 +115,12 @@ def iqm_curve(scores: ArrayLike, resamples: int = 2000) -> Curve:
         raise ValueError(f"resamples must be at least 1; got {resamples}")
     S, P = scores.shape
     scores = np.where(np.isfinite(scores), scores, np.nan)
-    draws = np.random.default_rng(BOOTSTRAP_SEED).integers(0, S, size=(resamples, S))  # [R, S]
-    low, high = np.full(P, np.nan), np.full(P, np.nan)
-    width = max(1, CHUNK_ELEMENTS // (resamples * S))
-    for start in range(0, P, width):
-        part = slice(start, start + width)
-        low[part], high[part] = _interval(_iqm(scores.T[part][:, draws]))  # [p, S] -> [p, R, S] -> [p, R]
+    random, each = np.random.default_rng(BOOTSTRAP_SEED), np.empty((P, resamples))
+    width = max(1, CHUNK_ELEMENTS // max(1, S * P))
+    for start in range(0, resamples, width):
+        draws = random.integers(0, S, size=(min(width, resamples - start), S))  # [r, S]
+        each[:, start : start + width] = _iqm(scores.T[:, draws])  # [P, S] -> [P, r, S] -> [P, r]
+    low, high = _interval(each)
     return Curve(_iqm(scores.T), low, high)
 
 
