@@ -1,13 +1,14 @@
-"""Statistics over seeds against hand computations, plain loops and scipy."""
+"""Statistics over seeds and tasks against hand computations, plain loops and scipy."""
 
 import math
+import statistics as statistics_of
 
 import numpy as np
 import pytest
 import scipy.stats
 
 from stages.runs import statistics
-from stages.runs.statistics import iqm_curve, summarise
+from stages.runs.statistics import aggregates, improvement, iqm_curve, summarise
 
 NAN, INF = float("nan"), float("inf")
 
@@ -128,3 +129,86 @@ def test_curve_without_points():
 def test_bad_shapes_are_refused(call):
     with pytest.raises(ValueError, match=r"wants|resamples"):
         call()
+
+
+# ---- over tasks ----------------------------------------------------------------------------------------------------
+
+
+def plain_aggregates(tasks, best):
+    """The four numbers of lists of finite scores, with scipy and the standard library."""
+    pooled, means = [x for task in tasks for x in task], [statistics_of.fmean(task) for task in tasks]
+    return {
+        "iqm": scipy.stats.trim_mean(pooled, 0.25),
+        "median": statistics_of.median(means if len(tasks) > 1 else tasks[0]),
+        "mean": statistics_of.fmean(means),
+        "optimality_gap": best - statistics_of.fmean(min(x, best) for x in pooled),
+    }
+
+
+def test_aggregates_by_hand():
+    found = aggregates([[0.0, 1.0, 1.0, 2.0], [0.5, 0.5, 0.5, 0.5], [4.0, 4.0, 4.0, 0.0]], best=1.0)
+    # Ordered: 0 0 0.5 | 0.5 0.5 0.5 1 1 2 | 4 4 4; the means are 1, 0.5 and 3.
+    assert found["iqm"].value == pytest.approx(5.5 / 6)
+    assert found["median"].value == 1.0 and found["mean"].value == pytest.approx(1.5)
+    assert found["optimality_gap"].value == pytest.approx((1 + 0 + 0 + 0 + 4 * 0.5 + 0 + 0 + 0 + 1) / 12)
+
+
+@pytest.mark.parametrize("sizes", [(5,), (1,), (6, 6), (8, 3, 5)])
+def test_aggregates_and_intervals_equal_a_plain_loop(sizes):
+    rng = np.random.default_rng(0)
+    tasks = [rng.normal(size=size) for size in sizes]
+    found, draws = aggregates(tasks, 0.7, resamples=100), np.random.default_rng(statistics.BOOTSTRAP_SEED)
+    drawn = [task[draws.integers(0, task.size, (100, task.size))] for task in tasks]
+    loop = [plain_aggregates([task[r].tolist() for task in drawn], 0.7) for r in range(100)]
+    for name, value in plain_aggregates([task.tolist() for task in tasks], 0.7).items():
+        ends = np.percentile([each[name] for each in loop], [2.5, 97.5])
+        assert found[name] == pytest.approx((value, *ends), rel=1e-12), name
+
+
+def test_one_task_has_the_interval_of_the_summary():
+    scores = [NAN, 1.0, INF, 3.0, 5.0, 2.5]
+    one = summarise(scores, range(6))
+    assert aggregates([scores])["iqm"] == (one.iqm, one.ci_low, one.ci_high)
+    assert (aggregates([scores])["median"].value, aggregates([scores])["mean"].value) == (one.median, one.mean)
+
+
+def test_tasks_are_resampled_apart():
+    # Each task is the same score for all of its seeds: no resample can differ, though the tasks do.
+    for name, estimate in aggregates([[0.0] * 5, [10.0] * 5], best=20.0).items():
+        assert estimate == pytest.approx((5.0 if name != "optimality_gap" else 15.0,) * 3)
+
+
+@pytest.mark.filterwarnings("error")
+def test_no_finite_score_and_no_scale_are_nan():
+    assert all(math.isnan(x) for estimate in aggregates([[NAN, INF]], 1.0).values() for x in estimate)
+    found = aggregates([[1.0, NAN, 3.0], [NAN, NAN, NAN]])
+    assert math.isnan(found["optimality_gap"].value) and found["mean"].value == found["iqm"].value == 2.0
+
+
+@pytest.mark.filterwarnings("error")
+def test_improvement_by_hand():
+    # 3 beats all three, 2 beats one and equals two, 0 beats none: (4 + 2 / 2) of 9. The second task is a sure win.
+    assert improvement([[3.0, 2.0, 0.0]], [[1.0, 2.0, 2.0]]).value == pytest.approx(5 / 9)
+    assert improvement([[3.0, 2.0, 0.0], [1.0]], [[1.0, 2.0, 2.0], [0.0]]).value == pytest.approx((5 / 9 + 1) / 2)
+    assert improvement([[3.0, NAN]], [[1.0, INF]]) == (1.0, 1.0, 1.0)
+    assert all(math.isnan(x) for x in improvement([[NAN]], [[1.0]]))
+
+
+def test_improvement_equals_mann_whitney_and_its_interval_covers():
+    rng = np.random.default_rng(1)
+    x, y = rng.integers(0, 6, 17).astype(float), rng.integers(0, 5, 12).astype(float)
+    found = improvement([x], [y])
+    assert found.value == pytest.approx(scipy.stats.mannwhitneyu(x, y).statistic / (17 * 12))
+    assert found.value + improvement([y], [x]).value == pytest.approx(1.0)
+    # Normal scores, one apart: the probability is Phi(1 / sqrt 2).
+    truth, covered = scipy.stats.norm.cdf(1 / math.sqrt(2)), []
+    for _ in range(150):
+        each = improvement([rng.normal(1.0, size=20)], [rng.normal(size=25)], resamples=300)
+        covered.append(each.low <= truth <= each.high)
+    assert 0.87 <= np.mean(covered) <= 0.99
+
+
+@pytest.mark.parametrize("tasks", [[], [[]], [[[1.0]]]])
+def test_tasks_without_seeds_are_refused(tasks):
+    with pytest.raises(ValueError, match="wants tasks"):
+        aggregates(tasks)

@@ -1,11 +1,11 @@
-"""Statistics over seeds: the interquartile mean and its bootstrap interval. Numpy only, on the host.
+"""Statistics over seeds and tasks, each with its bootstrap interval. Numpy only, on the host.
 
 The interquartile mean (IQM) is the mean of the middle half of the seeds: robust to a lucky or a broken seed,
 yet less wasteful than the median. Definition and bootstrap follow rliable: Agarwal et al. 2021, "Deep
-Reinforcement Learning at the Edge of the Statistical Precipice", arXiv 2108.13264. With one task, its
-stratified bootstrap is the plain bootstrap over seeds that stands here.
+Reinforcement Learning at the Edge of the Statistical Precipice", arXiv 2108.13264: every task's seeds are resampled
+among themselves (stratified), which for one task is the plain bootstrap over seeds.
 
-Axes: S seeds, P points of a curve, R resamples.
+Axes: T tasks, S and Q seeds, P points of a curve, R resamples.
 """
 
 from __future__ import annotations
@@ -43,6 +43,14 @@ class Interval:
     best_seed: int | None
     count: int  # seeds with a finite score
     nonfinite: tuple[int, ...] = ()  # the seeds left out of every number above
+
+
+class Estimate(NamedTuple):
+    """A number with its 95 % bootstrap interval; NaN where there is nothing to take it of."""
+
+    value: float
+    low: float
+    high: float
 
 
 class Curve(NamedTuple):
@@ -122,6 +130,96 @@ def iqm_curve(scores: ArrayLike, resamples: int = 2000) -> Curve:
         each[:, start : start + width] = _iqm(scores.T[:, draws])  # [P, S] -> [P, r, S] -> [P, r]
     low, high = _interval(each)
     return Curve(_iqm(scores.T), low, high)
+
+
+def aggregates(tasks: Sequence[ArrayLike], best: float | None = None, resamples: int = 2000) -> dict[str, Estimate]:
+    """Final scores of all seeds of all tasks as one number, in four ways.
+
+    Args:
+        tasks: [T] of [S], in one unit: of one task, or normalised. A score that is not finite counts as absent. The
+            numbers of seeds may differ; a task weighs in the IQM and in the optimality gap by its seeds.
+        best: the score that nothing is better than, if known.
+
+    Returns:
+        iqm: the mean of the middle half of all scores.
+        median: over tasks, of the means over their seeds; of one task, over its seeds.
+        mean: over tasks, of the means over their seeds.
+        optimality_gap: what scores lack to `best`, on average; what is above it counts as `best`. NaN without one.
+
+    Raises:
+        ValueError: there is no task, or one without seeds.
+
+    Source: Agarwal et al. 2021 (arXiv 2108.13264).
+    """
+    scores = [np.asarray(task, np.float64) for task in tasks]
+    if not scores or not all(task.ndim == 1 and task.size for task in scores):
+        raise ValueError(f"aggregates wants tasks of scores [S]; got {[task.shape for task in scores]}")
+    scores = [np.where(np.isfinite(task), task, np.nan) for task in scores]
+    rng = np.random.default_rng(BOOTSTRAP_SEED)
+    drawn = [task[rng.integers(0, task.size, size=(resamples, task.size))] for task in scores]
+    values, samples = _aggregates([task[None] for task in scores], best), _aggregates(drawn, best)
+    return {name: _estimate(values[name][0], samples[name]) for name in values}
+
+
+def improvement(ours: Sequence[ArrayLike], theirs: Sequence[ArrayLike], resamples: int = 2000) -> Estimate:
+    """Probability that a seed of ours scores more than a seed of theirs, on average over tasks; equal ones count half.
+
+    This is the Mann-Whitney statistic, over its greatest value. Both sides' seeds are resampled, task by task.
+
+    Args:
+        ours: [T] of [S].
+        theirs: [T] of [Q], the same tasks. Scores that are not finite are left out; a task without any is, too.
+
+    Source: Agarwal et al. 2021 (arXiv 2108.13264).
+    """
+    rng = np.random.default_rng(BOOTSTRAP_SEED)
+    values, samples = [], []
+    for x, y in zip(ours, theirs, strict=True):
+        x, y = (np.asarray(task, np.float64) for task in (x, y))
+        x, y = x[np.isfinite(x)], y[np.isfinite(y)]
+        if not (x.size and y.size):
+            continue
+        wins = (x[:, None] > y) + 0.5 * (x[:, None] == y)  # [S, Q]
+        # How often a resample has each seed is all that its mean depends on: [R, S] and [R, Q].
+        times_x, times_y = (rng.multinomial(n, np.full(n, 1 / n), size=resamples) for n in wins.shape)
+        values.append(wins.mean())
+        samples.append(((times_x @ wins) * times_y).sum(1) / wins.size)
+    if not values:
+        return Estimate(math.nan, math.nan, math.nan)
+    return _estimate(np.mean(values), np.mean(samples, axis=0))
+
+
+def _aggregates(tasks: list[NDArray[np.float64]], best: float | None) -> dict[str, NDArray[np.float64]]:
+    """Of resamples of every task: [T] of [R, S] -> name -> [R]. NaN as absent."""
+    pooled = np.concatenate(tasks, axis=1)
+    means = np.stack([_mean(task) for task in tasks], axis=1)  # [R, T]
+    short = np.full_like(pooled, np.nan) if best is None else best - np.minimum(pooled, best)
+    return {
+        "iqm": _iqm(pooled),
+        "median": _median(means if len(tasks) > 1 else tasks[0]),
+        "mean": _mean(means),
+        "optimality_gap": _mean(short),
+    }
+
+
+def _estimate(value: float, samples: NDArray[np.float64]) -> Estimate:
+    """A number and the interval of its resamples, [R]."""
+    low, high = _interval(samples[None])
+    return Estimate(float(value), float(low[0]), float(high[0]))
+
+
+def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean over the last axis, NaN as absent: [..., S] -> [...]."""
+    count = np.isfinite(values).sum(-1)
+    return np.where(count > 0, np.nansum(values, axis=-1) / np.maximum(count, 1), np.nan)
+
+
+def _median(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Median over the last axis, NaN as absent: [..., S] -> [...]."""
+    ordered = np.sort(values, axis=-1)  # NaN last
+    count = np.isfinite(ordered).sum(-1, keepdims=True)
+    middle = [np.take_along_axis(ordered, np.maximum(at, 0), -1) for at in ((count - 1) // 2, count // 2)]
+    return np.where(count > 0, (middle[0] + middle[1]) / 2, np.nan)[..., 0]
 
 
 def _iqm(values: NDArray[np.float64]) -> NDArray[np.float64]:
