@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from stages.config import ConfigError, Hypers
+from stages.results.commands import command
 from stages.runs import terminal
 from stages.runs.arguments import Arguments, parse
 from stages.runs.start import start_jax
@@ -156,4 +157,5 @@ def _check_machines(arguments: Arguments, processes: Processes) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], start_jax))
+    code = command(sys.argv[1:])  # compare, report: they start no jax
+    sys.exit(main(sys.argv[1:], start_jax) if code is None else code)

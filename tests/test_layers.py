@@ -18,6 +18,7 @@ LAYERS = [
     ["coverage", "measure"],
     ["train"],
     ["runs"],
+    ["results"],
 ]
 ORDER = {room: place for place, room in enumerate(room for rooms in LAYERS for room in rooms)}
 MODULES = sorted(p for p in (ROOT / "stages").rglob("*.py") if p.name != "__init__.py")

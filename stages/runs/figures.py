@@ -49,7 +49,7 @@ def table(interval: Interval, title: str, diverged: Mapping[int, int]) -> Table:
     result.add_column("score", justify="right")
     result.add_column("", style="dim")
     extreme = max(abs(interval.worst), abs(interval.best))
-    show = functools.partial(_number, decimals=_decimals(extreme))
+    show = functools.partial(number, decimals=decimals(extreme))
     result.add_row("mean", show(interval.mean))
     result.add_row("median", show(interval.median))
     between = f"95 % interval {show(interval.ci_low)} to {show(interval.ci_high)}" if interval.count > 1 else ""
@@ -84,14 +84,15 @@ def print_table(
     (console or Printer()).print(table(interval, title, diverged or {}))
 
 
-def _decimals(extreme: float) -> int:
+def decimals(extreme: float) -> int:
     """Decimals that show four digits of the largest score, so that a column of scores lines up."""
     if not math.isfinite(extreme) or extreme == 0:
         return 0
     return min(max(3 - math.floor(math.log10(extreme)), 0), 9)
 
 
-def _number(value: float, decimals: int) -> str:
+def number(value: float, decimals: int) -> str:
+    """A score for people; a dash for none."""
     return "-" if math.isnan(value) else f"{value:,.{decimals}f}"
 
 

@@ -101,11 +101,11 @@ class RunFolder:
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write `config.json`, whole or not at all. Raises RunFolderError if the disk refuses."""
-        write_whole(self.path / self.CONFIG, _encode(config, indent=2))
+        write_json(self.path / self.CONFIG, config)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write `summary.json`, whole or not at all. Raises RunFolderError if the disk refuses."""
-        write_whole(self.path / self.SUMMARY, _encode(summary, indent=2))
+        write_json(self.path / self.SUMMARY, summary)
 
     def append_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append one line per row (one row per seed and log step) to `metrics.jsonl`, all of them or none.
@@ -248,6 +248,22 @@ def write_whole(path: Path, content: bytes) -> None:
                 temporary.unlink()
     except OSError as error:
         raise _explained(path, error) from error
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """`write_whole` of a value as JSON, indented."""
+    write_whole(path, _encode(value, indent=2))
+
+
+def make_folder(path: str | os.PathLike[str]) -> Path:
+    """A folder to write to, new or not. Raises RunFolderError."""
+    folder = Path(os.path.expanduser(path)).absolute()
+    try:
+        _make_folders(folder, [])
+        _probe(folder)
+    except (OSError, ValueError) as error:
+        raise _explained(folder, error) from error
+    return folder
 
 
 def _encode(value: Mapping[str, Any], indent: int | None = None) -> bytes:

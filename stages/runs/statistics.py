@@ -186,7 +186,7 @@ def improvement(ours: Sequence[ArrayLike], theirs: Sequence[ArrayLike], resample
         samples.append(((times_x @ wins) * times_y).sum(1) / wins.size)
     if not values:
         return Estimate(math.nan, math.nan, math.nan)
-    return _estimate(np.mean(values), np.mean(samples, axis=0))
+    return _estimate(float(np.mean(values)), np.mean(samples, axis=0))
 
 
 def _aggregates(tasks: list[NDArray[np.float64]], best: float | None) -> dict[str, NDArray[np.float64]]:

@@ -1,0 +1,60 @@
+"""Commands: what `python run.py NAME ...` does beside training."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from stages.results.compare import compare
+from stages.results.compare_figure import plot_comparison
+from stages.results.export import write_scores, write_table
+from stages.results.read import read_runs
+from stages.results.tables import as_json, markdown, print_tables
+from stages.runs.figures import printing
+from stages.runs.folder import RunFolderError, make_folder, write_json, write_whole
+
+Runs = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN ...")]
+
+
+def compare_runs(runs: Runs, /, out: str = "") -> None:
+    """Compare runs: final scores with intervals, the probability that one is better, curves and exploration.
+
+    Runs of one environment are compared with each other; what all of several environments have, also over them.
+
+    Args:
+        runs: folders of runs, finished or not.
+        out: folder for compare.png, compare.md, compare.json, results.csv (one long table for pandas) and scores/ (for
+            DreamerV3's plotting script); runs/compare-TIME if empty.
+    """
+    comparison = compare(read_runs(runs))
+    folder = make_folder(out or f"runs/compare-{time.strftime('%Y%m%d-%H%M%S')}")
+    with printing():
+        print_tables(comparison)
+    write_whole(folder / "compare.md", markdown(comparison).encode())
+    write_json(folder / "compare.json", as_json(comparison))
+    write_table(folder / "results.csv", comparison.runs, comparison.differing)
+    write_scores(folder / "scores", comparison.runs)
+    plot_comparison(folder / "compare.png", comparison)
+    with printing():
+        print(f"see {folder}: compare.png, compare.md, compare.json, results.csv, scores/")
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {"compare": compare_runs}
+
+
+def command(argv: Sequence[str]) -> int | None:
+    """Do what the first word says; the exit code, or None if it is no command."""
+    if not argv or argv[0] not in COMMANDS:
+        return None
+    try:
+        tyro.cli(COMMANDS[argv[0]], args=argv[1:], prog=f"run.py {argv[0]}")
+    except RunFolderError as error:
+        # A folder that cannot be written is another flag's here.
+        print(f"run.py: error: {str(error).replace('--logdir', '--out')}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,162 @@
+"""The picture of a comparison: for each environment the curves, the final scores and what is probably better.
+
+Host side only; matplotlib is imported where it draws.
+
+Axes: S seeds, P log points.
+"""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stages.results.compare import Comparison, Group, Pair, final_scores
+from stages.results.read import EVALUATION, Floats, Result
+from stages.runs.figures import DPI, GREY, INK, dress
+from stages.runs.folder import write_whole
+from stages.runs.statistics import Estimate, iqm_curve
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = ("#1f5a94", "#d1603d", "#3a8f5c", "#8a5ba8", "#c9920e", "#3f9fb0", "#b0476f", "#6d6d6d")
+VISITED = "novelty/visited_states"
+MOST_DOTS = 200  # of one run's seeds
+
+
+def plot_comparison(path: Path, comparison: Comparison) -> None:
+    """A row of panels for each environment, as a PNG.
+
+    Curves are interquartile means over seeds with their 95 % bootstrap intervals, of the tasker's evaluation where all
+    runs have it; final scores are every seed's, with the same of them.
+
+    Raises:
+        RunFolderError: the file cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    groups = comparison.groups
+    colours = {run.name: COLOURS[i % len(COLOURS)] for i, run in enumerate(comparison.runs)}
+    visited = any(VISITED in run.metrics for run in comparison.runs)
+    better = any(group.pairs for group in groups)
+    heights = [max(3.0, 0.9 + 0.34 * max(len(group.runs), len(group.pairs))) for group in groups]
+    widths = [4.6, 2.6] + [3.0] * visited + [2.9] * better
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
+    figure = Figure(figsize=(sum(widths), sum(heights) + 0.6), dpi=DPI, layout=layout, facecolor="white")
+    canvas = FigureCanvasAgg(figure)
+    panels = figure.subplots(len(groups), len(widths), squeeze=False, width_ratios=widths, height_ratios=heights)
+    for row, group in zip(panels, groups, strict=True):
+        rest = list(row[2:])
+        _draw_curves(row[0], group, colours)
+        _draw_finals(row[1], group, colours)
+        if visited:
+            _draw_visited(rest.pop(0), group.runs, colours)
+        if better:
+            _draw_pairs(rest.pop(0), group.pairs)
+    handles, labels = [], []
+    for axes in panels[:, 0]:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            if label not in labels:
+                handles, labels = [*handles, handle], [*labels, label]
+    columns = max(1, min(len(labels), int(110 / (6 + max(map(len, labels), default=1)))))
+    legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    picture = io.BytesIO()
+    canvas.print_png(picture)
+    write_whole(path, picture.getvalue())
+
+
+def _draw_curves(axes: Axes, group: Group, colours: Mapping[str, str]) -> None:
+    _dress_steps(axes, group.runs)
+    axes.set_title(textwrap.fill(group.env, 52), loc="left", fontsize=10, color=INK, parse_math=False)
+    axes.set_ylabel("evaluation score" if group.curve == EVALUATION else "training score", fontsize=9)
+    for run in group.runs:
+        _draw_band(axes, run, run.curve(group.curve), colours[run.name])
+        if run.adapt_step is not None:
+            axes.axvline(run.adapt_step, color=colours[run.name], linewidth=1, linestyle=":")
+
+
+def _draw_visited(axes: Axes, runs: Sequence[Result], colours: Mapping[str, str]) -> None:
+    there = [run for run in runs if VISITED in run.metrics]
+    if not there:
+        return _draw_nothing(axes, "no countable states")
+    _dress_steps(axes, there)
+    axes.set_title("states visited", loc="left", fontsize=10, color=INK)
+    for run in there:
+        _draw_band(axes, run, run.metrics[VISITED], colours[run.name])
+    axes.set_ylim(bottom=0)
+    return None
+
+
+def _draw_band(axes: Axes, run: Result, values: Floats, colour: str) -> None:
+    """The interquartile mean over seeds [S, P] and its interval; a point alone is a dot."""
+    if not run.steps.size:
+        return
+    curve = iqm_curve(values)
+    axes.fill_between(run.steps, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
+    axes.plot(run.steps, curve.iqm, color=colour, linewidth=1.8, marker="o", markersize=2.5, label=run.name)
+
+
+def _draw_finals(axes: Axes, group: Group, colours: Mapping[str, str]) -> None:
+    """Every seed's score as a dot, and the interquartile mean with its interval above them."""
+    scored = [(run, line) for run, line in zip(group.runs, group.lines, strict=True) if line.seeds]
+    if not scored:
+        return _draw_nothing(axes, "no final score yet")
+    for place, (run, line) in enumerate(scored):
+        scores, colour = final_scores(run), colours[run.name]
+        scores = np.sort(scores[np.isfinite(scores)])
+        shown = scores[np.linspace(0, len(scores) - 1, min(len(scores), MOST_DOTS)).astype(int)]
+        axes.scatter(shown, np.full(shown.size, place + 0.17), s=12, color=colour, alpha=0.45, linewidth=0)
+        _draw_estimate(axes, line.estimates["iqm"], place - 0.12, colour)
+    _dress_rows(axes, [run.name for run, _ in scored])
+    axes.set_title("final scores", loc="left", fontsize=10, color=INK)
+    return None
+
+
+def _draw_pairs(axes: Axes, pairs: Sequence[Pair]) -> None:
+    if not pairs:
+        return _draw_nothing(axes, "nothing to compare with")
+    for place, pair in enumerate(pairs):
+        _draw_estimate(axes, pair.probability, place, INK)
+    axes.axvline(0.5, color=GREY, linewidth=1, linestyle=":")
+    axes.set_xlim(-0.03, 1.03)
+    _dress_rows(axes, [f"{pair.ours}\nover {pair.theirs}" for pair in pairs])
+    axes.set_title("probability of improvement", loc="left", fontsize=10, color=INK)
+    return None
+
+
+def _draw_estimate(axes: Axes, estimate: Estimate, place: float, colour: str) -> None:
+    if np.isfinite(estimate.value):
+        axes.plot([estimate.low, estimate.high], [place, place], color=colour, linewidth=3, alpha=0.45)
+        axes.plot([estimate.value], [place], color=colour, marker="o", markersize=6)
+
+
+def _dress_rows(axes: Axes, names: Sequence[str]) -> None:
+    """One name for each line, from above."""
+    dress(axes)
+    shown = [name if len(name) < 25 else "..." + name[-22:] for name in names]
+    axes.set_yticks(range(len(names)), shown, fontsize=8, parse_math=False)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.grid(axis="y", visible=False)
+
+
+def _dress_steps(axes: Axes, runs: Sequence[Result]) -> None:
+    from matplotlib.ticker import EngFormatter
+
+    dress(axes)
+    axes.set_xlim(0, 1.02 * max(1, *(run.done for run in runs)))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.set_xlabel("environment steps per seed", fontsize=9)
+
+
+def _draw_nothing(axes: Axes, why: str) -> None:
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", va="center", color=GREY, fontsize=9)

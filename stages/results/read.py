@@ -1,0 +1,163 @@
+"""Read: a run's folder -> its scores and metrics as arrays. Whatever is missing is said in one line.
+
+Axes: S seeds, P log points.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.scales import scale_of
+from stages.runs.arguments import flat
+from stages.runs.folder import RunFolder, RunFolderError
+
+Floats = NDArray[np.float64]
+
+TRAINING, EVALUATION = "episode/score", "eval/score"
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """A run as its files tell it. It may be at work still, or have been stopped."""
+
+    path: Path
+    name: str  # among the runs that are looked at
+    settings: Mapping[str, Any]  # config.json, by paths such as config.replay.batch_size
+    summary: Mapping[str, Any]  # empty before the run's end
+    seeds: list[int]  # [S]
+    steps: NDArray[np.int64]  # [P], of one seed
+    phases: list[str]  # [P]
+    metrics: Mapping[str, Floats]  # name -> [S, P]; NaN where there is none
+
+    @property
+    def env(self) -> str:
+        """The environment with its settings, as people write it."""
+        listed = ", ".join(f"{name} {value}" for name, value in self._env_args.items())
+        return self.settings["config.env"] + (f" ({listed})" if listed else "")
+
+    @property
+    def scale(self) -> tuple[float, float] | None:
+        """Lowest and highest return, where they are known."""
+        return scale_of(self.settings["config.env"], self._env_args)
+
+    @property
+    def finished(self) -> bool:
+        """Whether it came to its end, with a final evaluation."""
+        return bool(self.summary.get("finished"))
+
+    @property
+    def planned(self) -> int:
+        """Env steps of a seed that it was asked for."""
+        return self.settings["config.steps"] + self.settings.get("config.adapt_steps", 0)
+
+    @property
+    def done(self) -> int:
+        """Env steps of a seed so far."""
+        return int(self.steps[-1]) if self.steps.size else 0
+
+    @property
+    def adapt_step(self) -> int | None:
+        """The step from which mode task went on with what was explored."""
+        turns = [int(a) for a, p, q in zip(self.steps, self.phases, self.phases[1:], strict=False) if p != q]
+        return turns[0] if turns else None
+
+    def per_seed(self, name: str) -> Floats:
+        """A list of summary.json with a number for each seed, [S]; empty where it has none."""
+        values = self.summary.get(name)
+        return np.array(values, np.float64) if values is not None else np.zeros(0)
+
+    def curve(self, name: str) -> Floats:
+        """A metric [S, P]. A score is carried forward where no episode of the seed ended since."""
+        values = self.metrics.get(name, np.full((len(self.seeds), self.steps.size), np.nan))
+        if name != TRAINING or not values.size:
+            return values
+        last = np.maximum.accumulate(np.where(np.isfinite(values), np.arange(values.shape[1]), 0), axis=1)
+        started = np.logical_or.accumulate(np.isfinite(values), axis=1)
+        # A seed whose lines end earlier than others' (its round is at work) is not carried to where it has not been.
+        there = np.isfinite(self.metrics["episode/count"])
+        return np.where(started & there, np.take_along_axis(values, last, 1), np.nan)
+
+    @property
+    def _env_args(self) -> dict[str, str]:
+        return dict(self.settings.get("config.env_args") or [])
+
+
+def read_runs(paths: Sequence[str | os.PathLike[str]]) -> list[Result]:
+    """Runs by their folders, with names that tell them apart: as much of the path as that takes.
+
+    Raises:
+        RunFolderError: there is no run, the same one twice, or a file of it cannot be read.
+    """
+    if not paths:
+        raise RunFolderError("no run is named; give the folders of one or more")
+    folders = [Path(os.path.expanduser(path)).absolute() for path in paths]
+    for index, folder in enumerate(folders):
+        if folder in folders[:index]:
+            raise RunFolderError(f"{str(folder)!r} is given twice; name each run once")
+    return [_read_run(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
+
+
+def _names(folders: list[Path]) -> list[str]:
+    for depth in range(1, max(len(folder.parts) for folder in folders) + 1):
+        names = ["/".join(folder.parts[-depth:]) for folder in folders]
+        if len(set(names)) == len(names):
+            return names
+    return [str(folder) for folder in folders]
+
+
+def _read_run(path: Path, name: str) -> Result:
+    config = _read_json(path / RunFolder.CONFIG)
+    if config is None:
+        inside = sorted(each.parent.name for each in path.glob(f"*/{RunFolder.CONFIG}"))
+        advice = f"it holds {len(inside)}, such as {inside[0]!r}" if inside else "give the folder that a run printed"
+        raise RunFolderError(f"{str(path)!r} is no run's folder ({RunFolder.CONFIG} is missing): {advice}")
+    settings = flat(config)
+    try:
+        seeds = list(range(settings["seed_start"], settings["seed_start"] + settings["seeds"]))
+        steps, phases, metrics = _read_metrics(path / RunFolder.METRICS, seeds)
+        return Result(path, name, settings, _read_json(path / RunFolder.SUMMARY) or {}, seeds, steps, phases, metrics)
+    except KeyError as error:
+        raise RunFolderError(f"{str(path)!r} is not a run of this program: it lacks {error}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """None where the file is missing."""
+    try:
+        return json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"cannot read {str(path)!r}: {' '.join(str(error).split())}") from error
+
+
+def _read_metrics(path: Path, seeds: list[int]) -> tuple[NDArray[np.int64], list[str], dict[str, Floats]]:
+    """Steps [P], phases [P], and name -> [S, P]. A last line that is written just now is left for the next time."""
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+        rows = [json.loads(line) for line in lines]
+    except FileNotFoundError:
+        rows = []
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"cannot read {str(path)!r}: {' '.join(str(error).split())}") from error
+    phase_at = {row["step"]: row["phase"] for row in rows}
+    steps = sorted(phase_at)
+    column, place = {step: i for i, step in enumerate(steps)}, {seed: i for i, seed in enumerate(seeds)}
+    metrics: dict[str, Floats] = {}
+    for row in rows:
+        at = place[row["seed"]], column[row["step"]]
+        for name, value in row.items():
+            if name in ("step", "seed", "phase"):
+                continue
+            if name not in metrics:
+                metrics[name] = np.full((len(seeds), len(steps)), np.nan)
+            # JSON has null for NaN, and words for infinities, which `float` knows.
+            metrics[name][at] = np.nan if value is None else float(value)
+    return np.array(steps, np.int64), [phase_at[step] for step in steps], metrics

@@ -1,0 +1,329 @@
+"""Runs read again and compared: run folders written by hand, numbers by hand."""
+
+import csv
+import dataclasses
+import io
+import itertools
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import run as program
+from stages.results.commands import command
+from stages.results.compare import compare, described
+from stages.results.export import write_scores, write_table
+from stages.results.read import TRAINING, read_runs
+from stages.results.tables import markdown, print_tables, tables
+from stages.runs.folder import RunFolder, RunFolderError
+
+NAN = math.nan
+COUNTED = {"states": 21, "visited_states": [9, 12], "novelty_correlation": [-0.5, None],
+           "goal_episode": [None, 8], "solved_episode": [None, None]}  # fmt: skip
+
+
+def write_run(path, words=(), training=((0.0, 1.0), (2.0, 3.0)), evaluation=None, final=(1.0, 2.0), **summary):
+    """A run's folder as the program would leave it.
+
+    Args:
+        words: of its command line.
+        training, evaluation: scores [P][S] after 100, 200 ... steps; NaN where no episode ended, None: no line.
+        final: scores [S]; None for a run that is not finished.
+    """
+    seeds = len(training[0]) if training else len(final)
+    arguments = program.parse(["--seeds", str(seeds), "--seed-start", "3", "--steps", "200", *words])
+    folder = RunFolder.open(path)
+    folder.write_config(dataclasses.asdict(arguments) | {"versions": {"jax": "1.2"}})
+    rows = []
+    for p, s in itertools.product(range(len(training)), range(seeds)):
+        if training[p][s] is None:
+            continue
+        row = {"step": 100 * (p + 1), "seed": 3 + s, "phase": arguments.config.mode, "episode/score": training[p][s]}
+        row |= {"episode/length": 9.0, "episode/count": 1, "train/loss/recon": 0.5 / (p + 1), "fps/policy": 50.0}
+        rows.append(row | ({} if evaluation is None else {"eval/score": evaluation[p][s]}))
+    folder.append_metrics(rows)
+    if final is not None:
+        folder.write_summary({"finished": True, "score": final, "untrained": [0.0] * seeds, **summary})
+    folder.close()
+    return path
+
+
+def listed(path):
+    return list(csv.DictReader(io.StringIO(path.read_text())))
+
+
+# ---- read ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_read_as_it_was_written(tmp_path):
+    words = ["--env", "DeepSea-bsuite", "--env.size", "6", "--adapt-steps", "50", "--mode", "explore"]
+    [run] = read_runs([write_run(tmp_path / "a", words, evaluation=[[0.25, NAN], [0.5, math.inf]])])
+    assert (run.name, run.env, run.scale) == ("a", "DeepSea-bsuite (size 6)", (0.0, 0.99))
+    assert (run.seeds, run.steps.tolist(), run.phases) == ([3, 4], [100, 200], ["explore", "explore"])
+    assert (run.finished, run.done, run.planned, run.adapt_step) == (True, 200, 250, None)
+    np.testing.assert_array_equal(run.metrics["episode/score"], [[0, 2], [1, 3]])
+    np.testing.assert_array_equal(run.metrics["eval/score"], [[0.25, 0.5], [NAN, math.inf]])
+    assert run.per_seed("score").tolist() == [1.0, 2.0] and run.per_seed("goal_episode").size == 0
+
+
+def test_a_score_is_carried_forward_but_not_to_where_a_seed_has_not_been(tmp_path):
+    training = [[NAN, 1.0, 5.0], [2.0, NAN, NAN], [NAN, 3.0, None]]
+    [run] = read_runs([write_run(tmp_path / "a", training=training, final=None)])
+    np.testing.assert_array_equal(run.curve(TRAINING), [[NAN, 2, 2], [1, 1, 3], [5, 5, NAN]])
+    assert not run.finished and np.isnan(run.curve("eval/score")).all()
+
+
+def test_a_line_that_is_written_just_now_is_left_out(tmp_path):
+    path = write_run(tmp_path / "a", final=None)
+    with open(path / "metrics.jsonl", "ab") as file:
+        file.write(b'{"step": 300, "se')
+    assert read_runs([path])[0].steps.tolist() == [100, 200]
+
+
+def test_the_step_where_adapting_began_is_the_last_of_exploring(tmp_path):
+    path = write_run(tmp_path / "a", training=[[0.0]] * 3)
+    lines = (path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (path / "metrics.jsonl").write_text("".join([lines[0].replace('"task"', '"explore"'), *lines[1:]]))
+    assert read_runs([path])[0].adapt_step == 100
+
+
+def test_names_are_as_long_as_it_takes(tmp_path):
+    runs = [write_run(tmp_path / name) for name in ("x/a", "y/a", "y/b")]
+    assert [run.name for run in read_runs(runs)] == ["x/a", "y/a", "y/b"]
+    assert [run.name for run in read_runs(runs[1:])] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda path: [path, path], "twice"),
+        (lambda path: [path.parent], "holds 1, such as 'a'"),
+        (lambda path: [path / "none"], "config.json is missing"),
+        (lambda path: [path / "config.json"], "is missing"),
+        (lambda path: [], "no run is named"),
+        (lambda path: (path / "config.json").write_text("{") and [path], "cannot read"),
+        (lambda path: (path / "config.json").write_text("{}") and [path], "it lacks 'seed_start'"),
+        (lambda path: (path / "summary.json").write_text("[") and [path], "cannot read"),
+        (lambda path: (path / "metrics.jsonl").write_text("{}\n\n") and [path], "cannot read"),
+    ],
+)
+def test_what_is_no_run_is_said_in_one_line(tmp_path, spoil, says):
+    path = write_run(tmp_path / "a")
+    with pytest.raises(RunFolderError, match=says) as error:
+        read_runs(spoil(path))
+    assert "\n" not in str(error.value)
+
+
+# ---- compare -------------------------------------------------------------------------------------------------------
+
+
+def test_two_runs_side_by_side(tmp_path):
+    a = write_run(tmp_path / "a", final=(0.5, 1.0, NAN), training=[[0.0] * 3], **COUNTED)
+    b = write_run(tmp_path / "b", ["--replay.train-ratio", "32"], final=(-1.0, 0.0, 0.5, 1.0), training=[[0.0] * 4])
+    found = compare(read_runs([a, b]))
+    [group] = found.groups
+    assert found.differing == ["config.replay.train_ratio"] and not found.over
+    assert described(group.runs[1], found.differing) == "--replay.train-ratio 32"
+    first, second = group.lines
+    assert (first.seeds, first.estimates["mean"].value, first.estimates["iqm"].value) == (2, 0.75, 0.75)
+    assert (second.seeds, second.estimates["mean"].value, second.estimates["iqm"].value) == (4, 0.125, 0.25)
+    # Catch is between -1 and 1: shares are 0.75 and 1, and 0, 0.5, 0.75 and 1.
+    assert first.estimates["optimality_gap"].value == pytest.approx(0.125)
+    assert second.estimates["optimality_gap"].value == pytest.approx(1.75 / 4)
+    assert (first.novelty["visited_states"], first.novelty["goal_seeds"], first.novelty["goal_episode"]) == (10.5, 1, 8)
+    assert first.novelty["solved_seeds"] == 0 and not second.novelty
+    # 0.5 over four: 2 + 1/2, 1.0 over them: 3 + 1/2.
+    assert group.pairs[0].probability.value == 6 / 8
+    assert group.notes == ["a: no finite final score of seeds 5: they are left out"]
+
+
+def test_what_keeps_runs_from_being_compared_is_said(tmp_path):
+    a = write_run(tmp_path / "a", training=[[NAN, 1.0]])
+    b = write_run(tmp_path / "b", final=None)
+    c = write_run(tmp_path / "c", training=[], final=(1.0,))
+    runs = read_runs([a, b, c])
+    [group] = compare(runs).groups
+    assert group.notes == [
+        "final scores are after different numbers of steps: a 100, c 0",
+        "a: no episode with a finite score of seeds 3 in training",
+        "b is not finished (200 of 200 steps): no final score of it",
+        "c has no line in its metrics.jsonl: no curve of it",
+    ]
+    assert [(pair.ours, pair.theirs) for pair in group.pairs] == [("a", "c")]
+    assert group.lines[1].seeds == 0 and not group.lines[1].estimates
+
+
+def test_curves_are_of_evaluation_only_if_all_have_it(tmp_path):
+    a = write_run(tmp_path / "a", evaluation=[[1.0, 2.0]] * 2)
+    b = write_run(tmp_path / "b")
+    assert compare(read_runs([a])).groups[0].curve == "eval/score"
+    assert compare(read_runs([a, b])).groups[0].curve == "episode/score"
+
+
+def test_over_environments(tmp_path):
+    """Two ways of learning in two environments whose scale is known and one where it is not."""
+    sizes = {"Catch-bsuite": ((1.0, 0.0), (0.0, -1.0)), "CartPole-v1": ((500.0, 250.0), (250.0, 0.0)),
+             "Pendulum-v1": ((-100.0, -200.0), (-300.0, -50.0))}  # fmt: skip
+    paths = []
+    for env, finals in sizes.items():
+        for mode, final in zip(("mix", "task"), finals, strict=True):
+            # Of different lengths: that is not another way of learning.
+            words = ["--env", env, "--mode", mode, *(["--steps", "300"] if env == "CartPole-v1" else [])]
+            paths.append(write_run(tmp_path / f"{env}-{mode}", words, final=final))
+    found = compare(read_runs(paths))
+    assert [group.env for group in found.groups] == list(sizes)
+    mix, task = found.over
+    assert (mix.name, task.name, mix.seeds) == ("--mode mix", "--mode task", 6)
+    # Shares of the scale: 1, 0.5 and 1, 0.5 for one, 0.5, 0 and 0.5, 0 for the other.
+    assert mix.estimates["mean"].value == 0.75 and mix.estimates["optimality_gap"].value == 0.25
+    assert task.estimates["iqm"].value == 0.25 and task.estimates["median"].value == 0.25
+    [pair] = found.over_pairs
+    # Catch and CartPole: 3.5 of 4; Pendulum: each of mix's is between task's two: 2 of 4.
+    assert pair.probability.value == pytest.approx((0.875 + 0.875 + 0.5) / 3)
+    assert found.notes == ["scores over environments are without Pendulum-v1, whose scale is not known"]
+    assert "optimality_gap" in found.groups[0].lines[0].estimates
+    assert math.isnan(found.groups[2].lines[0].estimates["optimality_gap"].value)
+
+
+def test_environments_without_a_way_in_common(tmp_path):
+    a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b", ["--env", "CartPole-v1", "--mode", "mix"])
+    found = compare(read_runs([a, b]))
+    assert not found.over and not found.over_pairs and "nothing is said over environments" in found.notes[0]
+
+
+def test_other_versions_are_said(tmp_path):
+    a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b")
+    (b / "config.json").write_text((b / "config.json").read_text().replace('"1.2"', '"1.3"'))
+    assert compare(read_runs([a, b])).notes == ["the runs were made with different versions of jax: 1.2, 1.3"]
+
+
+# ---- tables and files ----------------------------------------------------------------------------------------------
+
+
+def test_table_fits_into_80_columns_with_long_names_and_large_scores(tmp_path):
+    from rich.console import Console
+
+    names = ["a-very-long-name-of-a-run-in-a-folder-of-its-own", "b[bold]"]
+    paths = [write_run(tmp_path / name, final=(-12345.678, 9876.5), **COUNTED) for name in names]
+    stream = io.StringIO()
+    found = compare(read_runs(paths))
+    print_tables(found, Console(file=stream, width=80, color_system=None))
+    said = stream.getvalue()
+    assert max(map(len, said.splitlines())) <= 80
+    assert "b[bold]" in said and "-12,346 to" in said and "10.5 of 21" in said and "1 seed " in said
+
+
+def test_markdown_by_hand(tmp_path):
+    found = compare(read_runs([write_run(tmp_path / "a|b", final=(0.5, 0.5))]))
+    half, quarter = "0.50<br>0.50 to 0.50", "0.25<br>0.25 to 0.25"
+    assert markdown(found).splitlines() == [
+        "### Catch-bsuite: final scores after 200 steps a seed",
+        "",
+        "| run | IQM | median | mean | optimality<br>gap |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        f"| a\\|b<br>2 seeds | {half} | {half} | {half} | {quarter} |",
+    ]
+    assert len(tables(found)) == 1
+
+
+def test_one_long_table(tmp_path):
+    a = write_run(tmp_path / "a", training=[[0.0, NAN]], evaluation=[[0.5, -0.5]], zero_shot=[0.1, None])
+    b = write_run(tmp_path / "b", ["--mode", "mix", "--env", "CartPole-v1"], training=[[7.0]], final=None)
+    found = compare(read_runs([a, b]))
+    write_table(tmp_path / "results.csv", found.runs, found.differing)
+    rows = listed(tmp_path / "results.csv")
+    assert list(rows[0]) == ["run", "env", "mode", "seed", "phase", "step", "kind", "score"]
+    short = [(row["run"], row["mode"], row["seed"], row["step"], row["kind"], row["score"]) for row in rows]
+    assert short == [
+        ("a", "task", "3", "100", "training", "0.0"),
+        ("a", "task", "3", "100", "evaluation", "0.5"),
+        ("a", "task", "4", "100", "evaluation", "-0.5"),
+        ("a", "task", "3", "0", "untrained", "0.0"),
+        ("a", "task", "4", "0", "untrained", "0.0"),
+        ("a", "task", "3", "100", "zero_shot", "0.1"),
+        ("a", "task", "3", "100", "final", "1.0"),
+        ("a", "task", "4", "100", "final", "2.0"),
+        ("b", "mix", "3", "100", "training", "7.0"),
+    ]
+    assert rows[-1]["env"] == "CartPole-v1" and rows[-1]["phase"] == "mix"
+
+
+def test_pandas_reads_the_table_and_the_metrics(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    path = write_run(tmp_path / "a", training=[[NAN, 1.5], [math.inf, 2.5]])
+    frame = pandas.read_json(path / "metrics.jsonl", lines=True)
+    assert frame["seed"].tolist() == [3, 4, 3, 4] and frame["phase"].tolist() == ["task"] * 4
+    np.testing.assert_array_equal(frame["episode/score"].astype(float), [NAN, 1.5, math.inf, 2.5])
+    write_table(tmp_path / "results.csv", read_runs([path]), [])
+    means = pandas.read_csv(tmp_path / "results.csv").groupby("kind")["score"].mean()
+    assert means.to_dict() == {"training": 2.0, "untrained": 0.0, "final": 1.5}
+
+
+def test_scores_as_dreamerv3s_plotting_script_wants_them(tmp_path):
+    path = write_run(tmp_path / "my-run", ["--env", "DeepSea-bsuite", "--env.size", "6"],
+                     training=[[0.25, NAN], [0.5, NAN]], evaluation=[[1.0, 2.0], [NAN, 2.0]])  # fmt: skip
+    write_scores(tmp_path / "scores", read_runs([path]))
+    [folder] = (tmp_path / "scores").iterdir()  # its second seed has no score
+    _, task, method, seed = folder.name.split("-")  # as plot.py does
+    assert (task, method, seed) == ("env_DeepSea_bsuite_size_6", "my_run", "3")
+    assert [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()] == [
+        {"step": 100, "episode/score": 0.25, "eval/score": 1.0},
+        {"step": 200, "episode/score": 0.5},
+    ]
+
+
+# ---- the command ---------------------------------------------------------------------------------------------------
+
+
+def png_size(path):
+    """Width and height, from a PNG's header."""
+    head = path.read_bytes()[:24]
+    assert head[:8] == b"\x89PNG\r\n\x1a\n"
+    return int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
+
+
+@pytest.mark.filterwarnings("error")
+def test_compare_leaves_its_files(tmp_path, capsys):
+    a = write_run(tmp_path / "a", evaluation=[[0.0, 1.0]] * 2, **COUNTED)
+    b = write_run(tmp_path / "b", ["--mode", "mix"], final=None, training=[[NAN, NAN]])
+    c = write_run(tmp_path / "c", ["--env", "CartPole-v1"], training=[])
+    d = write_run(tmp_path / "d", ["--env", "CartPole-v1", "--mode", "mix"], final=(NAN, NAN))
+    assert command(["compare", *map(str, (a, b, c, d)), "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "Catch-bsuite: final scores" in said and "b is not finished" in said
+    names = {"compare.png", "compare.md", "compare.json", "results.csv", "scores"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
+    width, height = png_size(tmp_path / "out" / "compare.png")
+    assert width > 1000 and height > 900, "two environments, one below the other"
+    saved = json.loads((tmp_path / "out" / "compare.json").read_text())
+    runs = saved["environments"]["Catch-bsuite"]["runs"]
+    assert runs["a"]["score"] == [1.0, 2.0] and runs["a"]["estimates"]["iqm"]["value"] == 1.5
+    assert runs["b"]["settings"] == {"config.mode": "mix"} and runs["b"]["estimates"] == {"seeds": 0}
+    assert (runs["b"]["finished"], runs["b"]["steps"], runs["b"]["score"]) == (False, 100, [])
+
+
+def test_compare_says_what_is_wrong_in_one_line(tmp_path, capsys):
+    a = write_run(tmp_path / "a")
+    (tmp_path / "file").write_text("")
+    for words in ([str(tmp_path / "none")], [str(a), "--out", str(tmp_path / "file")]):
+        assert command(["compare", *words]) == 2
+        said = capsys.readouterr()
+        assert said.err.startswith("run.py: error: ") and said.err.count("\n") == 1 and "--logdir" not in said.err
+    assert "--out" in said.err
+
+
+def test_other_words_are_no_command():
+    assert command([]) is None and command(["--seeds", "3"]) is None
+
+
+def test_the_program_knows_it_and_a_pipe_may_close(tmp_path):
+    root = Path(program.__file__).parent
+    a = write_run(tmp_path / "a")
+    words = [sys.executable, "run.py", "compare", str(a), "--out", str(tmp_path / "out")]
+    ended = subprocess.run(f"{' '.join(words)} | head -1; exit ${{PIPESTATUS[0]}}", shell=True, cwd=root,
+                           executable="/bin/bash", capture_output=True, text=True)  # fmt: skip
+    assert ended.returncode == 0 and not ended.stderr and (tmp_path / "out" / "compare.png").exists()
