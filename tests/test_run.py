@@ -143,5 +143,7 @@ def test_help_gives_every_setting_its_words(capsys):
         "--env.NAME",
         "--parallel",
         "--distributed",
+        "run.py compare RUN RUN",
+        "run.py report RUN",
     ):
         assert word in said

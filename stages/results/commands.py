@@ -14,10 +14,12 @@ from stages.results.compare import compare
 from stages.results.compare_figure import plot_comparison
 from stages.results.export import write_scores, write_table
 from stages.results.read import read_runs
+from stages.results.report import page
 from stages.results.tables import as_json, markdown, print_tables
 from stages.runs.figures import printing
 from stages.runs.folder import RunFolderError, make_folder, write_json, write_whole
 
+Run = Annotated[Path, tyro.conf.arg(metavar="RUN")]
 Runs = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN ...")]
 
 
@@ -44,7 +46,22 @@ def compare_runs(runs: Runs, /, out: str = "") -> None:
         print(f"see {folder}: compare.png, compare.md, compare.json, results.csv, scores/")
 
 
-COMMANDS: dict[str, Callable[..., Any]] = {"compare": compare_runs}
+def report_run(run: Run, /, out: str = "") -> None:
+    """A run as one page of HTML that needs nothing else: scores, curves, losses, entropies, exploration, settings.
+
+    Args:
+        run: folder of a run, finished or not.
+        out: folder for report.html and results.csv (one long table for pandas); the run's own if empty.
+    """
+    [result] = read_runs([run])
+    folder = make_folder(out or run)
+    write_table(folder / "results.csv", [result], [])
+    write_whole(folder / "report.html", page(result).encode())
+    with printing():
+        print(f"see {folder / 'report.html'}, and results.csv beside it")
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {"compare": compare_runs, "report": report_run}
 
 
 def command(argv: Sequence[str]) -> int | None:

@@ -16,6 +16,10 @@ DESCRIPTION = """Train a sweep of DreamerV3 agents, with Plan2Explore if asked: 
 
 `--help` lists every setting with its default and source; `--preset` chooses sizes; `--env.NAME VALUE` sets a
 constructor argument or parameter of the environment.
+
+What runs have left (each has a --help of its own):
+  python run.py compare RUN RUN ...   scores with intervals, curves, probability of improvement: table and picture
+  python run.py report RUN            one page of HTML: scores, curves, losses, entropies, exploration, settings
 """
 
 

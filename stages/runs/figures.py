@@ -24,6 +24,7 @@ from stages.runs.statistics import Interval, iqm_curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from rich.console import Console
     from rich.table import Table
 
@@ -117,12 +118,32 @@ def plot_curves(
     baseline: tuple[float, str] | None = None,
     diverged: Sequence[int] = (),
 ) -> None:
-    """Draw learning curves as a PNG of 1080 x 660 pixels: seeds faint, the IQM bold, its interval shaded.
+    """Draw `curves_figure` as a PNG of 1080 x 660 pixels; the file is replaced in one step.
+
+    Raises:
+        ValueError: `scores` is not [S, P] for these steps.
+        RunFolderError: the file cannot be written.
+    """
+    figure = curves_figure(steps, scores, title=title, ylabel=ylabel, markers=markers, baseline=baseline)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    write_whole(Path(path), picture.getvalue())
+
+
+def curves_figure(
+    steps: ArrayLike,
+    scores: ArrayLike,
+    *,
+    title: str,
+    ylabel: str,
+    markers: Sequence[tuple[float, str]] | None = None,
+    baseline: tuple[float, str] | None = None,
+) -> Figure:
+    """Learning curves: seeds faint, the IQM bold, its interval shaded.
 
     A score that is not finite leaves a gap; a point between two gaps is drawn as a dot.
 
     Args:
-        path: the picture's file, replaced in one step.
         steps: [P], environment steps per seed.
         scores: [S, P], in the unit that `ylabel` names.
         title, ylabel: plain text (no mathtext); long ones are wrapped.
@@ -132,9 +153,7 @@ def plot_curves(
 
     Raises:
         ValueError: `scores` is not [S, P] for these steps.
-        RunFolderError: the file cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.ticker import EngFormatter
@@ -147,7 +166,6 @@ def plot_curves(
 
     layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06)  # inches
     figure = Figure(figsize=SIZE_INCHES, dpi=DPI, layout=layout, facecolor="white")
-    canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     dress(axes)
     ends = [0.0, *steps, *(step for step, _ in markers)]
@@ -170,10 +188,7 @@ def plot_curves(
         legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
         for text in legend.get_texts():
             text.set_parse_math(False)
-
-    picture = io.BytesIO()
-    canvas.print_png(picture)
-    write_whole(Path(path), picture.getvalue())
+    return figure
 
 
 def dress(axes: Axes) -> None:

@@ -1,0 +1,241 @@
+"""Report: a run as one page of HTML that needs nothing else: no network, no script, pictures inside.
+
+Axes: S seeds, P log points.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import re
+import shlex
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from stages.config import ConfigError, preset
+from stages.results.compare import NO_SETTING, Line, compare, described
+from stages.results.page import PAGE
+from stages.results.read import EVALUATION, TRAINING, Result
+from stages.results.vector import metric_figure, svg
+from stages.runs.arguments import flat
+from stages.runs.figures import curves_figure, decimals, number
+
+SECTIONS = (
+    ("Losses", "what the model, the behaviours and the ensemble learn from", r"^train/loss/"),
+    ("Entropies", "of the model's prior and posterior, and of the actors, in nats", r"[_/]ent$"),
+    ("Exploration", "what the ensemble disagrees about, and what was visited", r"disagreement|^novelty/"),
+    ("Optimiser and speed", "norms; env steps and rows of replay in a second, per seed", r"^train/opt/|^fps/"),
+    ("Behaviours", "rewards, returns and values, as the actors and critics see them", r""),
+)
+"""Titles, words, and what is in their metrics' names; a metric is in the first that fits."""
+
+MEANINGS = {
+    "train/loss/dyn": "KL, for the prior",
+    "train/loss/rep": "KL, for the posterior",
+    "train/loss/recon": "reconstruction",
+    "train/loss/reward": "reward",
+    "train/loss/cont": "continuation",
+    "train/loss/ensemble": "ensemble's prediction",
+    "train/loss/policy": "actor",
+    "train/loss/value": "critic, imagined",
+    "train/loss/repval": "critic, replayed",
+    "train/loss/explorer_policy": "explorer's actor",
+    "train/loss/explorer_value": "explorer's critics, imagined",
+    "train/loss/explorer_repval": "explorer's critics, replayed",
+    "train/dyn_ent": "prior",
+    "train/rep_ent": "posterior",
+    "train/ent": "actor",
+    "train/explorer_ent": "explorer's actor",
+    "train/explorer_rew_disagreement": "disagreement, imagined",
+    "train/explorer_replay_rew_disagreement": "disagreement, replayed",
+    "train/opt/grad_norm": "gradient",
+    "train/opt/update_norm": "update",
+    "fps/policy": "env steps / s",
+    "fps/train": "replayed rows / s",
+    "novelty/visited_states": "states visited",
+    "novelty/visited_pairs": "states and actions visited",
+    "novelty/correlation": "rank correlation with visits",
+    "episode/length": "episode's length",
+}
+
+
+def page(run: Result) -> str:
+    """The whole page."""
+    [group] = compare([run]).groups
+    [line] = group.lines
+    body = [
+        _head(run),
+        *(f'<p class="note">{escape(note)}</p>' for note in group.notes),
+        _cards(run, line),
+        _curves(run),
+        *_metrics(run),
+        _novelty(run),
+        _seeds(run),
+        _settings(run),
+    ]
+    return PAGE.format(title=escape(f"{run.env}, {run.settings['config.mode']}"), body="\n".join(filter(None, body)))
+
+
+def _head(run: Result) -> str:
+    command = ["python", "run.py", "--seeds", str(len(run.seeds))]
+    if start := run.settings["seed_start"]:
+        command += ["--seed-start", str(start)]
+    if run.settings["preset"] != "tiny":
+        command += ["--preset", str(run.settings["preset"])]
+    changed = [name for name in _changed(run) if name not in NO_SETTING]
+    env = [] if run.settings["config.env"] == "Catch-bsuite" else ["--env", run.settings["config.env"]]
+    args = [word for name, value in run.settings["config.env_args"] for word in (f"--env.{name}", value)]
+    words = shlex.join([*command, *env, *args]) + " " + described(run, changed)
+    state = "finished" if run.finished else f"not finished: {run.done:,} of {run.planned:,} steps"
+    return (
+        f"<header><h1>{escape(run.env)}</h1><p>mode {escape(run.settings['config.mode'])} · preset "
+        f"{escape(str(run.settings['preset']))} · {state}</p><pre>{escape(words.strip())}</pre></header>"
+    )
+
+
+def _cards(run: Result, line: Line) -> str:
+    """The numbers that one asks for first."""
+    cards: list[tuple[str, str, str]] = []
+    shown = [abs(x) for name in ("iqm", "median", "mean") for x in line.estimates.get(name, ()) if np.isfinite(x)]
+    places = max(decimals(max(shown, default=0.0)) - 1, 0)
+    for name, words in (("iqm", "interquartile mean"), ("median", "median"), ("mean", "mean")):
+        if each := line.estimates.get(name):
+            between = f"{number(each.low, places)} to {number(each.high, places)}"
+            cards.append((words, number(each.value, places), between))
+    gap = line.estimates.get("optimality_gap")
+    if gap is not None and np.isfinite(gap.value):
+        cards.append(("optimality gap", f"{gap.value:.0%}", f"{gap.low:.0%} to {gap.high:.0%} of the scale"))
+    if (untrained := run.per_seed("untrained")).size:
+        cards.append(("untrained", number(float(np.mean(untrained)), places), "mean over seeds"))
+    if (zero_shot := run.per_seed("zero_shot")).size:
+        cards.append(("zero-shot", number(float(np.nanmedian(zero_shot)), places), "median, after exploring"))
+    cards.append(("seeds", f"{len(run.seeds):,}", f"{run.seeds[0]} to {run.seeds[-1]}"))
+    cards.append(("env steps", f"{run.done:,}", "a seed"))
+    if (speed := _middle(run, "fps/policy")) is not None:
+        cards.append(("speed", f"{speed * len(run.seeds):,.0f}", "env steps a second, all seeds"))
+    if wall := run.summary.get("wall_seconds"):
+        compiling = run.summary.get("compile_seconds") or 0.0
+        cards.append(("time", _duration(wall), f"{_duration(compiling)} of it compiling"))
+    if peak := run.summary.get("peak_memory_mb"):
+        cards.append(("peak memory", f"{peak / 1000:,.1f} GB", "of the leading process"))
+    cells = "".join(f"<div><dt>{a}</dt><dd>{escape(b)}</dd><small>{escape(c)}</small></div>" for a, b, c in cards)
+    heading = "<h2>Final scores</h2><p>evaluation episodes after training; 95 % bootstrap intervals over seeds</p>"
+    return f'<section>{heading}<dl class="cards">{cells}</dl></section>'
+
+
+def _curves(run: Result) -> str:
+    """The learning curves, as large as the page."""
+    untrained = run.per_seed("untrained")
+    shown = [(EVALUATION, "evaluation score of the tasker"), (TRAINING, "training score")]
+    pictures = []
+    for name, label in shown:
+        if name not in run.metrics:
+            continue
+        figure = curves_figure(
+            run.steps,
+            run.curve(name),
+            title="",
+            ylabel=label,
+            markers=None if run.adapt_step is None else [(run.adapt_step, "adapts from here")],
+            baseline=(float(untrained.mean()), "untrained") if untrained.size else None,
+        )
+        pictures.append(f'<figure class="large">{svg(figure, f"{label} over env steps")}</figure>')
+    if not pictures:
+        return ""
+    return f'<section><h2>Learning curves</h2><div class="curves">{"".join(pictures)}</div></section>'
+
+
+def _metrics(run: Result) -> list[str]:
+    """A section of small pictures for each of SECTIONS."""
+    left = [name for name in sorted(run.metrics) if np.isfinite(run.metrics[name]).any()]
+    left = [name for name in left if name not in (TRAINING, EVALUATION, "episode/count")]
+    known = list(MEANINGS)
+    found = []
+    for title, words, mark in SECTIONS:
+        here = [name for name in left if re.search(mark, name)]
+        left = [name for name in left if name not in here]
+        pictures = []
+        for name in sorted(here, key=lambda name: known.index(name) if name in known else len(known)):
+            figure = metric_figure(run.steps.astype(float), run.metrics[name], run.adapt_step)
+            meaning = f"<b>{MEANINGS[name]}</b> " if name in MEANINGS else ""
+            caption = f"<figcaption>{meaning}<code>{escape(name)}</code></figcaption>"
+            pictures.append(f"<figure>{caption}{svg(figure, name)}</figure>")
+        if pictures:
+            grid = f'<div class="grid">{"".join(pictures)}</div>'
+            found.append(f"<section><h2>{title}</h2><p>{words}</p>{grid}</section>")
+    return found
+
+
+def _novelty(run: Result) -> str:
+    """The run's own picture of where it has been."""
+    path = run.path / "novelty.png"
+    if not path.exists():
+        return ""
+    picture = base64.b64encode(path.read_bytes()).decode()
+    image = f'<img alt="visits and disagreement of states" src="data:image/png;base64,{picture}">'
+    return f'<section><h2>Where it has been</h2><figure class="paper">{image}</figure></section>'
+
+
+def _seeds(run: Result) -> str:
+    """Every seed's numbers."""
+    names = ["score", "zero_shot", "untrained", "visited_states", "novelty_correlation", "goal_episode"]
+    names = [name for name in [*names, "solved_episode"] if run.per_seed(name).size]
+    if not names:
+        return ""
+    columns = {name: run.per_seed(name) for name in names}
+    rows = [
+        [str(seed), *("-" if np.isnan(columns[name][i]) else f"{columns[name][i]:.5g}" for name in names)]
+        for i, seed in enumerate(run.seeds)
+    ]
+    return _details(f"{len(rows):,} seeds", ["seed", *(name.replace("_", " ") for name in names)], rows)
+
+
+def _settings(run: Result) -> str:
+    """All settings, those that differ from their preset first; and versions."""
+    changed = _changed(run)
+    rest = [name for name in run.settings if name not in changed and not name.startswith("versions.")]
+    rows = [[name.removeprefix("config."), _word(run.settings[name]), _word(was)] for name, was in changed.items()]
+    rows += [[name.removeprefix("config."), _word(run.settings[name]), ""] for name in rest]
+    versions = [
+        [name.split(".")[1], str(value)] for name, value in run.settings.items() if name.startswith("versions.")
+    ]
+    return _details("Settings", ["setting", "value", "in the preset"], rows) + _details(
+        "Versions", ["", "version"], versions
+    )
+
+
+def _changed(run: Result) -> dict[str, Any]:
+    """Settings that the preset has otherwise -> what it has; none where the preset is not known any more."""
+    try:
+        config, hypers = preset(run.settings["preset"])
+    except ConfigError:
+        return {}
+    there = flat(json.loads(json.dumps({"config": dataclasses.asdict(config), "hypers": dataclasses.asdict(hypers)})))
+    return {name: was for name, was in there.items() if name in run.settings and run.settings[name] != was}
+
+
+def _details(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table that opens where it is asked for."""
+    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    lines = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
+    return f"<details><summary>{title}</summary>{table}</details>"
+
+
+def _middle(run: Result, name: str) -> float | None:
+    """A metric's median over seeds and points."""
+    values = run.metrics.get(name, np.zeros(0))
+    return float(np.nanmedian(values)) if np.isfinite(values).any() else None
+
+
+def _duration(seconds: float) -> str:
+    whole = round(seconds)
+    return f"{whole} s" if whole < 120 else f"{whole // 60} min" if whole < 7200 else f"{whole / 3600:.1f} h"
+
+
+def _word(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,120 @@
+"""The report of a run: one page, whole and by itself, by its elements and words; pictures by their paths."""
+
+import dataclasses
+import math
+import re
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from stages.results.commands import command
+from stages.results.read import read_runs
+from stages.results.report import page
+from stages.results.vector import COLOURS, metric_figure, svg
+from tests.test_results import COUNTED, listed, write_run
+
+NAN = math.nan
+VOID = {"meta", "img", "br"}
+
+
+class Elements(HTMLParser):
+    """Every element closes where it should; what refers to elsewhere is noted."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.stack, self.seen, self.links, self.words = [], [], [], []
+        self.feed(text)
+        assert not self.stack
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append(tag)
+        self.links += [value for name, value in attrs if name in ("src", "href", "xlink:href")]
+        if tag not in VOID:
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        self.stack = self.stack if tag in VOID else self.stack[:-1]
+
+    def handle_endtag(self, tag):
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def cards(text):
+    """The numbers at the top: words -> (number, what is below it)."""
+    found = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd><small>(.*?)</small>", text)
+    return {name: (value, below) for name, value, below in found}
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_page_is_whole_and_needs_nothing_else(tmp_path):
+    words = ["--env", "DeepSea-bsuite", "--env.size", "6", "--hypers.lr", "0.001"]
+    path = write_run(tmp_path / "a<b>", words, evaluation=[[0.25, 0.5], [0.5, NAN]], final=(0.5, 0.99),
+                     wall_seconds=300.0, compile_seconds=30.0, peak_memory_mb=1500.0, **COUNTED)  # fmt: skip
+    (path / "novelty.png").write_bytes(b"picture")
+    text = page(read_runs([path])[0])
+    elements = Elements(text)
+    # Two curves, and recon, length and speed, small.
+    assert elements.seen.count("svg") == 5 and elements.seen.count("img") == 1 and "script" not in elements.seen
+    for link in elements.links:
+        assert link.startswith(("#", "data:image/png;base64,")), link
+    assert not re.search(r"@import|url\((?!#)", text)
+    assert "data:image/png;base64,cGljdHVyZQ==" in elements.links
+    found = cards(text)
+    assert found["interquartile mean"][0] == "0.745" and found["untrained"][0] == "0.000"
+    # Shares of 0.99 that are missing: 0.495 and none.
+    assert found["optimality gap"][0] == "25%" and found["env steps"] == ("200", "a seed")
+    assert found["time"] == ("5 min", "30 s of it compiling") and found["peak memory"][0] == "1.5 GB"
+    assert found["speed"][0] == "100"
+    said = " ".join(elements.words)
+    assert "--env DeepSea-bsuite --env.size 6 --steps 200 --hypers.lr 0.001" in said
+    assert re.search(r"<td>hypers.lr</td><td>0.001</td><td>0.005</td>", text)
+    assert "<td>4</td><td>0.99</td><td>0</td><td>12</td><td>-</td><td>8</td>" in text, "seed 4's numbers"
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("training", [[], [[NAN, NAN]], [[0.0] * 12] * 3], ids=["none", "no episode", "12 seeds"])
+def test_a_page_of_a_run_at_work(tmp_path, training):
+    path = write_run(tmp_path / "a", training=training, final=None if training else (1.0,))
+    Elements(text := page(read_runs([path])[0]))
+    assert "interquartile mean" not in cards(text) if training else "no curve of it" in text
+    assert ("is not finished" in text) == bool(training)
+
+
+def test_a_preset_that_is_gone_is_no_obstacle(tmp_path):
+    [run] = read_runs([write_run(tmp_path / "a")])
+    Elements(page(dataclasses.replace(run, settings={**run.settings, "preset": "gone"})))
+
+
+def test_a_picture_takes_the_pages_colours_and_is_well_formed():
+    values = np.array([[1.0, 2.0, NAN, 4.0], [2.0, 1.0, NAN, 1.0]])
+    figure = metric_figure(np.arange(1.0, 5.0), values, marker=2.0)
+    text = svg(figure, 'a "name" <b> & c')
+    root = ElementTree.fromstring(text)
+    assert root.attrib["aria-label"] == 'a "name" <b> & c' and "width" not in root.attrib
+    assert "var(--accent)" in text and "var(--ink)" in text
+    assert not set(re.findall(r"#[0-9a-f]{6}", text)) - {"#000000"} and not set(COLOURS) & set(text.split())
+    assert text == svg(metric_figure(np.arange(1.0, 5.0), values, marker=2.0), 'a "name" <b> & c')
+
+
+def test_a_metric_over_decades_is_on_a_logarithmic_scale():
+    scale = lambda *values: metric_figure(np.arange(3.0), np.array([values])).axes[0].get_yscale()
+    assert [scale(1.0, 10.0, 1000.0), scale(1.0, 2.0, 3.0), scale(-1.0, 10.0, 1e4)] == ["log", "linear", "linear"]
+
+
+def test_many_seeds_are_a_band():
+    count = lambda seeds: len(metric_figure(np.arange(3.0), np.ones((seeds, 3))).axes[0].lines)
+    assert (count(8), count(9)) == (9, 1)
+
+
+def test_report_leaves_its_files_in_the_run_or_elsewhere(tmp_path, capsys):
+    path = write_run(tmp_path / "a")
+    assert command(["report", str(path)]) == 0 and command(["report", str(path), "--out", str(tmp_path / "b")]) == 0
+    assert (path / "report.html").read_text() == (tmp_path / "b" / "report.html").read_text()
+    assert len(listed(path / "results.csv")) == 8 and "report.html" in capsys.readouterr().out
+    assert command(["report", str(tmp_path / "none")]) == 2
