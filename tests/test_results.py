@@ -195,6 +195,13 @@ def test_environments_without_a_way_in_common(tmp_path):
     assert not found.over and not found.over_pairs and "nothing is said over environments" in found.notes[0]
 
 
+def test_lengths_tell_ways_apart_only_where_they_were_varied(tmp_path):
+    paths = [write_run(tmp_path / "a"), write_run(tmp_path / "b", ["--env", "CartPole-v1", "--steps", "300"])]
+    assert [line.name for line in compare(read_runs(paths)).over] == ["all runs"]
+    paths.append(write_run(tmp_path / "c", ["--steps", "400"]))
+    assert not compare(read_runs(paths)).over, "none of Catch's two lengths is CartPole's"
+
+
 def test_other_versions_are_said(tmp_path):
     a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b")
     (b / "config.json").write_text((b / "config.json").read_text().replace('"1.2"', '"1.3"'))
@@ -214,7 +221,13 @@ def test_table_fits_into_80_columns_with_long_names_and_large_scores(tmp_path):
     print_tables(found, Console(file=stream, width=80, color_system=None))
     said = stream.getvalue()
     assert max(map(len, said.splitlines())) <= 80
-    assert "b[bold]" in said and "-12,346 to" in said and "10.5 of 21" in said and "1 seed " in said
+    assert (
+        "b[bold]" in said
+        and "-12,346 to" in said
+        and "of 21 " in said
+        and "by 1 seed " in said
+        and "in episode 8 " in said
+    )
 
 
 def test_markdown_by_hand(tmp_path):
@@ -228,6 +241,8 @@ def test_markdown_by_hand(tmp_path):
         f"| a\\|b<br>2 seeds | {half} | {half} | {half} | {quarter} |",
     ]
     assert len(tables(found)) == 1
+    found = compare(read_runs([write_run(tmp_path / "a"), write_run(tmp_path / "b", training=[[0.0, 0.0]])]))
+    assert tables(found)[0].title == "Catch-bsuite: final scores", "they are not after the same number of steps"
 
 
 def test_one_long_table(tmp_path):

@@ -67,22 +67,26 @@ class Comparison:
 
 def compare(runs: Sequence[Result]) -> Comparison:
     """Side by side: each run's final scores, and how probably one is better than another."""
-    names = sorted(set().union(*(run.settings for run in runs)) - NO_SETTING)
-    differing = [
-        name
-        for name in names
-        if not name.startswith("versions.") and len({str(run.settings.get(name)) for run in runs}) > 1
-    ]
+    differing = differing_settings(runs)
     by_env: dict[str, list[Result]] = {}
     for run in runs:
         by_env.setdefault(run.env, []).append(run)
     groups = [_group(env, members) for env, members in by_env.items()]
-    lines, pairs, notes = _over(groups, [name for name in differing if name not in LENGTH])
+    # Environments differ in how long they take: their steps tell ways of learning apart only where they were varied.
+    varied = {name for group in groups for name in differing_settings(group.runs)}
+    lines, pairs, notes = _over(groups, [name for name in differing if name not in LENGTH or name in varied])
     versions = {name for run in runs for name in run.settings if name.startswith("versions.")}
     for name in sorted(versions):
         if len(there := dict.fromkeys(str(run.settings.get(name)) for run in runs)) > 1:
             notes.append(f"the runs were made with different versions of {name.split('.')[1]}: {', '.join(there)}")
     return Comparison(list(runs), differing, groups, lines, pairs, notes)
+
+
+def differing_settings(runs: Sequence[Result]) -> list[str]:
+    """Settings of learning that are not the same in all of these runs."""
+    names = set().union(*(run.settings for run in runs)) - NO_SETTING
+    apart = lambda name: len({str(run.settings.get(name)) for run in runs}) > 1
+    return [name for name in sorted(names) if not name.startswith("versions.") and apart(name)]
 
 
 def described(run: Result, differing: Sequence[str]) -> str:

@@ -142,7 +142,8 @@ def _draw_estimate(axes: Axes, estimate: Estimate, place: float, colour: str) ->
 def _dress_rows(axes: Axes, names: Sequence[str]) -> None:
     """One name for each line, from above."""
     dress(axes)
-    shown = [name if len(name) < 25 else "..." + name[-22:] for name in names]
+    short = lambda line: line if len(line) < 25 else "..." + line[-22:]
+    shown = ["\n".join(map(short, name.split("\n"))) for name in names]
     axes.set_yticks(range(len(names)), shown, fontsize=8, parse_math=False)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)

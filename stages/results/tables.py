@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from stages.results.compare import Comparison, Line, Pair, described, final_scores
+from stages.results.compare import Comparison, Line, Pair, described, differing_settings, final_scores
 from stages.runs.figures import decimals, number
 from stages.runs.statistics import Estimate
 
@@ -31,10 +31,11 @@ def tables(comparison: Comparison) -> list[Table]:
     """For each environment the scores, the probabilities of improvement, and novelty where it was measured."""
     found = []
     for group in comparison.groups:
-        apart = [f"{run.name}: {_short(described(run, comparison.differing))}" for run in group.runs]
-        notes = group.notes + (apart if comparison.differing and len(comparison.runs) > 1 else [])
-        done = max(run.done for run in group.runs)
-        found.append(_scores(f"{group.env}: final scores after {done:,} steps a seed", group.lines, notes))
+        differing = differing_settings(group.runs)
+        apart = [f"{run.name}: {_short(described(run, differing))}" for run in group.runs if differing]
+        steps = sorted({run.done for run in group.runs})
+        after = f" after {steps[0]:,} steps a seed" if len(steps) == 1 else ""
+        found.append(_scores(f"{group.env}: final scores{after}", group.lines, group.notes + apart))
         found += _improvement(group.env, group.pairs) + _novelty(group.env, group.lines)
     if comparison.over:
         found.append(_scores("Over environments, 0 the lowest return and 1 the highest", comparison.over, []))
@@ -136,21 +137,21 @@ def _improvement(title: str, pairs: Sequence[Pair]) -> list[Table]:
 def _novelty(title: str, lines: Sequence[Line]) -> list[Table]:
     if not any(line.novelty for line in lines):
         return []
-    columns = ["run", "states visited", "reached the goal", "in episode", "solved", "in episode", "rank corr."]
+    columns = ["run", "states visited", "reached the goal", "solved", "rank correlation"]
     rows = []
     for line in lines:
-        at = line.novelty.get
-        seeds = lambda name, at=at: "-" if at(name) is None else f"{at(name):g} seed{'' if at(name) == 1 else 's'}"
-        rows.append(
-            [
-                line.name,
-                f"{at('visited_states', np.nan):g} of {at('states', np.nan):,g}" if line.novelty else "-",
-                *(seeds("goal_seeds"), number(at("goal_episode", np.nan), 0)),
-                *(seeds("solved_seeds"), number(at("solved_episode", np.nan), 0)),
-                number(at("novelty_correlation", np.nan), 2),
-            ]
-        )
+        at = lambda name, line=line: line.novelty.get(name, np.nan)
+        states = f"{at('visited_states'):g}\nof {at('states'):,g}" if line.novelty else "-"
+        ends = [_episodes(at(f"{name}_seeds"), at(f"{name}_episode")) for name in ("goal", "solved")]
+        rows.append([line.name, states, *ends, number(at("novelty_correlation"), 2)])
     return [Table(f"{title}: exploration (medians over seeds)", columns, rows, [])]
+
+
+def _episodes(seeds: float, episode: float) -> str:
+    """By how many seeds, and when."""
+    if np.isnan(seeds):
+        return "-"
+    return f"by {seeds:g} seed{'' if seeds == 1 else 's'}" + (f"\nin episode {episode:,g}" if seeds else "")
 
 
 def _value(line: Line, name: str) -> float:

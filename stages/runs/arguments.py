@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from stages.config import PRESETS, Config, ConfigError, Hypers, preset, validate
+from stages.runs.sink import Kind, check_sink
 
 DESCRIPTION = """Train a sweep of DreamerV3 agents, with Plan2Explore if asked: `python run.py --seeds 32`.
 
@@ -40,6 +41,9 @@ class Arguments:
     """The run's folder; runs/ENV-MODE-TIME if empty."""
     log_points: int = 20
     """How often in each phase metrics are written and a line is printed."""
+    log: Kind = "none"
+    """Where metrics go as well: every metric's mean over seeds, and of scores the interquartile mean with its interval
+    and each seed's own. metrics.jsonl always has all of every seed."""
     devices: int = 0
     """Devices to share the seeds out over; 0 takes all (on a CPU: one virtual device for each core)."""
     parallel: Literal["auto"] | int = "auto"
@@ -80,7 +84,17 @@ class Arguments:
 # ---- going on with a run -------------------------------------------------------------------------------------------
 
 FREE = {
-    *("logdir", "devices", "parallel", "memory", "checkpoint_minutes", "checkpoint_keep", "distributed", "coordinator"),
+    *(
+        "logdir",
+        "log",
+        "devices",
+        "parallel",
+        "memory",
+        "checkpoint_minutes",
+        "checkpoint_keep",
+        "distributed",
+        "coordinator",
+    ),
     *("process", "config.block", "config.lane"),
 }
 """Arguments that change no number of a run, and so may differ when it goes on."""
@@ -159,6 +173,7 @@ def parse(argv: list[str]) -> Arguments:
         raise ConfigError(f"--checkpoint-keep must be 0 or more, not {arguments.checkpoint_keep}")
     if not 0 <= arguments.memory < float("inf"):
         raise ConfigError(f"--memory must be finite and 0 or more, not {arguments.memory}")
+    check_sink(arguments.log)
     validate(arguments.config, arguments.hypers)
     return arguments
 

@@ -6,8 +6,9 @@ With several processes, all gather what is logged, and the first one prints and 
 import dataclasses
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ from stages.runs.novelty import Map, NoveltyLog, novelty_metrics, summary, words
 from stages.runs.novelty_figure import plot_novelty
 from stages.runs.processes import Processes
 from stages.runs.rounds import Phase, Plan, Round
+from stages.runs.sink import Sink, open_sink, series
 from stages.runs.statistics import summarise
 from stages.train import Progress
 
@@ -135,6 +137,7 @@ class RunLog:
     has_goal: bool = False  # whether the environment has one
     planned_rounds: int = 1
     compile_seconds: float = 0.0
+    sink: Sink | None = None  # further place for metrics, if asked for
 
     @property
     def round(self) -> RoundLog:
@@ -188,6 +191,23 @@ class RunLog:
         """A line of warning to standard error."""
         terminal.say(f"run.py: warning: {line}", error=True)
 
+    def tracked(self, act: Callable[[Path], Any]) -> None:
+        """Do something with the sink. Whatever goes wrong there costs the sink, and not the run."""
+        if self.folder is None:
+            return
+        try:
+            act(self.folder.path)
+        except Exception as error:  # of a library that only some have, over a network perhaps
+            self.sink = None
+            why = " ".join(str(error).split()) or type(error).__name__
+            self.warn(f"no more of this run goes to {self.arguments.log} ({why}); metrics.jsonl has all")
+
+    def close_sink(self) -> None:
+        """Nothing more will be said to it."""
+        if self.sink is not None:
+            close, self.sink = self.sink.close, None
+            self.tracked(lambda _: close())
+
     def on_start(self, seeds: list[int], devices: Sequence[Any]) -> None:
         """The first lines."""
         where = f"{len(devices)} {devices[0].platform} device(s)"
@@ -207,7 +227,11 @@ class RunLog:
         self.say(plan.line)
         self.say(f"{sum(counts.values()):,} parameters a seed: " + ", ".join(f"{k} {v:,}" for k, v in counts.items()))
         if self.folder is not None:
-            self.folder.write_config(dataclasses.asdict(self.arguments) | {"versions": versions()})
+            config = dataclasses.asdict(self.arguments) | {"versions": versions()}
+            self.folder.write_config(config)
+            # One round's steps go on where they ended; several rounds' begin again, and nothing may be forgotten.
+            last = self.rounds[0].step if self.rounds and self.planned_rounds == 1 else 0
+            self.tracked(lambda path: setattr(self, "sink", open_sink(self.arguments.log, path, config, last)))
 
     def on_abort(self) -> None:
         """Nothing will run: remove the empty folder."""
@@ -287,6 +311,9 @@ class RunLog:
         if self.folder is None:
             return
         self.folder.append_metrics(rows)
+        if self.sink is not None:
+            write, prefix = self.sink.write, f"round{self.current + 1}/" if self.planned_rounds > 1 else ""
+            self.tracked(lambda _: write(log.step, series(rows, prefix)))
         speed = rows[0]["fps/policy"] * len(rows)
         self.say("  ".join([*words, f"{speed:,.0f} steps/s", f"{int(left) // 60}:{int(left) % 60:02d} left"]))
         if newly:
@@ -297,6 +324,7 @@ class RunLog:
         """A signal ends the run: summary.json says how far it came."""
         if self.folder is None:
             return
+        self.close_sink()
         log, config = self.round, self.arguments.config
         steps = config.steps + config.adapt_steps
         self.folder.write_summary(
@@ -324,6 +352,7 @@ class RunLog:
         """curves.png, summary.json and the table, over the seeds of all rounds together."""
         if self.folder is None:
             return
+        self.close_sink()
         config, log = self.arguments.config, RoundLog.of_all(self.rounds)
         interval = summarise(log.final, log.round.seeds)
         curve, scored = log.evaluation if self.exploring else log.training, np.isfinite(log.untrained)
@@ -384,7 +413,9 @@ def metric_rows(
 
     `episode/score` is NaN where no episode ended; `diverged` is the env step at which the seed did, else None.
     """
-    episodes, metrics = progress.episodes, {name: np.asarray(value) for name, value in progress.metrics.items()}
+    # The shortest decimals that are the same float32: as float64 they would be twice as long, and say no more.
+    short = lambda value: np.asarray(value, np.float32).astype(str).astype(np.float64)
+    episodes, metrics = progress.episodes, {name: short(value) for name, value in progress.metrics.items()}
     count = np.asarray(episodes.count)
     with np.errstate(invalid="ignore"):
         scores, lengths = np.asarray(episodes.score) / count, np.asarray(episodes.length) / count

@@ -1,0 +1,96 @@
+"""Sink: a run's metrics to TensorBoard, Weights & Biases or Trackio as well, if asked. metrics.jsonl stays the truth.
+
+Their packages are imported when a run begins, and only the one that is asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from stages.config import ConfigError
+from stages.runs.statistics import summarise
+
+Kind = Literal["none", "tensorboard", "wandb", "trackio"]
+PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "trackio": "trackio"}
+SCORES = ("episode/score", "eval/score")
+
+
+class Sink(NamedTuple):
+    """Where numbers go: `write(step, name -> number)` after each chunk, `close` at the end."""
+
+    write: Callable[[int, Mapping[str, float]], Any]
+    close: Callable[[], Any]
+
+
+def check_sink(kind: Kind) -> None:
+    """Raises ConfigError if its package is not installed."""
+    if kind != "none" and importlib.util.find_spec(PACKAGES[kind]) is None:
+        package = PACKAGES[kind]
+        raise ConfigError(f"--log {kind} needs {package}, which is not installed: python -m pip install {package}")
+
+
+def open_sink(kind: Kind, folder: Path, config: Mapping[str, Any], last_step: int = 0) -> Sink | None:
+    """Begin to log, or go on with the same run.
+
+    Args:
+        folder: of the run; its name is the run's name.
+        config: the run's arguments.
+        last_step: where the run goes on; TensorBoard forgets what it was told of later steps.
+    """
+    if kind == "none":
+        return None
+    package = importlib.import_module(PACKAGES[kind])
+    if kind == "tensorboard":
+        writer = package.SummaryWriter(str(folder / "tensorboard"), purge_step=last_step + 1 if last_step else None)
+
+        def write(step: int, values: Mapping[str, float]) -> None:
+            for name, value in values.items():
+                writer.add_scalar(name, value, step)
+            writer.flush()
+
+        return Sink(write, writer.close)
+    about = {"name": folder.name, "resume": "allow", "config": dict(config)}
+    about["project"] = os.environ.get(f"{kind.upper()}_PROJECT", "dreamsweep")
+    if kind == "wandb":
+        # The same folder is the same run, also when it goes on.
+        about |= {"id": hashlib.sha256(str(folder).encode()).hexdigest()[:12], "dir": str(folder)}
+    run = package.init(**about)
+    if kind == "wandb":
+        run.define_metric("*", step_metric="env_steps")  # rounds begin again at step 0, which its own step cannot
+    return Sink(lambda step, values: run.log({**values, "env_steps": step}), run.finish)
+
+
+def series(rows: Sequence[Mapping[str, Any]], prefix: str = "") -> dict[str, float]:
+    """What a sink is told of a chunk: every metric's mean over seeds, and of scores also the interquartile mean with
+    its interval, and each seed's own. Numbers that are not finite are left out.
+
+    Each seed's other metrics are in metrics.jsonl: a thousand seeds would be forty thousand lines of a tracker.
+
+    Args:
+        rows: of metrics.jsonl, one for each seed.
+        prefix: of all names.
+    """
+    found: dict[str, float] = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        if name in ("step", "seed", "phase"):
+            continue
+        values = np.array([row.get(name, np.nan) for row in rows], np.float64)
+        finite = values[np.isfinite(values)]
+        if not finite.size:
+            continue
+        found[prefix + name] = float(finite.mean())
+        if name in SCORES:
+            all_seeds = summarise(values, [row["seed"] for row in rows], resamples=500)
+            found[f"{prefix}{name}/iqm"] = all_seeds.iqm
+            found[f"{prefix}{name}/iqm_low"], found[f"{prefix}{name}/iqm_high"] = all_seeds.ci_low, all_seeds.ci_high
+            each = zip(rows, values.tolist(), strict=True)
+            found |= {f"seeds/{name}/{row['seed']}": value for row, value in each if np.isfinite(value)}
+    return found
