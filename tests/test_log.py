@@ -15,9 +15,11 @@ import run
 from stages.collect import Episodes
 from stages.replay import Clock
 from stages.runs import log as log_module
+from stages.runs import round_log
 from stages.runs.folder import RunFolder, plain
-from stages.runs.log import Curve, RoundLog, RunLog, metric_rows, peak_memory_mb
+from stages.runs.log import RunLog, peak_memory_mb
 from stages.runs.processes import Processes
+from stages.runs.round_log import Curve, RoundLog, metric_rows
 from stages.runs.rounds import Evaluator, Plan, Round
 from stages.train import Progress
 from tests.test_rounds import STATE, Scored
@@ -31,7 +33,8 @@ NOW = 1000.0
 def clock(monkeypatch):
     """A clock that stands still, and may be set."""
     hand = SimpleNamespace(now=NOW)
-    monkeypatch.setattr(log_module, "time", SimpleNamespace(time=lambda: hand.now))
+    for module in (log_module, round_log):
+        monkeypatch.setattr(module, "time", SimpleNamespace(time=lambda: hand.now))
     return hand
 
 

@@ -1,0 +1,130 @@
+"""The log of one round: its seeds' curves and scores so far, and the rows of metrics.jsonl that a chunk gives."""
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from stages.config import Config
+from stages.runs.novelty import NoveltyLog
+from stages.runs.rounds import Phase, Round
+from stages.train import Progress
+
+
+@dataclass
+class Curve:
+    """Points of the picture: env steps of a seed, and every seed's score there."""
+
+    steps: list[int] = field(default_factory=list)
+    scores: list[np.ndarray] = field(default_factory=list)
+
+    def add(self, step: int, scores: np.ndarray) -> None:
+        """One point; scores [seeds]."""
+        self.steps.append(step)
+        self.scores.append(np.asarray(scores, np.float64))
+
+    @staticmethod
+    def load(saved: Mapping[str, Any]) -> "Curve":
+        """A curve from its JSON, where no score is null."""
+        return Curve(list(saved["steps"]), [np.array(scores, np.float64) for scores in saved["scores"]])
+
+    @staticmethod
+    def of_all(curves: "list[Curve]") -> "Curve":
+        """Curves of the same steps -> one, of all their seeds."""
+        return Curve(
+            curves[0].steps, [np.concatenate(scores) for scores in zip(*(c.scores for c in curves), strict=True)]
+        )
+
+
+@dataclass
+class RoundLog:
+    """The log of one round's seeds so far; scores are [seeds]."""
+
+    round: Round
+    training: Curve = field(default_factory=Curve)
+    evaluation: Curve = field(default_factory=Curve)
+    untrained: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    zero_shot: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    final: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    diverged: np.ndarray = field(default_factory=lambda: np.zeros(0, int))  # [seeds], env step; 0: it has not
+    novelty: NoveltyLog = field(default_factory=NoveltyLog)  # empty where states cannot be counted
+    adapt_step: int | None = None  # the step from which mode task goes on with what was explored
+    phase: int = 0  # the one at work
+    done: int = 0  # iterations of it
+    step: int = 0
+    updates: int = 0
+
+    @staticmethod
+    def load(saved: Mapping[str, Any]) -> "RoundLog":
+        """A round's log from its JSON."""
+        scores = {name: np.array(saved[name], np.float64) for name in ("untrained", "zero_shot", "final")}
+        curves: dict[str, Any] = {name: Curve.load(saved[name]) for name in ("training", "evaluation")}
+        curves["novelty"] = NoveltyLog.load(saved["novelty"])
+        scores["diverged"] = np.array(saved["diverged"], int)
+        return RoundLog(**{**saved, **scores, **curves, "round": Round(**saved["round"])})
+
+    @staticmethod
+    def of_all(rounds: "list[RoundLog]") -> "RoundLog":
+        """The logs of all rounds as one. They took the same steps; only the seeds differ."""
+        names = ("untrained", "zero_shot", "final", "diverged")
+        scores = {name: np.concatenate([getattr(r, name) for r in rounds]) for name in names}
+        seeds = [seed for each in rounds for seed in each.round.seeds]
+        training = Curve.of_all([each.training for each in rounds])
+        evaluation = Curve.of_all([each.evaluation for each in rounds])
+        round = dataclasses.replace(rounds[-1].round, seeds=seeds)
+        novelty = NoveltyLog.of_all([each.novelty for each in rounds])
+        curves = {"training": training, "evaluation": evaluation, "novelty": novelty}
+        return dataclasses.replace(rounds[-1], round=round, **curves, **scores)
+
+    def finished(self, phases: list[Phase]) -> bool:
+        """Whether the round has come to the end of these phases, and was evaluated there."""
+        return bool(self.final.size) and self.phase == len(phases) - 1 and self.done >= phases[-1].total
+
+    def on_adapt(self) -> None:
+        """The next phase begins: mode task goes on from here."""
+        self.phase, self.done, self.adapt_step = self.phase + 1, 0, self.step
+
+    @property
+    def diverged_at(self) -> dict[int, int]:
+        """Seeds that diverged, with the env step at which each did."""
+        return {seed: int(at) for seed, at in zip(self.round.seeds, self.diverged, strict=False) if at}
+
+    def on_diverged(self, steps: np.ndarray) -> dict[int, int]:
+        """Notes at which env step each seed diverged, [seeds], 0 for none; returns those that newly did."""
+        before = self.diverged_at
+        self.diverged = steps
+        return {seed: at for seed, at in self.diverged_at.items() if seed not in before}
+
+    def carried_forward(self, scores: np.ndarray) -> np.ndarray:
+        """Training scores, with a seed's last one where no episode of it ended since (metrics.jsonl keeps the gap)."""
+        return np.where(np.isnan(scores), self.training.scores[-1], scores) if self.training.scores else scores
+
+
+def metric_rows(
+    progress: Progress, seeds: list[int], config: Config, clock_step: int, iterations: int, since: float
+) -> list[dict[str, Any]]:
+    """One metrics row for each seed, with DreamerV3's names.
+
+    `episode/score` is NaN where no episode ended; `diverged` is the env step at which the seed did, else None.
+    """
+    # The shortest decimals that are the same float32: as float64 they would be twice as long, and say no more.
+    short = lambda value: np.asarray(value, np.float32).astype(str).astype(np.float64)
+    episodes, metrics = progress.episodes, {name: short(value) for name, value in progress.metrics.items()}
+    count = np.asarray(episodes.count)
+    with np.errstate(invalid="ignore"):
+        scores, lengths = np.asarray(episodes.score) / count, np.asarray(episodes.length) / count
+    spent, (steps, updates) = time.time() - since, config.schedule
+    shared = {
+        "fps/policy": round(iterations * steps * config.envs / spent, 2),
+        "fps/train": round(iterations * updates * config.replay.batch_size * config.replay.batch_length / spent, 2),
+    }
+    rows = []
+    for i, seed in enumerate(seeds):
+        row = {"step": clock_step * config.envs, "seed": seed, "phase": config.mode}
+        row["diverged"] = int(progress.diverged[i]) * config.envs or None
+        row |= {"episode/score": float(scores[i]), "episode/length": float(lengths[i]), "episode/count": int(count[i])}
+        rows.append(row | {f"train/{name}": float(value[i]) for name, value in metrics.items()} | shared)
+    return rows
