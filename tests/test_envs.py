@@ -18,6 +18,7 @@ import pytest
 
 import envs
 from envs import gymnax_suite
+from envs.scales import SCALES, scale_of
 
 N, T = 3, 60
 CASES = [*((name, ()) for name in envs.ids()), ("FourRooms-misc", (("use_visual_obs", True),))]
@@ -344,3 +345,9 @@ def test_a_bad_value_says_what_is_good(name, key, value, words):
 def test_importing_envs_leaves_gymnax_alone():
     code = "import sys, envs; assert not {'gymnax', 'gymnasium', 'matplotlib'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=pathlib.Path(envs.__file__).parents[1])
+
+
+def test_scales_are_of_environments_that_are_there_and_of_their_defaults():
+    assert set(SCALES) <= set(envs.ids()) and all(low < high for low, high in SCALES.values())
+    assert scale_of("DeepSea-bsuite", {"size": "20"}) == (0.0, 0.99)
+    assert scale_of("DeepSea-bsuite", {"unscaled_move_cost": "0.1"}) is None and scale_of("Pendulum-v1", {}) is None
