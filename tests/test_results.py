@@ -61,12 +61,12 @@ def listed(path):
 
 def test_a_run_is_read_as_it_was_written(tmp_path):
     words = ["--env", "DeepSea-bsuite", "--env.size", "6", "--adapt-steps", "50", "--mode", "explore"]
-    [run] = read_runs([write_run(tmp_path / "a", words, evaluation=[[0.25, NAN], [0.5, math.inf]])])
+    [run] = read_runs([write_run(tmp_path / "a", words, evaluation=[[0.25, NAN], [0.5, 2.0]])])
     assert (run.name, run.env, run.scale) == ("a", "DeepSea-bsuite (size 6)", (0.0, 0.99))
     assert (run.seeds, run.steps.tolist(), run.phases) == ([3, 4], [100, 200], ["explore", "explore"])
     assert (run.finished, run.done, run.planned, run.adapt_step) == (True, 200, 250, None)
     np.testing.assert_array_equal(run.metrics["episode/score"], [[0, 2], [1, 3]])
-    np.testing.assert_array_equal(run.metrics["eval/score"], [[0.25, 0.5], [NAN, math.inf]])
+    np.testing.assert_array_equal(run.metrics["eval/score"], [[0.25, 0.5], [NAN, 2.0]])
     assert run.per_seed("score").tolist() == [1.0, 2.0] and run.per_seed("goal_episode").size == 0
 
 
@@ -155,6 +155,20 @@ def test_what_keeps_runs_from_being_compared_is_said(tmp_path):
     ]
     assert [(pair.ours, pair.theirs) for pair in group.pairs] == [("a", "c")]
     assert group.lines[1].seeds == 0 and not group.lines[1].estimates
+
+
+def test_a_seed_that_diverged_is_said_and_its_curve_ends(tmp_path):
+    path = write_run(tmp_path / "a", training=[[1.0, 2.0], [NAN, NAN]], final=(NAN, 2.0))
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["diverged"] = 150 if line["step"] == 200 and line["seed"] == 3 else None
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    [run] = read_runs([path])
+    np.testing.assert_array_equal(run.curve(TRAINING), [[1.0, NAN], [2.0, 2.0]])
+    assert compare([run]).groups[0].notes == [
+        "a: seeds diverged: 3 at step 150",
+        "a: no finite final score of seeds 3: they are left out",
+    ]
 
 
 def test_curves_are_of_evaluation_only_if_all_have_it(tmp_path):
@@ -272,7 +286,7 @@ def test_pandas_reads_the_table_and_the_metrics(tmp_path):
     path = write_run(tmp_path / "a", training=[[NAN, 1.5], [math.inf, 2.5]])
     frame = pandas.read_json(path / "metrics.jsonl", lines=True)
     assert frame["seed"].tolist() == [3, 4, 3, 4] and frame["phase"].tolist() == ["task"] * 4
-    np.testing.assert_array_equal(frame["episode/score"].astype(float), [NAN, 1.5, math.inf, 2.5])
+    np.testing.assert_array_equal(frame["episode/score"].astype(float), [NAN, 1.5, NAN, 2.5])
     write_table(tmp_path / "results.csv", read_runs([path]), [])
     means = pandas.read_csv(tmp_path / "results.csv").groupby("kind")["score"].mean()
     assert means.to_dict() == {"training": 2.0, "untrained": 0.0, "final": 1.5}

@@ -20,7 +20,7 @@ NAN = math.nan
 
 def rows(*scores, step=100):
     """Rows of seeds 3, 4 ...: a score and a loss, the loss ten times the seed."""
-    each = {"step": step, "phase": "task", "fps/policy": 50.0}
+    each = {"step": step, "phase": "task", "diverged": None, "fps/policy": 50.0}
     return [
         each | {"seed": 3 + i, "episode/score": score, "train/loss/recon": 10.0 * (3 + i)}
         for i, score in enumerate(scores)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from stages.results.export import write_scores, write_table
 from stages.results.read import read_runs
 from stages.results.report import page
 from stages.results.tables import as_json, markdown, print_tables
-from stages.runs.figures import printing
+from stages.runs import terminal
 from stages.runs.folder import RunFolderError, make_folder, write_json, write_whole
 
 Run = Annotated[Path, tyro.conf.arg(metavar="RUN")]
@@ -35,15 +34,14 @@ def compare_runs(runs: Runs, /, out: str = "") -> None:
     """
     comparison = compare(read_runs(runs))
     folder = make_folder(out or f"runs/compare-{time.strftime('%Y%m%d-%H%M%S')}")
-    with printing():
+    with terminal.printing():
         print_tables(comparison)
     write_whole(folder / "compare.md", markdown(comparison).encode())
     write_json(folder / "compare.json", as_json(comparison))
     write_table(folder / "results.csv", comparison.runs, comparison.differing)
     write_scores(folder / "scores", comparison.runs)
     plot_comparison(folder / "compare.png", comparison)
-    with printing():
-        print(f"see {folder}: compare.png, compare.md, compare.json, results.csv, scores/")
+    terminal.say(f"see {folder}: compare.png, compare.md, compare.json, results.csv, scores/")
 
 
 def report_run(run: Run, /, out: str = "") -> None:
@@ -57,8 +55,7 @@ def report_run(run: Run, /, out: str = "") -> None:
     folder = make_folder(out or run)
     write_table(folder / "results.csv", [result], [])
     write_whole(folder / "report.html", page(result).encode())
-    with printing():
-        print(f"see {folder / 'report.html'}, and results.csv beside it")
+    terminal.say(f"see {folder / 'report.html'}, and results.csv beside it")
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {"compare": compare_runs, "report": report_run}
@@ -72,6 +69,8 @@ def command(argv: Sequence[str]) -> int | None:
         tyro.cli(COMMANDS[argv[0]], args=argv[1:], prog=f"run.py {argv[0]}")
     except RunFolderError as error:
         # A folder that cannot be written is another flag's here.
-        print(f"run.py: error: {str(error).replace('--logdir', '--out')}", file=sys.stderr)
+        terminal.say(f"run.py: error: {str(error).replace('--logdir', '--out')}", error=True)
         return 2
+    finally:
+        terminal.drop_unread()
     return 0

@@ -159,14 +159,20 @@ def _notes(runs: list[Result]) -> list[str]:
             notes.append(f"{run.name} has no line in its metrics.jsonl: no curve of it")
         elif len(missing := np.flatnonzero(~np.isfinite(run.curve(TRAINING)).any(1))) and run.finished:
             notes.append(f"{run.name}: no episode with a finite score of seeds {_listed(run, missing)} in training")
+        if run.diverged:
+            at = [f"{seed} at step {step:,}" for seed, step in run.diverged.items()]
+            notes.append(f"{run.name}: seeds diverged: {_some(at)}")
         if len(broken := np.flatnonzero(~np.isfinite(final_scores(run)))):
             notes.append(f"{run.name}: no finite final score of seeds {_listed(run, broken)}: they are left out")
     return notes
 
 
-def _listed(run: Result, places: Any, most: int = 8) -> str:
-    seeds = [str(run.seeds[i]) for i in places]
-    return ", ".join(seeds[:most]) + (f" and {len(seeds) - most} more" if len(seeds) > most else "")
+def _listed(run: Result, places: Any) -> str:
+    return _some([str(run.seeds[i]) for i in places])
+
+
+def _some(words: list[str], most: int = 8) -> str:
+    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
 
 
 def _over(groups: list[Group], differing: list[str]) -> tuple[list[Line], list[Pair], list[str]]:

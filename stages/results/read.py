@@ -83,7 +83,16 @@ class Result:
         started = np.logical_or.accumulate(np.isfinite(values), axis=1)
         # A seed whose lines end earlier than others' (its round is at work) is not carried to where it has not been.
         there = np.isfinite(self.metrics["episode/count"])
+        there &= ~np.isfinite(self.metrics.get("diverged", np.full_like(values, np.nan)))
         return np.where(started & there, np.take_along_axis(values, last, 1), np.nan)
+
+    @property
+    def diverged(self) -> dict[int, int]:
+        """Seeds that diverged, with the env step at which each did."""
+        steps = self.metrics.get("diverged", np.full((len(self.seeds), 1), np.nan))
+        return {
+            seed: int(np.nanmax(row)) for seed, row in zip(self.seeds, steps, strict=True) if np.isfinite(row).any()
+        }
 
     @property
     def _env_args(self) -> dict[str, str]:
@@ -158,6 +167,6 @@ def _read_metrics(path: Path, seeds: list[int]) -> tuple[NDArray[np.int64], list
                 continue
             if name not in metrics:
                 metrics[name] = np.full((len(seeds), len(steps)), np.nan)
-            # JSON has null for NaN, and words for infinities, which `float` knows.
+            # What is not finite is null.
             metrics[name][at] = np.nan if value is None else float(value)
     return np.array(steps, np.int64), [phase_at[step] for step in steps], metrics

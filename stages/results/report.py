@@ -109,9 +109,9 @@ def _cards(run: Result, line: Line) -> str:
     gap = line.estimates.get("optimality_gap")
     if gap is not None and np.isfinite(gap.value):
         cards.append(("optimality gap", f"{gap.value:.0%}", f"{gap.low:.0%} to {gap.high:.0%} of the scale"))
-    if (untrained := run.per_seed("untrained")).size:
-        cards.append(("untrained", number(float(np.mean(untrained)), places), "mean over seeds"))
-    if (zero_shot := run.per_seed("zero_shot")).size:
+    if np.isfinite(untrained := run.per_seed("untrained")).any():
+        cards.append(("untrained", number(float(np.nanmean(untrained)), places), "mean over seeds"))
+    if np.isfinite(zero_shot := run.per_seed("zero_shot")).any():
         cards.append(("zero-shot", number(float(np.nanmedian(zero_shot)), places), "median, after exploring"))
     cards.append(("seeds", f"{len(run.seeds):,}", f"{run.seeds[0]} to {run.seeds[-1]}"))
     cards.append(("env steps", f"{run.done:,}", "a seed"))
@@ -141,7 +141,8 @@ def _curves(run: Result) -> str:
             title="",
             ylabel=label,
             markers=None if run.adapt_step is None else [(run.adapt_step, "adapts from here")],
-            baseline=(float(untrained.mean()), "untrained") if untrained.size else None,
+            baseline=(float(np.nanmean(untrained)), "untrained") if np.isfinite(untrained).any() else None,
+            diverged=[run.diverged.get(seed, 0) for seed in run.seeds],
         )
         pictures.append(f'<figure class="large">{svg(figure, f"{label} over env steps")}</figure>')
     if not pictures:
@@ -152,7 +153,7 @@ def _curves(run: Result) -> str:
 def _metrics(run: Result) -> list[str]:
     """A section of small pictures for each of SECTIONS."""
     left = [name for name in sorted(run.metrics) if np.isfinite(run.metrics[name]).any()]
-    left = [name for name in left if name not in (TRAINING, EVALUATION, "episode/count")]
+    left = [name for name in left if name not in (TRAINING, EVALUATION, "episode/count", "diverged")]
     known = list(MEANINGS)
     found = []
     for title, words, mark in SECTIONS:

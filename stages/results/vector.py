@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stages.results.read import Floats
-from stages.runs.figures import BLUE, GREY, INK, dress
+from stages.runs.figures import BLUE, GREY, INK, RED, dress
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLOURS = {INK: "--ink", GREY: "--grey", "#e6e6e6": "--grid", BLUE: "--accent", "#ffffff": "--paper"}
+COLOURS = {INK: "--ink", GREY: "--grey", "#e6e6e6": "--grid", BLUE: "--accent", "#ffffff": "--paper", RED: "--warn"}
 FEW_SEEDS = 8
 WIDE_RANGE = 300.0  # from which on a positive metric is drawn on a logarithmic scale
 
@@ -25,8 +25,8 @@ WIDE_RANGE = 300.0  # from which on a positive metric is drawn on a logarithmic 
 def svg(figure: Figure, label: str) -> str:
     """A figure as an <svg> element as wide as its place. `label` is read out instead of it.
 
-    Colours of our pictures become the page's variables (--ink, --grey, --grid, --accent, --paper), so that the same
-    picture is good in light and in dark; black text takes the page's.
+    Colours of our pictures become the page's variables (COLOURS), so that one picture is good in light and in dark;
+    black text takes the page's.
     """
     import matplotlib
 

@@ -124,7 +124,8 @@ def plot_curves(
         ValueError: `scores` is not [S, P] for these steps.
         RunFolderError: the file cannot be written.
     """
-    figure = curves_figure(steps, scores, title=title, ylabel=ylabel, markers=markers, baseline=baseline)
+    words: dict[str, Any] = {"title": title, "ylabel": ylabel}
+    figure = curves_figure(steps, scores, **words, markers=markers, baseline=baseline, diverged=diverged)
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
     write_whole(Path(path), picture.getvalue())
@@ -138,6 +139,7 @@ def curves_figure(
     ylabel: str,
     markers: Sequence[tuple[float, str]] | None = None,
     baseline: tuple[float, str] | None = None,
+    diverged: Sequence[int] = (),
 ) -> Figure:
     """Learning curves: seeds faint, the IQM bold, its interval shaded.
 

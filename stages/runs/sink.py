@@ -80,7 +80,7 @@ def series(rows: Sequence[Mapping[str, Any]], prefix: str = "") -> dict[str, flo
     """
     found: dict[str, float] = {}
     for name in dict.fromkeys(name for row in rows for name in row):
-        if name in ("step", "seed", "phase"):
+        if name in ("step", "seed", "phase", "diverged"):
             continue
         values = np.array([row.get(name, np.nan) for row in rows], np.float64)
         finite = values[np.isfinite(values)]
