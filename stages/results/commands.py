@@ -65,6 +65,7 @@ def command(argv: Sequence[str]) -> int | None:
     """Do what the first word says; the exit code, or None if it is no command."""
     if not argv or argv[0] not in COMMANDS:
         return None
+    terminal.forgive()
     try:
         tyro.cli(COMMANDS[argv[0]], args=argv[1:], prog=f"run.py {argv[0]}")
     except RunFolderError as error:

@@ -184,6 +184,9 @@ class RunLog:
         if self.round.adapt_step is None:  # of the leading process this is the round's first seed
             log.add_map(Map.of(step, own.visits[0], own.disagreement[0]), self.arguments.config.steps // 2)
         named = [{f"novelty/{name}": float(values[i]) for name, values in metrics.items()} for i in range(len(rows))]
+        if self.has_goal:
+            for each, reached, held in zip(named, goal, solved, strict=True):
+                each |= {"novelty/goal_episode": int(reached) or None, "novelty/solved_episode": int(held) or None}
         return [row | each for row, each in zip(rows, named, strict=True)]
 
     def on_chunk(
@@ -252,6 +255,7 @@ class RunLog:
                 "updates": log.updates,
                 "training_score": log.training.scores[-1].tolist() if log.training.scores else None,
                 "evaluation_score": log.evaluation.scores[-1].tolist() if log.evaluation.scores else None,
+                **summary(log.novelty, None if self.states is None else self.states.count),
                 "wall_seconds": round(time.time() - self.started, 2),
                 "versions": versions(),
             }
