@@ -139,9 +139,13 @@ def _novelty(run: Result) -> dict[str, float]:
         values = run.per_seed(name)
         if name.endswith("_episode") and values.size:
             found[f"{name.split('_')[0]}_seeds"] = float(np.isfinite(values).sum())
-        if np.isfinite(values).any():
+            # Of all seeds: those that have not been there yet will be later than those that have.
+            median = float(np.median(np.nan_to_num(values, nan=np.inf)))
+            found |= {name: median} if np.isfinite(median) else {}
+        elif np.isfinite(values).any():
             found[name] = float(np.median(values[np.isfinite(values)]))
     if found:
+        found["seeds"] = float(len(run.seeds))
         found["states"] = float(run.summary["states"])
     return found
 

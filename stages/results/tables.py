@@ -142,16 +142,16 @@ def _novelty(title: str, lines: Sequence[Line]) -> list[Table]:
     for line in lines:
         at = lambda name, line=line: line.novelty.get(name, np.nan)
         states = f"{at('visited_states'):g}\nof {at('states'):,g}" if line.novelty else "-"
-        ends = [_episodes(at(f"{name}_seeds"), at(f"{name}_episode")) for name in ("goal", "solved")]
+        ends = [_episodes(at(f"{name}_seeds"), at("seeds"), at(f"{name}_episode")) for name in ("goal", "solved")]
         rows.append([line.name, states, *ends, number(at("novelty_correlation"), 2)])
     return [Table(f"{title}: exploration (medians over seeds)", columns, rows, [])]
 
 
-def _episodes(seeds: float, episode: float) -> str:
-    """By how many seeds, and when."""
-    if np.isnan(seeds):
+def _episodes(there: float, seeds: float, episode: float) -> str:
+    """By how many seeds, and when half of all were there."""
+    if np.isnan(there):
         return "-"
-    return f"by {seeds:g} seed{'' if seeds == 1 else 's'}" + (f"\nin episode {episode:,g}" if seeds else "")
+    return f"by {there:g} of {seeds:g}" + ("" if np.isnan(episode) else f"\nepisode {episode:,g}")
 
 
 def _value(line: Line, name: str) -> float:
