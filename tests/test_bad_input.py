@@ -61,27 +61,17 @@ SIZES = ("deter", "hidden", "units", "stoch", "depth", "layers")
         (["--replay.train-ratio", "1e300"], ["--replay.train-ratio", "updates a step"]),
         (["--env", "DeepSea-bsuite", "--env.size", "1e9"], ["size", "1,000"]),
         (["--env", "Pendulum-v1", "--env.l", "0"], ["Pendulum-v1", "l", "division by zero"]),
-        # Numbers that anyone may mean, and no machine has the memory for.
-        (["--model.units", "6e4", "--model.layers", "3", "--seeds", "1"], ["not even one seed fits", "GB", "--preset"]),
-        (
-            [
-                "--replay.batch-size",
-                "6e4",
-                "--replay.batch-length",
-                "1e3",
-                "--replay.train-ratio",
-                "6e7",
-                "--seeds",
-                "1",
-            ],
-            ["not even one seed fits"],
-        ),
-        (
-            ["--env", "DeepSea-bsuite", "--env.size", "1000", "--steps", "1e9", "--seeds", "1"],
-            ["not even one seed fits"],
+        # Numbers that anyone may mean, and that the memory is too small for, before anything compiles.
+        *(
+            (f"--seeds 1 --memory 1 {words}".split(), ["not even one seed fits", "1.0 GB are allowed", "--preset"])
+            for words in (
+                "--model.units 6e4 --model.layers 3",
+                "--replay.batch-size 6e4 --replay.batch-length 1e3 --replay.train-ratio 6e7",
+                "--env DeepSea-bsuite --env.size 1000 --steps 1e9",
+            )
         ),
     ],
-    ids=lambda value: " ".join(value)[:40],
+    ids=lambda value: " ".join(value)[:70],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, capsys, words, says):
     code, folder = start(tmp_path, *words)
