@@ -164,13 +164,15 @@ class Sweep:
     def least(self, state: TrainState) -> float:
         """Bytes that one seed takes at the least over its state while it trains or is evaluated, from shapes alone.
 
-        A batch and the noise of its dreams are there at once; and so is a row of each evaluation episode. What else is
-        there the compiler knows; but where these do not fit, there is no need to compile.
+        A batch, its features, what two heads keep of them for their gradients, and the noise of its dreams are there at
+        once; and so is a row of each evaluation episode. What else is there the compiler knows; but where these do not
+        fit, there is no need to compile.
         """
+        model, half = self.config.model, 2  # bytes of bfloat16
         row = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.ring)) / state.ring.reward.size
         starts = self.config.replay.batch_size * self.config.replay.batch_length
-        noise = starts * self.config.horizon * self.config.model.stoch * 4
-        return max(starts * row + noise, self.config.eval_episodes * row)
+        kept, noise = (model.feat + 2 * model.units) * half, self.config.horizon * model.stoch * 4
+        return max(starts * (row + kept + noise), self.config.eval_episodes * row)
 
     def prepare(self, state: TrainState, clock: Clock, iterations: int, adapts: bool = False) -> float:
         """Compile all stages from shapes alone.
