@@ -39,7 +39,7 @@ class Checkpoints:
             folder: the run's, which all processes reach.
             keep: how many of a round are kept; 0: none is written.
         """
-        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells there what it tidies up
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax says there what it raises, too
         self.folder, self.processes, self.keep = folder / FOLDER, processes, keep
         self._managers: dict[int, Any] = {}
 
