@@ -334,6 +334,7 @@ def test_compare_leaves_its_files(tmp_path, capsys):
     saved = json.loads((tmp_path / "out" / "compare.json").read_text())
     runs = saved["environments"]["Catch-bsuite"]["runs"]
     assert runs["a"]["score"] == [1.0, 2.0] and runs["a"]["estimates"]["iqm"]["value"] == 1.5
+    assert runs["a"]["goal_episode"] == [None, 8] and "goal_episode" not in runs["b"] and "path" not in runs["a"]
     assert runs["b"]["settings"] == {"config.mode": "mix"} and runs["b"]["estimates"] == {"seeds": 0}
     assert (runs["b"]["finished"], runs["b"]["steps"], runs["b"]["score"]) == (False, 100, [])
 

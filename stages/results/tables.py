@@ -87,6 +87,9 @@ def markdown(comparison: Comparison) -> str:
     return "\n".join(lines)
 
 
+PER_SEED = ("zero_shot", "visited_states", "novelty_correlation", "goal_episode", "solved_episode")
+
+
 def as_json(comparison: Comparison) -> dict[str, Any]:
     """All numbers, with every seed's, for programs."""
     line = lambda each: {
@@ -99,13 +102,14 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
     for group in comparison.groups:
         runs = {
             run.name: {
-                "path": run.path,
                 "finished": run.finished,
                 "steps": run.done,
                 "settings": {name: run.settings.get(name) for name in comparison.differing},
+                "versions": {name: run.settings[name] for name in run.settings if name.startswith("versions.")},
                 "seeds": run.seeds,
                 "score": final_scores(run),
             }
+            | {name: run.per_seed(name) for name in PER_SEED if run.per_seed(name).size}
             | {"estimates": line(each)}
             for run, each in zip(group.runs, group.lines, strict=True)
         }
