@@ -157,5 +157,5 @@ def _check_machines(arguments: Arguments, processes: Processes) -> None:
 
 
 if __name__ == "__main__":
-    code = command(sys.argv[1:])  # compare, report: they start no jax
+    code = command(sys.argv[1:])  # compare, report, eval, video
     sys.exit(main(sys.argv[1:], start_jax) if code is None else code)

@@ -1,4 +1,4 @@
-"""Evaluate: whole episodes with the tasker, in environments of their own."""
+"""Evaluate: whole episodes with a policy, mostly the tasker's, in environments of their own."""
 
 import equinox as eqx
 import jax
@@ -9,9 +9,11 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from envs.environment import Environment
 from stages.agent import Agent
+from stages.behavior import Behavior
 from stages.collect import Rollout, collect, start
 from stages.config import Config, Hypers
 from stages.finite import finite
+from stages.uniform import Uniform
 
 
 class _Loop(eqx.Module):
@@ -23,18 +25,27 @@ class _Loop(eqx.Module):
 
 
 def evaluate(
-    env: Environment, agent: Agent, config: Config, hypers: Hypers, *, key: PRNGKeyArray
+    env: Environment,
+    agent: Agent,
+    config: Config,
+    hypers: Hypers,
+    behavior: Behavior | Uniform | None = None,
+    *,
+    key: PRNGKeyArray,
 ) -> tuple[Float[Array, " E"], Float[Array, " E"]]:
     """Score and length of `config.eval_episodes` first episodes, played side by side.
 
     An episode that `config.eval_steps` (or the environment's time limit) cuts short counts with what it has by then.
     Where an observation or a reward is not finite, neither is the score: NaN.
 
+    Args:
+        behavior: who plays; None is the tasker.
+
     Returns:
         (scores, lengths in rows), [E].
     """
     key_start, key_loop = jr.split(key)
-    episodes = config.eval_episodes
+    player, episodes = behavior or agent.tasker, config.eval_episodes
     limit = (config.eval_steps or env.time_limit) + 1
     zeros = jnp.zeros(episodes)
     rollout = start(env, agent.model, episodes, key=key_start)
@@ -42,9 +53,7 @@ def evaluate(
 
     def step(loop: _Loop) -> _Loop:
         key_step = jr.fold_in(key_loop, loop.step)
-        rollout, row, _ = collect(
-            env, agent, agent.tasker, loop.rollout, hypers, greedy=config.eval_greedy, key=key_step
-        )
+        rollout, row, _ = collect(env, agent, player, loop.rollout, hypers, greedy=config.eval_greedy, key=key_step)
         counts = ~loop.done
         reward = jnp.where(jax.vmap(finite)(row), row.reward, jnp.nan)
         score, length = loop.score + jnp.where(counts, reward, 0.0), loop.length + counts

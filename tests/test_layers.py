@@ -14,10 +14,11 @@ LAYERS = [
     ["replay", "returns", "encode", "rssm", "decode"],
     ["world_model", "imagine", "ensemble"],
     ["rewards", "behavior", "uniform", "agent"],
-    ["loss", "optimizer", "collect", "evaluate"],
+    ["loss", "optimizer", "collect", "evaluate", "foresee"],
     ["coverage", "measure"],
     ["train"],
     ["runs"],
+    ["watch"],
     ["results"],
 ]
 ORDER = {room: place for place, room in enumerate(room for rooms in LAYERS for room in rooms)}

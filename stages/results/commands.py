@@ -1,14 +1,19 @@
-"""Commands: what `python run.py NAME ...` does beside training."""
+"""Commands: what `python run.py NAME ...` does beside training.
+
+Those that let agents play need jax, which is started and imported inside them: the others stay fast.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
+from envs.errors import EnvError
+from stages.config import ConfigError
 from stages.results.compare import compare
 from stages.results.compare_figure import plot_comparison
 from stages.results.export import write_scores, write_table
@@ -19,6 +24,7 @@ from stages.runs import terminal
 from stages.runs.folder import RunFolderError, make_folder, write_json, write_whole
 
 Run = Annotated[Path, tyro.conf.arg(metavar="RUN")]
+Policy = Literal["task", "explore", "random"]
 Runs = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN ...")]
 
 
@@ -58,7 +64,51 @@ def report_run(run: Run, /, out: str = "") -> None:
     terminal.say(f"see {folder / 'report.html'}, and results.csv beside it")
 
 
-COMMANDS: dict[str, Callable[..., Any]] = {"compare": compare_runs, "report": report_run}
+def eval_run(run: Run, /, episodes: int = 100, policy: Policy = "task", seed_point: int | None = None) -> None:
+    """Let a run's agents play again, from their newest checkpoints: scores of each seed, and how well its world model
+    predicts: the error of observations 1, 5 and 15 rows after 5 rows of an episode, with the true actions and without
+    looking, beside the error where it looks. Leaves eval.json in the run's folder.
+
+    Args:
+        run: folder of a run, finished or not.
+        episodes: of each seed.
+        policy: who plays: the tasker, the explorer, or uniformly random actions.
+        seed_point: draws the episodes: another number, other ones. If it is not given, they are those of the run's own
+            evaluation at that step, if they are as many.
+    """
+    _at_least_one("--episodes", episodes)
+    if seed_point is not None and not 0 <= seed_point < 2**31 - 1:
+        raise ConfigError(f"--seed-point must be 0 or more and below 2^31 - 1, not {seed_point}")
+    _start_jax()
+    from stages.runs.load import load
+    from stages.watch import scores
+
+    loaded = load(run)
+    _warn(scores.notes(loaded))
+    played = scores.play(loaded, policy, episodes, seed_point)
+    with terminal.printing():
+        scores.print_scores(loaded, played, policy)
+    write_json(loaded.path / "eval.json", scores.as_json(loaded, played, policy, seed_point))
+    terminal.say(f"see {loaded.path / 'eval.json'}")
+
+
+def _at_least_one(flag: str, value: int) -> None:
+    if value < 1:
+        raise ConfigError(f"{flag} must be 1 or more, not {value}")
+
+
+def _warn(lines: Sequence[str]) -> None:
+    for line in lines:
+        terminal.say(f"run.py: warning: {line}", error=True)
+
+
+def _start_jax() -> None:
+    from stages.runs import start
+
+    start.start_jax()
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {"compare": compare_runs, "report": report_run, "eval": eval_run}
 
 
 def command(argv: Sequence[str]) -> int | None:
@@ -68,6 +118,9 @@ def command(argv: Sequence[str]) -> int | None:
     terminal.forgive()
     try:
         tyro.cli(COMMANDS[argv[0]], args=argv[1:], prog=f"run.py {argv[0]}")
+    except (ConfigError, EnvError) as error:
+        terminal.say(f"run.py: error: {error}", error=True)
+        return 2
     except RunFolderError as error:
         # A folder that cannot be written is another flag's here.
         terminal.say(f"run.py: error: {str(error).replace('--logdir', '--out')}", error=True)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from envs.scales import scale_of
 from stages.runs.arguments import flat
-from stages.runs.folder import RunFolder, RunFolderError
+from stages.runs.folder import RunFolder, RunFolderError, read_config, read_json
 
 Floats = NDArray[np.float64]
 
@@ -123,28 +123,13 @@ def _names(folders: list[Path]) -> list[str]:
 
 
 def _read_run(path: Path, name: str) -> Result:
-    config = _read_json(path / RunFolder.CONFIG)
-    if config is None:
-        inside = sorted(each.parent.name for each in path.glob(f"*/{RunFolder.CONFIG}"))
-        advice = f"it holds {len(inside)}, such as {inside[0]!r}" if inside else "give the folder that a run printed"
-        raise RunFolderError(f"{str(path)!r} is no run's folder ({RunFolder.CONFIG} is missing): {advice}")
-    settings = flat(config)
+    settings = flat(read_config(path))
     try:
         seeds = list(range(settings["seed_start"], settings["seed_start"] + settings["seeds"]))
         steps, phases, metrics = _read_metrics(path / RunFolder.METRICS, seeds)
-        return Result(path, name, settings, _read_json(path / RunFolder.SUMMARY) or {}, seeds, steps, phases, metrics)
+        return Result(path, name, settings, read_json(path / RunFolder.SUMMARY) or {}, seeds, steps, phases, metrics)
     except KeyError as error:
         raise RunFolderError(f"{str(path)!r} is not a run of this program: it lacks {error}") from error
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """None where the file is missing."""
-    try:
-        return json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError) as error:
-        raise RunFolderError(f"cannot read {str(path)!r}: {' '.join(str(error).split())}") from error
 
 
 def _read_metrics(path: Path, seeds: list[int]) -> tuple[NDArray[np.int64], list[str], dict[str, Floats]]:

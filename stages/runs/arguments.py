@@ -10,7 +10,17 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from stages.config import PRESETS, Config, ConfigError, Hypers, preset, validate
+from stages.config import (
+    PRESETS,
+    Config,
+    ConfigError,
+    EnsembleConfig,
+    Hypers,
+    ModelConfig,
+    ReplayConfig,
+    preset,
+    validate,
+)
 from stages.runs.sink import Kind, check_sink
 
 DESCRIPTION = """Train a sweep of DreamerV3 agents, with Plan2Explore if asked: `python run.py --seeds 32`.
@@ -21,6 +31,8 @@ constructor argument or parameter of the environment.
 What runs have left (each has a --help of its own):
   python run.py compare RUN RUN ...   scores with intervals, curves, probability of improvement: table and picture
   python run.py report RUN            one page of HTML: scores, curves, losses, entropies, exploration, settings
+  python run.py eval RUN              its agents play again: scores, and errors of the world model run forward
+  python run.py video RUN             a GIF of an agent playing, and of what its world model predicts
 """
 
 
@@ -132,6 +144,21 @@ def check_same_run(arguments: Arguments, saved: Mapping[str, Any]) -> bool:
             "--adapt-steps may grow), or choose another --logdir"
         )
     return bool(raised)
+
+
+def settings_of(saved: Mapping[str, Any]) -> tuple[Config, Hypers]:
+    """Config and Hypers of a run from its config.json. Raises ConfigError if they are of another program."""
+    try:
+        config = dict(saved["config"])
+        parts = {"model": ModelConfig, "ensemble": EnsembleConfig, "replay": ReplayConfig}
+        made = {name: make(**config[name]) for name, make in parts.items()}
+        env_args = tuple((name, value) for name, value in config["env_args"])
+        return Config(**config | made | {"env_args": env_args}), Hypers(**saved["hypers"])
+    except (KeyError, TypeError, ValueError) as error:
+        why = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise ConfigError(
+            f"the run's config.json is of another version of this program ({why}): check out the one that made it"
+        ) from error
 
 
 # ---- the command line ----------------------------------------------------------------------------------------------

@@ -33,14 +33,15 @@ class Place(NamedTuple):
 class Checkpoints:
     """The checkpoints of a run, as this process sees them."""
 
-    def __init__(self, folder: Path, processes: Processes, keep: int):
+    def __init__(self, folder: Path, processes: Processes, keep: int, reads: bool = False):
         """
         Args:
             folder: the run's, which all processes reach.
             keep: how many of a round are kept; 0: none is written.
+            reads: they are only looked at. Nothing is made or tidied up then: a run may be at work there.
         """
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax says there what it raises, too
-        self.folder, self.processes, self.keep = folder / FOLDER, processes, keep
+        self.folder, self.processes, self.keep, self.reads = folder / FOLDER, processes, keep, reads
         self._managers: dict[int, Any] = {}
 
     def newest(self) -> Place | None:
@@ -62,6 +63,12 @@ class Checkpoints:
         written = lambda place: (self._manager(place[0]).metadata(place[1]).commit_timestamp_nsecs or 0, place)
         return Place(*max(common, key=written)) if common else None
 
+    def newest_of_rounds(self) -> list[Place]:
+        """The newest of each round that this process has, whatever others have."""
+        paths = sorted(self.folder.glob(f"round-*/process-{self.processes.index}"))
+        rounds = [int(path.parent.name.removeprefix("round-")) for path in paths]
+        return [Place(r, step) for r in rounds if (step := self._manager(r).latest_step()) is not None]
+
     def progress(self, place: Place) -> dict[str, Any]:
         """The JSON of a checkpoint. Raises RunFolderError."""
         import orbax.checkpoint as ocp
@@ -72,23 +79,29 @@ class Checkpoints:
             )
             return found["progress"]
 
-    def restore(self, place: Place, shapes: Any) -> Any:
+    def restore(self, place: Place, shapes: Any, part: bool = False) -> Any:
         """The arrays of a checkpoint, as `shapes` has them: a tree of jax.ShapeDtypeStruct with shardings.
 
         What has room for each row of the run (ROOM) may be larger than the saved one.
+
+        Args:
+            part: `shapes` are of a part of the state, and the rest of it is not read.
 
         Raises:
             RunFolderError: the checkpoint is damaged, or of a state of other parts, shapes or types.
         """
         import orbax.checkpoint as ocp
 
-        path = self._path(place)
+        path, wanted = self._path(place), named(shapes)
+        args: Any = ocp.args.StandardRestore()
+        if part:
+            item = {name: jax.eval_shape(_raw, x) for name, x in wanted.items() if x.size}
+            as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in item}
+            args = ocp.args.PyTreeRestore(item, restore_args=as_numpy, partial_restore=True)
         with _explained(path):
-            found = self._manager(place.round).restore(
-                place.step, args=ocp.args.Composite(state=ocp.args.StandardRestore())
-            )
-            saved = found["state"]
-        wanted = named(shapes)
+            saved = self._manager(place.round).restore(place.step, args=ocp.args.Composite(state=args))["state"]
+        # What is asked for and not there comes back as it was asked for.
+        saved = {name: x for name, x in saved.items() if isinstance(x, np.ndarray | jax.Array)}
         if unlike := sorted(saved.keys() ^ {name for name, x in wanted.items() if x.size}):
             raise RunFolderError(f"the checkpoint {str(path)!r} is of another state: {unlike[0]} is not in both")
         leaves = [_fitted(path, name, saved.get(name), like) for name, like in wanted.items()]
@@ -158,13 +171,15 @@ class Checkpoints:
                     primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process-{index}"
                 )
             options = ocp.CheckpointManagerOptions(
-                max_to_keep=max(1, self.keep),
+                max_to_keep=None if self.reads else max(1, self.keep),
                 create=False,
-                cleanup_tmp_directories=True,
+                cleanup_tmp_directories=not self.reads,
+                read_only=self.reads,
                 multiprocessing_options=several,
             )
             with _explained(path):
-                path.mkdir(parents=True, exist_ok=True)
+                if not self.reads:
+                    path.mkdir(parents=True, exist_ok=True)
                 self._managers[round] = ocp.CheckpointManager(path, options=options)
         return self._managers[round]
 

@@ -233,6 +233,26 @@ def _end_of_last_line(file: int, block: int = 65536) -> int:
     return 0
 
 
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A file of JSON; None where it is missing. Raises RunFolderError."""
+    try:
+        return json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"cannot read {str(path)!r}: {' '.join(str(error).split())}") from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a run that is looked at. Raises RunFolderError where there is no run."""
+    config = read_json(folder / RunFolder.CONFIG)
+    if config is None:
+        inside = sorted(each.parent.name for each in folder.glob(f"*/{RunFolder.CONFIG}"))
+        advice = f"it holds {len(inside)}, such as {inside[0]!r}" if inside else "give the folder that a run printed"
+        raise RunFolderError(f"{str(folder)!r} is no run's folder ({RunFolder.CONFIG} is missing): {advice}")
+    return config
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Replace `path` in one step: a reader, or a crash, sees the old file or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

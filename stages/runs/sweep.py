@@ -41,6 +41,12 @@ def mesh_for(seeds: int, devices: Sequence[Any] | None = None) -> Mesh:
     return Mesh(np.array(devices[:count]), ("seeds",))
 
 
+def keys_of(seeds: Sequence[int], point: int) -> jax.Array:
+    """One key a seed: point 0 is training's, those from MEASURING are measurements', the others evaluations'."""
+    keys = jax.vmap(jr.key)(jnp.asarray(seeds, jnp.uint32))
+    return jax.vmap(jr.fold_in, (0, None))(keys, point)
+
+
 def over_seeds(mesh: Mesh, fn: Callable, seed_args: int, clock: bool, lane: int = 0) -> Callable:
     """`fn` of one seed -> of a sweep: leading arguments carry a seed axis, and so do results.
 
@@ -265,7 +271,4 @@ class Sweep:
         return self._placed(jax.eval_shape(lambda: jr.split(jr.key(0), seeds)), P("seeds"))
 
     def _keys(self, seeds: Sequence[int], point: int = 0) -> jax.Array:
-        """One key a seed: point 0 is training's, those from MEASURING are measurements', the others evaluations'."""
-        keys = jax.vmap(jr.key)(jnp.asarray(seeds, jnp.uint32))
-        keys = jax.vmap(jr.fold_in, (0, None))(keys, point)
-        return jax.device_put(keys, NamedSharding(self.mesh, P("seeds")))
+        return jax.device_put(keys_of(seeds, point), NamedSharding(self.mesh, P("seeds")))

@@ -1,0 +1,139 @@
+"""Foresee: the world model run forward with the actions that were really taken, beside what really came.
+
+Rows are played first, with the posterior states that the agent had at them (`film`). Where the model sees a row, its
+state is the posterior one; where it does not, it follows from the state before by the prior, and so on (`foresee`).
+
+Axes: T rows, N environments, D deter, S categoricals, K classes. Source: the open-loop report of DreamerV3.
+"""
+
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
+
+from envs.environment import Environment
+from stages.agent import Agent
+from stages.behavior import Behavior
+from stages.collect import collect, start
+from stages.config import Hypers
+from stages.decode import Decoder, recon_loss, reconstruct
+from stages.replay import Row
+from stages.rssm import Latent, imagine_step
+from stages.uniform import Uniform
+from stages.world_model import WorldModel, action_vector
+
+CONTEXT = 5
+"""Rows of an episode that the model sees before it predicts, as in DreamerV3's report."""
+
+
+class Film(eqx.Module):
+    """Rows as they were played, [T, N, ...]."""
+
+    rows: Row
+    state: Int[Array, "T N"] | None  # which countable state (envs.environment.StateSpace); None where there are none
+
+
+class Errors(eqx.Module):
+    """How far predicted observations are from the real ones."""
+
+    loss: Float[Array, "..."]  # in the decoder's terms, a mean over the observation's entries (decode.recon_loss)
+    right: Float[Array, "..."]  # share of the entries whose likeliest value is the real one; NaN of real numbers
+    exact: Float[Array, "..."]  # 1 where all of them are; NaN of real numbers
+
+
+def film(
+    env: Environment,
+    agent: Agent,
+    behavior: Behavior | Uniform,
+    hypers: Hypers,
+    envs: int,
+    length: int,
+    greedy: bool,
+    *,
+    key: PRNGKeyArray,
+) -> Film:
+    """The first `length` rows of `envs` environments."""
+    key_start, key_loop = jr.split(key)
+
+    def step(rollout, key_step):
+        state = None if env.states is None else jax.vmap(env.states.index)(rollout.env_state)
+        after, row, _ = collect(env, agent, behavior, rollout, hypers, greedy=greedy, key=key_step)
+        return after, Film(row, state)
+
+    return lax.scan(step, start(env, agent.model, envs, key=key_start), jr.split(key_loop, length))[1]
+
+
+def posterior(model: WorldModel, rows: Row) -> Latent:
+    """The states that the agent had at its rows."""
+    return Latent.stored(rows.deter, rows.stoch, model.rssm.classes, model.dtype)
+
+
+def foresee(
+    model: WorldModel, rows: Row, seen: Bool[Array, "T N"], unimix: Float[Array, ""] | float, *, key: PRNGKeyArray
+) -> Latent:
+    """The model's states at rows of which it sees some: [T, N, ...].
+
+    Args:
+        rows: [T, N, ...], with the posterior states.
+        seen: whether the model sees the row. An episode's first row must be seen.
+        unimix: uniform share of the prior.
+    """
+    uniform = jr.uniform(key, (*seen.shape, model.rssm.stoch))
+    states, actions = posterior(model, rows), action_vector(model, rows.action)
+
+    def step(before, now):
+        state, seen, uniform, action = now
+        imagined = imagine_step(model.rssm, *before, uniform, unimix)
+        latent = Latent(
+            jnp.where(seen[:, None], state.deter, imagined.deter),
+            jnp.where(seen[:, None, None], state.stoch, imagined.stoch),
+        )
+        return (latent, action), latent
+
+    before = jax.tree.map(lambda x: jnp.zeros_like(x[0]), (states, actions))
+    return lax.scan(step, before, (states, seen, uniform, actions))[1]
+
+
+def place(is_first: Bool[Array, "T N"]) -> Int[Array, "T N"]:
+    """Rows before each one in its episode. The first row of all begins one."""
+    rows = jnp.arange(is_first.shape[0])[:, None]
+    return rows - lax.cummax(jnp.where(is_first, rows, 0))
+
+
+def errors(decoder: Decoder, latent: Latent, obs: Shaped[Array, "..."]) -> Errors:
+    """Errors of the observations predicted from states [..., D] and [..., S, K], [...]."""
+    space, lead = decoder.space, latent.deter.shape[:-1]
+    loss = recon_loss(decoder, latent, obs) / math.prod(space.shape)
+    if space.kind not in ("binary", "categorical"):
+        none = jnp.full(lead, jnp.nan)
+        return Errors(loss, none, none)
+    likeliest = jnp.round(reconstruct(decoder, latent))
+    right = (likeliest == obs).reshape(*lead, -1).astype(jnp.float32)
+    return Errors(loss, right.mean(-1), right.min(-1))
+
+
+def open_loop_errors(
+    model: WorldModel, rows: Row, ahead: tuple[int, ...], unimix: Float[Array, ""] | float, *, key: PRNGKeyArray
+) -> tuple[Errors, Errors, Int[Array, " H"]]:
+    """Errors so many rows `ahead` [H] of the first CONTEXT rows of each environment's first episode.
+
+    Args:
+        rows: [T, N, ...] from the environments' first rows on, T at least CONTEXT + max(ahead).
+
+    Returns:
+        (of the model run forward, of the posterior that sees those rows, episodes that are so long), [H]: means over
+        the episodes that are. NaN where there is none.
+    """
+    at = jnp.array(ahead) + CONTEXT - 1
+    there = (jnp.cumsum(rows.is_first, 0) == 1)[at]
+    seen, count = place(rows.is_first) < CONTEXT, there.sum(1)
+
+    def mean(latent):
+        each = errors(model.decoder, jax.tree.map(lambda x: x[at], latent), rows.obs[at])
+        return jax.tree.map(lambda x: jnp.where(there, x, 0).sum(1) / count, each)
+
+    return mean(foresee(model, rows, seen, unimix, key=key)), mean(posterior(model, rows)), count

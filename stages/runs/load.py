@@ -1,0 +1,131 @@
+"""Load: a run's folder -> its trained agents, by config.json and the newest checkpoints alone.
+
+Nothing is trained, and nothing in the folder is touched: the run may be at work there. Axes: S seeds.
+"""
+
+import dataclasses
+import functools
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+
+import envs
+from envs.environment import Environment
+from stages import train
+from stages.agent import Agent
+from stages.behavior import Behavior
+from stages.config import Config, ConfigError, Hypers
+from stages.runs.arguments import settings_of
+from stages.runs.checkpoint import FOLDER, Checkpoints
+from stages.runs.folder import RunFolderError, read_config
+from stages.runs.processes import Processes
+from stages.uniform import Uniform
+
+POLICIES = ("task", "explore", "random")
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """Seeds of a run that were trained side by side, as their newest checkpoint has them."""
+
+    env: Environment  # without what it drew for each seed: env_params
+    config: Config  # of the phase that they were in: mode task, after exploring
+    seeds: list[int]  # [S]
+    step: int  # env steps of a seed so far
+    finished: bool  # they took all the steps that the run was asked for
+    diverged: dict[int, int]  # seeds that diverged, with the env step at which each did
+    agent: Agent  # [S, ...]
+    hypers: Hypers  # [S]
+    env_params: Any  # [S, ...]
+
+
+class Loaded(NamedTuple):
+    """A run that is looked at."""
+
+    path: Path
+    config: Config  # as the run was started
+    groups: list[Trained]
+    missing: list[int]  # seeds without a checkpoint: their round has not come to its first
+
+
+class _Part(NamedTuple):
+    """What of a TrainState is read. The names are TrainState's: a checkpoint knows its arrays by their path."""
+
+    agent: Agent
+    hypers: Hypers
+    env_params: Any
+    diverged: jax.Array
+
+
+def load(run: str | os.PathLike[str]) -> Loaded:
+    """All seeds of a run that have a checkpoint.
+
+    Raises:
+        RunFolderError: there is no run, or no checkpoint, or it cannot be read.
+        ConfigError: the run was made by another version of this program.
+        EnvError: its environment cannot be made.
+    """
+    path = Path(os.path.expanduser(run)).absolute()
+    saved = read_config(path)
+    config, hypers = settings_of(saved)
+    env = envs.make(config.env, dict(config.env_args))
+    processes = {int(each.name.removeprefix("process-")) for each in (path / FOLDER).glob("round-*/process-*")}
+    groups = [group for index in sorted(processes) for group in _groups(path, index, env, config, hypers)]
+    if not groups:
+        why = "is written at the end of a chunk, every --checkpoint-minutes, and at the end of a round"
+        if saved.get("checkpoint_keep") == 0:
+            why = "was written, since the run was started with --checkpoint-keep 0: train it again without that"
+        raise RunFolderError(f"{str(path)!r} holds no checkpoint; one {why}")
+    asked = range(saved["seed_start"], saved["seed_start"] + saved["seeds"])
+    there = {seed for group in groups for seed in group.seeds}
+    return Loaded(path, config, groups, [seed for seed in asked if seed not in there])
+
+
+def player_of(agent: Agent, policy: str) -> Behavior | Uniform:
+    """Who plays: the tasker, the explorer, or chance. Raises ConfigError where there is no explorer."""
+    if policy == "random":
+        return Uniform(agent.model.actions)
+    if policy == "task":
+        return agent.tasker
+    if agent.explorer is None:
+        raise ConfigError(
+            "the run has no explorer: only modes explore and mix train one, and --adapt-steps leaves it behind; choose "
+            "--policy task"
+        )
+    return agent.explorer
+
+
+def _groups(path: Path, process: int, env: Environment, config: Config, hypers: Hypers) -> list[Trained]:
+    """What one process of the run has saved, round by round."""
+    checkpoints, groups = Checkpoints(path, Processes(process), keep=0, reads=True), []
+    try:
+        for place in checkpoints.newest_of_rounds():
+            progress = checkpoints.progress(place)
+            log = progress["rounds"][place.round]
+            mine = log["round"]["mine"]
+            seeds = log["round"]["seeds"][process * len(mine) :][: len(mine)]  # without padding
+            phase = config if log["phase"] == 0 else dataclasses.replace(config, mode="task")
+            shapes = jax.eval_shape(functools.partial(_part, env, config, hypers, len(mine), log["phase"] > 0))
+            (part,) = checkpoints.restore(place, (shapes,), part=True)
+            agent, own, env_params, diverged = jax.tree.map(lambda x, n=len(seeds): x[:n], part)
+            steps = {seed: int(at) * config.envs for seed, at in zip(seeds, np.asarray(diverged), strict=True) if at}
+            finished = place.step >= config.steps + config.adapt_steps
+            groups.append(Trained(env, phase, seeds, place.step, finished, steps, agent, own, env_params))
+    finally:
+        checkpoints.close()
+    return groups
+
+
+def _part(env: Environment, config: Config, hypers: Hypers, width: int, adapted: bool) -> _Part:
+    """What is read of so many seeds; for its shapes alone."""
+    own = jax.tree.map(lambda x: jnp.full(width, x, jnp.float32), hypers)
+    init = jax.vmap(lambda hypers, key: train.init(env, config, hypers, key=key))
+    state = init(own, jr.split(jr.key(0), width))
+    state = jax.vmap(train.adapt)(state) if adapted else state
+    return _Part(state.agent, state.hypers, state.env_params, state.diverged)

@@ -1,0 +1,1 @@
+"""Watch: what trained agents do: scores of fresh episodes, the world model run forward, and films of both."""

@@ -1,0 +1,208 @@
+"""Scores: trained agents play fresh episodes, and their world models are run forward beside them.
+
+Axes: S seeds, E episodes, H rows ahead.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.evaluate import evaluate
+from stages.foresee import CONTEXT, film, open_loop_errors
+from stages.runs import terminal
+from stages.runs.figures import decimals, number, print_table
+from stages.runs.load import Loaded, Trained, player_of
+from stages.runs.statistics import Interval, summarise
+from stages.runs.sweep import keys_of, mesh_for, over_seeds
+
+Floats = NDArray[np.float64]
+
+AHEAD = (1, 5, 15)
+"""Rows ahead at which predictions are measured."""
+KINDS = {"binary": "nats an entry", "categorical": "nats an entry", "real": "squared symlog", "image": "squared"}
+"""What a prediction's error is in, by the kind of observation (stages/decode.py)."""
+
+
+class Scores(NamedTuple):
+    """What the seeds of a run played and foresaw, as numpy."""
+
+    seeds: list[int]  # [S]
+    score: Floats  # [S, E]; NaN where something was not finite
+    length: Floats  # [S, E], rows
+    open_loop: dict[str, Floats]  # loss, right and exact [S, H] of the model run forward (foresee.Errors)
+    posterior: dict[str, Floats]  # the same where the model sees the rows
+    episodes: Floats  # [S, H]: how many were so long
+
+
+def play(loaded: Loaded, policy: str, episodes: int, point: int | None) -> Scores:
+    """Play `episodes` of each seed.
+
+    Args:
+        policy: who plays, of load.POLICIES.
+        point: numbers the evaluation, and so draws the episodes; None: the training's own last one.
+
+    Raises:
+        ConfigError: the run has no such policy.
+    """
+    parts = [_play(group, policy, episodes, point) for group in loaded.groups]
+    order = np.argsort([seed for part in parts for seed in part.seeds])
+    sort = lambda *arrays: np.concatenate(arrays)[order]
+    seeds = sorted(seed for part in parts for seed in part.seeds)
+    return Scores(seeds, *jax.tree.map(sort, *[tuple(part)[1:] for part in parts]))
+
+
+def _play(group: Trained, policy: str, episodes: int, point: int | None) -> Scores:
+    player_of(group.agent, policy)  # before anything is compiled
+    config = dataclasses.replace(group.config, eval_episodes=episodes)
+
+    def one(agent, hypers, env_params, key):
+        env, player = group.env.with_params(env_params), player_of(agent, policy)
+        score, length = evaluate(env, agent, config, hypers, player, key=key)
+        key_film, key_foresee = jax.random.split(jax.random.fold_in(key, 0))
+        rows = CONTEXT + max(AHEAD)
+        taken = film(env, agent, player, hypers, episodes, rows, config.eval_greedy, key=key_film)
+        return score, length, *open_loop_errors(agent.model, taken.rows, AHEAD, hypers.unimix, key=key_foresee)
+
+    # As the run's own evaluations draw theirs: with as many episodes, the last point gives the score in summary.json.
+    keys = keys_of(group.seeds, (group.step // config.envs if point is None else point) + 1)
+    run = jax.jit(over_seeds(mesh_for(len(group.seeds)), one, 4, False))
+    score, length, ahead, seen, count = run(group.agent, group.hypers, group.env_params, keys)
+    whole = lambda tree: jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
+    return Scores(group.seeds, *whole((score, length, vars(ahead), vars(seen), count)))
+
+
+def as_json(loaded: Loaded, scores: Scores, policy: str, point: int | None) -> dict[str, Any]:
+    """What eval.json says."""
+    interval = _interval(scores)
+    return {
+        "env": loaded.config.env,
+        "env_args": dict(loaded.config.env_args),
+        "policy": policy,
+        "episodes": scores.score.shape[1],
+        "seed_point": point,
+        "seeds": scores.seeds,
+        "env_steps": {seed: group.step for group in loaded.groups for seed in group.seeds},
+        "finished": all(group.finished for group in loaded.groups) and not loaded.missing,
+        "missing": loaded.missing,
+        "diverged": _diverged(loaded),
+        "score": scores.score.mean(1),
+        "length": scores.length.mean(1),
+        "episode_scores": scores.score,
+        **dataclasses.asdict(interval),
+        "prediction": {
+            "context": CONTEXT,
+            "ahead": AHEAD,
+            "unit": KINDS[loaded.groups[0].env.obs_space.kind],
+            "episodes": scores.episodes,
+            "open_loop": scores.open_loop,
+            "posterior": scores.posterior,
+        },
+    }
+
+
+def print_scores(loaded: Loaded, scores: Scores, policy: str) -> None:
+    """Both tables, to the terminal."""
+    config, episodes = loaded.config, scores.score.shape[1]
+    settings = "".join(f", {name} {value}" for name, value in config.env_args)
+    title = f"{config.env}{settings}: policy {policy}, {episodes} episodes a seed"
+    print_table(_interval(scores), title, _diverged(loaded))
+    largest = float(np.nanmax(np.abs(scores.score), initial=0))
+    show = lambda value: number(value, decimals(largest))
+    steps = {seed: group.step for group in loaded.groups for seed in group.seeds}
+    _print(
+        "each seed",
+        ["seed", "steps", "score", "worst episode", "best episode", "length"],
+        [
+            [
+                str(seed),
+                f"{steps[seed]:,}",
+                show(each.mean()),
+                show(each.min()),
+                show(each.max()),
+                f"{length.mean():.1f}",
+            ]
+            for seed, each, length in zip(scores.seeds, scores.score, scores.length, strict=True)
+        ],
+    )
+    kind = loaded.groups[0].env.obs_space.kind
+    whole = ["all right", "all right"] if kind in ("binary", "categorical") else []
+    _print(
+        f"predicted observations: error ({KINDS[kind]}), interquartile mean over seeds",
+        ["rows ahead", "run forward", *whole[:1], "seen", *whole[1:], "episodes"],
+        [
+            [
+                str(ahead),
+                *[
+                    cell
+                    for each in (scores.open_loop, scores.posterior)
+                    for cell in (_short(each["loss"][:, i]), _percent(each["exact"][:, i]))[: 1 + bool(whole)]
+                ],
+                f"{int(scores.episodes[:, i].sum()):,}",
+            ]
+            for i, ahead in enumerate(AHEAD)
+        ],
+    )
+
+
+def notes(loaded: Loaded) -> list[str]:
+    """What a reader has to know of these agents, a line each."""
+    planned = loaded.config.steps + loaded.config.adapt_steps
+    said = [
+        f"{_seeds(group.seeds)}: at {group.step:,} of {planned:,} steps; the run is not finished"
+        for group in loaded.groups
+        if not group.finished
+    ]
+    if loaded.missing:
+        said.append(f"{_seeds(loaded.missing)}: no checkpoint yet, left out")
+    said += [
+        f"seed {seed} diverged at step {at:,}: what is shown is its last finite state"
+        for seed, at in _diverged(loaded).items()
+    ]
+    return said
+
+
+def _interval(scores: Scores) -> Interval:
+    return summarise(scores.score.mean(1), scores.seeds)
+
+
+def _diverged(loaded: Loaded) -> dict[int, int]:
+    return {seed: at for group in loaded.groups for seed, at in group.diverged.items()}
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
+
+
+def _iqm(values: Floats) -> float:
+    return summarise(values, list(range(len(values))), resamples=1).iqm
+
+
+def _short(values: Floats) -> str:
+    return "-" if np.isnan(values).all() else f"{_iqm(values):.3g}"
+
+
+def _percent(values: Floats) -> str:
+    return "-" if np.isnan(values).all() else f"{100 * _iqm(values):.0f} %"
+
+
+def _print(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        title=Text(title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", min_width=len(title)
+    )
+    for column in columns:
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    with terminal.printing():
+        Console().print(table)
