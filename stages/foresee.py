@@ -86,8 +86,8 @@ def foresee(
     states, actions = posterior(model, rows), action_vector(model, rows.action)
 
     def step(before, now):
-        state, seen, uniform, action = now
-        imagined = imagine_step(model.rssm, *before, uniform, unimix)
+        (latent, taken), (state, seen, uniform, action) = before, now
+        imagined = imagine_step(model.rssm, latent, taken, uniform, unimix)
         latent = Latent(
             jnp.where(seen[:, None], state.deter, imagined.deter),
             jnp.where(seen[:, None, None], state.stoch, imagined.stoch),

@@ -92,6 +92,47 @@ def eval_run(run: Run, /, episodes: int = 100, policy: Policy = "task", seed_poi
     terminal.say(f"see {loaded.path / 'eval.json'}")
 
 
+def video_run(
+    run: Run,
+    /,
+    seed: int | None = None,
+    policy: Policy = "task",
+    out: str = "",
+    rows: int = 120,
+    fps: float = 8.0,
+    seed_point: int = 0,
+) -> None:
+    """A GIF of an agent playing, from a run's newest checkpoint, and beside it what its world model expects: it sees 5
+    rows of an episode, predicts the next 15 with the true actions and without looking, and sees 5 again. Below, the
+    error of the prediction and, where the run has an ensemble, its disagreement about the action taken.
+
+    Args:
+        run: folder of a run, finished or not.
+        seed: which agent; the first one if it is not given.
+        policy: who plays: the tasker, the explorer, or uniformly random actions.
+        out: the file; RUN/seed-N-POLICY.gif if empty.
+        rows: length of the film; short episodes follow each other.
+        fps: rows a second.
+        seed_point: draws the episodes: another number, other ones.
+    """
+    _at_least_one("--rows", rows)
+    if not 1 <= fps <= 50:
+        raise ConfigError(f"--fps must be 1 to 50, not {fps:g}")
+    if not 0 <= seed_point < 2**31 - 1:
+        raise ConfigError(f"--seed-point must be 0 or more and below 2^31 - 1, not {seed_point}")
+    _start_jax()
+    from stages.runs.load import group_of, load
+    from stages.watch.video import write_video
+
+    loaded = load(run)
+    seed = loaded.groups[0].seeds[0] if seed is None else seed
+    group = group_of(loaded, seed)
+    file = Path(out) if out else loaded.path / f"seed-{seed}-{policy}.gif"
+    make_folder(file.parent)
+    write_video(file, group, seed, policy, rows, fps, seed_point)
+    terminal.say(f"see {file}")
+
+
 def _at_least_one(flag: str, value: int) -> None:
     if value < 1:
         raise ConfigError(f"{flag} must be 1 or more, not {value}")
@@ -108,7 +149,12 @@ def _start_jax() -> None:
     start.start_jax()
 
 
-COMMANDS: dict[str, Callable[..., Any]] = {"compare": compare_runs, "report": report_run, "eval": eval_run}
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "compare": compare_runs,
+    "report": report_run,
+    "eval": eval_run,
+    "video": video_run,
+}
 
 
 def command(argv: Sequence[str]) -> int | None:

@@ -151,9 +151,9 @@ def settings_of(saved: Mapping[str, Any]) -> tuple[Config, Hypers]:
     try:
         config = dict(saved["config"])
         parts = {"model": ModelConfig, "ensemble": EnsembleConfig, "replay": ReplayConfig}
-        made = {name: make(**config[name]) for name, make in parts.items()}
-        env_args = tuple((name, value) for name, value in config["env_args"])
-        return Config(**config | made | {"env_args": env_args}), Hypers(**saved["hypers"])
+        made: dict[str, Any] = {name: make(**config[name]) for name, make in parts.items()}
+        made["env_args"] = tuple((name, value) for name, value in config["env_args"])
+        return Config(**config | made), Hypers(**saved["hypers"])
     except (KeyError, TypeError, ValueError) as error:
         why = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise ConfigError(

@@ -5,6 +5,7 @@ Nothing is trained, and nothing in the folder is touched: the run may be at work
 
 import dataclasses
 import functools
+import operator
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,15 @@ def load(run: str | os.PathLike[str]) -> Loaded:
     return Loaded(path, config, groups, [seed for seed in asked if seed not in there])
 
 
+def group_of(loaded: Loaded, seed: int) -> Trained:
+    """The group that a seed is in. Raises ConfigError."""
+    for group in loaded.groups:
+        if seed in group.seeds:
+            return group
+    there = sorted(seed for group in loaded.groups for seed in group.seeds)
+    raise ConfigError(f"--seed {seed} has no checkpoint in {str(loaded.path)!r}; choose one of {there}")
+
+
 def player_of(agent: Agent, policy: str) -> Behavior | Uniform:
     """Who plays: the tasker, the explorer, or chance. Raises ConfigError where there is no explorer."""
     if policy == "random":
@@ -113,7 +123,8 @@ def _groups(path: Path, process: int, env: Environment, config: Config, hypers: 
             phase = config if log["phase"] == 0 else dataclasses.replace(config, mode="task")
             shapes = jax.eval_shape(functools.partial(_part, env, config, hypers, len(mine), log["phase"] > 0))
             (part,) = checkpoints.restore(place, (shapes,), part=True)
-            agent, own, env_params, diverged = jax.tree.map(lambda x, n=len(seeds): x[:n], part)
+            places = np.arange(len(seeds))
+            agent, own, env_params, diverged = jax.tree.map(operator.itemgetter(places), part)
             steps = {seed: int(at) * config.envs for seed, at in zip(seeds, np.asarray(diverged), strict=True) if at}
             finished = place.step >= config.steps + config.adapt_steps
             groups.append(Trained(env, phase, seeds, place.step, finished, steps, agent, own, env_params))

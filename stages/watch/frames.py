@@ -1,0 +1,221 @@
+"""Frames: a scene as pictures. Above what happened beside what the model expects; below error and disagreement.
+
+Boards are drawn as boards, all else as lines over time, beside a map of the environment's states where there is one.
+Axes: T rows, C channels.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from envs.environment import ObsSpace
+from stages.runs.figures import BLUE, GREY, INK
+from stages.watch.canvas import Canvas
+from stages.watch.scene import Scene
+
+ORANGE, PURPLE, FAINT, SHADE = "#d9730d", "#6a3d9a", "#e4e4e4", "#fdf0e1"
+NIGHT = (0.11, 0.13, 0.18)
+CHANNELS = np.array([
+    [0.31, 0.66, 0.96], [0.98, 0.75, 0.18], [0.93, 0.36, 0.33], [0.42, 0.80, 0.47], [0.72, 0.50, 0.90],
+    [0.96, 0.56, 0.75], [0.40, 0.83, 0.83], [0.80, 0.80, 0.80], [0.65, 0.45, 0.28], [0.70, 0.85, 0.25],
+])  # fmt: skip
+WIDTH, EDGE, TOP, BODY, STRIP = 640, 16, 64, 236, 62
+WINDOW = 60
+"""Rows that plots over time show."""
+MOST_PLOTS = 8
+
+
+def draw_frames(scene: Scene, title: str) -> list[Image.Image]:
+    """A picture of each row."""
+    return [_frame(scene, title, t) for t in range(len(scene.error))]
+
+
+def is_board(space: ObsSpace) -> bool:
+    """Whether an observation is drawn as cells: rows and columns, and channels that can be told apart."""
+    return len(space.shape) in (2, 3) and space.kind in ("binary", "image") and min(space.shape[:2]) > 1
+
+
+def _frame(scene: Scene, title: str, t: int) -> Image.Image:
+    strips = 1 + (scene.disagreement is not None)
+    canvas = Canvas(WIDTH, TOP + BODY + 18 + strips * STRIP + 10)
+    _head(canvas, scene, title, t)
+    if is_board(scene.env.obs_space):
+        _boards(canvas, scene, t)
+    else:
+        _lines(canvas, scene, t)
+    top = TOP + BODY + 18
+    _strip(canvas, scene, t, top, scene.error, "error of the prediction", None)
+    if scene.disagreement is not None:
+        _strip(canvas, scene, t, top + STRIP, scene.disagreement, "disagreement of the ensemble", PURPLE)
+    return canvas.finished()
+
+
+def _head(canvas: Canvas, scene: Scene, title: str, t: int) -> None:
+    canvas.text(EDGE, 12, title, 13, INK, bold=True)
+    canvas.text(EDGE, 35, f"row {scene.place[t]} of the episode, reward so far {scene.score[t]:.4g}", 12, GREY)
+    words = "the model sees" if scene.seen[t] else f"predicts, {scene.ahead[t]} ahead"
+    canvas.pill((WIDTH - EDGE - 160, 32, 160, 22), BLUE if scene.seen[t] else ORANGE)
+    canvas.text(WIDTH - EDGE - 80, 43, words, 12, "white", "mm", bold=True)
+
+
+# ---- boards --------------------------------------------------------------------------------------------------------
+
+
+def _boards(canvas: Canvas, scene: Scene, t: int) -> None:
+    """What happened, what the model expects, and what it missed or made up."""
+    truth, predicted = _channels(scene, scene.obs[t]), _channels(scene, scene.predicted[t])
+    wide = (WIDTH - 4 * EDGE) / 3
+    panels = (
+        ("what happens", painted(truth)),
+        ("what the model expects", painted(predicted)),
+        ("difference", _difference(truth, predicted)),
+    )
+    for index, (name, colours) in enumerate(panels):
+        left = EDGE + index * (wide + EDGE)
+        canvas.text(left + wide / 2, TOP + 8, name, 12, INK, "mm")
+        canvas.cells((left, TOP + 20, wide, BODY - 36), colours)
+    middle = EDGE + 2 * (wide + EDGE) + wide / 2
+    canvas.text(middle - 6, TOP + BODY - 4, "missed", 11, BLUE, "rm", bold=True)
+    canvas.text(middle + 6, TOP + BODY - 4, "made up", 11, ORANGE, "lm", bold=True)
+
+
+def _channels(scene: Scene, obs: NDArray) -> NDArray[np.float64]:
+    """An observation as [rows, columns, C] in 0..1."""
+    rows, columns, *_ = scene.env.obs_space.shape
+    scale = 255.0 if scene.env.obs_space.kind == "image" and obs.dtype == np.uint8 else 1.0
+    return obs.astype(np.float64).reshape(rows, columns, -1) / scale
+
+
+def painted(channels: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Channels [rows, columns, C] painted over each other, each in its colour and as strong as it is sure."""
+    picture = np.broadcast_to(NIGHT, (*channels.shape[:2], 3)).copy()
+    for channel in range(channels.shape[-1]):
+        share = channels[..., channel, None]
+        picture = picture * (1 - share) + CHANNELS[channel % len(CHANNELS)] * share
+    return picture
+
+
+def _difference(truth: NDArray[np.float64], predicted: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Blue where something was missed, orange where something was made up, by the channel that is furthest off."""
+    off = predicted - truth
+    most = np.take_along_axis(off, np.abs(off).argmax(-1)[..., None], -1)
+    colours = np.where(most > 0, _rgb(ORANGE), _rgb(BLUE))
+    return np.full(3, 0.96) * (1 - np.abs(most)) + colours * np.abs(most)
+
+
+def _rgb(colour: str) -> NDArray[np.float64]:
+    return np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+
+
+# ---- lines over time -----------------------------------------------------------------------------------------------
+
+
+def _lines(canvas: Canvas, scene: Scene, t: int) -> None:
+    """A plot of each number of the observation; a map of the states to the left where there is one."""
+    left = float(EDGE)
+    if scene.state is not None and scene.env.states is not None and scene.env.states.grid[0]:
+        _map(canvas, scene, t, (EDGE, TOP + 20, 200, BODY - 24))
+        canvas.text(EDGE + 100, TOP + 8, " by ".join(scene.env.states.labels), 12, INK, "mm")
+        left += 200 + EDGE
+    truth = scene.obs.reshape(len(scene.error), -1).astype(np.float64)
+    predicted = scene.predicted.reshape(truth.shape).astype(np.float64)
+    count = min(truth.shape[1], MOST_PLOTS)
+    columns = 2 if count > 4 else 1
+    rows, wide = math.ceil(count / columns), (WIDTH - left - EDGE - (columns - 1) * EDGE) / columns
+    canvas.line([(left, TOP + 8), (left + 22, TOP + 8)], INK, 2)
+    canvas.text(left + 28, TOP + 8, "what happens", 11, INK, "lm")
+    canvas.line([(left + 130, TOP + 8), (left + 152, TOP + 8)], ORANGE, 2)
+    canvas.text(
+        left + 158, TOP + 8, "what the model expects" + (", without looking" if left < 100 else ""), 11, INK, "lm"
+    )
+    tall = (BODY - 24) / rows
+    for entry in range(count):
+        column, row = divmod(entry, rows)
+        box = (left + column * (wide + EDGE), TOP + 20 + row * tall, wide, tall - 8)
+        _plot(canvas, scene, t, box, truth[:, entry], predicted[:, entry], entry)
+
+
+def _plot(canvas: Canvas, scene: Scene, t: int, box, truth: NDArray, predicted: NDArray, entry: int) -> None:
+    left, top, wide, tall = box
+    _ground(canvas, scene, t, box)
+    low, high = truth.min(), truth.max()
+    room = 0.15 * (high - low) or 0.5
+    low, high = low - room, high + room
+    x = lambda i: left + (i - _first(t) + 0.5) * wide / WINDOW
+    y = lambda value: top + tall * (1 - (min(max(value, low), high) - low) / (high - low))
+    for start, end in _stretches(scene.place, t):
+        canvas.line([(x(i), y(truth[i])) for i in range(start, end)], INK, 2)
+        blind = [i for i in range(start, end) if not scene.seen[i]]
+        for piece in _runs(blind):
+            canvas.line([(x(i), y(predicted[i])) for i in piece], ORANGE, 2)
+    canvas.text(left + 4, top + 3, str(entry), 10, GREY)
+    canvas.text(left + wide - 4, top + 3, f"{truth[t]:.3g}", 10, GREY, "ra")
+
+
+def _map(canvas: Canvas, scene: Scene, t: int, box) -> None:
+    """The states of the environment as cells: walls, the way so far in this episode, and where it is."""
+    states = scene.env.states
+    assert states is not None and scene.state is not None
+    cells = np.full((states.size, 3), 0.94)
+    cells[list(states.walls)] = 0.55
+    way = scene.state[t - scene.place[t] : t + 1]
+    cells[way] = _rgb("#a9c6e3")
+    cells[way[-1]] = _rgb(BLUE)
+    picture = cells.reshape(*states.grid, 3)
+    canvas.cells(box, picture if states.labels[0] == "row" else picture[::-1])
+
+
+# ---- strips --------------------------------------------------------------------------------------------------------
+
+
+def _strip(canvas: Canvas, scene: Scene, t: int, top: float, values: NDArray, name: str, colour: str | None) -> None:
+    """Bars of a number over time, on the scale of the whole film."""
+    canvas.text(EDGE, top, name, 11, INK)
+    canvas.text(WIDTH - EDGE, top, f"{values[t]:.3g}", 11, GREY, "ra")
+    box = (EDGE, top + 16, WIDTH - 2 * EDGE, STRIP - 24)
+    _ground(canvas, scene, t, box)
+    left, above, wide, tall = box
+    each, most = wide / WINDOW, max(float(values.max()), 1e-12)
+    for i in range(_first(t), t + 1):
+        height = tall * float(values[i]) / most
+        bar = (left + (i - _first(t)) * each + 0.5, above + tall - height, each - 1, height)
+        canvas.box(bar, colour or (BLUE if scene.seen[i] else ORANGE))
+
+
+def _ground(canvas: Canvas, scene: Scene, t: int, box) -> None:
+    """Shaded where the model does not look, a line where an episode begins."""
+    left, top, wide, tall = box
+    canvas.box(box, "#f7f7f7")
+    each = wide / WINDOW
+    for i in range(_first(t), t + 1):
+        x = left + (i - _first(t)) * each
+        if not scene.seen[i]:
+            canvas.box((x, top, each, tall), SHADE)
+        if scene.place[i] == 0 and i > _first(t):
+            canvas.line([(x, top), (x, top + tall)], GREY, 1)
+
+
+def _first(t: int) -> int:
+    """The first row that plots show."""
+    return max(0, t - WINDOW + 1)
+
+
+def _stretches(place: NDArray[np.int64], t: int) -> list[tuple[int, int]]:
+    """[start, end) of each episode's rows among those shown."""
+    starts = [i for i in range(_first(t), t + 1) if place[i] == 0 or i == _first(t)]
+    return list(zip(starts, [*starts[1:], t + 1], strict=True))
+
+
+def _runs(rows: list[int]) -> list[list[int]]:
+    """Consecutive rows together."""
+    runs: list[list[int]] = []
+    for row in rows:
+        if runs and runs[-1][-1] == row - 1:
+            runs[-1].append(row)
+        else:
+            runs.append([row])
+    return runs

@@ -1,0 +1,76 @@
+"""Scene: one agent plays, and its world model says beside it what it expects: seen for a while, then not.
+
+Axes: T rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.environment import Environment
+from stages.decode import reconstruct
+from stages.ensemble import Ensemble, disagreement
+from stages.foresee import CONTEXT, errors, film, foresee, place, posterior
+from stages.runs.load import Trained, player_of
+from stages.runs.sweep import keys_of
+from stages.world_model import action_vector
+
+BLIND = 15
+"""Rows that the model predicts without looking, before it sees CONTEXT rows again."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """Rows of one environment, as numpy [T, ...]; several episodes where they are short."""
+
+    env: Environment
+    obs: NDArray[Any]  # in storage type
+    predicted: NDArray[np.float64]  # decode.reconstruct: probabilities of binary entries
+    error: NDArray[np.float64]  # in the decoder's terms, a mean over entries
+    seen: NDArray[np.bool_]  # whether the model saw the row
+    ahead: NDArray[np.int64]  # rows since it last saw one; 0 where it sees
+    place: NDArray[np.int64]  # rows before this one in its episode
+    score: NDArray[np.float64]  # reward of the episode so far
+    disagreement: NDArray[np.float64] | None  # about the action taken; None without an ensemble
+    state: NDArray[np.int64] | None  # countable state; None where there are none
+
+
+def shoot(group: Trained, seed: int, policy: str, rows: int, point: int) -> Scene:
+    """`rows` rows of one of the group's seeds.
+
+    Args:
+        policy: who plays, of load.POLICIES.
+        point: draws the episodes.
+    """
+    at = group.seeds.index(seed)
+    agent, hypers, env_params = jax.tree.map(lambda x: x[at], (group.agent, group.hypers, group.env_params))
+    player_of(agent, policy)  # before anything is compiled
+
+    def one(agent, hypers, env_params, key):
+        env, model = group.env.with_params(env_params), agent.model
+        key_film, key_foresee = jax.random.split(key)
+        player = player_of(agent, policy)
+        taken = film(env, agent, player, hypers, 1, rows, group.config.eval_greedy, key=key_film)
+        where = place(taken.rows.is_first)
+        seen = where % (CONTEXT + BLIND) < CONTEXT
+        latent = foresee(model, taken.rows, seen, hypers.unimix, key=key_foresee)
+        spread = None
+        if isinstance(agent.novelty, Ensemble):
+            action = action_vector(model, taken.rows.action)
+            spread = disagreement(agent.novelty, model, posterior(model, taken.rows).feat, action, hypers)
+        error = errors(model.decoder, latent, taken.rows.obs).loss
+        each = (taken.rows, reconstruct(model.decoder, latent), error, seen, where, spread, taken.state)
+        return jax.tree.map(lambda x: x[:, 0], each)
+
+    [key] = keys_of([seed], point + 1)
+    each = jax.tree.map(np.asarray, jax.jit(one)(agent, hypers, env_params, key))
+    taken, predicted, error, seen, where, spread, state = each
+    total = np.cumsum(taken.reward.astype(np.float64))
+    score = total - (total - taken.reward)[np.arange(rows) - where]
+    ahead = np.maximum(0, where % (CONTEXT + BLIND) - CONTEXT + 1)
+    return Scene(group.env, taken.obs, predicted, error, seen, ahead, where, score, spread, state)
