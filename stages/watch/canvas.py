@@ -87,7 +87,7 @@ def write_gif(frames: Sequence[Image.Image], fps: float) -> bytes:
     palette = together.quantize(128, Image.Quantize.MEDIANCUT)
     reduced = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     file = io.BytesIO()
-    options: dict[str, Any] = {"duration": round(1000 / fps), "loop": 0, "optimize": False, "disposal": 1}
+    options: dict[str, Any] = {"duration": round(1000 / fps), "loop": 0, "optimize": True, "disposal": 1}
     reduced[0].save(file, "GIF", save_all=True, append_images=reduced[1:], **options)
     return file.getvalue()
 

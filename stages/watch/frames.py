@@ -140,20 +140,21 @@ def _lines(canvas: Canvas, scene: Scene, t: int) -> None:
 
 
 def _plot(canvas: Canvas, scene: Scene, t: int, box, truth: NDArray, predicted: NDArray, entry: int) -> None:
-    left, top, wide, tall = box
+    canvas.text(box[0], box[1] + box[3] / 2, str(entry), 11, GREY, "lm")
+    canvas.text(box[0] + box[2], box[1] + box[3] / 2, f"{truth[t]:.3g}", 11, GREY, "rm")
+    box = left, top, wide, tall = (box[0] + 14, box[1], box[2] - 14 - 54, box[3])
     _ground(canvas, scene, t, box)
-    low, high = truth.min(), truth.max()
+    both = np.concatenate([truth, predicted[~scene.seen]])
+    low, high = both.min(), both.max()
     room = 0.15 * (high - low) or 0.5
     low, high = low - room, high + room
     x = lambda i: left + (i - _first(t) + 0.5) * wide / WINDOW
-    y = lambda value: top + tall * (1 - (min(max(value, low), high) - low) / (high - low))
+    y = lambda value: top + tall * (high - value) / (high - low)
     for start, end in _stretches(scene.place, t):
         canvas.line([(x(i), y(truth[i])) for i in range(start, end)], INK, 2)
         blind = [i for i in range(start, end) if not scene.seen[i]]
         for piece in _runs(blind):
             canvas.line([(x(i), y(predicted[i])) for i in piece], ORANGE, 2)
-    canvas.text(left + 4, top + 3, str(entry), 10, GREY)
-    canvas.text(left + wide - 4, top + 3, f"{truth[t]:.3g}", 10, GREY, "ra")
 
 
 def _map(canvas: Canvas, scene: Scene, t: int, box) -> None:

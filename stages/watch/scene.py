@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
@@ -63,6 +64,7 @@ def shoot(group: Trained, seed: int, policy: str, rows: int, point: int) -> Scen
         if isinstance(agent.novelty, Ensemble):
             action = action_vector(model, taken.rows.action)
             spread = disagreement(agent.novelty, model, posterior(model, taken.rows).feat, action, hypers)
+            spread = jnp.where(taken.rows.is_last, 0.0, spread)  # the action there leads nowhere
         error = errors(model.decoder, latent, taken.rows.obs).loss
         each = (taken.rows, reconstruct(model.decoder, latent), error, seen, where, spread, taken.state)
         return jax.tree.map(lambda x: x[:, 0], each)
