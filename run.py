@@ -16,7 +16,7 @@ from stages.config import ConfigError, Hypers
 from stages.results.commands import command
 from stages.runs import terminal
 from stages.runs.arguments import Arguments, parse
-from stages.runs.start import start_jax
+from stages.runs.start import local_devices, start_jax
 
 if TYPE_CHECKING:  # jax and all that needs it are imported where they are used, so that --help stays fast
     from envs.environment import Environment
@@ -142,14 +142,7 @@ def main(argv: list[str], start: Callable[[], None] = lambda: None) -> int:
 
 def _check_machines(arguments: Arguments, processes: Processes) -> None:
     """Raises ConfigError for devices that are not there, and for processes that were started for different runs."""
-    import jax
-
-    try:
-        there = jax.local_devices()
-    except (AssertionError, RuntimeError) as error:  # both are jax's words for a platform that is not there
-        why = " ".join(str(error).split()) or "none of its platforms starts"
-        asked = os.environ.get("JAX_PLATFORMS", "")
-        raise ConfigError(f"jax finds no device ({why}): correct or unset JAX_PLATFORMS={asked}") from error
+    there = local_devices()
     if arguments.devices > len(there):
         raise ConfigError(f"--devices {arguments.devices}: there are only {len(there)} ({there[0].platform})")
     if len(set(processes.exchange(repr(dataclasses.replace(arguments, process=-1)).encode()))) > 1:

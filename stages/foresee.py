@@ -62,9 +62,9 @@ def film(
     def step(rollout, key_step):
         state = None if env.states is None else jax.vmap(env.states.index)(rollout.env_state)
         after, row, _ = collect(env, agent, behavior, rollout, hypers, greedy=greedy, key=key_step)
-        return after, Film(row, state)
+        return after, (row, state)
 
-    return lax.scan(step, start(env, agent.model, envs, key=key_start), jr.split(key_loop, length))[1]
+    return Film(*lax.scan(step, start(env, agent.model, envs, key=key_start), jr.split(key_loop, length))[1])
 
 
 def posterior(model: WorldModel, rows: Row) -> Latent:

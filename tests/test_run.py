@@ -145,5 +145,7 @@ def test_help_gives_every_setting_its_words(capsys):
         "--distributed",
         "run.py compare RUN RUN",
         "run.py report RUN",
+        "run.py eval RUN",
+        "run.py video RUN",
     ):
         assert word in said

@@ -147,6 +147,7 @@ def _start_jax() -> None:
     from stages.runs import start
 
     start.start_jax()
+    start.local_devices()
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {

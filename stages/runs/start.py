@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from importlib.metadata import version
+from typing import Any
 
 from stages.config import ConfigError
 
@@ -41,6 +42,18 @@ def start_jax(cache: bool = True) -> None:
     if cache and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         home = os.environ.get("XDG_CACHE_HOME", os.path.join(os.path.expanduser("~"), ".cache"))
         jax.config.update("jax_compilation_cache_dir", os.path.join(home, "dreamsweep", "jax"))
+
+
+def local_devices() -> list[Any]:
+    """The devices of this process. Raises ConfigError where jax finds none."""
+    import jax
+
+    try:
+        return jax.local_devices()
+    except (AssertionError, RuntimeError) as error:  # both are jax's words for a platform that is not there
+        why = " ".join(str(error).split()) or "none of its platforms starts"
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        raise ConfigError(f"jax finds no device ({why}): correct or unset JAX_PLATFORMS={asked}") from error
 
 
 def _try_flags() -> None:

@@ -84,7 +84,7 @@ def write_gif(frames: Sequence[Image.Image], fps: float) -> bytes:
     together = Image.new("RGB", (width, height * len(some)))
     for index, frame in enumerate(some):
         together.paste(frame, (0, index * height))
-    palette = together.quantize(128, Image.Quantize.MEDIANCUT)
+    palette = together.quantize(255, Image.Quantize.MAXCOVERAGE)
     reduced = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     file = io.BytesIO()
     options: dict[str, Any] = {"duration": round(1000 / fps), "loop": 0, "optimize": True, "disposal": 1}

@@ -70,7 +70,9 @@ def shoot(group: Trained, seed: int, policy: str, rows: int, point: int) -> Scen
         return jax.tree.map(lambda x: x[:, 0], each)
 
     [key] = keys_of([seed], point + 1)
-    each = jax.tree.map(np.asarray, jax.jit(one)(agent, hypers, env_params, key))
+    # What is not finite cannot be drawn; a seed that diverged may show it.
+    drawn = lambda x: np.nan_to_num(np.asarray(x), posinf=0.0, neginf=0.0)
+    each = jax.tree.map(drawn, jax.jit(one)(agent, hypers, env_params, key))
     taken, predicted, error, seen, where, spread, state = each
     total = np.cumsum(taken.reward.astype(np.float64))
     score = total - (total - taken.reward)[np.arange(rows) - where]

@@ -1,0 +1,179 @@
+"""Trained agents loaded from a run's folder, scored and filmed: one tiny run for all tests, and pictures by hand."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import run
+from envs.environment import ObsSpace
+from stages.config import ConfigError
+from stages.results.commands import command
+from stages.runs import start
+from stages.runs.arguments import settings_of
+from stages.runs.load import load
+from stages.watch.canvas import SCALE, Canvas, write_gif
+from stages.watch.frames import CHANNELS, NIGHT, is_board, painted
+from stages.watch.scores import notes
+from tests.test_run import TINY
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
+WORDS = [
+    *(*TINY, "--env", "DeepSea-bsuite", "--env.size", "4", "--mode", "mix", "--seeds", "3", "--seed-start", "5"),
+    *("--parallel", "2", "--devices", "1", "--envs", "2", "--steps", "40", "--checkpoint-minutes", "0"),
+]
+
+
+@pytest.fixture(scope="module")
+def whole(compiled_once, tmp_path_factory):
+    """A run of two rounds: seeds 5 and 6, and seed 7 with a place that nobody is told of."""
+    folder = tmp_path_factory.mktemp("watch") / "run"
+    assert run.main([*WORDS, "--logdir", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def folder(whole, tmp_path, monkeypatch):
+    """The run, to be spoilt. The tests' jax has started."""
+    monkeypatch.setattr(start, "start_jax", lambda: None)
+    return shutil.copytree(whole, tmp_path / "copy")
+
+
+def refused(capsys, *words):
+    """The command ends with one line and code 2; that line."""
+    assert command([str(word) for word in words]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("run.py: error: ")
+    return line
+
+
+def edit(folder, **changes):
+    """Change entries of config.json."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+def listed(folder):
+    return {(str(path), path.stat().st_mtime_ns) for path in folder.rglob("*")}
+
+
+# ---- load ----------------------------------------------------------------------------------------------------------
+
+
+def test_config_json_gives_the_settings_back(whole):
+    arguments = run.parse(WORDS)
+    saved = json.loads((whole / "config.json").read_text())
+    assert settings_of(saved) == (arguments.config, arguments.hypers)
+    for wrong in ({"config": {**saved["config"], "new": 1}}, {"hypers": {"lr": 1, "x": 2}}, {"config": {"env": "x"}}):
+        with pytest.raises(ConfigError, match="another version"):
+            settings_of(saved | wrong)
+
+
+def test_all_seeds_come_back_and_nothing_in_the_folder_is_touched(folder):
+    partial = folder / "checkpoints" / "round-0000" / "process-0" / "9.orbax-checkpoint-tmp"
+    partial.mkdir()  # as a run at work has it
+    before = listed(folder)
+    loaded = load(folder)
+    assert [group.seeds for group in loaded.groups] == [[5, 6], [7]] and loaded.missing == []
+    assert all(group.finished and group.diverged == {} and group.step >= 40 for group in loaded.groups)
+    assert (
+        loaded.groups[1].hypers.lr.shape == (1,)
+        and loaded.groups[0].agent.model.rssm.from_deter.norm.scale.shape[0] == 2
+    )
+    assert listed(folder) == before
+
+
+def test_as_many_episodes_as_the_run_evaluated_give_its_scores(folder, capsys):
+    assert command(["eval", str(folder), "--episodes", "2"]) == 0
+    said = capsys.readouterr()
+    assert "interquartile mean" in said.out and "rows ahead" in said.out and said.err == ""
+    summary, result = (json.loads((folder / f"{name}.json").read_text()) for name in ("summary", "eval"))
+    np.testing.assert_allclose(result["score"], summary["score"], rtol=1e-6)
+    assert result["seeds"] == [5, 6, 7] and result["finished"] and result["length"] == [5.0, 5.0, 5.0]
+    assert result["iqm"] == pytest.approx(summary["iqm"])
+    # Episodes of Deep Sea have 5 rows here: all of them are seen.
+    assert result["prediction"]["episodes"] == [[0, 0, 0]] * 3
+
+
+def test_what_is_not_finished_is_said(folder, capsys):
+    shutil.rmtree(folder / "checkpoints" / "round-0001")
+    config = json.loads((folder / "config.json").read_text())
+    edit(folder, config=config["config"] | {"steps": 1000})
+    assert command(["eval", str(folder), "--episodes", "1", "--policy", "random"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and "of 1,000 steps" in lines[0] and "seed 7: no checkpoint" in lines[1]
+    result = json.loads((folder / "eval.json").read_text())
+    assert result["missing"] == [7] and not result["finished"] and result["seeds"] == [5, 6]
+
+
+def test_what_cannot_be_loaded_says_so_in_one_line(folder, tmp_path, capsys):
+    assert "is no run's folder" in refused(capsys, "eval", tmp_path / "nothing")
+    assert "--episodes" in refused(capsys, "eval", folder, "--episodes", "0")
+    assert "--seed 9" in refused(capsys, "video", folder, "--seed", "9")
+    for file in (folder / "checkpoints" / "round-0000").rglob("*"):
+        if file.is_file() and "ocdbt" in str(file):
+            file.write_bytes(b"spoilt")
+    assert "cannot be read" in refused(capsys, "eval", folder)
+    shutil.rmtree(folder / "checkpoints")
+    assert "holds no checkpoint" in refused(capsys, "video", folder)
+    edit(folder, checkpoint_keep=0)
+    assert "--checkpoint-keep 0" in refused(capsys, "eval", folder)
+    edit(folder, config={})
+    assert "another version" in refused(capsys, "eval", folder)
+
+
+def test_a_seed_that_diverged_is_said(whole):
+    loaded = load(whole)
+    groups = [dataclasses.replace(loaded.groups[0], diverged={6: 20}), loaded.groups[1]]
+    [line] = notes(loaded._replace(groups=groups))
+    assert "seed 6 diverged at step 20" in line
+
+
+# ---- video ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", ["explore", "random"])
+def test_a_video_has_a_frame_for_each_row(folder, tmp_path, policy):
+    file = tmp_path / "new" / "film.gif"
+    assert command(["video", str(folder), "--seed", "7", "--policy", policy, "--rows", "6", "--out", str(file)]) == 0
+    with Image.open(file) as film:
+        assert film.n_frames == 6 and film.info["loop"] == 0
+
+
+def test_a_cell_is_as_strong_as_its_channel_is_sure():
+    channels = np.zeros((2, 2, 3))
+    channels[0, 1, 2], channels[1, 0, 0] = 1.0, 0.25
+    got = painted(channels)
+    np.testing.assert_allclose(got[0, 0], NIGHT)
+    np.testing.assert_allclose(got[0, 1], CHANNELS[2])
+    np.testing.assert_allclose(got[1, 0], 0.75 * np.array(NIGHT) + 0.25 * CHANNELS[0])
+
+
+def test_cells_are_where_they_belong():
+    colours = np.ones((2, 4, 3))
+    colours[1, 3] = [1, 0, 0]
+    canvas = Canvas(80, 60)
+    canvas.cells((0, 10, 80, 40), colours)  # of 20 points
+    picture = np.asarray(canvas.finished())
+    assert picture.shape == (60, 80, 3) and SCALE > 1
+    assert tuple(picture[40, 70]) == (255, 0, 0) and tuple(picture[20, 70]) == tuple(picture[55, 70]) == (255,) * 3
+
+
+def test_boards_are_told_from_numbers():
+    assert is_board(ObsSpace((10, 5), "binary")) and is_board(ObsSpace((10, 10, 4), "binary"))
+    assert not is_board(ObsSpace((4,), "real")) and not is_board(ObsSpace((1, 1), "binary"))
+
+
+def test_a_gif_keeps_its_colours_and_its_time(tmp_path):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("#d9730d", "#1f5a94")]
+    (tmp_path / "a.gif").write_bytes(write_gif(frames, 20))
+    with Image.open(tmp_path / "a.gif") as film:
+        assert film.n_frames == 2 and film.info["duration"] == 50
+        for index, frame in enumerate(frames):
+            film.seek(index)
+            off = np.asarray(film.convert("RGB"), int) - np.asarray(frame, int)
+            assert np.abs(off).max() <= 4
