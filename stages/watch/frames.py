@@ -205,7 +205,7 @@ def _first(t: int) -> int:
     return max(0, t - WINDOW + 1)
 
 
-def _stretches(place: NDArray[np.int64], t: int) -> list[tuple[int, int]]:
+def _stretches(place: NDArray[np.int32], t: int) -> list[tuple[int, int]]:
     """[start, end) of each episode's rows among those shown."""
     starts = [i for i in range(_first(t), t + 1) if place[i] == 0 or i == _first(t)]
     return list(zip(starts, [*starts[1:], t + 1], strict=True))

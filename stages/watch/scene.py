@@ -31,14 +31,14 @@ class Scene:
 
     env: Environment
     obs: NDArray[Any]  # in storage type
-    predicted: NDArray[np.float64]  # decode.reconstruct: probabilities of binary entries
-    error: NDArray[np.float64]  # in the decoder's terms, a mean over entries
+    predicted: NDArray[np.float32]  # decode.reconstruct: probabilities of binary entries
+    error: NDArray[np.float32]  # in the decoder's terms, a mean over entries
     seen: NDArray[np.bool_]  # whether the model saw the row
-    ahead: NDArray[np.int64]  # rows since it last saw one; 0 where it sees
-    place: NDArray[np.int64]  # rows before this one in its episode
+    ahead: NDArray[np.int32]  # rows since it last saw one; 0 where it sees
+    place: NDArray[np.int32]  # rows before this one in its episode
     score: NDArray[np.float64]  # reward of the episode so far
-    disagreement: NDArray[np.float64] | None  # about the action taken; None without an ensemble
-    state: NDArray[np.int64] | None  # countable state; None where there are none
+    disagreement: NDArray[np.float32] | None  # about the action taken; None without an ensemble
+    state: NDArray[np.int32] | None  # countable state; None where there are none
 
 
 def shoot(group: Trained, seed: int, policy: str, rows: int, point: int) -> Scene:
