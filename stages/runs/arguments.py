@@ -96,18 +96,8 @@ class Arguments:
 # ---- going on with a run -------------------------------------------------------------------------------------------
 
 FREE = {
-    *(
-        "logdir",
-        "log",
-        "devices",
-        "parallel",
-        "memory",
-        "checkpoint_minutes",
-        "checkpoint_keep",
-        "distributed",
-        "coordinator",
-    ),
-    *("process", "config.block", "config.lane"),
+    *"logdir log devices parallel memory checkpoint_minutes checkpoint_keep".split(),
+    *"distributed coordinator process config.block config.lane".split(),
 }
 """Arguments that change no number of a run, and so may differ when it goes on."""
 GROWING = ("config.steps", "config.adapt_steps")
