@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import SingleDeviceSharding
 
+from stages.runs import checkpoint
 from stages.runs.checkpoint import Checkpoints, Place
 from stages.runs.folder import RunFolderError
 from stages.runs.processes import Processes
@@ -214,3 +217,14 @@ def test_processes_go_on_from_what_all_of_them_have(tmp_path):
         return True
 
     assert play(refusal, 3) == [True] * 3
+
+
+def test_arrays_on_their_way_when_another_failed_are_silent_and_nothing_else_is(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: said.append(str(unraisable.exc_value)))
+    checkpoint._quiet_closed_loops.cache_clear()
+    made(tmp_path), made(tmp_path)
+    for error in (RuntimeError("Event loop is closed"), RuntimeError("another"), ValueError("Event loop is closed")):
+        sys.unraisablehook(SimpleNamespace(exc_value=error))
+    assert said == ["another", "Event loop is closed"]
+    checkpoint._quiet_closed_loops.cache_clear()  # the hook goes with this test

@@ -6,7 +6,9 @@ JSON the log so far with the run's arguments and versions. Processes agree on th
 """
 
 import contextlib
+import functools
 import logging
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +43,7 @@ class Checkpoints:
             reads: they are only looked at. Nothing is made or tidied up then: a run may be at work there.
         """
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax says there what it raises, too
+        _quiet_closed_loops()
         self.folder, self.processes, self.keep, self.reads = folder / FOLDER, processes, keep, reads
         self._managers: dict[int, Any] = {}
 
@@ -218,6 +221,22 @@ def _grows(name: str, saved: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
         return saved == wanted
     alike = len(saved) == len(wanted) > 1 and (saved[0], *saved[2:]) == (wanted[0], *wanted[2:])
     return alike and saved[1] <= wanted[1]
+
+
+@functools.cache
+def _quiet_closed_loops() -> None:
+    """From now on nothing is said of arrays that were on their way when another one failed.
+
+    They report to orbax's event loop, which is closed by then: a traceback each, beside the one line that matters.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        error = unraisable.exc_value
+        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            before(unraisable)
+
+    sys.unraisablehook = hook
 
 
 @contextlib.contextmanager
