@@ -324,24 +324,27 @@ _POSITIVE_HYPERS = ("lr", "agc", "discount_horizon", "return_floor", "intrinsic_
 _UNIT_HYPERS = ("unimix", "policy_unimix", "lam", "slow_rate", "return_rate", "bootstrap")
 
 
+def _setting(config: Config, group: str, name: str) -> tuple[str, float]:
+    """A setting's flag and value."""
+    flag = (f"--{group}.{name}" if group else f"--{name}").replace("_", "-")
+    return flag, getattr(getattr(config, group) if group else config, name)
+
+
 def validate(config: Config, hypers: Hypers) -> None:
     """Raises ConfigError, one line, for settings that cannot work together; before anything compiles."""
     for bound, table in ((1, _POSITIVE), (0, _NON_NEGATIVE)):
         for group, names in table.items():
-            owner = getattr(config, group) if group else config
             for name in names:
-                flag = f"--{group}.{name}" if group else f"--{name}"
+                flag, value = _setting(config, group, name)
                 smallest = 0 if name == "train_ratio" else bound
-                value = getattr(owner, name)
                 if not value >= smallest or (name == "train_ratio" and not 0 < value < float("inf")):
                     need = "positive" if bound else "0 or more"
-                    raise ConfigError(f"{flag.replace('_', '-')} must be {need}, not {value}")
+                    raise ConfigError(f"{flag} must be {need}, not {value}")
     for group, mosts in _MOST.items():
         for name, most in mosts.items():
-            value = getattr(getattr(config, group) if group else config, name)
+            flag, value = _setting(config, group, name)
             if value > most:
-                flag = f"--{group}.{name}" if group else f"--{name}"
-                raise ConfigError(f"{flag.replace('_', '-')} must be at most {most:,}, not {value:,}")
+                raise ConfigError(f"{flag} must be at most {most:,}, not {value:,}")
     if config.steps + config.adapt_steps > MOST_ROWS:
         total = config.steps + config.adapt_steps
         raise ConfigError(f"--steps and --adapt-steps must be at most {MOST_ROWS:,} together, not {total:,}")

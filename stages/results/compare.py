@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stages.results.read import EVALUATION, TRAINING, Floats, Result
-from stages.runs.arguments import FREE
+from stages.results.read import EVALUATION, EXPLORED, TRAINING, Floats, Result
+from stages.runs.arguments import FREE, flag_of
 from stages.runs.statistics import Estimate, aggregates, improvement
 
 WHERE = {"config.env", "config.env_args"}
@@ -91,9 +91,8 @@ def differing_settings(runs: Sequence[Result]) -> list[str]:
 
 def described(run: Result, differing: Sequence[str]) -> str:
     """What sets a run apart, as flags."""
-    flag = lambda name: "--" + name.removeprefix("config.").replace("_", "-")
     shown = lambda value: f"{value:g}" if isinstance(value, float) else str(value)
-    return " ".join(f"{flag(name)} {shown(run.settings.get(name))}" for name in differing)
+    return " ".join(f"{flag_of(name)} {shown(run.settings.get(name))}" for name in differing)
 
 
 def final_scores(run: Result) -> Floats:
@@ -135,7 +134,7 @@ def normalised(scores: Floats, scale: tuple[float, float]) -> Floats:
 
 def _novelty(run: Result) -> dict[str, float]:
     found: dict[str, float] = {}
-    for name in ("visited_states", "novelty_correlation", "goal_episode", "solved_episode"):
+    for name in EXPLORED:
         values = run.per_seed(name)
         if name.endswith("_episode") and values.size:
             found[f"{name.split('_')[0]}_seeds"] = float(np.isfinite(values).sum())

@@ -22,6 +22,8 @@ from stages.runs.folder import RunFolder, RunFolderError, read_config, read_json
 Floats = NDArray[np.float64]
 
 TRAINING, EVALUATION = "episode/score", "eval/score"
+EXPLORED = ("visited_states", "novelty_correlation", "goal_episode", "solved_episode")
+"""What summary.json has of each seed's exploring."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ import numpy as np
 from stages.config import ConfigError, preset
 from stages.results.compare import NO_SETTING, Line, compare, described
 from stages.results.page import PAGE
-from stages.results.read import EVALUATION, TRAINING, Result
+from stages.results.read import EVALUATION, EXPLORED, TRAINING, Result
 from stages.results.vector import metric_figure, svg
 from stages.runs.arguments import flat
 from stages.runs.figures import curves_figure, decimals, number
@@ -183,8 +183,7 @@ def _novelty(run: Result) -> str:
 
 def _seeds(run: Result) -> str:
     """Every seed's numbers."""
-    names = ["score", "zero_shot", "untrained", "visited_states", "novelty_correlation", "goal_episode"]
-    names = [name for name in [*names, "solved_episode"] if run.per_seed(name).size]
+    names = [name for name in ("score", "zero_shot", "untrained", *EXPLORED) if run.per_seed(name).size]
     if not names:
         return ""
     columns = {name: run.per_seed(name) for name in names}

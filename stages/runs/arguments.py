@@ -112,6 +112,11 @@ def flat(arguments: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return pairs
 
 
+def flag_of(name: str) -> str:
+    """The flag of an argument by its path."""
+    return "--" + name.removeprefix("config.").replace("_", "-")
+
+
 def check_same_run(arguments: Arguments, saved: Mapping[str, Any]) -> bool:
     """Whether these arguments ask for more steps of a run that was saved with its own.
 
@@ -126,8 +131,7 @@ def check_same_run(arguments: Arguments, saved: Mapping[str, Any]) -> bool:
     differing = [name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)]
     raised = [name for name in GROWING if name in differing and theirs.get(name) and ours[name] > theirs[name]]
     if refused := sorted(set(differing) - FREE - set(raised)):
-        flag = lambda name: "--" + name.removeprefix("config.").replace("_", "-")
-        listed = ", ".join(f"{flag(name)} {theirs.get(name)} (now {ours.get(name)})" for name in refused[:5])
+        listed = ", ".join(f"{flag_of(name)} {theirs.get(name)} (now {ours.get(name)})" for name in refused[:5])
         more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
         raise ConfigError(
             f"the run in {arguments.logdir} was made with {listed}{more}: give it the same again (only --steps and "

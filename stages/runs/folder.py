@@ -89,15 +89,7 @@ class RunFolder:
         return self._read(self.SUMMARY)
 
     def _read(self, name: str) -> dict[str, Any] | None:
-        path = self.path / name
-        try:
-            return json.loads(path.read_bytes())
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            raise RunFolderError(
-                f"cannot read {str(path)!r} ({' '.join(str(error).split())}): choose another --logdir"
-            ) from error
+        return read_json(self.path / name, ": choose another --logdir")
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write `config.json`, whole or not at all. Raises RunFolderError if the disk refuses."""
@@ -233,14 +225,14 @@ def _end_of_last_line(file: int, block: int = 65536) -> int:
     return 0
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A file of JSON; None where it is missing. Raises RunFolderError."""
+def read_json(path: Path, advice: str = "") -> dict[str, Any] | None:
+    """A file of JSON; None where it is missing. Raises RunFolderError, which ends with `advice`."""
     try:
         return json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
-        raise RunFolderError(f"cannot read {str(path)!r}: {' '.join(str(error).split())}") from error
+        raise RunFolderError(f"cannot read {str(path)!r} ({' '.join(str(error).split())}){advice}") from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:
