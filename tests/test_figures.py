@@ -83,6 +83,14 @@ def test_curves_are_drawn(tmp_path, seeds, points):
     assert np.mean((body > 0.99).all(-1)) > 0.3 and blue(body) > 1e-5 * (10 if points > 1 else 1)
 
 
+def test_the_users_way_to_save_pictures_is_not_ours(tmp_path):
+    import matplotlib
+
+    with matplotlib.rc_context({"savefig.dpi": 40, "savefig.bbox": "tight"}):
+        plot_curves(tmp_path / "curves.png", [0, 1], [[0, 1]], title="t", ylabel="y")
+    assert pixels(tmp_path / "curves.png").shape == (660, 1080, 3)
+
+
 @pytest.mark.filterwarnings("error")
 def test_curves_with_gaps_long_titles_markers_and_baseline(tmp_path):
     rng = np.random.default_rng(0)

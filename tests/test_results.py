@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -359,4 +360,17 @@ def test_the_program_knows_it_and_a_pipe_may_close(tmp_path):
     words = [sys.executable, "run.py", "compare", str(a), "--out", str(tmp_path / "out")]
     ended = subprocess.run(f"{' '.join(words)} | head -1; exit ${{PIPESTATUS[0]}}", shell=True, cwd=root,
                            executable="/bin/bash", capture_output=True, text=True)  # fmt: skip
+    assert ended.returncode == 0 and not ended.stderr and (tmp_path / "out" / "compare.png").exists()
+
+
+def test_compare_leaves_its_files_where_nobody_reads(tmp_path):
+    a = write_run(tmp_path / "a")
+    reader, output = os.pipe()
+    os.close(reader)
+    words = [sys.executable, "run.py", "compare", str(a), "--out", str(tmp_path / "out")]
+    try:
+        root = Path(program.__file__).parent
+        ended = subprocess.run(words, cwd=root, stdout=output, stderr=subprocess.PIPE, text=True)
+    finally:
+        os.close(output)
     assert ended.returncode == 0 and not ended.stderr and (tmp_path / "out" / "compare.png").exists()

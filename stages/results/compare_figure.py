@@ -7,7 +7,6 @@ Axes: S seeds, P log points.
 
 from __future__ import annotations
 
-import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,8 +16,7 @@ import numpy as np
 
 from stages.results.compare import Comparison, Group, Pair, final_scores
 from stages.results.read import EVALUATION, Floats, Result
-from stages.runs.figures import DPI, GREY, INK, dress
-from stages.runs.folder import write_whole
+from stages.runs.figures import DPI, GREY, INK, dress, write_figure
 from stages.runs.statistics import Estimate, iqm_curve
 
 if TYPE_CHECKING:
@@ -38,7 +36,6 @@ def plot_comparison(path: Path, comparison: Comparison) -> None:
     Raises:
         RunFolderError: the file cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -50,7 +47,6 @@ def plot_comparison(path: Path, comparison: Comparison) -> None:
     widths = [4.6, 2.6] + [3.0] * visited + [2.9] * better
     layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
     figure = Figure(figsize=(sum(widths), sum(heights) + 0.6), dpi=DPI, layout=layout, facecolor="white")
-    canvas = FigureCanvasAgg(figure)
     panels = figure.subplots(len(groups), len(widths), squeeze=False, width_ratios=widths, height_ratios=heights)
     for row, group in zip(panels, groups, strict=True):
         rest = list(row[2:])
@@ -69,9 +65,7 @@ def plot_comparison(path: Path, comparison: Comparison) -> None:
     legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     for text in legend.get_texts():
         text.set_parse_math(False)
-    picture = io.BytesIO()
-    canvas.print_png(picture)
-    write_whole(path, picture.getvalue())
+    write_figure(path, figure)
 
 
 def _draw_curves(axes: Axes, group: Group, colours: Mapping[str, str]) -> None:

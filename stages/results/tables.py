@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from stages.results.compare import Comparison, Line, Pair, described, differing_settings, final_scores
+from stages.results.read import EXPLORED
+from stages.runs import terminal
 from stages.runs.figures import decimals, number
 from stages.runs.statistics import Estimate
 
@@ -48,11 +50,10 @@ def tables(comparison: Comparison) -> list[Table]:
 def print_tables(comparison: Comparison, console: Console | None = None) -> None:
     """To the terminal, and as wide as it is; 80 columns where it is a pipe."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table as Rich
     from rich.text import Text
 
-    console = console or Console()
+    console = console or terminal.console()
     for table in tables(comparison):
         if table.columns:
             # Text, not str: a name such as "catch[bsuite]" is not markup.
@@ -87,9 +88,6 @@ def markdown(comparison: Comparison) -> str:
     return "\n".join(lines)
 
 
-PER_SEED = ("zero_shot", "visited_states", "novelty_correlation", "goal_episode", "solved_episode")
-
-
 def as_json(comparison: Comparison) -> dict[str, Any]:
     """All numbers, with every seed's, for programs."""
     line = lambda each: {
@@ -109,7 +107,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
                 "seeds": run.seeds,
                 "score": final_scores(run),
             }
-            | {name: run.per_seed(name) for name in PER_SEED if run.per_seed(name).size}
+            | {name: run.per_seed(name) for name in ("zero_shot", *EXPLORED) if run.per_seed(name).size}
             | {"estimates": line(each)}
             for run, each in zip(group.runs, group.lines, strict=True)
         }

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from stages.runs import terminal
 from stages.runs.folder import write_whole
 from stages.runs.statistics import Interval, iqm_curve
 
@@ -74,15 +75,7 @@ def print_table(
     interval: Interval, title: str, diverged: Mapping[int, int] | None = None, console: Console | None = None
 ) -> None:
     """Print `table(interval, title, diverged)` to `console`, standard output by default."""
-    from rich.console import Console
-
-    class Printer(Console):
-        """rich's own would end the program where nobody reads."""
-
-        def on_broken_pipe(self) -> None:
-            raise
-
-    (console or Printer()).print(table(interval, title, diverged or {}))
+    (console or terminal.console()).print(table(interval, title, diverged or {}))
 
 
 def decimals(extreme: float) -> int:
@@ -107,27 +100,22 @@ BOLD: dict[str, Any] = {"color": BLUE, "linewidth": 2, "marker": "o", "markersiz
 THIN: dict[str, Any] = {"color": BLUE, "linewidth": 0.8, "marker": "o", "markersize": 2}
 
 
-def plot_curves(
-    path: str | os.PathLike[str],
-    steps: ArrayLike,
-    scores: ArrayLike,
-    *,
-    title: str,
-    ylabel: str,
-    markers: Sequence[tuple[float, str]] | None = None,
-    baseline: tuple[float, str] | None = None,
-    diverged: Sequence[int] = (),
-) -> None:
-    """Draw `curves_figure` as a PNG of 1080 x 660 pixels; the file is replaced in one step.
+def plot_curves(path: str | os.PathLike[str], steps: ArrayLike, scores: ArrayLike, **words: Any) -> None:
+    """Write `curves_figure(steps, scores, **words)` as a PNG of 1080 x 660 pixels.
 
     Raises:
         ValueError: `scores` is not [S, P] for these steps.
         RunFolderError: the file cannot be written.
     """
-    words: dict[str, Any] = {"title": title, "ylabel": ylabel}
-    figure = curves_figure(steps, scores, **words, markers=markers, baseline=baseline, diverged=diverged)
+    write_figure(path, curves_figure(steps, scores, **words))
+
+
+def write_figure(path: str | os.PathLike[str], figure: Figure) -> None:
+    """A figure as a PNG, which replaces the file in one step. Raises RunFolderError."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     picture = io.BytesIO()
-    figure.savefig(picture, format="png")
+    FigureCanvasAgg(figure).print_png(picture)  # unlike savefig, whatever the user's matplotlibrc says of saving
     write_whole(Path(path), picture.getvalue())
 
 

@@ -7,18 +7,15 @@ Axes: X states, S seeds, P points of a run.
 
 from __future__ import annotations
 
-import io
 import os
 import textwrap
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from envs.environment import StateSpace
-from stages.runs.figures import BLUE, DPI, GREY, INK, dress
-from stages.runs.folder import write_whole
+from stages.runs.figures import BLUE, DPI, GREY, INK, dress, write_figure
 from stages.runs.novelty import BINS, Map, NoveltyLog
 
 if TYPE_CHECKING:
@@ -46,7 +43,6 @@ def plot_novelty(path: str | os.PathLike[str], log: NoveltyLog, states: StateSpa
     Raises:
         RunFolderError: the file cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -56,7 +52,6 @@ def plot_novelty(path: str | os.PathLike[str], log: NoveltyLog, states: StateSpa
     heights = [2.6 * rows, 3.0] if rows else [3.2]
     layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06)
     figure = Figure(figsize=(9.0, sum(heights) + 0.5), dpi=DPI, layout=layout, facecolor="white")
-    canvas = FigureCanvasAgg(figure)
     figure.suptitle(textwrap.fill(title, 90), fontsize=11, color=INK, x=0.01, ha="left", parse_math=False)
     parts = np.asarray(figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights))[:, 0]
     if rows:
@@ -65,9 +60,7 @@ def plot_novelty(path: str | os.PathLike[str], log: NoveltyLog, states: StateSpa
     _draw_coverage(axes[0], log, states)
     if ensemble:
         _draw_bins(axes[1], log)
-    picture = io.BytesIO()
-    canvas.print_png(picture)
-    write_whole(Path(path), picture.getvalue())
+    write_figure(path, figure)
 
 
 def _draw_maps(figure: SubFigure, maps: list[Map], states: StateSpace, rows: int, seed: int) -> None:

@@ -1,10 +1,16 @@
 """Terminal: lines for whoever reads along. Whatever becomes of the reader, printing never ends a run."""
 
+from __future__ import annotations
+
 import contextlib
 import io
 import os
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # imported where a table is printed, so that `--help` stays fast
+    from rich.console import Console
 
 
 def forgive() -> None:
@@ -30,6 +36,17 @@ def drop_unread() -> None:
             getattr(sys, name).flush()
         except (OSError, ValueError):
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+
+
+def console() -> Console:
+    """rich's console on standard output. Its own would end the program where nobody reads; use it inside `printing`."""
+    from rich.console import Console
+
+    class Printer(Console):
+        def on_broken_pipe(self) -> None:
+            raise
+
+    return Printer()
 
 
 def say(line: str, error: bool = False) -> None:

@@ -193,7 +193,6 @@ def _percent(values: Floats) -> str:
 
 def _print(title: str, columns: list[str], rows: list[list[str]]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -205,4 +204,4 @@ def _print(title: str, columns: list[str], rows: list[list[str]]) -> None:
     for row in rows:
         table.add_row(*row)
     with terminal.printing():
-        Console().print(table)
+        terminal.console().print(table)
