@@ -59,18 +59,6 @@ if version("jaxlib").startswith("0.10."):
 SMALL = ModelConfig(deter=16, blocks=2, hidden=8, units=8, stoch=4, classes=4, depth=2, bins=15)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A module's tests stay together, for what they share; those marked `apart` fill the gaps that are left at the end.
-
-    Expects `--dist loadgroup --no-loadscope-reorder`.
-    """
-    for item in items:
-        if not item.get_closest_marker("apart"):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-    items.sort(key=lambda item: item.get_closest_marker("apart") is not None)
-
-
 def pytest_unconfigure() -> None:
     """Each worker leaves nothing behind."""
     shutil.rmtree(CACHE, ignore_errors=True)

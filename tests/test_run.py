@@ -88,7 +88,6 @@ def kind(name):
     return env.obs_space.kind, len(env.obs_space.shape), env.action_space.kind
 
 
-@pytest.mark.apart
 @pytest.mark.parametrize("name", KINDS)
 def test_every_kind_of_environment_trains(tmp_path, name):
     code, folder = start(tmp_path, "--env", name, "--steps", "24", "--eval-steps", "20", seeds=1)
