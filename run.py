@@ -25,29 +25,34 @@ if TYPE_CHECKING:  # jax and all that needs it are imported where they are used,
     from stages.runs.log import RunLog
     from stages.runs.processes import Processes
     from stages.runs.rounds import Evaluator, Phase, Round
+    from stages.runs.signals import Signals
+    from stages.runs.trials import Program
     from stages.train import TrainState
 
 
-def run(arguments: Arguments, env: Environment, processes: Processes, keeper: Keeper, log: RunLog) -> None:
+def run(program: Program, env: Environment, processes: Processes, keeper: Keeper, log: RunLog) -> None:
     """Plan which seeds fit side by side, train them round by round, and leave the run's files."""
     import jax
 
     from stages.runs.rounds import phases_of, plan
 
+    arguments, trials = program.arguments, program.trials
     seeds = list(range(arguments.seed_start, arguments.seed_start + arguments.seeds))
     devices = jax.local_devices()[: arguments.devices or None]
     build = lambda width: phases_of(env, arguments.config, devices, width, arguments.log_points, keeper.chunks)
     parallel = keeper.side_by_side or arguments.parallel
     log.on_start(seeds, devices)
     try:
-        planned = plan(seeds, devices, processes, build, parallel=parallel, allowed=arguments.memory * 1e9)
+        allowed = arguments.memory * 1e9
+        planned = plan(seeds, devices, processes, build, trials=len(trials), parallel=parallel, allowed=allowed)
     except BaseException:
         log.on_abort()
         raise
     log.on_plan(planned)
     keeper.on_plan(planned.phases)
     for index, each in enumerate(planned.rounds):
-        train_round(planned.phases, index, each, arguments.hypers, processes, keeper, log)
+        hypers = each.hypers([trial.arguments.hypers for trial in trials])
+        train_round(planned.phases, index, each, hypers, processes, keeper, log)
     log.on_finish()
     keeper.close()
 
@@ -97,18 +102,40 @@ def train_phase(
     return state, clock
 
 
+def train_program(program: Program, processes: Processes, signals: Signals, started: float) -> None:
+    """Make the environment, enter the folder, and run, unless the run that is there is finished."""
+    from envs import make
+    from stages.runs.keeper import Keeper, enter
+    from stages.runs.log import RunLog
+
+    config = program.arguments.config
+    env = make(config.env, dict(config.env_args))
+    entered = enter(program, processes)
+    try:
+        log = RunLog(
+            program.arguments, entered.folder, processes, started, trials=program.trials, folders=entered.trials
+        )
+        log.states, log.has_goal = env.states, env.goal is not None
+        if entered.finished:
+            log.say(f"the run in {entered.path} is finished; raise --steps to go on, or choose another --logdir")
+        else:
+            run(program, env, processes, Keeper(program.arguments, entered.path, processes, signals, log), log)
+    finally:
+        entered.close()
+
+
 def main(argv: list[str], start: Callable[[], None] = lambda: None) -> int:
     """The whole program; returns the exit code.
 
     Args:
         start: called before jax makes its first array.
     """
-    from envs import EnvError, make
+    from envs import EnvError
+    from stages.results.grid import leave_grid
     from stages.runs.folder import RunFolderError
-    from stages.runs.keeper import Keeper, enter
-    from stages.runs.log import RunLog
     from stages.runs.processes import ProcessError, Processes, join
     from stages.runs.signals import Signals, Stopped
+    from stages.runs.trials import describe, programs_of
 
     started = time.time()
     terminal.forgive()
@@ -118,18 +145,16 @@ def main(argv: list[str], start: Callable[[], None] = lambda: None) -> int:
         place = (arguments.coordinator, arguments.processes, arguments.process)
         with Signals() as signals, join(*place) if arguments.several else Processes() as processes:
             _check_machines(arguments, processes)
-            env = make(arguments.config.env, dict(arguments.config.env_args))
             name = f"{arguments.config.env}-{arguments.config.mode}-{time.strftime('%Y%m%d-%H%M%S')}"
-            folder, path, finished = enter(arguments, os.path.join("runs", name), processes)
-            try:
-                log = RunLog(arguments, folder, processes, started, states=env.states, has_goal=env.goal is not None)
-                if finished:
-                    log.say(f"the run in {path} is finished; raise --steps to go on, or choose another --logdir")
-                else:
-                    run(arguments, env, processes, Keeper(arguments, path, processes, signals, log), log)
-            finally:
-                if folder:
-                    folder.close()
+            arguments = dataclasses.replace(arguments, logdir=arguments.logdir or os.path.join("runs", name))
+            programs = programs_of(argv, arguments)
+            if arguments.sweep and processes.leads:
+                terminal.say(describe(programs))
+            for program in programs:
+                train_program(program, processes, signals, started)
+                started = time.time()
+            if arguments.sweep and processes.leads:
+                leave_grid(arguments.logdir)
     except (ConfigError, EnvError, RunFolderError, ProcessError) as error:
         terminal.say(f"run.py: error: {error}", error=True)
         return 2

@@ -65,11 +65,11 @@ def log_of(points=4, seeds=2, ensemble=True, states=12, start=0):
 
 
 def test_three_maps_are_kept():
-    log = log_of(points=8)
-    assert (log.early.step, log.middle.step, log.late.step) == (100, 400, 800)
-    assert (log.late.visits > 0).sum() == 8 and np.isfinite(log.late.disagreement).sum() == 8
-    log = log_of(points=1)
-    assert log.early is log.middle is log.late
+    maps = log_of(points=8).maps[0]
+    assert (maps.early.step, maps.middle.step, maps.late.step) == (100, 400, 800)
+    assert (maps.late.visits > 0).sum() == 8 and np.isfinite(maps.late.disagreement).sum() == 8
+    maps = log_of(points=1).maps[0]
+    assert maps.early is maps.middle is maps.late
 
 
 def test_rounds_become_one_and_a_correlation_outlives_its_ensemble():

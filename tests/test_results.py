@@ -102,7 +102,8 @@ def test_names_are_as_long_as_it_takes(tmp_path):
     ("spoil", "says"),
     [
         (lambda path: [path, path], "twice"),
-        (lambda path: [path.parent], "holds 1, such as 'a'"),
+        (lambda path: [path.parent, path], "twice"),
+        (lambda path: [path.parent / "empty"], "config.json is missing"),
         (lambda path: [path / "none"], "config.json is missing"),
         (lambda path: [path / "config.json"], "is missing"),
         (lambda path: [], "no run is named"),
@@ -235,7 +236,7 @@ def test_table_fits_into_80_columns_with_long_names_and_large_scores(tmp_path):
     paths = [write_run(tmp_path / name, final=(-12345.678, 9876.5), **counted) for name in names]
     stream = io.StringIO()
     found = compare(read_runs(paths))
-    print_tables(found, Console(file=stream, width=80, color_system=None))
+    print_tables(tables(found), Console(file=stream, width=80, color_system=None))
     said = stream.getvalue()
     assert max(map(len, said.splitlines())) <= 80
     assert (
@@ -251,7 +252,7 @@ def test_table_fits_into_80_columns_with_long_names_and_large_scores(tmp_path):
 def test_markdown_by_hand(tmp_path):
     found = compare(read_runs([write_run(tmp_path / "a|b", final=(0.5, 0.5))]))
     half, quarter = "0.50<br>0.50 to 0.50", "0.25<br>0.25 to 0.25"
-    assert markdown(found).splitlines() == [
+    assert markdown(tables(found)).splitlines() == [
         "### Catch-bsuite: final scores after 200 steps a seed",
         "",
         "| run | IQM | median | mean | optimality<br>gap |",

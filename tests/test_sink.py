@@ -118,11 +118,11 @@ def test_a_tracker_that_breaks_costs_no_run(tmp_path, stub, capsys):
 
     log.sink = log.sink._replace(write=gone)
     for step in (100, 200):
-        log.on_chunk(log.arguments.config, rows(1.0, step=step), None, 1, 0.5, 0.0)
+        log.on_chunk(log.arguments.config, rows(1.0, 2.0, step=step), None, 1, 0.5, 0.0)
     assert capsys.readouterr().err == (
         "run.py: warning: no more of this run goes to trackio (the server is gone); metrics.jsonl has all\n"
     )
-    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 4
 
 
 def test_tensorboard_itself(tmp_path):

@@ -17,9 +17,9 @@ from stages.config import ConfigError
 from stages.results.compare import compare
 from stages.results.compare_figure import plot_comparison
 from stages.results.export import write_scores, write_table
-from stages.results.read import read_runs
+from stages.results.read import read_run, read_runs
 from stages.results.report import page
-from stages.results.tables import as_json, markdown, print_tables
+from stages.results.tables import as_json, markdown, print_tables, tables
 from stages.runs import terminal
 from stages.runs.folder import RunFolderError, make_folder, write_json, write_whole
 
@@ -34,15 +34,15 @@ def compare_runs(runs: Runs, /, out: str = "") -> None:
     Runs of one environment are compared with each other; what all of several environments have, also over them.
 
     Args:
-        runs: folders of runs, finished or not.
+        runs: folders of runs, finished or not; of a sweep, or of several runs, all that are in it.
         out: folder for compare.png, compare.md, compare.json, results.csv (one long table for pandas) and scores/ (for
             DreamerV3's plotting script); runs/compare-TIME if empty.
     """
     comparison = compare(read_runs(runs))
     folder = make_folder(out or f"runs/compare-{time.strftime('%Y%m%d-%H%M%S')}")
     with terminal.printing():
-        print_tables(comparison)
-    write_whole(folder / "compare.md", markdown(comparison).encode())
+        print_tables(tables(comparison))
+    write_whole(folder / "compare.md", markdown(tables(comparison)).encode())
     write_json(folder / "compare.json", as_json(comparison))
     write_table(folder / "results.csv", comparison.runs, comparison.differing)
     write_scores(folder / "scores", comparison.runs)
@@ -57,7 +57,7 @@ def report_run(run: Run, /, out: str = "") -> None:
         run: folder of a run, finished or not.
         out: folder for report.html and results.csv (one long table for pandas); the run's own if empty.
     """
-    [result] = read_runs([run])
+    result = read_run(run)
     folder = make_folder(out or run)
     write_table(folder / "results.csv", [result], [])
     write_whole(folder / "report.html", page(result).encode())

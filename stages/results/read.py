@@ -104,16 +104,38 @@ class Result:
 def read_runs(paths: Sequence[str | os.PathLike[str]]) -> list[Result]:
     """Runs by their folders, with names that tell them apart: as much of the path as that takes.
 
+    Args:
+        paths: of runs; of a folder that is none itself, such as a sweep's, all runs in it are read.
+
     Raises:
         RunFolderError: there is no run, the same one twice, or a file of it cannot be read.
     """
     if not paths:
         raise RunFolderError("no run is named; give the folders of one or more")
-    folders = [Path(os.path.expanduser(path)).absolute() for path in paths]
+    folders = [run for path in paths for run in runs_in(Path(os.path.expanduser(path)).absolute())]
     for index, folder in enumerate(folders):
         if folder in folders[:index]:
             raise RunFolderError(f"{str(folder)!r} is given twice; name each run once")
     return [_read_run(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
+
+
+def read_run(path: str | os.PathLike[str]) -> Result:
+    """One run. Raises RunFolderError, also for a folder of several."""
+    runs = runs_in(Path(os.path.expanduser(path)).absolute())
+    if len(runs) > 1:
+        raise RunFolderError(f"{os.fspath(path)!r} holds {len(runs)} runs: name one, such as {str(runs[0])!r}")
+    return _read_run(runs[0], runs[0].name)
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """The folder itself, or, if it is a sweep's or holds runs, theirs. Raises RunFolderError where there is none."""
+    config = read_json(folder / RunFolder.CONFIG)
+    if config is not None and not (config.get("sweep") and any(folder.glob(f"*/{RunFolder.CONFIG}"))):
+        return [folder]
+    inside = sorted({each.parent for each in folder.glob(f"*/{RunFolder.CONFIG}")})
+    if not inside:
+        read_config(folder)  # says what is missing
+    return [run for each in inside for run in runs_in(each)]
 
 
 def _names(folders: list[Path]) -> list[str]:

@@ -47,14 +47,14 @@ def tables(comparison: Comparison) -> list[Table]:
     return found
 
 
-def print_tables(comparison: Comparison, console: Console | None = None) -> None:
+def print_tables(tables: Sequence[Table], console: Console | None = None) -> None:
     """To the terminal, and as wide as it is; 80 columns where it is a pipe."""
     from rich import box
     from rich.table import Table as Rich
     from rich.text import Text
 
     console = console or terminal.console()
-    for table in tables(comparison):
+    for table in tables:
         if table.columns:
             # Text, not str: a name such as "catch[bsuite]" is not markup.
             style: dict[str, Any] = {
@@ -74,10 +74,10 @@ def print_tables(comparison: Comparison, console: Console | None = None) -> None
             console.print()
 
 
-def markdown(comparison: Comparison) -> str:
+def markdown(tables: Sequence[Table]) -> str:
     """The same for a README or an issue."""
     lines: list[str] = []
-    for table in tables(comparison):
+    for table in tables:
         if table.columns:
             lines += [f"### {table.title}", ""]
             cells = [table.columns, ["---"] + ["---:"] * (len(table.columns) - 1), *table.rows]

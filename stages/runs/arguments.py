@@ -47,6 +47,13 @@ class Arguments:
     """Agents to train."""
     seed_start: int = 0
     """Number of the first seed."""
+    sweep: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A setting to sweep, NAME=VALUE,VALUE,... (lr=1e-4,3e-4,1e-3), once for each: all combinations are trained, each
+    with all seeds. Hyperparameters are trained side by side in one program; of other settings, such as
+    ensemble.members=3,5 or env.size=10,20, each choice is a program, one after the other."""
+    trials: int = 0
+    """Random search: so many combinations, with values drawn from --sweep NAME=log:LOW:HIGH, uniform:LOW:HIGH or a
+    list; 0: all combinations of the lists."""
     preset: str = "tiny"
     """Sizes and settings to start from, listed above. The defaults below are those of the preset that is given."""
     logdir: str = ""

@@ -14,6 +14,7 @@ from stages.runs.log import RunLog
 from stages.runs.processes import Processes
 from stages.runs.rounds import Phase
 from stages.runs.signals import Signals, Stopped
+from stages.runs.trials import Program
 from stages.train import TrainState
 
 
@@ -21,29 +22,39 @@ class Entered(NamedTuple):
     """The run's folder."""
 
     folder: RunFolder | None  # None in processes that do not write
+    trials: list[RunFolder]  # of each trial; the run's own where there is one; empty in processes that do not write
     path: Path
     finished: bool  # the run that is there has come to its end
 
+    def close(self) -> None:
+        """Let others have the folders."""
+        for each in [*self.trials, *([self.folder] if self.folder else [])]:
+            each.close()
 
-def enter(arguments: Arguments, name: str, processes: Processes) -> Entered:
-    """Open the run's folder, new or with the same run in it.
+
+def enter(program: Program, processes: Processes) -> Entered:
+    """Open the run's folder, new or with the same run in it, and those of its trials.
 
     Raises:
         RunFolderError: the folder cannot be used, or another run is at work there.
         ConfigError: the run that is there was made with other arguments.
     """
-    folder, finished = None, False
+    entered = Entered(None, [], Path(), False)
     if processes.leads:
-        folder = RunFolder.open(arguments.logdir or name)
+        arguments = program.arguments
+        folder = RunFolder.open(arguments.logdir)
+        entered = Entered(folder, [], folder.path, False)
         try:
             if there := folder.config:
                 more = check_same_run(arguments, there)
-                finished = not more and bool((folder.summary or {}).get("finished"))
+                entered = entered._replace(finished=not more and bool((folder.summary or {}).get("finished")))
+            for trial in program.trials:
+                entered.trials.append(RunFolder.open(folder.path / trial.name) if trial.name else folder)
         except BaseException:
-            folder.close()
+            entered.close()
             raise
-    path, finished = processes.exchange_json([str(folder.path) if folder else "", finished])[0]
-    return Entered(folder, Path(path), finished)
+    path, finished = processes.exchange_json([str(entered.path), entered.finished])[0]
+    return entered._replace(path=Path(path), finished=finished)
 
 
 class Keeper:

@@ -24,7 +24,7 @@ from stages.behavior import Behavior
 from stages.config import Config, ConfigError, Hypers
 from stages.runs.arguments import settings_of
 from stages.runs.checkpoint import FOLDER, Checkpoints
-from stages.runs.folder import RunFolderError, read_config
+from stages.runs.folder import RunFolder, RunFolderError, read_config
 from stages.runs.processes import Processes
 from stages.uniform import Uniform
 
@@ -74,10 +74,15 @@ def load(run: str | os.PathLike[str]) -> Loaded:
     """
     path = Path(os.path.expanduser(run)).absolute()
     saved = read_config(path)
+    if saved.get("sweep") and (trials := sorted(each.parent.name for each in path.glob(f"*/{RunFolder.CONFIG}"))):
+        raise RunFolderError(f"{str(path)!r} is a sweep of {len(trials)} trials: name one, such as {trials[0]!r} in it")
     config, hypers = settings_of(saved)
     env = envs.make(config.env, dict(config.env_args))
-    processes = {int(each.name.removeprefix("process-")) for each in (path / FOLDER).glob("round-*/process-*")}
-    groups = [group for index in sorted(processes) for group in _groups(path, index, env, config, hypers)]
+    # Trials of one program are saved together, in the folder around theirs.
+    whole = path.parent if not (path / FOLDER).exists() and (path.parent / FOLDER).exists() else path
+    trial = path.name if whole != path else ""
+    processes = {int(each.name.removeprefix("process-")) for each in (whole / FOLDER).glob("round-*/process-*")}
+    groups = [group for index in sorted(processes) for group in _groups(whole, index, env, config, hypers, trial)]
     if not groups:
         why = "is written at the end of a chunk, every --checkpoint-minutes, and at the end of a round"
         if saved.get("checkpoint_keep") == 0:
@@ -111,23 +116,28 @@ def player_of(agent: Agent, policy: str) -> Behavior | Uniform:
     return agent.explorer
 
 
-def _groups(path: Path, process: int, env: Environment, config: Config, hypers: Hypers) -> list[Trained]:
-    """What one process of the run has saved, round by round."""
+def _groups(path: Path, process: int, env: Environment, config: Config, hypers: Hypers, trial: str) -> list[Trained]:
+    """What one process of the run has saved of a trial, round by round."""
     checkpoints, groups = Checkpoints(path, Processes(process), keep=0, reads=True), []
     try:
         for place in checkpoints.newest_of_rounds():
             progress = checkpoints.progress(place)
             log = progress["rounds"][place.round]
             mine = log["round"]["mine"]
-            seeds = log["round"]["seeds"][process * len(mine) :][: len(mine)]  # without padding
+            own = slice(process * len(mine), (process + 1) * len(mine))
+            everyone = log["round"]["seeds"][own]  # without padding
+            index = progress["trials"].index(trial)
+            places = np.flatnonzero([each == index for each in log["round"]["trials"][own] or [0] * len(everyone)])
+            if not places.size:
+                continue
+            seeds = [everyone[place] for place in places]
             phase = config if log["phase"] == 0 else dataclasses.replace(config, mode="task")
             shapes = jax.eval_shape(functools.partial(_part, env, config, hypers, len(mine), log["phase"] > 0))
             (part,) = checkpoints.restore(place, (shapes,), part=True)
-            places = np.arange(len(seeds))
-            agent, own, env_params, diverged = jax.tree.map(operator.itemgetter(places), part)
+            agent, own_hypers, env_params, diverged = jax.tree.map(operator.itemgetter(places), part)
             steps = {seed: int(at) * config.envs for seed, at in zip(seeds, np.asarray(diverged), strict=True) if at}
             finished = place.step >= config.steps + config.adapt_steps
-            groups.append(Trained(env, phase, seeds, place.step, finished, steps, agent, own, env_params))
+            groups.append(Trained(env, phase, seeds, place.step, finished, steps, agent, own_hypers, env_params))
     finally:
         checkpoints.close()
     return groups

@@ -1,6 +1,7 @@
 """The log of a run: lines on the terminal, metrics.jsonl, and at the end summary.json, curves.png and the table.
 
-With several processes, all gather what is logged, and the first one prints and writes it.
+With several processes, all gather what is logged, and the first one prints and writes it. Of several trials, each has a
+folder of its own, as if it were a run alone.
 """
 
 import dataclasses
@@ -28,6 +29,7 @@ from stages.runs.round_log import RoundLog, metric_rows
 from stages.runs.rounds import Plan, Round
 from stages.runs.sink import Sink, open_sink, series
 from stages.runs.statistics import summarise
+from stages.runs.trials import Trial
 from stages.train import Progress
 
 
@@ -50,6 +52,13 @@ class RunLog:
     planned_rounds: int = 1
     compile_seconds: float = 0.0
     sink: Sink | None = None  # further place for metrics, if asked for
+    trials: list[Trial] = field(default_factory=list)  # what is trained; the run itself if none is given
+    folders: list[RunFolder] = field(default_factory=list)  # of each trial; empty in processes that do not write
+
+    def __post_init__(self):
+        self.trials = self.trials or [Trial("", self.arguments)]
+        if self.folder is not None:
+            self.folders = self.folders or [self.folder]
 
     @property
     def round(self) -> RoundLog:
@@ -66,8 +75,9 @@ class RunLog:
             "rounds": [dataclasses.asdict(each) for each in self.rounds],
             "iterations": list(iterations),
             "processes": self.processes.count,
+            "trials": [trial.name for trial in self.trials],
             "width": len(self.round.round.mine),
-            "metrics_size": self.folder.metrics_size if self.folder is not None else 0,
+            "metrics_sizes": [folder.metrics_size for folder in self.folders],
             "seconds": time.time() - self.started,
             "arguments": dataclasses.asdict(self.arguments),
             "versions": versions(),
@@ -75,16 +85,18 @@ class RunLog:
 
     def restart(self) -> None:
         """Begin from nothing; what a run without a checkpoint has logged here is cut off."""
-        if self.folder is not None and self.folder.metrics_size:
+        if self.folder is not None and any(folder.metrics_size for folder in self.folders):
             self.say(f"{self.folder.path} holds no checkpoint of the run: it begins again")
-            self.folder.cut_metrics(0)
+            for folder in self.folders:
+                folder.cut_metrics(0)
 
     def load(self, saved: Mapping[str, Any]) -> None:
         """Go on from what `saved` gave; lines of metrics.jsonl after it are cut off."""
         self.rounds = [RoundLog.load(each) for each in saved["rounds"]]
         self.started -= saved["seconds"]
         if self.folder is not None:
-            self.folder.cut_metrics(saved["metrics_size"])
+            for folder, size in zip(self.folders, saved["metrics_sizes"], strict=True):
+                folder.cut_metrics(size)
             now, then = versions(), saved["versions"]
             if changed := ", ".join(f"{k} {v} (now {now.get(k)})" for k, v in then.items() if now.get(k) != v):
                 self.warn(f"the checkpoint was made with {changed}; results may differ")
@@ -126,7 +138,8 @@ class RunLog:
         if self.processes.count > 1:
             where += f" of each of {self.processes.count} processes"
         files = f"; files in {self.folder.path}" if self.folder is not None else ""
-        self.say(f"{self.arguments.title}: seeds {seeds[0]} to {seeds[-1]} on {where}{files}")
+        trials = f" of each of {len(self.trials)} trials" if len(self.trials) > 1 else ""
+        self.say(f"{self.arguments.title}: seeds {seeds[0]} to {seeds[-1]}{trials} on {where}{files}")
         self.say("compiling ...")
         self.compile_seconds = -time.time()
 
@@ -141,14 +154,18 @@ class RunLog:
         if self.folder is not None:
             config = dataclasses.asdict(self.arguments) | {"versions": versions()}
             self.folder.write_config(config)
+            if self.trials[0].name:
+                for trial, folder in zip(self.trials, self.folders, strict=True):
+                    folder.write_config(dataclasses.asdict(trial.arguments) | {"versions": versions()})
             # One round's steps go on where they ended; several rounds' begin again, and nothing may be forgotten.
             last = self.rounds[0].step if self.rounds and self.planned_rounds == 1 else 0
             self.tracked(lambda path: setattr(self, "sink", open_sink(self.arguments.log, path, config, last)))
 
     def on_abort(self) -> None:
-        """Nothing will run: remove the empty folder."""
+        """Nothing will run: remove the empty folders."""
         if self.folder is not None:
-            self.folder.discard()
+            for folder in [*self.folders, self.folder]:
+                folder.discard()
 
     def on_round(self, index: int, round: Round) -> RoundLog:
         """A round begins, or goes on; returns its log."""
@@ -158,7 +175,10 @@ class RunLog:
         logged = self.round
         logged.round = round
         if self.planned_rounds > 1:
-            self.say(f"round {index + 1} of {self.planned_rounds}: seeds {round.seeds[0]} to {round.seeds[-1]}")
+            seeds = f"seeds {round.seeds[0]} to {round.seeds[-1]}"
+            if round.trials:
+                seeds = f"{self._agent(round, 0)} to {self._agent(round, -1)}"
+            self.say(f"round {index + 1} of {self.planned_rounds}: {seeds}")
         if logged.step:
             self.say(f"going on from the checkpoint at {logged.step:,} steps")
         return logged
@@ -181,8 +201,11 @@ class RunLog:
         )
         metrics, goal, solved = jax.tree.map(lambda x: x[: len(rows)], everyone)
         log.add(step, metrics, goal, solved)
-        if self.round.adapt_step is None:  # of the leading process this is the round's first seed
-            log.add_map(Map.of(step, own.visits[0], own.disagreement[0]), self.arguments.config.steps // 2)
+        if self.round.adapt_step is None:  # of the leading process these are the trials' first seeds
+            round, half = self.round.round, self.arguments.config.steps // 2
+            for trial in dict.fromkeys(round.mine_trials or [0]):
+                place = (round.mine_trials or [0]).index(trial)
+                log.add_map(Map.of(step, own.visits[place], own.disagreement[place]), half, trial)
         named = [{f"novelty/{name}": float(values[i]) for name, values in metrics.items()} for i in range(len(rows))]
         if self.has_goal:
             for each, reached, held in zip(named, goal, solved, strict=True):
@@ -225,14 +248,17 @@ class RunLog:
             words.append(f"{'zero-shot' if config.mode == 'explore' else 'tasker'} {_iqm(tasker)}")
         if self.folder is None:
             return
-        self.folder.append_metrics(rows)
-        if self.sink is not None:
-            write, prefix = self.sink.write, f"round{self.current + 1}/" if self.planned_rounds > 1 else ""
-            self.tracked(lambda _: write(log.step, series(rows, prefix)))
+        prefix = f"round{self.current + 1}/" if self.planned_rounds > 1 else ""
+        for index, (trial, folder) in enumerate(zip(self.trials, self.folders, strict=True)):
+            if own := [rows[place] for place in log.round.places(index)]:
+                folder.append_metrics(own)
+                if self.sink is not None:
+                    write, values = self.sink.write, series(own, prefix, trial.name)
+                    self.tracked(lambda _, write=write, values=values: write(log.step, values))
         speed = rows[0]["fps/policy"] * len(rows)
         self.say("  ".join([*words, f"{speed:,.0f} steps/s", f"{int(left) // 60}:{int(left) % 60:02d} left"]))
         if newly:
-            at = ", ".join(f"seed {seed} at step {step:,}" for seed, step in newly.items())
+            at = ", ".join(f"{self._agent(log.round, place)} at step {log.diverged[place]:,}" for place in newly)
             self.warn(f"{at}: a loss, gradient, observation or reward was not finite; frozen there (try a lower lr)")
 
     def on_stop(self) -> None:
@@ -240,59 +266,84 @@ class RunLog:
         if self.folder is None:
             return
         self.close_sink()
-        log, config = self.round, self.arguments.config
-        steps = config.steps + config.adapt_steps
-        self.folder.write_summary(
-            {
-                "finished": False,
-                "env": config.env,
-                "mode": config.mode,
-                "round": self.current + 1,
-                "rounds": self.planned_rounds,
-                "seeds": log.round.seeds,
-                "diverged": log.diverged_at,
-                "env_steps": log.step,
-                "updates": log.updates,
-                "training_score": log.training.scores[-1].tolist() if log.training.scores else None,
-                "evaluation_score": log.evaluation.scores[-1].tolist() if log.evaluation.scores else None,
-                **summary(log.novelty, None if self.states is None else self.states.count),
-                "wall_seconds": round(time.time() - self.started, 2),
-                "versions": versions(),
-            }
-        )
+        config = self.arguments.config
+        for index, folder in enumerate(self.folders):
+            if self.round.round.places(index):
+                folder.write_summary(self._so_far(self.round.of_trial(index)))
+        if self.trials[0].name:
+            self.folder.write_summary({"finished": False, "trials": [trial.name for trial in self.trials]})
         self.say(
-            f"stopped at {log.step:,} of {steps:,} steps; the same command with --logdir {self.folder.path} goes on"
+            f"stopped at {self.round.step:,} of {config.steps + config.adapt_steps:,} steps; the same command with "
+            f"--logdir {self.folder.path} goes on"
         )
 
+    def _so_far(self, log: RoundLog) -> dict[str, Any]:
+        """summary.json of a trial that is stopped."""
+        config = self.arguments.config
+        return {
+            "finished": False,
+            "env": config.env,
+            "mode": config.mode,
+            "round": self.current + 1,
+            "rounds": self.planned_rounds,
+            "seeds": log.round.seeds,
+            "diverged": log.diverged_at,
+            "env_steps": log.step,
+            "updates": log.updates,
+            "training_score": log.training.scores[-1].tolist() if log.training.scores else None,
+            "evaluation_score": log.evaluation.scores[-1].tolist() if log.evaluation.scores else None,
+            **summary(log.novelty, None if self.states is None else self.states.count),
+            "wall_seconds": round(time.time() - self.started, 2),
+            "versions": versions(),
+        }
+
     def on_finish(self) -> None:
-        """curves.png, summary.json and the table, over the seeds of all rounds together."""
+        """curves.png and summary.json of each trial, over the seeds of all rounds; of a single one also the table."""
         if self.folder is None:
             return
         self.close_sink()
-        config, log = self.arguments.config, RoundLog.of_all(self.rounds)
+        log, wall, peak = RoundLog.of_all(self.rounds), time.time() - self.started, peak_memory_mb()
+        cost = {
+            "compile_seconds": round(self.compile_seconds, 2),
+            "wall_seconds": round(wall, 2),
+            "peak_memory_mb": round(peak, 1),
+            "versions": versions(),
+        }
+        for index, (trial, folder) in enumerate(zip(self.trials, self.folders, strict=True)):
+            self._finish(trial, folder, log.of_trial(index), cost)
+        if self.trials[0].name:
+            self.folder.write_summary({"finished": True, "trials": [trial.name for trial in self.trials], **cost})
+        self.say(
+            f"{log.step:,} env steps and {log.updates:,} updates a seed in {wall:.0f} s "
+            f"({self.compile_seconds:.0f} s compiling), {peak:,.0f} MB; see {self.folder.path}"
+        )
+
+    def _finish(self, trial: Trial, folder: RunFolder, log: RoundLog, cost: dict[str, Any]) -> None:
+        """The files of one trial."""
+        config = trial.arguments.config
+        title = f"{trial.arguments.title}, {trial.name}" if trial.name else trial.arguments.title
         interval = summarise(log.final, log.round.seeds)
         curve, scored = log.evaluation if self.exploring else log.training, np.isfinite(log.untrained)
         figures.plot_curves(
-            self.folder.path / "curves.png",
+            folder.path / "curves.png",
             np.array(curve.steps),
             np.stack(curve.scores, 1),
-            title=self.arguments.title,
+            title=title,
             ylabel="tasker's evaluation score" if self.exploring else "training score",
             markers=None if log.adapt_step is None else [(log.adapt_step, "adapts from here")],
             baseline=(float(log.untrained[scored].mean()), "untrained") if scored.any() else None,
             diverged=[log.diverged_at.get(seed, 0) for seed in log.round.seeds],
         )
         if self.states is not None:
-            picture, first = self.folder.path / "novelty.png", log.round.seeds[0]
-            plot_novelty(picture, log.novelty, self.states, title=self.arguments.title, seed=first)
-        wall, peak = time.time() - self.started, peak_memory_mb()
-        self.folder.write_summary(
+            plot_novelty(folder.path / "novelty.png", log.novelty, self.states, title=title, seed=log.round.seeds[0])
+        folder.write_summary(
             {
                 "finished": True,
                 "env": config.env,
                 "env_args": dict(config.env_args),
                 "mode": config.mode,
-                "preset": self.arguments.preset,
+                "preset": trial.arguments.preset,
+                "settings": dict(trial.settings),
                 "seeds": log.round.seeds,
                 "diverged": log.diverged_at,
                 "rounds": len(self.rounds),
@@ -305,21 +356,21 @@ class RunLog:
                 "zero_shot": log.zero_shot.tolist() if config.mode == "explore" else None,
                 "untrained": log.untrained.tolist(),
                 **summary(log.novelty, None if self.states is None else self.states.count),
-                "compile_seconds": round(self.compile_seconds, 2),
-                "wall_seconds": round(wall, 2),
-                "peak_memory_mb": round(peak, 1),
-                "versions": versions(),
+                **cost,
             }
         )
+        if trial.name:
+            return
         with terminal.printing():
-            title = f"{self.arguments.title}: final evaluation, {config.eval_episodes} episodes a seed"
+            title = f"{title}: final evaluation, {config.eval_episodes} episodes a seed"
             figures.print_table(interval, title, log.diverged_at)
         if self.states is not None:
             self.say(words(log.novelty, self.states.count, self.has_goal))
-        self.say(
-            f"{log.step:,} env steps and {log.updates:,} updates a seed in {wall:.0f} s "
-            f"({self.compile_seconds:.0f} s compiling), {peak:,.0f} MB; see {self.folder.path}"
-        )
+
+    def _agent(self, round: Round, place: int) -> str:
+        """A place's seed, and its trial if there are several, in words."""
+        trial = f" of {self.trials[round.trials[place]].name}" if round.trials else ""
+        return f"seed {round.seeds[place]}{trial}"
 
 
 def _iqm(scores: np.ndarray) -> str:

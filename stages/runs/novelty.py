@@ -69,7 +69,7 @@ def _metrics(visits: Ints, disagreement: Floats) -> dict[str, float]:
 
 
 class Map(NamedTuple):
-    """The first seed at one point: what is drawn of its states."""
+    """A trial's first seed at one point: what is drawn of its states."""
 
     step: int
     visits: Ints  # [X], of all actions
@@ -89,24 +89,36 @@ class Map(NamedTuple):
 
 
 @dataclass
+class Maps:
+    """Three maps of one seed, of the phase that explores."""
+
+    early: Map
+    middle: Map  # the last one up to half of the phase
+    late: Map  # the last one
+
+    @staticmethod
+    def load(saved: Mapping[str, Any]) -> Maps:
+        """Maps from their JSON."""
+        return Maps(*(Map.load(saved[name]) for name in ("early", "middle", "late")))
+
+
+@dataclass
 class NoveltyLog:
-    """What is kept of a round's measurements: numbers of every seed at every point, three maps of the first seed."""
+    """What is kept of a round's measurements: numbers of every seed at every point, and maps of each trial's first."""
 
     steps: list[int] = field(default_factory=list)  # [P]
     metrics: list[dict[str, Floats]] = field(default_factory=list)  # [P] of name -> [S]
     goal_episode: Ints = field(default_factory=lambda: np.zeros(0, np.int64))  # [S], 0: not yet
     solved_episode: Ints = field(default_factory=lambda: np.zeros(0, np.int64))  # [S], 0: not yet
-    early: Map | None = None
-    middle: Map | None = None  # the last one up to half of the phase that explores
-    late: Map | None = None  # the last one of that phase
+    maps: dict[int, Maps] = field(default_factory=dict)  # by trial; of a seed that the leading process trains
 
     @staticmethod
     def load(saved: Mapping[str, Any]) -> NoveltyLog:
         """A log from its JSON, where NaN is null."""
         metrics = [{name: np.array(values, np.float64) for name, values in point.items()} for point in saved["metrics"]]
         goal, solved = (np.array(saved[f"{name}_episode"], np.int64) for name in ("goal", "solved"))
-        maps = [None if saved[name] is None else Map.load(saved[name]) for name in ("early", "middle", "late")]
-        return NoveltyLog(list(saved["steps"]), metrics, goal, solved, *maps)
+        maps = {int(trial): Maps.load(each) for trial, each in saved["maps"].items()}  # JSON's keys are strings
+        return NoveltyLog(list(saved["steps"]), metrics, goal, solved, maps)
 
     def add(self, step: int, metrics: dict[str, Floats], goal_episode: Any, solved_episode: Any) -> None:
         """One point, after `step` env steps of a seed: name -> [S] as of `novelty_metrics`, and episodes [S]."""
@@ -114,11 +126,19 @@ class NoveltyLog:
         self.metrics.append(metrics)
         self.goal_episode, self.solved_episode = goal_episode, solved_episode
 
-    def add_map(self, here: Map, half: int) -> None:
-        """The first seed's map at that point. `half`: half of the phase's steps."""
-        self.early = self.early or here
-        self.middle = here if here.step <= half or self.middle is None else self.middle
-        self.late = here
+    def add_map(self, here: Map, half: int, trial: int = 0) -> None:
+        """The map of a trial's first seed at that point. `half`: half of the phase's steps."""
+        before = self.maps.get(trial)
+        middle = here if before is None or here.step <= half else before.middle
+        self.maps[trial] = Maps(here if before is None else before.early, middle, here)
+
+    def of_trial(self, trial: int, places: list[int]) -> NoveltyLog:
+        """The log of one trial, whose seeds have these places; as it is where nothing was measured."""
+        if not self.metrics:
+            return self
+        metrics = [{name: values[places] for name, values in point.items()} for point in self.metrics]
+        maps = {0: self.maps[trial]} if trial in self.maps else {}
+        return NoveltyLog(self.steps, metrics, self.goal_episode[places], self.solved_episode[places], maps)
 
     def curve(self, name: str) -> Floats:
         """A metric at every point, [S, P]."""
@@ -134,7 +154,7 @@ class NoveltyLog:
 
     @staticmethod
     def of_all(logs: Sequence[NoveltyLog]) -> NoveltyLog:
-        """The logs of all rounds as one: they took the same steps, and the first seed is the first round's."""
+        """The logs of all rounds as one: they took the same steps, and a trial's first seed is in its first round."""
         metrics = [
             {name: np.concatenate([each[name] for each in point]) for name in point[0]}
             for point in zip(*(log.metrics for log in logs), strict=True)
@@ -142,8 +162,8 @@ class NoveltyLog:
         goal, solved = (
             np.concatenate([getattr(log, f"{name}_episode") for log in logs]) for name in ("goal", "solved")
         )
-        first = logs[0]
-        return NoveltyLog(first.steps, metrics, goal, solved, first.early, first.middle, first.late)
+        maps = {trial: each for log in reversed(logs) for trial, each in log.maps.items()}
+        return NoveltyLog(logs[0].steps, metrics, goal, solved, maps)
 
 
 def summary(log: NoveltyLog | None, states: int | None) -> dict[str, Any]:

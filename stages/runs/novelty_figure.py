@@ -35,7 +35,7 @@ def plot_novelty(path: str | os.PathLike[str], log: NoveltyLog, states: StateSpa
 
     Args:
         path: the picture's file, replaced in one step.
-        log: with at least one point.
+        log: with at least one point, of one trial.
         states: of the environment.
         title: plain text, wrapped.
         seed: the number of the seed that the maps are of.
@@ -46,7 +46,7 @@ def plot_novelty(path: str | os.PathLike[str], log: NoveltyLog, states: StateSpa
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    maps = [each for each in (log.early, log.middle, log.late) if each is not None]
+    maps = [m for each in log.maps.values() for m in (each.early, each.middle, each.late)]
     ensemble = bool(np.isfinite(log.correlation).any())
     rows = (1 + ensemble) if states.grid[0] and maps else 0
     heights = [2.6 * rows, 3.0] if rows else [3.2]

@@ -31,6 +31,10 @@ class Curve:
         """A curve from its JSON, where no score is null."""
         return Curve(list(saved["steps"]), [np.array(scores, np.float64) for scores in saved["scores"]])
 
+    def of_places(self, places: list[int]) -> "Curve":
+        """The curve of some of its seeds."""
+        return Curve(self.steps, [scores[places] for scores in self.scores])
+
     @staticmethod
     def of_all(curves: "list[Curve]") -> "Curve":
         """Curves of the same steps -> one, of all their seeds."""
@@ -74,10 +78,23 @@ class RoundLog:
         seeds = [seed for each in rounds for seed in each.round.seeds]
         training = Curve.of_all([each.training for each in rounds])
         evaluation = Curve.of_all([each.evaluation for each in rounds])
-        round = dataclasses.replace(rounds[-1].round, seeds=seeds)
+        trials = [trial for each in rounds for trial in each.round.trials]
+        round = dataclasses.replace(rounds[-1].round, seeds=seeds, trials=trials)
         novelty = NoveltyLog.of_all([each.novelty for each in rounds])
         curves = {"training": training, "evaluation": evaluation, "novelty": novelty}
         return dataclasses.replace(rounds[-1], round=round, **curves, **scores)
+
+    def of_trial(self, trial: int) -> "RoundLog":
+        """The log of one trial's seeds alone."""
+        at = self.round.places(trial)
+        scores = {
+            name: getattr(self, name)[at]
+            for name in ("untrained", "zero_shot", "final", "diverged")
+            if getattr(self, name).size
+        }
+        round = dataclasses.replace(self.round, seeds=[self.round.seeds[place] for place in at], trials=[])
+        curves = {"training": self.training.of_places(at), "evaluation": self.evaluation.of_places(at)}
+        return dataclasses.replace(self, round=round, novelty=self.novelty.of_trial(trial, at), **curves, **scores)
 
     def finished(self, phases: list[Phase]) -> bool:
         """Whether the round has come to the end of these phases, and was evaluated there."""
@@ -89,14 +106,14 @@ class RoundLog:
 
     @property
     def diverged_at(self) -> dict[int, int]:
-        """Seeds that diverged, with the env step at which each did."""
+        """Seeds that diverged, with the env step at which each did. Of one trial."""
         return {seed: int(at) for seed, at in zip(self.round.seeds, self.diverged, strict=False) if at}
 
-    def on_diverged(self, steps: np.ndarray) -> dict[int, int]:
-        """Notes at which env step each seed diverged, [seeds], 0 for none; returns those that newly did."""
-        before = self.diverged_at
+    def on_diverged(self, steps: np.ndarray) -> list[int]:
+        """Notes at which env step each seed diverged, [seeds], 0 for none; returns the places of new ones."""
+        before = self.diverged if self.diverged.size else np.zeros_like(steps)
         self.diverged = steps
-        return {seed: at for seed, at in self.diverged_at.items() if seed not in before}
+        return np.flatnonzero((steps > 0) & (before == 0)).tolist()
 
     def carried_forward(self, scores: np.ndarray) -> np.ndarray:
         """Training scores, with a seed's last one where no episode of it ended since (metrics.jsonl keeps the gap)."""

@@ -2,19 +2,20 @@
 
 A round is P seeds of each process, trained side by side from their first step to their last evaluation. All rounds run
 the same executables. A place that no seed is left for trains the last seed once more, and its results are dropped.
+Where several trials (settings) are trained, every trial has all seeds, and one place is a seed of a trial.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
 from envs.environment import Environment
-from stages.config import Config, ConfigError
+from stages.config import Config, ConfigError, Hypers
 from stages.replay import Clock
 from stages.runs import memory
 from stages.runs.processes import Processes
@@ -28,6 +29,19 @@ class Round:
 
     seeds: list[int]  # of all processes, without padding
     mine: list[int]  # [P], this process's, with padding
+    trials: list[int] = field(default_factory=list)  # of each of `seeds`; empty: there is one trial
+    mine_trials: list[int] = field(default_factory=list)  # of each of `mine`
+
+    def places(self, trial: int) -> list[int]:
+        """Where among `seeds` those of a trial are."""
+        if not self.trials:
+            return list(range(len(self.seeds)))
+        return [place for place, each in enumerate(self.trials) if each == trial]
+
+    def hypers(self, trials: Sequence[Hypers]) -> Hypers:
+        """The hyperparameters of each of `mine`, [P]."""
+        mine = [trials[each] for each in self.mine_trials or [0] * len(self.mine)]
+        return jax.tree.map(lambda *values: np.array(values, np.float32), *mine)
 
 
 class Phase(NamedTuple):
@@ -192,13 +206,16 @@ def fit(
 # ---- the sweep's rounds --------------------------------------------------------------------------------------------
 
 
-def assign(seeds: list[int], width: int, processes: Processes) -> list[Round]:
-    """The sweep's seeds in rounds of `width` for each process, in order."""
+def assign(seeds: list[int], width: int, processes: Processes, trials: int = 1) -> list[Round]:
+    """The sweep's seeds, of each of its trials, in rounds of `width` places for each process; trial by trial."""
+    pairs = [(trial, seed) for trial in range(trials) for seed in seeds]
     block, rounds = width * processes.count, []
-    for start in range(0, len(seeds), block):
-        logged = seeds[start : start + block]
+    for start in range(0, len(pairs), block):
+        logged = pairs[start : start + block]
         places = logged + logged[-1:] * (block - len(logged))
-        rounds.append(Round(logged, places[processes.index * width :][:width]))
+        mine = places[processes.index * width :][:width]
+        of = lambda pairs: [trial for trial, _ in pairs] if trials > 1 else []
+        rounds.append(Round([seed for _, seed in logged], [seed for _, seed in mine], of(logged), of(mine)))
     return rounds
 
 
@@ -208,6 +225,7 @@ def plan(
     processes: Processes,
     build: Callable[[int], list[Phase]],
     *,
+    trials: int = 1,
     parallel: int | Literal["auto"] = "auto",
     allowed: float = 0.0,
 ) -> Plan:
@@ -217,13 +235,15 @@ def plan(
         seeds: of the whole sweep.
         devices: of this process.
         build: width -> phases, not compiled.
+        trials: settings that each of the seeds is trained with.
         parallel: seeds side by side in all processes together; then nothing narrower is tried.
         allowed: bytes that a process may use, of each device where they have their own; 0: a share of what is free.
 
     Raises:
         ConfigError: not even one seed fits, or not as many as `parallel` wants; in all processes.
     """
-    share = -(-len(seeds) // processes.count)
+    agents = len(seeds) * trials
+    share = -(-agents // processes.count)
     sharers = processes.on_this_machine() if memory.shared(devices) else 1
     free = lambda: allowed or memory.free(devices) / sharers
     usable = lambda: allowed or memory.SHARE * free()
@@ -232,7 +252,7 @@ def plan(
         least = 1 if memory.shared(devices) else min(share, len(devices))
         fitted = fit(share, devices, build, usable, least=least)
     else:
-        most = math.inf if parallel >= len(seeds) else max(1, parallel // processes.count)
+        most = math.inf if parallel >= agents else max(1, parallel // processes.count)
         fitted = fit(share, devices, build, free, most, least=side_by_side(share, len(devices), most))
     where = "" if memory.shared(devices) else " on each device"
     there = f"{memory.words(free())} are {'allowed' if allowed else 'free'}{where}"
@@ -249,7 +269,7 @@ def plan(
     if agreed < fitted.width:
         built = build(agreed)
         fitted = Fit(agreed, built, prepare(built, agreed, math.inf), fitted.all_need)
-    rounds = assign(seeds, agreed, processes)
+    rounds = assign(seeds, agreed, processes, trials)
     line = _announce(fitted, rounds, processes, there, tight=fitted.need > usable())
     return Plan(fitted.phases, rounds, fitted.phases[0].sweep.parameters(agreed), line)
 

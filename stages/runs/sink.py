@@ -68,7 +68,7 @@ def open_sink(kind: Kind, folder: Path, config: Mapping[str, Any], last_step: in
     return Sink(lambda step, values: run.log({**values, "env_steps": step}), run.finish)
 
 
-def series(rows: Sequence[Mapping[str, Any]], prefix: str = "") -> dict[str, float]:
+def series(rows: Sequence[Mapping[str, Any]], prefix: str = "", trial: str = "") -> dict[str, float]:
     """What a sink is told of a chunk: every metric's mean over seeds, and of scores also the interquartile mean with
     its interval, and each seed's own. Numbers that are not finite are left out.
 
@@ -76,7 +76,8 @@ def series(rows: Sequence[Mapping[str, Any]], prefix: str = "") -> dict[str, flo
 
     Args:
         rows: of metrics.jsonl, one for each seed.
-        prefix: of all names.
+        prefix: of all names but those of single seeds, which are told apart by their numbers.
+        trial: of several, which stands before all names.
     """
     found: dict[str, float] = {}
     for name in dict.fromkeys(name for row in rows for name in row):
@@ -93,4 +94,4 @@ def series(rows: Sequence[Mapping[str, Any]], prefix: str = "") -> dict[str, flo
             found[f"{prefix}{name}/iqm_low"], found[f"{prefix}{name}/iqm_high"] = all_seeds.ci_low, all_seeds.ci_high
             each = zip(rows, values.tolist(), strict=True)
             found |= {f"seeds/{name}/{row['seed']}": value for row, value in each if np.isfinite(value)}
-    return found
+    return {f"{trial}/{name}" if trial else name: value for name, value in found.items()}

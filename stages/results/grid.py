@@ -1,0 +1,181 @@
+"""Grid: what a sweep has found: a table, a picture and one long table, over all of its trials."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from stages.results.compare import compare, differing_settings
+from stages.results.export import write_table
+from stages.results.read import Result, read_runs
+from stages.results.tables import Table, markdown, print_tables
+from stages.runs import terminal
+from stages.runs.figures import BLUE, DPI, GREY, INK, decimals, dress, number, write_figure
+from stages.runs.folder import write_whole
+from stages.runs.statistics import Interval, summarise
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST_CELLS = 12  # of a side of the map: beyond, its numbers are too small to read
+
+
+class Cell(NamedTuple):
+    """A finished trial."""
+
+    settings: dict[str, str]
+    interval: Interval  # of its seeds' final scores
+    reached: str  # how many seeds reached the goal, and when; empty where there is none
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A sweep's finished trials, the best first."""
+
+    title: str
+    names: list[str]  # of the swept settings
+    cells: list[Cell]
+    unfinished: list[str]
+
+
+def leave_grid(folder: str | os.PathLike[str]) -> None:
+    """sweep.md, sweep.png and results.csv in a sweep's folder, and the table on the terminal.
+
+    Raises:
+        RunFolderError: a run cannot be read, or the disk refuses.
+    """
+    path, runs = Path(os.path.expanduser(folder)).absolute(), read_runs([folder])
+    grid = grid_of(runs)
+    table = table_of(grid)
+    with terminal.printing():
+        print_tables([table])
+    write_whole(path / "sweep.md", markdown([table]).encode())
+    write_table(path / "results.csv", runs, differing_settings(runs))
+    plot_grid(path / "sweep.png", grid)
+    terminal.say(f"see {path}: sweep.md, sweep.png, results.csv, and a folder of each trial")
+
+
+def grid_of(runs: Sequence[Result]) -> Grid:
+    """The sweep that these runs are the trials of."""
+    lines = {line.name: line for group in compare(runs).groups for line in group.lines}
+    cells, names = [], {}
+    for run in runs:
+        settings = run.summary.get("settings", {})
+        names |= dict.fromkeys(settings)
+        if run.finished and settings:
+            novelty = lines[run.name].novelty
+            reached = ""
+            if "goal_seeds" in novelty:
+                when = f", episode {novelty['goal_episode']:,g}" if "goal_episode" in novelty else ""
+                reached = f"{novelty['goal_seeds']:g} of {novelty['seeds']:g}{when}"
+            cells.append(Cell(settings, summarise(run.per_seed("score"), run.seeds), reached))
+    order = lambda cell: -cell.interval.iqm if math.isfinite(cell.interval.iqm) else math.inf
+    first = runs[0]
+    title = f"{first.env}, {first.settings['config.mode']}: final scores after {first.done:,} steps a seed"
+    return Grid(title, list(names), sorted(cells, key=order), [run.name for run in runs if not run.finished])
+
+
+def table_of(grid: Grid) -> Table:
+    """A line for each trial, the best first."""
+    extreme = max(
+        (abs(x) for c in grid.cells for x in (c.interval.worst, c.interval.best) if math.isfinite(x)), default=0
+    )
+    places = max(decimals(max(extreme, 1.0)) - 1, 0)
+    goals = any(cell.reached for cell in grid.cells)
+    rows = []
+    for settings, interval, reached in grid.cells:
+        low, high = number(interval.ci_low, places), number(interval.ci_high, places)
+        scores = [number(interval.iqm, places), f"{low} to {high}", number(interval.worst, places), str(interval.count)]
+        rows.append([settings.get(name, "") for name in grid.names] + scores + [reached] * goals)
+    columns = [*grid.names, "IQM", "95 % interval", "worst", "seeds", *["reached the goal"] * goals]
+    notes = [f"not finished: {', '.join(grid.unfinished)}"] if grid.unfinished else []
+    return Table(grid.title, columns, rows, notes)
+
+
+# ---- the picture ----------------------------------------------------------------------------------------------------
+
+
+def plot_grid(path: Path, grid: Grid) -> None:
+    """A map of two settings that were combined; else a panel for each setting, score against value.
+
+    Raises:
+        RunFolderError: the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    values = [_values(grid, name) for name in grid.names]
+    whole = len(values) == 2 and math.prod(map(len, values)) == len(grid.cells)
+    mapped = whole and max(map(len, values)) <= MOST_CELLS and min(map(len, values)) > 1
+    panels = 1 if mapped else max(1, len(grid.names))
+    wide = max(4.5, 1.3 * len(values[1]) + 2) if mapped else 4.2 * panels
+    tall = max(3.2, 0.7 * len(values[0]) + 1.6) if mapped else 3.6
+    figure = Figure(figsize=(wide, tall), dpi=DPI, layout="constrained", facecolor="white")
+    figure.suptitle(grid.title, fontsize=10, color=INK, x=0.01, ha="left", parse_math=False, wrap=True)
+    axes = np.asarray(figure.subplots(1, panels, squeeze=False))[0]
+    if mapped:
+        _draw_map(axes[0], grid, *values)
+    else:
+        for each, name in zip(axes, grid.names, strict=False):
+            _draw_setting(each, grid, name)
+    write_figure(path, figure)
+
+
+def _values(grid: Grid, name: str) -> list[str]:
+    """A setting's values, in their order: as numbers if they are."""
+    found = dict.fromkeys(cell.settings[name] for cell in grid.cells if name in cell.settings)
+    return sorted(found, key=lambda value: (0, float(value), "") if _is_number(value) else (1, 0.0, value))
+
+
+def _draw_map(axes: Axes, grid: Grid, rows: list[str], columns: list[str]) -> None:
+    """Each combination's IQM as a colour and a number, its interval below."""
+    iqm, words = np.full((len(rows), len(columns)), np.nan), {}
+    first, second = grid.names
+    for cell in grid.cells:
+        at = rows.index(cell.settings[first]), columns.index(cell.settings[second])
+        iqm[at] = cell.interval.iqm
+        words[at] = f"{cell.interval.iqm:.3g}\n{cell.interval.ci_low:.2g} to {cell.interval.ci_high:.2g}"
+    image = axes.imshow(iqm, cmap="viridis", aspect="auto")
+    for (row, column), text in words.items():
+        low, high = np.nanmin(iqm), np.nanmax(iqm)
+        dark = iqm[row, column] < low + 0.6 * (high - low)
+        axes.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if dark else INK)
+    axes.set_xticks(range(len(columns)), columns, fontsize=8, parse_math=False)
+    axes.set_yticks(range(len(rows)), rows, fontsize=8, parse_math=False)
+    axes.set_xlabel(second, fontsize=9, color=INK)
+    axes.set_ylabel(first, fontsize=9, color=INK)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    axes.figure.colorbar(image, ax=axes, label="interquartile mean", shrink=0.9).ax.tick_params(labelsize=8)
+
+
+def _draw_setting(axes: Axes, grid: Grid, name: str) -> None:
+    """Every trial's IQM and interval at its value of one setting."""
+    values = _values(grid, name)
+    numeric = all(map(_is_number, values))
+    at = float if numeric else (lambda value: float(values.index(value)))
+    for cell in grid.cells:
+        x, interval = at(cell.settings[name]), cell.interval
+        if math.isfinite(interval.iqm):
+            axes.plot([x, x], [interval.ci_low, interval.ci_high], color=BLUE, linewidth=3, alpha=0.35)
+            axes.plot([x], [interval.iqm], color=BLUE, marker="o", markersize=5)
+    dress(axes)
+    numbers = [float(value) for value in values] if numeric else []
+    if numeric and min(numbers) > 0 and max(numbers) >= 10 * min(numbers):
+        axes.set_xscale("log")
+    if not numeric:
+        axes.set_xticks(range(len(values)), values, fontsize=8, rotation=20, ha="right", parse_math=False)
+    axes.set_xlabel(name, fontsize=9, color=INK)
+    axes.set_ylabel("IQM of final scores, 95 % interval", fontsize=9, color=GREY)
+
+
+def _is_number(value: str) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except ValueError:
+        return False
