@@ -80,6 +80,7 @@ def compiled_once():
         def prepare(self, state, clock, iterations, adapts=False):
             key = iterations, adapts, state.key.shape
             if key not in needs[self]:
+                self.traces.clear()  # of another width
                 needs[self][key] = super().prepare(state, clock, iterations, adapts)
             return needs[self][key]
 

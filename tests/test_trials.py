@@ -65,17 +65,32 @@ def test_trials_that_share_nothing_are_ordinary_runs():
 
 
 def test_random_search_draws_what_it_is_asked_for():
-    words = ["--sweep", "lr=log:1e-4:1e-2", "--sweep", "horizon=uniform:5:15", "--sweep", "agc=0.1,0.3"]
-    trials = [trial for program in planned(*words, "--trials", "200") for trial in program.trials]
+    words = [
+        "--sweep",
+        "lr=log:1e-4:1e-2",
+        "--sweep",
+        "horizon=uniform:5:8",
+        "--sweep",
+        "agc=0.1,0.3",
+        "--trials",
+        "40",
+    ]
+    programs = planned(*words)
+    trials = [trial for program in programs for trial in program.trials]
     rates = np.array([trial.arguments.hypers.lr for trial in trials])
-    assert 150 < len(trials) <= 200 and rates.min() > 9e-5 and rates.max() < 1.1e-2
-    assert 0.4 < (rates < 1e-3).mean() < 0.6, "half of a logarithmic range lies below its geometric mean"
-    assert {trial.arguments.config.horizon for trial in trials} == set(range(5, 16))
+    assert len(trials) == 40 and rates.min() > 9e-5 and rates.max() < 1.1e-2
+    assert 0.3 < (rates < 1e-3).mean() < 0.7, "half of a logarithmic range lies below its geometric mean"
+    assert {program.arguments.config.horizon for program in programs} == {5, 6, 7, 8}
     assert {trial.arguments.hypers.agc for trial in trials} == {0.1, 0.3}
-    for trial in trials:
-        assert trial.settings["lr"] == f"{trial.arguments.hypers.lr:.3g}"
-    again = [trial for program in planned(*words, "--trials", "200") for trial in program.trials]
-    assert [trial.settings for trial in again] == [trial.settings for trial in trials]
+    for program in programs:
+        for trial in program.trials:
+            assert trial.settings["lr"] == f"{trial.arguments.hypers.lr:.3g}"
+            assert trial.settings["horizon"] == str(program.arguments.config.horizon)
+
+
+def test_random_search_tries_the_same_again():
+    first, again = (planned("--sweep", "lr=log:1e-4:1e-2", "--trials", "3") for _ in range(2))
+    assert first == again and len(first[0].trials) == 3
 
 
 def test_a_bare_name_is_one_setting():

@@ -164,7 +164,7 @@ class RunLog:
     def on_abort(self) -> None:
         """Nothing will run: remove the empty folders."""
         if self.folder is not None:
-            for folder in [*self.folders, self.folder]:
+            for folder in dict.fromkeys([*self.folders, self.folder]):
                 folder.discard()
 
     def on_round(self, index: int, round: Round) -> RoundLog:
