@@ -127,6 +127,15 @@ def test_the_table_has_the_best_trial_first(tmp_path):
     ]
 
 
+def test_the_table_says_what_was_explored(tmp_path):
+    counted = {"states": 21, "visited_states": [9, 12], "novelty_correlation": [-0.5, -0.75]}
+    counted |= {"goal_episode": [None, 8], "solved_episode": [30, 40]}
+    write_run(tmp_path / "lr=1", ["--hypers.lr", "1"], final=(0.0, 1.0), settings={"lr": "1"}, **counted)
+    table = table_of(grid_of(read_runs([tmp_path])))
+    assert table.columns[-4:] == ["states", "goal", "solved", "rank corr."]
+    assert table.rows[0][-4:] == ["10.5\nof 21", "by 1 of 2", "by 2 of 2\nepisode 35", "-0.62"]
+
+
 def test_what_is_not_finished_is_said(tmp_path):
     write_grid(tmp_path, [{"lr": "1e-3"}], [(0.5, 0.7)])
     write_run(tmp_path / "lr=1e-2", ["--hypers.lr", "1e-2"], final=None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,7 +14,7 @@ import numpy as np
 from stages.results.compare import compare, differing_settings
 from stages.results.export import write_table
 from stages.results.read import Result, read_runs
-from stages.results.tables import Table, markdown, print_tables
+from stages.results.tables import Table, explored, markdown, print_tables
 from stages.runs import terminal
 from stages.runs.figures import BLUE, DPI, GREY, INK, decimals, dress, number, write_figure
 from stages.runs.folder import write_whole
@@ -31,7 +31,7 @@ class Cell(NamedTuple):
 
     settings: dict[str, str]
     interval: Interval  # of its seeds' final scores
-    reached: str  # how many seeds reached the goal, and when; empty where there is none
+    novelty: Mapping[str, float]  # medians over seeds, where states can be counted
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,7 @@ def grid_of(runs: Sequence[Result]) -> Grid:
         settings = run.summary.get("settings", {})
         names |= dict.fromkeys(settings)
         if run.finished and settings:
-            novelty = lines[run.name].novelty
-            reached = ""
-            if "goal_seeds" in novelty:
-                when = f", episode {novelty['goal_episode']:,g}" if "goal_episode" in novelty else ""
-                reached = f"{novelty['goal_seeds']:g} of {novelty['seeds']:g}{when}"
-            cells.append(Cell(settings, summarise(run.per_seed("score"), run.seeds), reached))
+            cells.append(Cell(settings, summarise(run.per_seed("score"), run.seeds), lines[run.name].novelty))
     order = lambda cell: -cell.interval.iqm if math.isfinite(cell.interval.iqm) else math.inf
     first = runs[0]
     title = f"{first.env}, {first.settings['config.mode']}: final scores after {first.done:,} steps a seed"
@@ -87,13 +82,14 @@ def table_of(grid: Grid) -> Table:
         (abs(x) for c in grid.cells for x in (c.interval.worst, c.interval.best) if math.isfinite(x)), default=0
     )
     places = max(decimals(max(extreme, 1.0)) - 1, 0)
-    goals = any(cell.reached for cell in grid.cells)
+    counted = any(cell.novelty for cell in grid.cells)
     rows = []
-    for settings, interval, reached in grid.cells:
+    for settings, interval, novelty in grid.cells:
         low, high = number(interval.ci_low, places), number(interval.ci_high, places)
         scores = [number(interval.iqm, places), f"{low} to {high}", number(interval.worst, places), str(interval.count)]
-        rows.append([settings.get(name, "") for name in grid.names] + scores + [reached] * goals)
-    columns = [*grid.names, "IQM", "95 % interval", "worst", "seeds", *["reached the goal"] * goals]
+        rows.append([settings.get(name, "") for name in grid.names] + scores + (explored(novelty) if counted else []))
+    columns = [*grid.names, "IQM", "95 % interval", "worst", "seeds"]
+    columns += ["states", "goal", "solved", "rank corr."] if counted else []
     notes = [f"not finished: {', '.join(grid.unfinished)}"] if grid.unfinished else []
     return Table(grid.title, columns, rows, notes)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -140,13 +140,16 @@ def _novelty(title: str, lines: Sequence[Line]) -> list[Table]:
     if not any(line.novelty for line in lines):
         return []
     columns = ["run", "states visited", "reached the goal", "solved", "rank correlation"]
-    rows = []
-    for line in lines:
-        at = lambda name, line=line: line.novelty.get(name, np.nan)
-        states = f"{at('visited_states'):g}\nof {at('states'):,g}" if line.novelty else "-"
-        ends = [_episodes(at(f"{name}_seeds"), at("seeds"), at(f"{name}_episode")) for name in ("goal", "solved")]
-        rows.append([line.name, states, *ends, number(at("novelty_correlation"), 2)])
+    rows = [[line.name, *explored(line.novelty)] for line in lines]
     return [Table(f"{title}: exploration (medians over seeds)", columns, rows, [])]
+
+
+def explored(novelty: Mapping[str, float]) -> list[str]:
+    """Cells: states visited, how many seeds reached the goal and solved it, rank correlation; medians over seeds."""
+    at = lambda name: novelty.get(name, np.nan)
+    states = f"{at('visited_states'):g}\nof {at('states'):,g}" if novelty else "-"
+    ends = [_episodes(at(f"{name}_seeds"), at("seeds"), at(f"{name}_episode")) for name in ("goal", "solved")]
+    return [states, *ends, number(at("novelty_correlation"), 2)]
 
 
 def _episodes(there: float, seeds: float, episode: float) -> str:

@@ -28,7 +28,7 @@ class Entered(NamedTuple):
 
     def close(self) -> None:
         """Let others have the folders."""
-        for each in dict.fromkeys([*self.trials, *([self.folder] if self.folder else [])]):
+        for each in {*self.trials, self.folder} - {None}:
             each.close()
 
 
