@@ -20,6 +20,7 @@ LAYERS = [
     ["runs"],
     ["watch"],
     ["results"],
+    ["library"],
 ]
 ORDER = {room: place for place, room in enumerate(room for rooms in LAYERS for room in rooms)}
 MODULES = sorted(p for p in (ROOT / "stages").rglob("*.py") if p.name != "__init__.py")

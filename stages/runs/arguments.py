@@ -180,6 +180,12 @@ def parse(argv: list[str]) -> Arguments:
             default=Arguments(config=config, hypers=hypers),
             description=f"{DESCRIPTION}\nPresets:\n{presets}",
         )
+    check(arguments)
+    return arguments
+
+
+def check(arguments: Arguments) -> None:
+    """Raises ConfigError, one line, for arguments that cannot work."""
     if arguments.seeds < 1:
         raise ConfigError(f"--seeds must be 1 or more, not {arguments.seeds}")
     if arguments.seeds > MOST_SEEDS:
@@ -203,7 +209,6 @@ def parse(argv: list[str]) -> Arguments:
         raise ConfigError(f"--memory must be finite and 0 or more, not {arguments.memory}")
     check_sink(arguments.log)
     validate(arguments.config, arguments.hypers)
-    return arguments
 
 
 def _take_env_args(argv: list[str]) -> tuple[list[str], tuple[tuple[str, str], ...]]:
