@@ -145,7 +145,7 @@ def main(argv: list[str], start: Callable[[], None] = lambda: None) -> int:
         place = (arguments.coordinator, arguments.processes, arguments.process)
         with Signals() as signals, join(*place) if arguments.several else Processes() as processes:
             _check_machines(arguments, processes)
-            name = f"{arguments.config.env}-{arguments.config.mode}-{time.strftime('%Y%m%d-%H%M%S')}"
+            name = f"{arguments.config.env.replace(':', '-')}-{arguments.config.mode}-{time.strftime('%Y%m%d-%H%M%S')}"
             arguments = dataclasses.replace(arguments, logdir=arguments.logdir or os.path.join("runs", name))
             programs = programs_of(argv, arguments)
             if arguments.sweep and processes.leads:
