@@ -175,5 +175,5 @@ def _check_machines(arguments: Arguments, processes: Processes) -> None:
 
 
 if __name__ == "__main__":
-    code = command(sys.argv[1:])  # compare, report, eval, video
+    code = command(sys.argv[1:])  # compare, report, eval, video, export
     sys.exit(main(sys.argv[1:], start_jax) if code is None else code)

@@ -33,6 +33,7 @@ What runs have left (each has a --help of its own):
   python run.py report RUN            one page of HTML: scores, curves, losses, entropies, exploration, settings
   python run.py eval RUN              its agents play again: scores, and errors of the world model run forward
   python run.py video RUN             a GIF of an agent playing, and of what its world model predicts
+  python run.py export RUN            a small copy of it, for these four and not for training
 """
 
 

@@ -84,7 +84,7 @@ class Keeper:
         """
         Raises:
             RunFolderError: the newest checkpoint cannot be read.
-            ConfigError: the run had another number of processes.
+            ConfigError: the run had another number of processes, or is a copy of its agents alone.
         """
         self._minutes, self._processes, self._signals, self._log = arguments.checkpoint_minutes, processes, signals, log
         self._checkpoints = Checkpoints(folder, processes, arguments.checkpoint_keep)
@@ -98,6 +98,11 @@ class Keeper:
             log.restart()
             return
         saved = self._checkpoints.progress(newest)
+        if saved.get("agents_only"):
+            raise ConfigError(
+                f"{str(folder)!r} is an exported copy and holds agents alone: training cannot go on with it; choose "
+                "another --logdir"
+            )
         if saved["processes"] != processes.count:
             raise ConfigError(
                 f"the run was made by {saved['processes']} processes, not {processes.count}: start as many"
