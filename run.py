@@ -21,7 +21,7 @@ from stages.runs.start import local_devices, start_jax
 if TYPE_CHECKING:  # jax and all that needs it are imported where they are used, so that --help stays fast
     from envs.environment import Environment
     from stages.replay import Clock
-    from stages.runs.keeper import Keeper
+    from stages.runs.keeper import Keeping
     from stages.runs.log import RunLog
     from stages.runs.processes import Processes
     from stages.runs.rounds import Evaluator, Phase, Round
@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # jax and all that needs it are imported where they are used,
     from stages.train import TrainState
 
 
-def run(program: Program, env: Environment, processes: Processes, keeper: Keeper, log: RunLog) -> None:
+def run(program: Program, env: Environment, processes: Processes, keeper: Keeping, log: RunLog) -> None:
     """Plan which seeds fit side by side, train them round by round, and leave the run's files."""
     import jax
 
@@ -58,7 +58,7 @@ def run(program: Program, env: Environment, processes: Processes, keeper: Keeper
 
 
 def train_round(
-    phases: list[Phase], index: int, round: Round, hypers: Hypers, processes: Processes, keeper: Keeper, log: RunLog
+    phases: list[Phase], index: int, round: Round, hypers: Hypers, processes: Processes, keeper: Keeping, log: RunLog
 ) -> None:
     """All phases of one round's seeds, from their first step or where they were left, to their last evaluation."""
     from stages.runs.rounds import Evaluator
@@ -84,7 +84,7 @@ def train_round(
 
 
 def train_phase(
-    phase: Phase, state: TrainState, clock: Clock, evaluate: Evaluator, keeper: Keeper, log: RunLog
+    phase: Phase, state: TrainState, clock: Clock, evaluate: Evaluator, keeper: Keeping, log: RunLog
 ) -> tuple[TrainState, Clock]:
     """Collect and train in equal chunks; log and save after each."""
     sweep, logged, begun, first = phase.sweep, log.round, time.time(), log.round.done
@@ -145,7 +145,7 @@ def main(argv: list[str], start: Callable[[], None] = lambda: None) -> int:
         place = (arguments.coordinator, arguments.processes, arguments.process)
         with Signals() as signals, join(*place) if arguments.several else Processes() as processes:
             _check_machines(arguments, processes)
-            name = f"{arguments.config.env}-{arguments.config.mode}-{time.strftime('%Y%m%d-%H%M%S')}"
+            name = f"{arguments.config.env.replace(':', '-')}-{arguments.config.mode}-{time.strftime('%Y%m%d-%H%M%S')}"
             arguments = dataclasses.replace(arguments, logdir=arguments.logdir or os.path.join("runs", name))
             programs = programs_of(argv, arguments)
             if arguments.sweep and processes.leads:
@@ -175,5 +175,5 @@ def _check_machines(arguments: Arguments, processes: Processes) -> None:
 
 
 if __name__ == "__main__":
-    code = command(sys.argv[1:])  # compare, report, eval, video
+    code = command(sys.argv[1:])  # compare, report, eval, video, export
     sys.exit(main(sys.argv[1:], start_jax) if code is None else code)

@@ -11,7 +11,7 @@ Importing gymnax takes seconds: it happens inside the functions.
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, final
 
 import chex
@@ -23,7 +23,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from envs import deep_sea
 from envs.environment import ActionSpace, Environment, ObsSpace, State, StateSpace, Timestep
-from envs.errors import BadOverride, UnavailableEnvironment
+from envs.errors import BadOverride, EnvError, UnavailableEnvironment
 from envs.overrides import Value, apply_overrides
 from envs.states import goal_of, state_space
 
@@ -72,13 +72,27 @@ def make(name: str, overrides: Mapping[str, Value]) -> Environment:
         raise UnavailableEnvironment(f"{name} cannot be used: {UNAVAILABLE[name]}; choose another one")
     import gymnax
 
+    return build(name, gymnax.make, overrides)
+
+
+def build(
+    name: str,
+    make: Callable[..., tuple[Any, Any]],
+    overrides: Mapping[str, Value],
+    factory: Callable[..., Any] | None = None,
+) -> Environment:
+    """What `make(name, **arguments)`, (gymnax environment, parameters), is behind our interface.
+
+    `factory`: whose arguments they are, see `apply_overrides`. Errors: `BadOverride`; `EnvError` where its spaces are
+    none that an agent here can have.
+    """
     if not overrides:
-        return _adapt(name, *gymnax.make(name))
+        return _adapt(name, *make(name))
     try:
-        inner, params, own = apply_overrides(name, gymnax.make, overrides, OWN_SETTINGS.get(name, {}))
+        inner, params, own = apply_overrides(name, make, overrides, OWN_SETTINGS.get(name, {}), factory)
         env = _adapt(name, inner, params)
         return deep_sea.per_seed(env) if own.get(deep_sea.SETTING) else env
-    except BadOverride:
+    except EnvError:
         raise
     except (ArithmeticError, AssertionError, IndexError, TypeError, ValueError) as error:
         reason = str(error).split("\n")[0] or type(error).__name__
@@ -145,17 +159,10 @@ class GymnaxEnvironment(Environment):
 
 def _adapt(name: str, inner: Any, params: Any) -> Environment:
     """Read off the spaces, the time limit and the state's dtypes, without running anything."""
-    space = inner.action_space(params)
-    if hasattr(space, "n"):
-        action_space = ActionSpace("discrete", int(space.n))
-        action = jax.ShapeDtypeStruct((), jnp.int32)
-        low = high = np.zeros(0, np.float32)
-    else:
-        (size,) = space.shape
-        action_space = ActionSpace("continuous", size)
-        action = jax.ShapeDtypeStruct((size,), jnp.float32)
-        low, high = (np.broadcast_to(np.asarray(x, np.float32), (size,)) for x in (space.low, space.high))
-
+    action_space, low, high = _actions(name, inner.action_space(params))
+    action = jax.ShapeDtypeStruct((), jnp.int32)
+    if action_space.kind == "continuous":
+        action = jax.ShapeDtypeStruct((action_space.size,), jnp.float32)
     key = jax.eval_shape(lambda: jr.key(0))
     with own_broadcasting():
         obs, first = jax.eval_shape(lambda k: inner.reset_env(k, params), key)
@@ -175,8 +182,27 @@ def _adapt(name: str, inner: Any, params: Any) -> Environment:
     )
 
 
-def _obs_space(name: str, obs: jax.ShapeDtypeStruct, declared: Any) -> ObsSpace:
-    """Integers within a small bound are categories, boards in `BINARY` are binary, all else is real."""
+def _actions(name: str, space: Any) -> tuple[ActionSpace, np.ndarray, np.ndarray]:
+    """(space, lowest, highest action [A]); empty ones where it is discrete. Errors: `EnvError`."""
+    if hasattr(space, "n"):
+        return ActionSpace("discrete", int(space.n)), np.zeros(0, np.float32), np.zeros(0, np.float32)
+    shape = getattr(space, "shape", None)
+    if shape is not None and len(shape) == 1:
+        low, high = (np.broadcast_to(np.asarray(x, np.float32), shape) for x in (space.low, space.high))
+        if np.isfinite(low).all() and np.isfinite(high).all():
+            return ActionSpace("continuous", shape[0]), low, high
+    raise EnvError(f"{name}: actions must be Discrete, or a Box of one dimension with finite bounds, not {space}")
+
+
+def _obs_space(name: str, obs: Any, declared: Any) -> ObsSpace:
+    """Bytes [H, W, C] are an image, integers within a small bound categories, boards in `BINARY` binary, all else real.
+
+    Errors: `EnvError`.
+    """
+    if not isinstance(obs, jax.ShapeDtypeStruct):
+        raise EnvError(f"{name}: an observation must be one array, not {type(obs).__name__}")
+    if obs.dtype == jnp.uint8 and len(obs.shape) == 3:
+        return ObsSpace(obs.shape, "image")
     if jnp.issubdtype(obs.dtype, jnp.integer):
         discrete = hasattr(declared, "n")
         least = 0 if discrete else int(np.min(declared.low))

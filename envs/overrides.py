@@ -21,27 +21,26 @@ TIME_LIMIT = "max_steps_in_episode"
 
 
 def apply_overrides(
-    name: str, build: Callable[..., tuple[Any, Any]], overrides: Mapping[str, Value], own: Mapping[str, Value]
+    name: str,
+    build: Callable[..., tuple[Any, Any]],
+    overrides: Mapping[str, Value],
+    own: Mapping[str, Value],
+    factory: Callable[..., Any] | None = None,
 ) -> tuple[Any, Any, dict[str, Value]]:
     """Build an environment and its parameters with `overrides`, and return them and the values of `own` settings.
 
-    `build(name, **arguments)` returns (environment, parameters), as `gymnax.make` does. `own` are further settings
-    with their defaults, which the caller acts on. Each override is
-    coerced to the type of the default it replaces. Whole numbers are sizes, counts and durations: at least 1,
-    or 0 where the default is 0.
+    `build(name, **arguments)` returns (environment, parameters), as `gymnax.make` does. The arguments are those of
+    `factory`, or of the environment's class without one. `own` are further settings with their defaults, which the
+    caller acts on. Each override is coerced to the type of the default it replaces. Whole numbers are sizes, counts and
+    durations: at least 1, or 0 where the default is 0.
     Errors: `BadOverride` for a key that is neither, or whose default is no plain value (an array, a list),
     and for a bad value.
     """
     plain, params = build(name)
-    arguments = {key: argument.default for key, argument in inspect.signature(type(plain)).parameters.items()}
+    arguments = defaults_of(factory or type(plain))
     fields = {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
     accepted = {key: default for key, default in (arguments | fields | dict(own)).items() if isinstance(default, Value)}
-    for key in overrides:
-        if key not in accepted:
-            listing = ", ".join(f"{k} ({type(v).__name__}, {v!r})" for k, v in accepted.items())
-            raise BadOverride(f"{name} has no setting {key!r}; it accepts: {listing}")
-
-    values = {key: coerce(f"{name}: {key}", value, accepted[key]) for key, value in overrides.items()}
+    values = coerce_all(name, overrides, accepted)
     for key, value in values.items():
         if key in arguments and type(value) is int and not key.endswith("seed") and value > MOST_SIZE:
             raise BadOverride(f"{name}: {key} must be at most {MOST_SIZE:,}, not {value:,}")
@@ -53,6 +52,20 @@ def apply_overrides(
     inner, params = build(name, **{k: v for k, v in values.items() if k in arguments})
     params = params.replace(**{k: v for k, v in values.items() if k in fields and k not in arguments})
     return inner, params, {k: values.get(k, default) for k, default in own.items()}
+
+
+def defaults_of(factory: Callable[..., Any]) -> dict[str, Any]:
+    """The arguments of a function or class, with their defaults."""
+    return {key: argument.default for key, argument in inspect.signature(factory).parameters.items()}
+
+
+def coerce_all(name: str, overrides: Mapping[str, Value], accepted: Mapping[str, Value]) -> dict[str, Value]:
+    """Each override in the type of the default that it replaces. Errors: `BadOverride`."""
+    for key in overrides:
+        if key not in accepted:
+            listing = ", ".join(f"{k} ({type(v).__name__}, {v!r})" for k, v in accepted.items()) or "none"
+            raise BadOverride(f"{name} has no setting {key!r}; it accepts: {listing}")
+    return {key: coerce(f"{name}: {key}", value, accepted[key]) for key, value in overrides.items()}
 
 
 def coerce(label: str, value: Value, default: Value) -> Value:

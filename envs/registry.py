@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Protocol
 
-from envs import gymnax_suite
+from envs import gymnax_suite, own
 from envs.environment import Environment
 from envs.errors import UnknownEnvironment
 from envs.overrides import Value
@@ -34,11 +34,14 @@ def ids() -> tuple[str, ...]:
 def make(name: str, overrides: Mapping[str, Value] | None = None) -> Environment:
     """Make an environment; do it once a run, since two objects of one name are two for the compiler's cache.
 
-    Name: one of `ids()`, for example "Catch-bsuite". Overrides: settings of that environment, for example
-    {"size": 20} or {"size": "20"} for "DeepSea-bsuite"; a wrong key's error lists the right ones.
+    Name: one of `ids()`, for example "Catch-bsuite", or of the caller's own, "package.module:factory" (envs/own.py).
+    Overrides: settings of that environment, for example {"size": 20} or {"size": "20"} for "DeepSea-bsuite"; a wrong
+    key's error lists the right ones.
     Errors, each one line and before anything is compiled: `UnknownEnvironment`, `UnavailableEnvironment`,
     `BadOverride`, all of them `EnvError`.
     """
+    if own.is_own(name):
+        return own.make(name, overrides or {})
     for suite in SUITES:
         if name in suite.UNAVAILABLE or name in suite.ids():
             return suite.make(name, overrides or {})
@@ -47,5 +50,5 @@ def make(name: str, overrides: Mapping[str, Value] | None = None) -> Environment
     if near:
         advice = f"did you mean {' or '.join(by_lower[word] for word in near)}?"
     else:
-        advice = f"choose one of {', '.join(by_lower.values())}"
+        advice = f"choose one of {', '.join(by_lower.values())}, or package.module:factory for one of your own"
     raise UnknownEnvironment(f"no environment is named {name!r}; {advice}")

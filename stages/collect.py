@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
 from envs.environment import Environment, Timestep, advance
 from stages.agent import Agent
@@ -51,21 +51,29 @@ def start(env: Environment, model: WorldModel, envs: int, *, key: PRNGKeyArray) 
 def act(
     model: WorldModel,
     behavior: Behavior | Uniform,
-    rollout: Rollout,
+    latent: Latent,
+    action: Float[Array, "*b A"],
+    obs: Shaped[Array, "..."],
+    is_first: Bool[Array, "*b"],
     hypers: Hypers,
     greedy: bool,
     *,
     key: PRNGKeyArray,
-) -> tuple[Latent, Float[Array, "N A"]]:
-    """Observe the present row and choose an action: (posterior state, action vector)."""
+) -> tuple[Latent, Float[Array, "*b A"]]:
+    """Observe a row and choose an action there: (posterior state, action vector).
+
+    Args:
+        latent: state at the row before, [*b, ...].
+        action: vector of the action taken there.
+        obs: the observation, [*b, *obs], in its storage type.
+        is_first: whether the row begins an episode; then `latent` and `action` count as zeros.
+    """
     key_latent, key_action = jr.split(key)
-    now = rollout.timestep
-    embed = model.encoder(now.obs, model.dtype)
-    uniform = jr.uniform(key_latent, (*now.is_first.shape, model.rssm.stoch))
-    before = (rollout.latent, embed, rollout.action, now.is_first)
-    latent = observe_step(model.rssm, *before, uniform, hypers.unimix)
+    embed = model.encoder(obs, model.dtype)
+    uniform = jr.uniform(key_latent, (*is_first.shape, model.rssm.stoch))
+    latent = observe_step(model.rssm, latent, embed, action, is_first, uniform, hypers.unimix)
     policy = behavior.actor(latent.feat, hypers.policy_unimix)
-    action = policy.mode() if greedy else policy.sample(behavior.actor.noise(now.is_first.shape, key=key_action))
+    action = policy.mode() if greedy else policy.sample(behavior.actor.noise(is_first.shape, key=key_action))
     return latent, action.astype(model.dtype)
 
 
@@ -94,7 +102,8 @@ def collect(
     """
     key_act, key_env = jr.split(key)
     now = rollout.timestep
-    latent, action = act(agent.model, behavior, rollout, hypers, greedy, key=key_act)
+    before = (rollout.latent, rollout.action, now.obs, now.is_first)
+    latent, action = act(agent.model, behavior, *before, hypers, greedy, key=key_act)
     taken = env_action(agent.model, action)
     row = Row(
         now.obs,

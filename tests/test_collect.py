@@ -25,6 +25,11 @@ from tests.conftest import arbitrary
 S, N, HYPERS = 25, 2, Hypers(policy_unimix=0.2)
 
 
+def before(rollout):
+    """What an agent acts on: its state and action at the row before, and the row that it sees."""
+    return rollout.latent, rollout.action, rollout.timestep.obs, rollout.timestep.is_first
+
+
 class Case:
     """S steps of N environments: the rollout before each step, the rows [S, N, ...], and the episodes of each step."""
 
@@ -122,7 +127,7 @@ def test_episodes_count_what_their_rows_sum_to(case, name):
 @both
 def test_a_row_has_the_latent_and_the_action_that_were_decided(case, name):
     agent, rows = case(name).agent, case(name).rows
-    think = jax.jit(lambda rollout, key: act(agent.model, agent.tasker, rollout, HYPERS, False, key=key))
+    think = jax.jit(lambda rollout, key: act(agent.model, agent.tasker, *before(rollout), HYPERS, False, key=key))
     for t in range(12):
         latent, action = think(case(name).rollouts[t], jr.split(case(name).keys[t])[0])
         np.testing.assert_allclose(rows.deter[t], latent.deter, rtol=1e-4, atol=1e-5)
@@ -155,7 +160,7 @@ def test_the_past_is_forgotten_at_a_first_row_and_only_there(case, name, is_firs
     one = eqx.tree_at(lambda r: r.timestep.is_first, rollout, jnp.full((N,), is_first))
     latent = Latent(rollout.latent.deter + 1, jnp.roll(rollout.latent.stoch, 1, -1))
     other = dataclasses.replace(one, latent=latent, action=rollout.action + 0.5)
-    think = jax.jit(lambda rollout: act(agent.model, agent.tasker, rollout, HYPERS, False, key=jr.key(5)))
+    think = jax.jit(lambda rollout: act(agent.model, agent.tasker, *before(rollout), HYPERS, False, key=jr.key(5)))
     same = (np.asarray(think(one)[0].deter) == think(other)[0].deter).all()
     assert same == is_first
 
@@ -165,7 +170,7 @@ def test_the_past_is_forgotten_at_a_first_row_and_only_there(case, name, is_firs
 def test_acting_samples_the_policy_or_takes_its_mode(case, name, greedy):
     """At the posterior state that it observed, in the model's type."""
     agent, rollout, key = case(name).agent, case(name).rollouts[3], jr.key(5)
-    choose = lambda rollout: act(agent.model, agent.tasker, rollout, HYPERS, greedy, key=key)
+    choose = lambda rollout: act(agent.model, agent.tasker, *before(rollout), HYPERS, greedy, key=key)
     latent, action = jax.jit(choose)(rollout)
     policy = agent.tasker.actor(latent.feat, HYPERS.policy_unimix)
     noise = agent.tasker.actor.noise((N,), key=jr.split(key)[1])
@@ -180,7 +185,7 @@ def test_acting_keeps_the_models_type(case, name, greedy):
     half = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="bfloat16"))
     agent = arbitrary(lambda: Agent(half, env.obs_space, env.action_space, key=jr.key(0)))
     rollout = jax.eval_shape(lambda key: start(env, agent.model, N, key=key), jr.key(1))
-    choose = lambda rollout: act(agent.model, agent.tasker, rollout, HYPERS, greedy, key=jr.key(5))
+    choose = lambda rollout: act(agent.model, agent.tasker, *before(rollout), HYPERS, greedy, key=jr.key(5))
     latent, action = jax.eval_shape(choose, rollout)
     chex.assert_type([latent.deter, latent.stoch, action, rollout.action, rollout.latent.deter], jnp.bfloat16)
 

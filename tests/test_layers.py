@@ -20,6 +20,7 @@ LAYERS = [
     ["runs"],
     ["watch"],
     ["results"],
+    ["library"],
 ]
 ORDER = {room: place for place, room in enumerate(room for rooms in LAYERS for room in rooms)}
 MODULES = sorted(p for p in (ROOT / "stages").rglob("*.py") if p.name != "__init__.py")
@@ -70,6 +71,13 @@ def test_no_modules_import_each_other_in_a_circle():
         free = {name for name, others in edges.items() if not others & edges.keys()}
         assert free, f"a circle among {sorted(edges)}"
         edges = {name: others for name, others in edges.items() if name not in free}
+
+
+def test_only_the_library_stands_above_run():
+    """It trains with the loop of run.py, which imports all below."""
+    above = {room_of(name_of(p)) for p in MODULES if "run" in {name.split(".")[0] for name in imported(p)}}
+    assert above == {"library"}
+    assert not any(name.startswith("stages.library") for name in imported(ROOT / "run.py"))
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "envs").glob("*.py")), ids=lambda p: p.stem)

@@ -1,4 +1,4 @@
-"""Trained agents loaded from a run's folder, scored and filmed: one tiny run for all tests, and pictures by hand."""
+"""Trained agents loaded from a run's folder, scored, filmed and copied: one tiny run for all, and pictures by hand."""
 
 import dataclasses
 import json
@@ -12,12 +12,14 @@ import run
 from envs.environment import ObsSpace
 from stages.config import ConfigError
 from stages.results.commands import command
+from stages.results.read import read_runs
 from stages.runs import start
 from stages.runs.arguments import settings_of
 from stages.runs.load import load
 from stages.watch.canvas import SCALE, Canvas, write_gif
 from stages.watch.frames import CHANNELS, NIGHT, is_board, painted
 from stages.watch.scores import notes
+from tests.conftest import tree_equal
 from tests.test_run import TINY
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -177,3 +179,56 @@ def test_a_gif_keeps_its_colours_and_its_time(tmp_path):
             film.seek(index)
             off = np.asarray(film.convert("RGB"), int) - np.asarray(frame, int)
             assert np.abs(off).max() <= 4
+
+
+# ---- export --------------------------------------------------------------------------------------------------------
+
+
+def test_a_copy_has_the_agents_and_the_numbers_of_its_seeds(folder, tmp_path, capsys):
+    """The first two of three seeds, without what only training needs."""
+    copy = tmp_path / "new" / "copy"
+    assert command(["export", str(folder), "--out", str(copy), "--seeds", "2"]) == 0
+    assert "MB" in capsys.readouterr().out
+    whole, kept = load(folder), load(copy)
+    assert [group.seeds for group in kept.groups] == [[5, 6]] and kept.missing == []
+    for part in ("agent", "hypers", "env_params"):
+        assert tree_equal(getattr(kept.groups[0], part), getattr(whole.groups[0], part)), part
+    assert kept.groups[0].config == whole.groups[0].config and kept.groups[0].finished
+    [before], [after] = read_runs([folder]), read_runs([copy])
+    assert after.seeds == [5, 6] and after.summary["seeds"] == [5, 6]
+    for name in ("score", "untrained", "visited_states"):
+        assert after.summary[name] == before.summary[name][:2]
+    assert after.summary["mean"] == pytest.approx(np.mean(after.summary["score"]))
+    for name, values in before.metrics.items():
+        np.testing.assert_array_equal(after.metrics[name], values[:2], name)
+    assert command(["report", str(copy)]) == 0
+
+    size = lambda path: sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
+    assert size(copy / "checkpoints") < 0.5 * size(folder / "checkpoints" / "round-0000")
+    assert not any(str(tmp_path).encode() in each.read_bytes() for each in copy.rglob("*.[tj]*"))
+
+
+def test_a_copy_plays_as_the_run_does(folder, tmp_path):
+    assert command(["export", str(folder), "--out", str(tmp_path / "all")]) == 0
+    for path in (folder, tmp_path / "all"):
+        assert command(["eval", str(path), "--episodes", "2"]) == 0
+    run_says, copy_says = (json.loads((path / "eval.json").read_text()) for path in (folder, tmp_path / "all"))
+    assert run_says == copy_says
+    assert command(["video", str(tmp_path / "all"), "--seed", "7", "--rows", "6"]) == 0
+
+
+def test_a_copy_of_a_run_that_is_at_work_says_so(folder, tmp_path):
+    shutil.rmtree(folder / "checkpoints" / "round-0001")
+    (folder / "summary.json").unlink()
+    assert command(["export", str(folder), "--out", str(tmp_path / "out")]) == 0
+    assert load(tmp_path / "out").missing == [7] and not (tmp_path / "out" / "summary.json").exists()
+
+
+def test_what_cannot_be_copied_or_go_on_says_so_in_one_line(folder, tmp_path, capsys):
+    assert "--seeds must be 1 to 3" in refused(capsys, "export", folder, "--out", tmp_path / "out", "--seeds", "4")
+    assert "is not empty" in refused(capsys, "export", folder, "--out", folder)
+    assert command(["export", str(folder), "--out", str(tmp_path / "out")]) == 0
+    capsys.readouterr()
+    assert run.main([*WORDS, "--steps", "80", "--logdir", str(tmp_path / "out")]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "training cannot go on with it" in line

@@ -133,6 +133,23 @@ def video_run(
     terminal.say(f"see {file}")
 
 
+def export_run(run: Run, /, out: str, seeds: int | None = None) -> None:
+    """A copy of a run that holds what eval, video, report and compare need, and no optimiser, replay or picture: small
+    enough to be kept or sent. Training cannot go on with it.
+
+    Args:
+        run: folder of a run, finished or not.
+        out: the new folder.
+        seeds: how many of its seeds, from the first; all if it is not given.
+    """
+    _start_jax()
+    from stages.runs.copy import copy_run
+
+    folder = copy_run(run, out, seeds)
+    size = sum(each.stat().st_size for each in folder.rglob("*") if each.is_file())
+    terminal.say(f"see {folder}: {size / 1e6:.2f} MB")
+
+
 def _at_least_one(flag: str, value: int) -> None:
     if value < 1:
         raise ConfigError(f"{flag} must be 1 or more, not {value}")
@@ -155,6 +172,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "report": report_run,
     "eval": eval_run,
     "video": video_run,
+    "export": export_run,
 }
 
 

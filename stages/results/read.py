@@ -157,7 +157,7 @@ def _read_run(path: Path, name: str) -> Result:
 
 
 def _read_metrics(path: Path, seeds: list[int]) -> tuple[NDArray[np.int64], list[str], dict[str, Floats]]:
-    """Steps [P], phases [P], and name -> [S, P]. A last line that is written just now is left for the next time."""
+    """`tabulated` metrics.jsonl. A last line that is written just now is left for the next time."""
     try:
         lines = path.read_bytes().split(b"\n")[:-1]
         rows = [json.loads(line) for line in lines]
@@ -165,6 +165,13 @@ def _read_metrics(path: Path, seeds: list[int]) -> tuple[NDArray[np.int64], list
         rows = []
     except (OSError, ValueError) as error:
         raise RunFolderError(f"cannot read {str(path)!r}: {' '.join(str(error).split())}") from error
+    return tabulated(rows, seeds)
+
+
+def tabulated(
+    rows: Sequence[Mapping[str, Any]], seeds: Sequence[int]
+) -> tuple[NDArray[np.int64], list[str], dict[str, Floats]]:
+    """Rows of metrics.jsonl -> steps [P], phases [P], and name -> [S, P], where NaN stands for null and for no row."""
     phase_at = {row["step"]: row["phase"] for row in rows}
     steps = sorted(phase_at)
     column, place = {step: i for i, step in enumerate(steps)}, {seed: i for i, seed in enumerate(seeds)}

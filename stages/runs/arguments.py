@@ -33,6 +33,7 @@ What runs have left (each has a --help of its own):
   python run.py report RUN            one page of HTML: scores, curves, losses, entropies, exploration, settings
   python run.py eval RUN              its agents play again: scores, and errors of the world model run forward
   python run.py video RUN             a GIF of an agent playing, and of what its world model predicts
+  python run.py export RUN            a small copy of it, for these four and not for training
 """
 
 
@@ -180,6 +181,12 @@ def parse(argv: list[str]) -> Arguments:
             default=Arguments(config=config, hypers=hypers),
             description=f"{DESCRIPTION}\nPresets:\n{presets}",
         )
+    check(arguments)
+    return arguments
+
+
+def check(arguments: Arguments) -> None:
+    """Raises ConfigError, one line, for arguments that cannot work."""
     if arguments.seeds < 1:
         raise ConfigError(f"--seeds must be 1 or more, not {arguments.seeds}")
     if arguments.seeds > MOST_SEEDS:
@@ -203,7 +210,6 @@ def parse(argv: list[str]) -> Arguments:
         raise ConfigError(f"--memory must be finite and 0 or more, not {arguments.memory}")
     check_sink(arguments.log)
     validate(arguments.config, arguments.hypers)
-    return arguments
 
 
 def _take_env_args(argv: list[str]) -> tuple[list[str], tuple[tuple[str, str], ...]]:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from stages.config import ConfigError
 from stages.replay import Clock
@@ -57,17 +57,34 @@ def enter(program: Program, processes: Processes) -> Entered:
     return entered._replace(path=Path(path), finished=finished)
 
 
-class Keeper:
-    """Saves the state between chunks, beside training. A save that fails costs the save, and not the run.
+class Keeping(Protocol):
+    """What the training loop tells of a run's state: `on_plan`, for each round `restore` and `on_round_end`, after each
+    chunk `on_chunk`, and at the end `close`."""
 
-    The training loop calls `on_plan`, for each round `restore` and `on_round_end`, and after each chunk `on_chunk`.
-    """
+    chunks: list[int]
+    """Iterations of a chunk, in each phase, of the run that goes on; empty for a new one."""
+    side_by_side: int
+    """Seeds that it trains at once, in all processes; 0 for a new one."""
+
+    def on_plan(self, phases: list[Phase]) -> None: ...
+
+    def restore(self, index: int) -> tuple[TrainState, Clock] | None: ...
+
+    def on_chunk(self, state: TrainState, clock: Clock) -> None: ...
+
+    def on_round_end(self, index: int, state: TrainState, clock: Clock) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Keeper:
+    """Saves the state between chunks, beside training. A save that fails costs the save, and not the run."""
 
     def __init__(self, arguments: Arguments, folder: Path, processes: Processes, signals: Signals, log: RunLog):
         """
         Raises:
             RunFolderError: the newest checkpoint cannot be read.
-            ConfigError: the run had another number of processes.
+            ConfigError: the run had another number of processes, or is a copy of its agents alone.
         """
         self._minutes, self._processes, self._signals, self._log = arguments.checkpoint_minutes, processes, signals, log
         self._checkpoints = Checkpoints(folder, processes, arguments.checkpoint_keep)
@@ -76,13 +93,16 @@ class Keeper:
         signals.on_abort = log.on_abort
         newest = self._checkpoints.newest()
         self.chunks: list[int] = []
-        """Iterations of a chunk, in each phase, of the run that goes on; empty for a new one."""
         self.side_by_side = 0
-        """Seeds that it trains at once, in all processes; 0 for a new one."""
         if not newest:
             log.restart()
             return
         saved = self._checkpoints.progress(newest)
+        if saved.get("agents_only"):
+            raise ConfigError(
+                f"{str(folder)!r} is an exported copy and holds agents alone: training cannot go on with it; choose "
+                "another --logdir"
+            )
         if saved["processes"] != processes.count:
             raise ConfigError(
                 f"the run was made by {saved['processes']} processes, not {processes.count}: start as many"

@@ -55,13 +55,13 @@ class Loaded(NamedTuple):
     missing: list[int]  # seeds without a checkpoint: their round has not come to its first
 
 
-class _Part(NamedTuple):
-    """What of a TrainState is read. The names are TrainState's: a checkpoint knows its arrays by their path."""
+class Part(NamedTuple):
+    """What of a TrainState is read, [S, ...]. Its names are that one's: a checkpoint knows its arrays by their path."""
 
     agent: Agent
     hypers: Hypers
     env_params: Any
-    diverged: jax.Array
+    diverged: jax.Array | np.ndarray  # rows of each environment
 
 
 def load(run: str | os.PathLike[str]) -> Loaded:
@@ -143,10 +143,10 @@ def _groups(path: Path, process: int, env: Environment, config: Config, hypers: 
     return groups
 
 
-def _part(env: Environment, config: Config, hypers: Hypers, width: int, adapted: bool) -> _Part:
+def _part(env: Environment, config: Config, hypers: Hypers, width: int, adapted: bool) -> Part:
     """What is read of so many seeds; for its shapes alone."""
     own = jax.tree.map(lambda x: jnp.full(width, x, jnp.float32), hypers)
     init = jax.vmap(lambda hypers, key: train.init(env, config, hypers, key=key))
     state = init(own, jr.split(jr.key(0), width))
     state = jax.vmap(train.adapt)(state) if adapted else state
-    return _Part(state.agent, state.hypers, state.env_params, state.diverged)
+    return Part(state.agent, state.hypers, state.env_params, state.diverged)

@@ -54,6 +54,7 @@ class RunLog:
     sink: Sink | None = None  # further place for metrics, if asked for
     trials: list[Trial] = field(default_factory=list)  # what is trained; the run itself if none is given
     folders: list[RunFolder] = field(default_factory=list)  # of each trial; empty in processes that do not write
+    table: list[dict[str, Any]] | None = None  # every row so far, where someone asks for them; metrics.jsonl has them
 
     def __post_init__(self):
         self.trials = self.trials or [Trial("", self.arguments)]
@@ -246,6 +247,8 @@ class RunLog:
             log.evaluation.add(log.step, tasker)
             rows = [row | {"eval/score": float(score)} for row, score in zip(rows, tasker, strict=True)]
             words.append(f"{'zero-shot' if config.mode == 'explore' else 'tasker'} {_iqm(tasker)}")
+        if self.table is not None:
+            self.table += rows
         if self.folder is None:
             return
         prefix = f"round{self.current + 1}/" if self.planned_rounds > 1 else ""

@@ -1,0 +1,139 @@
+"""Environments of one's own, by "package.module:factory".
+
+The module is imported; the factory, a function or a class in it, is called with the settings that are given and
+returns an `envs.Environment`, a gymnax environment, or (gymnax environment, parameters). Or the part after the colon is
+an id that the module registers with `gymnax.register`.
+"""
+
+import difflib
+import importlib
+import os
+import re
+import sys
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from envs import gymnax_suite
+from envs.environment import ActionSpace, Environment, ObsSpace, Timestep
+from envs.errors import EnvError, UnavailableEnvironment, UnknownEnvironment
+from envs.overrides import Value, coerce_all, defaults_of
+
+
+def is_own(name: str) -> bool:
+    """Whether a name says where to import an environment from; no suite's id has a colon."""
+    return ":" in name
+
+
+def make(name: str, overrides: Mapping[str, Value]) -> Environment:
+    """Make the environment that `name` says how to make.
+
+    Overrides: arguments of the factory that have a plain default; of a gymnax environment its parameters, too.
+    Errors: `UnknownEnvironment` without such a module or attribute; `BadOverride`; `UnavailableEnvironment` where the
+    module or the factory raises; `EnvError` where what is made is no environment, or one that no agent here can act in.
+    """
+    module_name, _, attribute = name.partition(":")
+    if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", module_name) or not attribute:
+        raise UnknownEnvironment(f"no environment is named {name!r}; write one of your own as package.module:factory")
+    module = _import(name, module_name)
+    factory: Any = getattr(module, attribute, None)
+    try:
+        if factory is None and attribute in gymnax_suite.ids():  # importing the module registered it
+            return gymnax_suite.make(attribute, overrides)
+        if not callable(factory):
+            raise _not_a_factory(name, module, attribute)
+        made: Any = factory()
+        if not isinstance(made, Environment):
+            build = lambda _, **arguments: _pair(name, factory(**arguments))
+            _pair(name, made)
+            return gymnax_suite.build(name, build, overrides, factory)
+        if overrides:
+            plain = {key: value for key, value in defaults_of(factory).items() if isinstance(value, Value)}
+            made = factory(**coerce_all(name, overrides, plain))
+        _check(name, made)
+        return made
+    except EnvError:
+        raise
+    except Exception as error:  # of another's program: it may be anything
+        raise UnavailableEnvironment(f"{name} cannot be made: {_said(error, module)}") from error
+
+
+def _import(name: str, module_name: str) -> Any:
+    """The module, from the working directory too: a program's own folder is all that Python looks through."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if not error.name or not f"{module_name}.".startswith(f"{error.name}."):
+            raise UnavailableEnvironment(f"{name} cannot be imported: {error}; install it") from error
+        raise UnknownEnvironment(
+            f"{name}: there is no module {error.name!r}; start from the folder that it is in, or install it"
+        ) from error
+    except Exception as error:
+        raise UnavailableEnvironment(f"{name} cannot be imported: {_said(error, None)}") from error
+
+
+def _not_a_factory(name: str, module: Any, attribute: str) -> EnvError:
+    near = difflib.get_close_matches(attribute, [n for n in vars(module) if callable(getattr(module, n))], n=1)
+    advice = f"did you mean {near[0]}?" if near else "name a function or class that makes the environment"
+    if not hasattr(module, attribute):
+        return UnknownEnvironment(f"{name}: {module.__name__} has no {attribute!r}, nor registers it; {advice}")
+    kind = type(getattr(module, attribute)).__name__
+    return EnvError(f"{name} is of type {kind} and cannot be called; {advice}")
+
+
+def _pair(name: str, made: Any) -> tuple[Any, Any]:
+    """A gymnax environment with its parameters, of what a factory returned. Errors: `EnvError`."""
+    from gymnax.environments.environment import Environment as GymnaxEnvironment
+
+    inner, params = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    if not isinstance(inner, GymnaxEnvironment):
+        raise EnvError(
+            f"{name} returned {type(inner).__name__}; it must return an envs.Environment, a gymnax environment, or "
+            "(gymnax environment, parameters)"
+        )
+    return inner, inner.default_params if params is None else params
+
+
+def _check(name: str, env: Environment) -> None:
+    """Whether reset and step give what the environment's spaces say, by shapes alone. Errors: `EnvError`."""
+    obs, actions = getattr(env, "obs_space", None), getattr(env, "action_space", None)
+    if not isinstance(obs, ObsSpace) or not isinstance(actions, ActionSpace) or actions.size < 1:
+        raise EnvError(f"{name}: obs_space must be an envs.ObsSpace, and action_space an envs.ActionSpace with actions")
+    if not isinstance(limit := getattr(env, "time_limit", None), int) or limit < 1:
+        raise EnvError(f"{name}: time_limit must be a whole number of steps, 1 or more, not {limit!r}")
+    discrete = actions.kind == "discrete"
+    action = jax.ShapeDtypeStruct(() if discrete else (actions.size,), jnp.int32 if discrete else jnp.float32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    bound = lambda key: env.with_params(env.sample_params(key))
+    first = jax.eval_shape(lambda key: bound(key).reset(key), key)
+    later = jax.eval_shape(lambda key, state, action: bound(key).step(key, state, action), key, first[0], action)
+    truth = jnp.zeros((), jnp.bool_)
+    row = jax.eval_shape(lambda: Timestep(jnp.zeros(obs.shape, obs.dtype), jnp.zeros(()), truth, truth, truth))
+    for verb, found, wanted in (("reset", first[1], row), ("step", later[1], row), ("step", later[0], first[0])):
+        if _shapes(found) != _shapes(wanted):
+            part = "timestep" if wanted is row else "state"
+            raise EnvError(f"{name}: {verb} gives a {part} of {_listed(found)}, but it must be {_listed(wanted)}")
+
+
+def _shapes(tree: Any) -> Any:
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [(x.shape, x.dtype) for x in leaves]
+
+
+def _listed(tree: Any) -> str:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return ", ".join(f"{jax.tree_util.keystr(path)} {x.dtype}{list(x.shape)}".strip() for path, x in leaves)
+
+
+def _said(error: Exception, module: Any) -> str:
+    """An exception in one line, with the last line of the module's own that it went through."""
+    words = " ".join(str(error).split())[:300]
+    file = getattr(module, "__file__", None)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    where = f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}{': ' if words else ''}{words}{where}"

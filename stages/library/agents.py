@@ -1,0 +1,50 @@
+"""Agents: those of all rounds of a run as one record, from its folder or as they were trained.
+
+Axes: S seeds.
+"""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from stages.runs import load as runs_load
+from stages.runs.folder import RunFolderError
+from stages.runs.load import Trained
+
+
+def load(run: str | os.PathLike[str]) -> Trained:
+    """The agents of a run's folder, [S, ...], from its newest checkpoints. Nothing in the folder is touched.
+
+    Raises:
+        RunFolderError: there is no run, no checkpoint, or it cannot be read; or its rounds are not equally far.
+        ConfigError: the run was made by another version of this program.
+        EnvError: its environment cannot be made.
+    """
+    loaded = runs_load.load(run)
+    if len({(group.step, group.config) for group in loaded.groups}) > 1:
+        raise RunFolderError(
+            f"the rounds of {str(loaded.path)!r} are not equally far: wait for the run's end, or take one of "
+            "stages.runs.load.load(run).groups"
+        )
+    return joined(loaded.groups)
+
+
+def joined(groups: Sequence[Trained]) -> Trained:
+    """Groups of one phase and step as one, in the seeds' order, on the first device."""
+    order = jnp.argsort(jnp.array([seed for group in groups for seed in group.seeds]))
+    here = jax.local_devices()[0]
+    merge = lambda *parts: jnp.concatenate([jax.device_put(part, here) for part in parts])[order]
+    each = [(group.agent, group.hypers, group.env_params) for group in groups]
+    agent, hypers, env_params = jax.tree.map(merge, *each)
+    return dataclasses.replace(
+        groups[0],
+        seeds=sorted(seed for group in groups for seed in group.seeds),
+        finished=all(group.finished for group in groups),
+        diverged={seed: at for group in groups for seed, at in group.diverged.items()},
+        agent=agent,
+        hypers=hypers,
+        env_params=env_params,
+    )

@@ -1,0 +1,265 @@
+"""The program from Python: settings, training without a folder, and agents that act in loops that are not ours.
+
+Axes: S seeds, N environments, T rows.
+"""
+
+import dataclasses
+from typing import final
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+import run
+from envs.environment import ActionSpace, Environment, ObsSpace, Timestep
+from stages import library
+from stages.agent import Agent
+from stages.config import ConfigError
+from stages.evaluate import evaluate
+from stages.foresee import film
+from stages.results.read import read_runs
+from stages.runs.folder import RunFolderError
+from stages.runs.load import Trained
+from tests.conftest import arbitrary, tree_equal
+from tests.test_run import TINY
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
+PHASES = [
+    *(*TINY, "--env", "DeepSea-bsuite", "--env.size", "4", "--env.action_map_per_seed", "true"),
+    *("--mode", "explore", "--steps", "40", "--adapt-steps", "20", "--envs", "2"),
+]
+T = 12
+OBS, ACTIONS = ObsSpace((4,), "real"), ActionSpace("discrete", 2)
+
+
+@final
+@dataclasses.dataclass(frozen=True, eq=False)
+class Corridor(Environment):
+    """Four cells from left to right; action 1 goes on, 0 back. An episode ends in the last cell, or after six steps."""
+
+    name: str = "Corridor"
+    obs_space: ObsSpace = OBS
+    action_space: ActionSpace = ACTIONS
+    time_limit: int = 6
+
+    def reset(self, key):
+        del key
+        return (jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)), self._row(jnp.zeros((), jnp.int32), True, False)
+
+    def step(self, key, state, action):
+        del key
+        cell, time = jnp.clip(state[0] + 2 * action - 1, 0, 3), state[1] + 1
+        return (cell, time), self._row(cell, False, (cell == 3) | (time == 6))
+
+    def _row(self, cell, first, last):
+        obs, reward = jax.nn.one_hot(cell, 4), (cell == 3).astype(jnp.float32)
+        return Timestep(obs, reward, jnp.array(first), jnp.asarray(last), cell == 3)
+
+
+class NumpyCorridor:
+    """The same, as a user might have it."""
+
+    def reset(self):
+        self.cell = self.time = 0
+        return np.eye(4)[0]
+
+    def step(self, action):
+        self.cell, self.time = min(max(self.cell + 2 * action - 1, 0), 3), self.time + 1
+        return np.eye(4)[self.cell], float(self.cell == 3), self.cell == 3 or self.time == 6
+
+
+@pytest.fixture(scope="module")
+def agents():
+    """Three seeds with arbitrary weights and every behaviour, as if they were trained in the corridor."""
+    arguments = run.parse([*TINY, "--mode", "mix"])
+    make = lambda key: Agent(arguments.config, OBS, ACTIONS, key=key)
+    agent = arbitrary(lambda: jax.vmap(make)(jr.split(jr.key(0), 3)))
+    hypers = jax.tree.map(lambda x: jnp.full(3, x, jnp.float32), arguments.hypers)
+    return Trained(Corridor(), arguments.config, [5, 6, 7], 40, True, {}, agent, hypers, None)
+
+
+# ---- settings ------------------------------------------------------------------------------------------------------
+
+
+def test_settings_are_those_of_the_same_command_line():
+    words = (
+        "--preset micro --env DeepSea-bsuite --env.size 6 --mode mix --steps 2e3 --model.units 16 "
+        "--replay.train-ratio 8 --ensemble.spread var --hypers.lr 0.01 --eval-greedy True"
+    )
+    arguments = run.parse(words.split())
+    assert library.configure(
+        "micro",
+        env="DeepSea-bsuite",
+        env_args={"size": 6},
+        mode="mix",
+        steps=2e3,
+        model={"units": 16},
+        replay={"train_ratio": 8},
+        ensemble={"spread": "var"},
+        hypers={"lr": 0.01},
+        eval_greedy=True,
+    ) == (arguments.config, arguments.hypers)
+
+
+@pytest.mark.parametrize(
+    ("preset", "settings", "words"),
+    [
+        ("tyni", {}, "did you mean tiny"),
+        ("tiny", {"stps": 3}, "'stps'; did you mean steps"),
+        ("tiny", {"model": {"unit": 3}}, "'model.unit'; did you mean units"),
+        ("tiny", {"hypers": {"learning_rate": 3}}, "hypers.learning_rate"),
+        ("tiny", {"steps": 2.5}, "steps must be a whole number"),
+        ("tiny", {"steps": "many"}, "steps must be"),
+        ("tiny", {"steps": True}, "steps must be"),
+        ("tiny", {"hypers": {"lr": [1]}}, "hypers.lr must be a number"),
+        ("tiny", {"env": 3}, "env must be of type str"),
+        ("tiny", {"mode": "tsak"}, "mode must be one of task, explore"),
+        ("tiny", {"model": 3}, "model is a group"),
+        ("tiny", {"replay": {"batch_size": 0}}, "must be positive"),
+    ],
+)
+def test_wrong_settings_are_refused_in_one_line(preset, settings, words):
+    with pytest.raises(ConfigError, match=words) as caught:
+        library.configure(preset, **settings)
+    assert "\n" not in str(caught.value)
+
+
+# ---- training ------------------------------------------------------------------------------------------------------
+
+
+def test_training_is_the_runs_to_the_bit(tmp_path, capsys, monkeypatch):
+    """Three seeds in rounds of two, through both phases; each has an environment of its own."""
+    arguments, folder = run.parse(PHASES), tmp_path / "run"
+    words = ["--seeds", "3", "--seed-start", "5", "--parallel", "2", "--devices", "1", "--logdir", str(folder)]
+    assert run.main([*PHASES, *words]) == 0
+    capsys.readouterr()
+    monkeypatch.chdir(tmp_path)
+    config, hypers = arguments.config, arguments.hypers
+    training = library.train(config, hypers, 3, seed_start=5, log_points=2, devices=1, parallel=2)
+    assert capsys.readouterr() == ("", "") and list(tmp_path.iterdir()) == [folder]
+
+    loaded, [files] = library.load(folder), read_runs([folder])
+    assert loaded.seeds == training.agents.seeds == [5, 6, 7] and loaded.config == training.agents.config
+    assert loaded.step == training.agents.step and loaded.finished
+    for part in ("agent", "hypers", "env_params"):
+        assert tree_equal(getattr(loaded, part), getattr(training.agents, part)), part
+
+    np.testing.assert_array_equal(training.steps, files.steps)
+    assert training.phases == files.phases and training.metrics.keys() == files.metrics.keys()
+    for name, values in files.metrics.items():
+        if not name.startswith("fps/"):
+            np.testing.assert_array_equal(training.metrics[name], values, name)
+    for name in ("score", "untrained", "zero_shot"):
+        np.testing.assert_array_equal(getattr(training, name), files.summary[name])
+
+
+def test_arguments_that_cannot_work_are_refused():
+    config, hypers = library.configure()
+    with pytest.raises(ConfigError, match="--seeds must be 1 or more"):
+        library.train(config, hypers, 0)
+    with pytest.raises(ConfigError, match="--log-points"):
+        library.train(config, hypers, log_points=0)
+    with pytest.raises(RunFolderError, match="no run's folder"):
+        library.load("nowhere")
+
+
+# ---- acting --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lead", [(), (1,)], ids=["one", "batch"])
+@pytest.mark.parametrize("greedy", [False, True], ids=["sampled", "greedy"])
+def test_a_python_loop_acts_as_the_programs_own_does(agents, lead, greedy):
+    """In a numpy environment, row by row with the same keys, beside foresee.film."""
+    key = jr.key(3)
+    agent, hypers = jax.tree.map(lambda x: x[1], (agents.agent, agents.hypers))
+    film_of = lambda agent, hypers: film(agents.env, agent, agent.tasker, hypers, 1, T, greedy, key=key)
+    rows = jax.jit(film_of)(agent, hypers).rows
+    assert greedy or set(np.ravel(rows.action)) == {0, 1}
+
+    policy, env = library.policy_of(agents, 6, greedy=greedy), NumpyCorridor()
+    state, obs, is_first, last = policy.reset(lead), env.reset(), True, False
+    for t, key_step in enumerate(jr.split(jr.split(key)[1], T)):
+        np.testing.assert_array_equal(rows.obs[t, 0], obs)
+        shaped = lambda x: np.reshape(x, (*lead, *np.shape(x)))
+        action, state = policy.act(state, shaped(obs), shaped(is_first), key=jr.split(key_step)[0])
+        assert action.shape == lead and action.dtype == jnp.int32
+        np.testing.assert_array_equal(action, np.reshape(rows.action[t, 0], lead))
+        np.testing.assert_allclose(state.latent.deter.reshape(-1), rows.deter[t, 0], rtol=1e-4, atol=1e-5)
+        if is_first := last:
+            obs, last = env.reset(), False
+        else:
+            obs, _, last = env.step(int(action.reshape(())))
+
+
+def test_a_python_loop_scores_what_evaluate_does(agents):
+    key, episodes = jr.key(4), 6
+    config = dataclasses.replace(agents.config, eval_episodes=episodes)
+    agent, hypers = jax.tree.map(lambda x: x[2], (agents.agent, agents.hypers))
+    scores, lengths = jax.jit(lambda a, h: evaluate(agents.env, a, config, h, key=key))(agent, hypers)
+
+    policy, act = library.policy_of(agents, 7), jax.jit(library.Policy.act)
+    envs = [NumpyCorridor() for _ in range(episodes)]
+    obs, state = np.stack([env.reset() for env in envs]), policy.reset((episodes,))
+    done, total, rows, first = np.zeros(episodes, bool), np.zeros(episodes), np.zeros(episodes), True
+    for step in range(7):
+        key_act = jr.split(jr.fold_in(jr.split(key)[1], step))[0]
+        action, state = act(policy, state, obs, np.full(episodes, first), key=key_act)
+        rows, first = rows + ~done, False
+        for i in np.flatnonzero(~done):
+            obs[i], reward, ends = envs[i].step(int(action[i]))
+            total[i] += reward
+            if ends:
+                rows[i], done[i] = rows[i] + 1, True
+    np.testing.assert_array_equal(total, scores)
+    np.testing.assert_array_equal(rows, lengths)
+
+
+@pytest.mark.parametrize("policy", ["task", "explore", "random"])
+def test_a_seed_alone_acts_as_among_all(agents, policy):
+    """All seeds by vmap, N environments each; then each on its own with its key."""
+    s, n = len(agents.seeds), 2
+    rng = np.random.default_rng(0)
+    obs = np.eye(4, dtype=np.float32)[rng.integers(0, 4, (3, s, n))]
+    keys = jr.split(jr.key(1), (3, s))
+    policies = library.policy_of(agents, policy=policy)
+    states, act = policies.reset((s, n)), jax.jit(jax.vmap(library.Policy.act))
+    alone = [(library.policy_of(agents, seed, policy=policy), policies.reset((n,))) for seed in agents.seeds]
+    for t in range(3):
+        first = np.full((s, n), t == 0)
+        actions, states = act(policies, states, obs[t], first, key=keys[t])
+        assert actions.shape == (s, n)
+        for i, (one, state) in enumerate(alone):
+            action, state = one.act(state, obs[t, i], first[i], key=keys[t, i])
+            np.testing.assert_array_equal(actions[i], action)
+            np.testing.assert_allclose(states.latent.deter[i], state.latent.deter, rtol=1e-5, atol=1e-6)
+            alone[i] = one, state
+
+
+def test_acting_goes_into_a_scan(agents):
+    policy = library.policy_of(agents, 5)
+
+    def step(state, key):
+        action, state = policy.act(state, jnp.zeros((2, 4)), jnp.zeros(2, bool), key=key)
+        return state, action
+
+    _, actions = jax.jit(lambda keys: jax.lax.scan(step, policy.reset((2,)), keys))(jr.split(jr.key(0), 5))
+    assert actions.shape == (5, 2)
+
+
+def test_what_cannot_act_says_so_in_one_line(agents):
+    policy = library.policy_of(agents, 5)
+    for obs, is_first in ((np.zeros(3), False), (np.zeros((2, 4)), False), (np.zeros(4), np.array([False]))):
+        with pytest.raises(ConfigError, match=r"the agent was trained on \[4\]") as caught:
+            policy.act(policy.reset(), obs, is_first, key=jr.key(0))
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match="no seed 8"):
+        library.policy_of(agents, 8)
+    with pytest.raises(ConfigError, match="one of task, explore, random"):
+        library.policy_of(agents, policy="tasker")
+    task = dataclasses.replace(agents, agent=eqx.tree_at(lambda a: a.explorer, agents.agent, None))
+    with pytest.raises(ConfigError, match="no explorer"):
+        library.policy_of(task, policy="explore")

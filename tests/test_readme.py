@@ -1,0 +1,57 @@
+"""README's examples, as they stand there; and the trained example in docs/example."""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+import run
+from stages.results.commands import command
+from stages.runs import start
+from tests.test_run import TINY
+
+ROOT = Path(__file__).parent.parent
+EXAMPLE = ROOT / "docs" / "example" / "catch"
+
+
+def fenced(section: str) -> str:
+    """The Python code of a section of README."""
+    text = (ROOT / "README.md").read_text().split(f"\n## {section}\n")[1].split("\n## ")[0]
+    [code] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    return code
+
+
+def test_the_library_example_runs(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    names = {}
+    exec(compile(fenced("Use it as a library"), "README.md", "exec"), names)
+    assert names["caught"] >= 9 and "caught 10 of 10" in capsys.readouterr().out
+    assert names["training"].score.shape == (2,) and names["actions"].shape == (2,)
+
+
+def test_the_own_environment_trains_by_the_command_beside_it(tmp_path, monkeypatch, capsys):
+    section = "An environment of one's own"
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "corridor.py").write_text(fenced(section))
+    [words] = re.findall(r"\n    python run.py (.*corridor:.*)\n", (ROOT / "README.md").read_text())
+    assert run.main([*words.split(), *TINY, "--steps", "60", "--seeds", "1", "--logdir", "run"]) == 0
+    assert "corridor:Corridor (cells 6)" in capsys.readouterr().out
+    sys.modules.pop("corridor")
+
+
+def test_the_trained_example_scores_what_its_summary_says(tmp_path, monkeypatch):
+    """Copied first: eval leaves a file beside what it reads."""
+    monkeypatch.setattr(start, "start_jax", lambda: None)  # the tests' jax has started
+    assert sum(each.stat().st_size for each in EXAMPLE.rglob("*") if each.is_file()) < 2e6
+    folder = shutil.copytree(EXAMPLE, tmp_path / "catch")
+    summary = json.loads((folder / "summary.json").read_text())
+    episodes = json.loads((folder / "config.json").read_text())["config"]["eval_episodes"]
+    assert command(["eval", str(folder), "--episodes", str(episodes)]) == 0
+    [score] = json.loads((folder / "eval.json").read_text())["score"]
+    assert score > 0.8
+    # The same episodes; one of 64 may end otherwise where sums have another order.
+    assert score == pytest.approx(summary["score"][0], abs=0.05)
