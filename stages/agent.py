@@ -11,7 +11,7 @@ from envs.environment import ActionSpace, ObsSpace
 from stages.behavior import Behavior, BehaviorTarget, update_target
 from stages.config import Config, Mode
 from stages.returns import ReturnScale
-from stages.rewards import BEHAVIORS, learns_with_model, network_of
+from stages.rewards import behaviors, learns_with_model, network_of
 from stages.uniform import Uniform
 from stages.world_model import WorldModel
 
@@ -27,7 +27,7 @@ class Agent(eqx.Module):
     def __init__(self, config: Config, obs: ObsSpace, actions: ActionSpace, *, key: PRNGKeyArray):
         key_model, key_tasker, key_explorer, key_novelty = jr.split(key, 4)
         self.model = WorldModel(config, obs, actions, key=key_model)
-        rewards = {name: len(each) for name, each in BEHAVIORS[config.mode].items()}
+        rewards = {name: len(each) for name, each in behaviors(config).items()}
         self.tasker = Behavior(config.model, actions, rewards["tasker"], key=key_tasker)
         self.explorer = None
         if "explorer" in rewards:

@@ -15,6 +15,7 @@ from tyro.conf import Suppress
 
 Mode = Literal["task", "explore", "mix", "random"]
 Norm = Literal["returns", "advantages"]
+Critics = Literal["each", "sum"]
 
 
 MOST_STEPS = 4096  # of one iteration, and so the least frequent schedule: one update after so many steps
@@ -142,9 +143,9 @@ class Hypers(eqx.Module):
     intrinsic_floor: float = 1e-8
     """Smallest divisor of intrinsic advantages: disagreement shrinks as it is learned, a floor of 1 would hide it."""
     extrinsic_scale: float = 1.0
-    """Weight of the normalised extrinsic advantage in mode mix."""
+    """Weight of the normalised extrinsic advantage in mode mix; of the reward itself in a sum (explorer_critics)."""
     intrinsic_scale: float = 1.0
-    """Weight of the normalised intrinsic advantage in mode mix."""
+    """Weight of the normalised intrinsic advantage in mode mix; of the disagreement itself in a sum."""
     scale_recon: float = 1.0
     """Loss scale: reconstruction."""
     scale_reward: float = 1.0
@@ -186,8 +187,8 @@ class Config:
     env_args: Suppress[tuple[tuple[str, str], ...]] = ()
     """Constructor arguments and parameters of the environment (on the command line: --env.size 20)."""
     mode: Mode = "task"
-    """task: plain DreamerV3. explore: Plan2Explore without any reward. mix: both rewards, one critic each. random: as
-    task, but uniformly random actions collect: the control of the others."""
+    """task: plain DreamerV3. explore: Plan2Explore without any reward. mix: both rewards at once. random: as task, but
+    uniformly random actions collect: the control of the others."""
     steps: int = 10_000
     """Environment steps (rows) of a seed, all its environments together, in `mode`."""
     adapt_steps: int = 0
@@ -199,6 +200,11 @@ class Config:
     intrinsic_norm: Norm = "returns"
     """What divides the explorer's intrinsic advantages: the range of the returns (DreamerV3's), or of the advantages.
     In episodes of one length, intrinsic returns differ mostly by the time that is left, which no action changes."""
+    explorer_critics: Critics = "each"
+    """Critics of mode mix: one for each reward, its advantages divided by their own range (two value heads, as Burda et
+    al. 2018, arXiv 1810.12894, section 2.3); or one for the plain sum of both rewards (Plan2Explore's code), whose
+    returns' range divides its advantages as DreamerV3's does. A sum of rewards as they come: disagreement may be a
+    thousandth of a reward."""
     block: int = 0
     """Starts imagined at once. It changes no number, only the speed; 0 takes 64 on a CPU and all on accelerators."""
     lane: int = 0
@@ -366,6 +372,8 @@ def validate(config: Config, hypers: Hypers) -> None:
         raise ConfigError(f"--model.bins must be odd and at least 3, not {model.bins}")
     if config.mode in ("explore", "mix") and config.ensemble.members < 2:
         raise ConfigError("--ensemble.members must be at least 2: one member alone cannot disagree")
+    if config.explorer_critics == "sum" and config.mode != "mix":
+        raise ConfigError(f"--explorer-critics sum needs two rewards to sum: --mode mix, not {config.mode}")
     if config.ensemble.updates and config.ensemble.target == "probs":
         raise ConfigError(
             "--ensemble.updates needs a target that replayed rows hold, not --ensemble.target probs: stoch, say"

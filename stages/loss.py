@@ -19,7 +19,7 @@ from stages.config import Config, Hypers, Norm
 from stages.imagine import draw_noise, imagine
 from stages.replay import Row
 from stages.returns import ReturnScale
-from stages.rewards import BEHAVIORS, Reward, imagined_rewards, learns_with_model, network_of, replayed_rewards
+from stages.rewards import Reward, behaviors, imagined_rewards, learns_with_model, network_of, replayed_rewards
 from stages.rssm import Latent
 from stages.world_model import action_vector, model_loss, observe
 
@@ -58,7 +58,7 @@ def agent_loss(
         losses[network.name] = network.loss(agent.novelty, frozen.model, observed, rows, action, hypers)
 
     scales = {}
-    for name, rewards in BEHAVIORS[config.mode].items():
+    for name, rewards in behaviors(config).items():
         behavior, target = getattr(agent, name), getattr(targets, name)
         noise = draw_noise(model, behavior.actor, config.horizon, feat.shape[0] * feat.shape[1], key=keys[name])
         trajectory = imagine(model, behavior.actor, start, noise, hypers.unimix, hypers.policy_unimix, config.block)
@@ -105,7 +105,7 @@ def _by_reward(metrics: dict[str, Array], rewards: tuple[Reward, ...]) -> dict[s
 def loss_scales(hypers: Hypers, config: Config) -> dict[str, Float[Array, ""] | float]:
     """Weight of each of the run's losses, by name."""
     scales = {name: getattr(hypers, f"scale_{name}") for name in ("recon", "reward", "cont", "dyn", "rep")}
-    for name in BEHAVIORS[config.mode]:
+    for name in behaviors(config):
         scales |= {PREFIX[name] + key: getattr(hypers, f"scale_{key}") for key in ("policy", "value")}
         scales[PREFIX[name] + "repval"] = getattr(hypers, f"scale_{PREFIX[name]}repval")
     if (network := network_of(config.mode)) and learns_with_model(config):

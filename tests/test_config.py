@@ -64,6 +64,13 @@ def test_what_an_ensembles_own_updates_need():
         validate(explore(), Hypers(bootstrap=0.5))
 
 
+def test_one_critic_of_a_sum_needs_two_rewards():
+    validate(Config(mode="mix", explorer_critics="sum"), Hypers())
+    for mode in ("task", "explore", "random"):
+        with pytest.raises(ConfigError, match=f"--explorer-critics sum .* --mode mix, not {mode}"):
+            validate(Config(mode=mode, explorer_critics="sum"), Hypers())
+
+
 @pytest.mark.parametrize("name", ["block", "lane"])
 def test_settings_for_speed_may_be_left_to_the_machine_but_not_be_negative(name):
     for value in (0, 1, 7):

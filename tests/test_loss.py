@@ -63,11 +63,12 @@ class Experience(NamedTuple):
 class Case:
     """agent_loss in one mode: the agent, made-up rows, and a compiled gradient with a weight for each loss."""
 
-    def __init__(self, config, env, mode, block=0):
+    def __init__(self, config, env, mode, block=0, **settings):
         sizes = dataclasses.replace(config.model, layers=1)
         ensemble = EnsembleConfig(members=3, layers=1)
         self.mode, self.sizes = mode, sizes
-        self.config = dataclasses.replace(config, mode=mode, horizon=H, model=sizes, ensemble=ensemble, block=block)
+        changed = {"mode": mode, "horizon": H, "model": sizes, "ensemble": ensemble, "block": block}
+        self.config = dataclasses.replace(config, **changed | settings)
         agent = arbitrary(lambda: Agent(self.config, env.obs_space, env.action_space, key=jr.key(0)))
         # The outermost bins are hundreds of millions away: believe in small rewards.
         peak = -4.0 * jnp.abs(jnp.arange(sizes.bins) - sizes.bins // 2)
@@ -98,10 +99,10 @@ class Case:
         start = jax.tree.map(lambda x: x.reshape(T * B, *x.shape[2:]), latent)
         rows = jax.tree.map(lambda x: x[1:], self.rows)
         parts = jax.jit(functools.partial(self._experience, latent, start, rows), static_argnums=0)
-        return {name: Experience(*arrays(parts(name))) for name in rewards.BEHAVIORS[self.mode]}
+        return {name: Experience(*arrays(parts(name))) for name in rewards.behaviors(self.config)}
 
     def _experience(self, latent, start, rows, name):
-        model, actor, paid = self.agent.model, getattr(self.agent, name).actor, rewards.BEHAVIORS[self.mode][name]
+        model, actor, paid = self.agent.model, getattr(self.agent, name).actor, rewards.behaviors(self.config)[name]
         key = dict(zip(("tasker", "explorer"), jr.split(jr.split(KEY)[1]), strict=True))[name]
         noise = draw_noise(model, actor, H, T * B, key=key)
         out = imagine(model, actor, start, noise, HYPERS.unimix, HYPERS.policy_unimix, block=T * B)
@@ -130,7 +131,7 @@ def made_up(sizes, env) -> Row:
 @pytest.fixture(scope="module")
 def case(config, env):
     """Case by mode, compiled once each."""
-    return functools.cache(lambda mode, block=0: Case(config, env, mode, block))
+    return functools.cache(lambda mode, block=0, **settings: Case(config, env, mode, block, **settings))
 
 
 every_mode = pytest.mark.parametrize("mode", NAMES)
@@ -340,6 +341,64 @@ def test_objective_of_each_behaviour():
         bonus, explore, mix = HYPERS.explorer_entropy, objective("explore", "explorer"), objective("mix", "explorer")
         assert explore == ((0.7,), (norm,), (1e-3,), (True,), bonus)
         assert mix == ((0.7, 0.4), (norm, "returns"), (1e-3, 2.0), (True, False), bonus)
+
+
+# ---- one critic of the sum -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def summed(case):
+    """Mode mix with one critic."""
+    return case("mix", explorer_critics="sum")
+
+
+def test_a_sum_pays_both_rewards_as_they_come_each_times_its_scale(summed):
+    explorer, head = summed.experience["explorer"], summed.agent.model.reward
+    chex.assert_shape(explorer.reward, (1, H + 1, T * B))
+    extrinsic = np.asarray(head.mean(head(jnp.asarray(explorer.feat))), np.float64)
+    expected = 0.4 * extrinsic
+    for t in range(H):
+        expected[t + 1] += 0.7 * disagree(summed, explorer.feat[t], explorer.action[t])
+    np.testing.assert_allclose(explorer.reward[0], expected, rtol=1e-3, atol=1e-4)
+
+    rows, latent = summed.rows, summed.lost.outcome.latent
+    feat = np.concatenate([latent.deter, latent.stoch.reshape(T, B, -1)], -1)
+    spread = disagree(summed, feat, np.eye(A, dtype=np.float32)[np.asarray(rows.action[1:])])
+    replayed = 0.4 * np.asarray(rows.reward[1:], np.float64)
+    for t in range(T - 1):
+        for b in range(B):
+            replayed[t + 1, b] += 0 if rows.is_first[1:][t + 1, b] else 0.7 * spread[t, b]
+    np.testing.assert_allclose(explorer.replayed[0], replayed, rtol=1e-3, atol=1e-4)
+
+
+def test_a_sums_advantage_is_divided_once_by_the_range_of_its_returns(summed):
+    """Returns, values and advantages of the explorer in plain numpy, from the rewards above."""
+    explorer, critics = summed.experience["explorer"], summed.agent.explorer.critics
+    assert len(critics) == 1
+    value = np.asarray(critics.map(lambda critic: critic.mean(critic(jnp.asarray(explorer.feat)))))[0]
+    returns, following = np.zeros((H, T * B)), value[-1]
+    for t in reversed(range(H)):
+        mixed = (1 - HYPERS.lam) * value[t + 1] + HYPERS.lam * following
+        returns[t] = following = explorer.reward[0, t + 1] + explorer.cont[t + 1] * mixed
+    low, high = HYPERS.return_rate * np.percentile(returns, [5, 95])
+    advantage = (returns - value[:-1]) / max(HYPERS.return_floor, high - low)
+    metrics = summed.lost.outcome.metrics
+    np.testing.assert_allclose(metrics["explorer_adv_mag"], np.abs(advantage).mean(), rtol=1e-3)
+    np.testing.assert_allclose(metrics["explorer_ret_scale_sum"], high - low, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", EXPLORE)
+def test_with_a_sum_each_loss_moves_its_own_parts_and_no_other(summed, name):
+    grads = summed(**{name: 1.0}).grads
+    assert {p for p, of in PARTS.items() if any((x != 0).any() for x in jax.tree.leaves(of(grads)))} == REACHES[name]
+
+
+def test_one_critic_changes_nothing_for_model_and_tasker_nor_where_one_reward_is(case, summed):
+    each, grads = case("mix").lost.grads, summed.lost.grads
+    chex.assert_trees_all_close((grads.model, grads.tasker), (each.model, each.tasker), rtol=1e-4, atol=1e-6)
+    for mode in ("task", "explore"):
+        other = Config(mode=mode, explorer_critics="sum")
+        assert rewards.behaviors(other) == rewards.BEHAVIORS[mode]
 
 
 # ---- reward-free ---------------------------------------------------------------------------------------------------

@@ -114,7 +114,8 @@ def parts(config: Any, obs: int, actions: int, reference: bool = False) -> list[
     found += behavior("tasker", 1, True, not reward_free)
     if exploring:
         mix = config.mode == "mix"
-        found += behavior("explorer", 2 if mix else 1, mix, False)
+        critics = 2 if mix and config.explorer_critics == "each" else 1
+        found += behavior("explorer", critics, mix, False)
         found += _ensemble(config, obs, actions, followed, dreamt)
     return found
 
