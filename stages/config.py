@@ -68,6 +68,9 @@ class EnsembleConfig:
     """Ensemble members, M (5 in the paper, section 4; 8 is the reference's later choice)."""
     layers: int = 2
     """Hidden layers of a member."""
+    trunk: int = 0
+    """Of these, the first so many are one network that all members share (the shared base of bootstrapped DQN: Osband
+    et al. 2016, arXiv 1602.04621, section 4); the others, the output and the prior are each member's own."""
     units: int = 0
     """Units of the layers of a member and of its prior; 0 takes model.units."""
     input: Literal["feat", "decoded"] = "feat"
@@ -307,7 +310,7 @@ _POSITIVE = {
 }
 _NON_NEGATIVE = {
     "": ("adapt_steps", "block", "lane", "eval_steps"),
-    "ensemble": ("units", "prior_layers", "updates"),
+    "ensemble": ("units", "trunk", "prior_layers", "updates"),
     "replay": ("prefill",),
 }
 # Far above what anyone means: beyond it are arrays that no index counts, compilers at work for hours, or updates that
@@ -374,6 +377,9 @@ def validate(config: Config, hypers: Hypers) -> None:
         raise ConfigError("--ensemble.members must be at least 2: one member alone cannot disagree")
     if config.explorer_critics == "sum" and config.mode != "mix":
         raise ConfigError(f"--explorer-critics sum needs two rewards to sum: --mode mix, not {config.mode}")
+    if config.ensemble.trunk > config.ensemble.layers:
+        trunk, layers = config.ensemble.trunk, config.ensemble.layers
+        raise ConfigError(f"--ensemble.trunk {trunk} must be at most --ensemble.layers {layers}: it is some of them")
     if config.ensemble.updates and config.ensemble.target == "probs":
         raise ConfigError(
             "--ensemble.updates needs a target that replayed rows hold, not --ensemble.target probs: stoch, say"

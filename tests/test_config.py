@@ -64,6 +64,13 @@ def test_what_an_ensembles_own_updates_need():
         validate(explore(), Hypers(bootstrap=0.5))
 
 
+def test_a_trunk_is_of_a_members_layers():
+    for trunk in (0, 1, 2):
+        validate(Config(mode="explore", ensemble=EnsembleConfig(layers=2, trunk=trunk)), Hypers())
+    with pytest.raises(ConfigError, match=r"--ensemble\.trunk 3 must be at most --ensemble\.layers 2"):
+        validate(Config(mode="explore", ensemble=EnsembleConfig(layers=2, trunk=3)), Hypers())
+
+
 def test_one_critic_of_a_sum_needs_two_rewards():
     validate(Config(mode="mix", explorer_critics="sum"), Hypers())
     for mode in ("task", "explore", "random"):
