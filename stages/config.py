@@ -149,6 +149,8 @@ class Hypers(eqx.Module):
     """Weight of the normalised extrinsic advantage in mode mix; of the reward itself in a sum (explorer_critics)."""
     intrinsic_scale: float = 1.0
     """Weight of the normalised intrinsic advantage in mode mix; of the disagreement itself in a sum."""
+    intrinsic_scale_lr: float = 3e-4
+    """Learning rate of the intrinsic scale's logarithm, where it adapts (MaxInfoRL's)."""
     scale_recon: float = 1.0
     """Loss scale: reconstruction."""
     scale_reward: float = 1.0
@@ -208,6 +210,9 @@ class Config:
     al. 2018, arXiv 1810.12894, section 2.3); or one for the plain sum of both rewards (Plan2Explore's code), whose
     returns' range divides its advantages as DreamerV3's does. A sum of rewards as they come: disagreement may be a
     thousandth of a reward."""
+    adaptive_intrinsic_scale: bool = False
+    """Learn the intrinsic scale of mode mix, from hypers.intrinsic_scale on, so that the explorer's actions collect as
+    much disagreement as those of a slow copy of its policy (MaxInfoRL: Sukhija et al. 2024, arXiv 2412.12098)."""
     block: int = 0
     """Starts imagined at once. It changes no number, only the speed; 0 takes 64 on a CPU and all on accelerators."""
     lane: int = 0
@@ -377,6 +382,10 @@ def validate(config: Config, hypers: Hypers) -> None:
         raise ConfigError("--ensemble.members must be at least 2: one member alone cannot disagree")
     if config.explorer_critics == "sum" and config.mode != "mix":
         raise ConfigError(f"--explorer-critics sum needs two rewards to sum: --mode mix, not {config.mode}")
+    if config.adaptive_intrinsic_scale and config.mode != "mix":
+        raise ConfigError(f"--adaptive-intrinsic-scale weighs two rewards: it needs --mode mix, not {config.mode}")
+    if config.adaptive_intrinsic_scale and hypers.intrinsic_scale == 0:
+        raise ConfigError("--adaptive-intrinsic-scale begins at --hypers.intrinsic-scale, which must be positive")
     if config.ensemble.trunk > config.ensemble.layers:
         trunk, layers = config.ensemble.trunk, config.ensemble.layers
         raise ConfigError(f"--ensemble.trunk {trunk} must be at most --ensemble.layers {layers}: it is some of them")

@@ -17,9 +17,18 @@ from stages.agent import Agent, Targets
 from stages.behavior import Objective, Replayed, behavior_loss
 from stages.config import Config, Hypers, Norm
 from stages.imagine import draw_noise, imagine
+from stages.intrinsic_scale import gain_over_slow, with_scale
 from stages.replay import Row
 from stages.returns import ReturnScale
-from stages.rewards import Reward, behaviors, imagined_rewards, learns_with_model, network_of, replayed_rewards
+from stages.rewards import (
+    Reward,
+    behaviors,
+    imagined_rewards,
+    intrinsic_reward,
+    learns_with_model,
+    network_of,
+    replayed_rewards,
+)
 from stages.rssm import Latent
 from stages.world_model import action_vector, model_loss, observe
 
@@ -32,6 +41,7 @@ class Outcome(eqx.Module):
 
     latent: Latent  # fresh latents of the trained rows, [T, B, ...]
     scales: dict[str, ReturnScale]  # new return scales of each behaviour
+    gain: Float[Array, ""] | None  # what the intrinsic scale learns from, where it adapts
     metrics: dict[str, Float[Array, ""]]
 
 
@@ -49,6 +59,7 @@ def agent_loss(
     key_observe, key_imagine = jr.split(key)
     keys = dict(zip(PREFIX, jr.split(key_imagine), strict=True))
     model, frozen, reward_free = agent.model, sg(agent), config.mode == "explore"
+    hypers = with_scale(hypers, targets.intrinsic_scale)
     context, rows, before, action = _window(agent, rows)
 
     observed = observe(model, context, before, rows.obs, rows.is_first, hypers.unimix, key=key_observe)
@@ -57,12 +68,18 @@ def agent_loss(
     if (network := network_of(config.mode)) and learns_with_model(config):
         losses[network.name] = network.loss(agent.novelty, frozen.model, observed, rows, action, hypers)
 
-    scales = {}
+    scales, gain = {}, None
     for name, rewards in behaviors(config).items():
         behavior, target = getattr(agent, name), getattr(targets, name)
         noise = draw_noise(model, behavior.actor, config.horizon, feat.shape[0] * feat.shape[1], key=keys[name])
         trajectory = imagine(model, behavior.actor, start, noise, hypers.unimix, hypers.policy_unimix, config.block)
         reward = imagined_rewards(rewards, frozen.model, frozen.novelty, trajectory, hypers)
+        if name == "explorer" and targets.intrinsic_scale is not None:
+            first = sg(feat).reshape(-1, feat.shape[-1]), _first(trajectory.action), noise.action[0]
+            intrinsic = intrinsic_reward(config.mode)
+            gain = gain_over_slow(targets.intrinsic_scale, intrinsic, frozen.model, frozen.novelty, *first, hypers)
+            metrics[f"explorer_gain_{intrinsic.name}"] = gain
+            metrics["explorer_intrinsic_scale"] = jnp.asarray(hypers.intrinsic_scale)
 
         # Only the tasker's replayed values shape the world model, and nothing of a reward does where it is reward-free.
         read = feat if name == "tasker" and not reward_free else sg(feat)
@@ -76,7 +93,7 @@ def agent_loss(
 
     total, means = _weighted_sum(losses, loss_scales(hypers, config))
     metrics |= {f"loss/{name}": mean for name, mean in means.items()}
-    return total, Outcome(sg(observed.latent), scales, metrics)
+    return total, Outcome(sg(observed.latent), scales, gain, metrics)
 
 
 def _window(agent: Agent, rows: Row) -> tuple[Latent, Row, Float[Array, "T B A"], Float[Array, "T B A"]]:
@@ -85,6 +102,11 @@ def _window(agent: Agent, rows: Row) -> tuple[Latent, Row, Float[Array, "T B A"]
     action = action_vector(model, rows.action)
     context = Latent.stored(rows.deter[0], rows.stoch[0], model.rssm.classes, model.dtype)
     return context, jax.tree.map(lambda x: x[1:], rows), action[:-1], action[1:]
+
+
+def _first(x: Float[Array, "blocks L c A"]) -> Float[Array, "n A"]:
+    """The first step of every start, of what is in blocks."""
+    return x[:, 0].reshape(-1, x.shape[-1])
 
 
 def objective_of(name: str, rewards: tuple[Reward, ...], config: Config, hypers: Hypers) -> Objective:

@@ -165,6 +165,12 @@ def network_of(mode: Mode) -> Network | None:
     return next(iter(networks), None)
 
 
+def intrinsic_reward(mode: Mode) -> Reward:
+    """The mode's reward that learns with a network."""
+    (reward,) = {r for rewards in BEHAVIORS[mode].values() for r in rewards if r.network}
+    return reward
+
+
 def imagined_rewards(
     rewards: tuple[Reward, ...], model: WorldModel, network: Any, trajectory: Trajectory, hypers: Hypers
 ) -> Float[Array, "blocks R L c"]:

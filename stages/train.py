@@ -80,7 +80,7 @@ def init(env: Environment, config: Config, hypers: Hypers, *, key: PRNGKeyArray)
         own = network.moments(agent.novelty, hypers)
     coverage = start_coverage(env, capacity(config), config.envs)
     never = jnp.zeros((), jnp.int32)
-    targets = Targets.of(agent)
+    targets = Targets.of(agent, config.adaptive_intrinsic_scale)
     return TrainState(agent, targets, moments, own, ring, rollout, hypers, key_train, env_params, coverage, never)
 
 
@@ -121,7 +121,7 @@ def update(config: Config, state: TrainState, clock: Clock) -> tuple[TrainState,
     (total, outcome), grads = jax.value_and_grad(loss, has_aux=True)(moved)
     updates, moments = optimizer.optimizer(state.hypers).update(grads, state.optimizer, moved)
     agent: Agent = whole(eqx.apply_updates(moved, updates))
-    targets = update_targets(state.targets, agent, outcome.scales, state.hypers.slow_rate)
+    targets = update_targets(state.targets, agent, outcome.scales, outcome.gain, state.hypers)
 
     norms = {"opt/grad_norm": rows.norm(grads), "opt/update_norm": rows.norm(updates)}
     taken = (state.diverged == 0) & finite((total, norms))

@@ -64,6 +64,15 @@ def test_what_an_ensembles_own_updates_need():
         validate(explore(), Hypers(bootstrap=0.5))
 
 
+def test_an_adaptive_scale_needs_two_rewards_and_a_beginning():
+    validate(Config(mode="mix", adaptive_intrinsic_scale=True), Hypers())
+    for mode in ("task", "explore", "random"):
+        with pytest.raises(ConfigError, match=f"--adaptive-intrinsic-scale .* --mode mix, not {mode}"):
+            validate(Config(mode=mode, adaptive_intrinsic_scale=True), Hypers())
+    with pytest.raises(ConfigError, match=r"--hypers\.intrinsic-scale, which must be positive"):
+        validate(Config(mode="mix", adaptive_intrinsic_scale=True), Hypers(intrinsic_scale=0.0))
+
+
 def test_a_trunk_is_of_a_members_layers():
     for trunk in (0, 1, 2):
         validate(Config(mode="explore", ensemble=EnsembleConfig(layers=2, trunk=trunk)), Hypers())

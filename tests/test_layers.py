@@ -13,7 +13,7 @@ LAYERS = [
     ["networks"],
     ["replay", "returns", "encode", "rssm", "decode"],
     ["world_model", "imagine", "ensemble"],
-    ["rewards", "behavior", "uniform", "agent"],
+    ["rewards", "intrinsic_scale", "behavior", "uniform", "agent"],
     ["loss", "optimizer", "collect", "evaluate", "foresee"],
     ["coverage", "measure"],
     ["train"],

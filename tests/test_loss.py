@@ -73,7 +73,7 @@ class Case:
         # The outermost bins are hundreds of millions away: believe in small rewards.
         peak = -4.0 * jnp.abs(jnp.arange(sizes.bins) - sizes.bins // 2)
         self.agent = eqx.tree_at(lambda a: a.model.reward.head.out.bias, agent, replace_fn=lambda bias: bias + peak)
-        self.targets = Targets.of(self.agent)
+        self.targets = Targets.of(self.agent, self.config.adaptive_intrinsic_scale)
         self.rows = made_up(sizes, env)
         self._run = jax.jit(jax.value_and_grad(self._loss, has_aux=True))
 
@@ -399,6 +399,46 @@ def test_one_critic_changes_nothing_for_model_and_tasker_nor_where_one_reward_is
     for mode in ("task", "explore"):
         other = Config(mode=mode, explorer_critics="sum")
         assert rewards.behaviors(other) == rewards.BEHAVIORS[mode]
+
+
+# ---- an intrinsic scale that adapts --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def with_factor(case):
+    """The loss in mode mix, and what its explorer's policy loss alone gives, with this learned factor of the scale."""
+    adaptive = case("mix", adaptive_intrinsic_scale=True)
+    begun = adaptive.targets
+
+    @functools.cache
+    def run(factor):
+        adaptive.targets = eqx.tree_at(lambda t: t.intrinsic_scale.log, begun, jnp.log(jnp.float32(factor)))
+        return adaptive(), adaptive(explorer_policy=1.0).grads.explorer.actor
+
+    return run
+
+
+def test_a_learned_scale_begins_as_the_one_that_is_set(case, with_factor):
+    lost, each = with_factor(1.0)[0], case("mix").lost
+    np.testing.assert_allclose(lost.total, each.total, rtol=1e-5)
+    chex.assert_trees_all_close(lost.grads, each.grads, rtol=1e-4, atol=1e-5)
+    extra = {"explorer_intrinsic_scale", "explorer_gain_disagreement"}
+    assert lost.outcome.metrics.keys() - each.outcome.metrics.keys() == extra
+    assert each.outcome.gain is None and each.outcome.metrics.keys() <= lost.outcome.metrics.keys()
+    # The slow policy is still the explorer's own, and draws the same actions.
+    np.testing.assert_array_equal(lost.outcome.gain, 0)
+
+
+def test_a_learned_scale_weighs_disagreement_in_the_policys_loss_and_nothing_else(with_factor):
+    (none, at_0), (one, at_1), (three, at_3) = (with_factor(factor) for factor in (0.0, 1.0, 3.0))
+    for lost, scale in ((none, 0.0), (one, 0.7), (three, 2.1)):
+        np.testing.assert_allclose(lost.outcome.metrics["explorer_intrinsic_scale"], scale, rtol=1e-5)
+    expected = jax.tree.map(lambda a, b: a + 3 * (b - a), at_0, at_1)
+    assert not same(at_0, at_1)
+    size = max(np.abs(x).max() for x in jax.tree.leaves(at_3))
+    chex.assert_trees_all_close(at_3, expected, rtol=1e-3, atol=1e-4 * size)
+    others = lambda lost: (lost.grads.model, lost.grads.tasker, lost.grads.explorer.critics, lost.grads.novelty)
+    chex.assert_trees_all_equal(others(one), others(three))
 
 
 # ---- reward-free ---------------------------------------------------------------------------------------------------

@@ -154,6 +154,26 @@ def test_exploring_seed_trains_then_adapts(env, config, hypers, mode, own):
     assert not tree_equal(later.agent.tasker, adapted.agent.tasker)
 
 
+def test_an_adaptive_scale_moves_with_the_updates_and_is_left_behind(env, config, hypers):
+    given = dataclasses.replace(hypers, warmup=0.0, lr=0.1, intrinsic_scale_lr=0.02)
+    mix = dataclasses.replace(config, mode="mix", adaptive_intrinsic_scale=True)
+    start = lambda key: train.init(env, mix, given, key=key)
+    state = jax.jit(start)(jr.key(0))
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
+    assert tree_equal(state.targets.intrinsic_scale.slow, state.agent.explorer.actor)
+    # Off, there is nothing of it, and all else is as it was.
+    off = jax.jit(lambda key: train.init(env, dataclasses.replace(config, mode="mix"), given, key=key))(jr.key(0))
+    assert off.targets.intrinsic_scale is None
+    without = dataclasses.replace(state.targets, intrinsic_scale=None)
+    assert tree_equal(dataclasses.replace(state, targets=without), off)
+
+    state, clock, _ = jax.jit(lambda s: train.collect_steps(env, mix, s, Clock.zero(), mix.prefill))(state)
+    after, _, progress = jax.jit(functools.partial(train.advance, env, mix, 4))(state, clock)
+    assert float(after.targets.intrinsic_scale.log) != 0 and float(progress.metrics["explorer_gain_disagreement"]) != 0
+    assert 0.9 < float(progress.metrics["explorer_intrinsic_scale"]) < 1.1
+    assert train.adapt(after).targets.intrinsic_scale is None
+
+
 @pytest.fixture(scope="module")
 def exploring(env, config, hypers):
     """(config, three prefilled seeds, clock) of a run whose ensemble has updates of its own."""
