@@ -109,6 +109,12 @@ class ReplayConfig:
     """Rows collected before the first update; 0 takes the fewest that fill one window in each environment."""
     online: bool = True
     """Serve each newest window once in the next batch, before uniform ones."""
+    priority: float = 0.0
+    """Share of a batch's windows that is drawn in proportion to the disagreement about their rows, in modes explore and
+    mix (proportional prioritised replay: Schaul et al. 2016, arXiv 1511.05952); 0: none."""
+    correct: bool = False
+    """Correct by importance weights, so that losses on replayed rows are in the mean those of uniform windows. What is
+    imagined starts where priorities say all the same."""
 
 
 class Hypers(eqx.Module):
@@ -235,6 +241,11 @@ class Config:
         return pair.denominator, pair.numerator
 
     @property
+    def prioritised(self) -> bool:
+        """Whether replay follows disagreement, which a phase that adapts has none of."""
+        return self.replay.priority > 0 and self.mode in ("explore", "mix")
+
+    @property
     def prefill(self) -> int:
         """Steps of each environment before the first update: at least one window and its context."""
         return max(self.replay.batch_length + 1, -(-self.replay.prefill // self.envs))
@@ -316,7 +327,7 @@ _POSITIVE = {
 _NON_NEGATIVE = {
     "": ("adapt_steps", "block", "lane", "eval_steps"),
     "ensemble": ("units", "trunk", "prior_layers", "updates"),
-    "replay": ("prefill",),
+    "replay": ("prefill", "priority"),
 }
 # Far above what anyone means: beyond it are arrays that no index counts, compilers at work for hours, or updates that
 # never end. Below it, runs/rounds.py says what does not fit.
@@ -332,7 +343,11 @@ _MOST = {
         **dict.fromkeys(("units", "batch_size"), 65_536),
         **dict.fromkeys(("layers", "prior_layers"), 64),
     },
-    "replay": {"batch_size": 65_536, "batch_length": 65_536, "capacity": MOST_ROWS, "prefill": MOST_ROWS},
+    "replay": {
+        **dict.fromkeys(("batch_size", "batch_length"), 65_536),
+        **dict.fromkeys(("capacity", "prefill"), MOST_ROWS),
+        "priority": 1,
+    },
 }
 _POSITIVE_HYPERS = ("lr", "agc", "discount_horizon", "return_floor", "intrinsic_floor", "ensemble_lr", "bootstrap")
 _UNIT_HYPERS = ("unimix", "policy_unimix", "lam", "slow_rate", "return_rate", "bootstrap")
@@ -397,6 +412,13 @@ def validate(config: Config, hypers: Hypers) -> None:
         raise ConfigError("--hypers.bootstrap below 1 needs updates of the ensemble's own: --ensemble.updates 1, say")
     if config.adapt_steps and config.mode == "task":
         raise ConfigError("--adapt-steps follows --mode explore, mix or random; in mode task give --steps alone")
+    if replay.priority and not config.prioritised:
+        raise ConfigError(f"--replay.priority follows disagreement: it needs --mode explore or mix, not {config.mode}")
+    if replay.priority and round(replay.priority * replay.batch_size) == 0:
+        windows = f"{replay.priority:g} of a batch of {replay.batch_size}"
+        raise ConfigError(f"--replay.priority {windows} is not one window: raise it or --replay.batch-size")
+    if replay.correct and not replay.priority:
+        raise ConfigError("--replay.correct corrects for --replay.priority, which is 0: uniform replay needs none")
     rows = config.prefill * config.envs
     if rows > config.steps:
         flag = "--replay.prefill" if replay.prefill >= rows else "--replay.batch-length"

@@ -22,9 +22,8 @@ from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float
 
 from stages.config import Hypers
-from stages.imagine import Trajectory
 from stages.networks.heads import Actor
-from stages.rewards import Reward
+from stages.rewards import Reward, immediate
 from stages.world_model import WorldModel
 
 ADAM = optax.scale_by_adam(eps=1e-20)  # so small that no step depends on how large disagreement is
@@ -68,13 +67,7 @@ def gain_over_slow(
         action: the explorer's, which it drew with `noise`.
     """
     slow = scale.slow(feat, hypers.policy_unimix).sample(noise).astype(action.dtype)
-
-    def collected(action):
-        """I of one step, which arrives with the state after it, whatever that one is."""
-        twice = lambda x: jnp.stack([x, x])
-        step = Trajectory(twice(feat), twice(action), jnp.ones((2, feat.shape[0])))
-        return reward.imagined(model, network, step, hypers)[1]
-
+    collected = lambda action: immediate(reward, model, network, feat, action, hypers)
     return sg((collected(action) - collected(slow)).mean())
 
 

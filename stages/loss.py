@@ -24,6 +24,7 @@ from stages.rewards import (
     Reward,
     behaviors,
     imagined_rewards,
+    immediate,
     intrinsic_reward,
     learns_with_model,
     network_of,
@@ -42,16 +43,25 @@ class Outcome(eqx.Module):
     latent: Latent  # fresh latents of the trained rows, [T, B, ...]
     scales: dict[str, ReturnScale]  # new return scales of each behaviour
     gain: Float[Array, ""] | None  # what the intrinsic scale learns from, where it adapts
+    priority: Float[Array, "T B"] | None  # disagreement about each trained row's action, where replay follows it
     metrics: dict[str, Float[Array, ""]]
 
 
 def agent_loss(
-    agent: Agent, targets: Targets, rows: Row, config: Config, hypers: Hypers, *, key: PRNGKeyArray
+    agent: Agent,
+    targets: Targets,
+    rows: Row,
+    config: Config,
+    hypers: Hypers,
+    weight: Float[Array, " B"] | None = None,
+    *,
+    key: PRNGKeyArray,
 ) -> tuple[Float[Array, ""], Outcome]:
     """The summed loss of one batch.
 
     Args:
         rows: [T+1, B, ...]; row 0 is context: its stored latent starts the window.
+        weight: of each window in the losses on replayed rows; all alike if None.
 
     Returns:
         loss [] and the Outcome.
@@ -91,9 +101,10 @@ def agent_loss(
         losses |= {PREFIX[name] + key: loss for key, loss in own_losses.items()}
         metrics |= {PREFIX[name] + key: value for key, value in _by_reward(own_metrics, rewards).items()}
 
-    total, means = _weighted_sum(losses, loss_scales(hypers, config))
+    priority = _priority(frozen, observed.latent, rows, action, config, hypers) if config.prioritised else None
+    total, means = _weighted_sum(losses, loss_scales(hypers, config), weight)
     metrics |= {f"loss/{name}": mean for name, mean in means.items()}
-    return total, Outcome(sg(observed.latent), scales, gain, metrics)
+    return total, Outcome(sg(observed.latent), scales, gain, priority, metrics)
 
 
 def _window(agent: Agent, rows: Row) -> tuple[Latent, Row, Float[Array, "T B A"], Float[Array, "T B A"]]:
@@ -107,6 +118,16 @@ def _window(agent: Agent, rows: Row) -> tuple[Latent, Row, Float[Array, "T B A"]
 def _first(x: Float[Array, "blocks L c A"]) -> Float[Array, "n A"]:
     """The first step of every start, of what is in blocks."""
     return x[:, 0].reshape(-1, x.shape[-1])
+
+
+def _priority(
+    frozen: Agent, latent: Latent, rows: Row, action: Float[Array, "T B A"], config: Config, hypers: Hypers
+) -> Float[Array, "T B"]:
+    """What the mode's intrinsic reward pays each trained row's action; 0 at an episode's last row, which has none."""
+    flat = lambda x: x.reshape(-1, x.shape[-1])
+    reward = intrinsic_reward(config.mode)
+    paid = immediate(reward, frozen.model, frozen.novelty, flat(sg(latent.feat)), flat(action), hypers)
+    return jnp.where(rows.is_last, 0.0, sg(paid).reshape(rows.is_last.shape))
 
 
 def objective_of(name: str, rewards: tuple[Reward, ...], config: Config, hypers: Hypers) -> Objective:
@@ -135,8 +156,12 @@ def loss_scales(hypers: Hypers, config: Config) -> dict[str, Float[Array, ""] | 
     return scales
 
 
-def _weighted_sum(losses: dict[str, Array], scales: dict[str, Any]) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """The sum of the losses' means, each with its scale; and the means."""
+def _weighted_sum(
+    losses: dict[str, Array], scales: dict[str, Any], weight: Float[Array, " B"] | None
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """The sum of the losses' means, each with its scale; and the means. Windows count by their weight, if they have
+    one, in losses that are of rows, [T, B]: means over what was imagined have none any more."""
     assert losses.keys() == scales.keys(), (sorted(losses), sorted(scales))
-    means = {name: loss.mean() for name, loss in losses.items()}
+    weighted = lambda loss: loss if weight is None or not loss.ndim else weight[None] * loss
+    means = {name: weighted(loss).mean() for name, loss in losses.items()}
     return jnp.stack([scales[name] * mean for name, mean in means.items()]).sum(), means

@@ -171,6 +171,20 @@ def intrinsic_reward(mode: Mode) -> Reward:
     return reward
 
 
+def immediate(
+    reward: Reward,
+    model: WorldModel,
+    network: Any,
+    feat: Float[Array, "n F"],
+    action: Float[Array, "n A"],
+    hypers: Hypers,
+) -> Float[Array, " n"]:
+    """What an intrinsic reward pays each action at its state, wherever it leads."""
+    twice = lambda x: jnp.stack([x, x])
+    step = Trajectory(twice(feat), twice(action), jnp.ones((2, feat.shape[0])))
+    return reward.imagined(model, network, step, hypers)[1]  # it arrives with the state after it
+
+
 def imagined_rewards(
     rewards: tuple[Reward, ...], model: WorldModel, network: Any, trajectory: Trajectory, hypers: Hypers
 ) -> Float[Array, "blocks R L c"]:

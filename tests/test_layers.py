@@ -11,7 +11,7 @@ LAYERS = [
     ["config"],
     ["fast", "finite"],
     ["networks"],
-    ["replay", "returns", "encode", "rssm", "decode"],
+    ["replay", "priority", "returns", "encode", "rssm", "decode"],
     ["world_model", "imagine", "ensemble"],
     ["rewards", "intrinsic_scale", "behavior", "uniform", "agent"],
     ["loss", "optimizer", "collect", "evaluate", "foresee"],

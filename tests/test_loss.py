@@ -441,6 +441,55 @@ def test_a_learned_scale_weighs_disagreement_in_the_policys_loss_and_nothing_els
     chex.assert_trees_all_equal(others(one), others(three))
 
 
+# ---- prioritised replay --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def weighted(case, config):
+    """What agent_loss gives for weights of the windows, where replay follows disagreement."""
+    explore = case("explore")
+    settings = dataclasses.replace(explore.config, replay=dataclasses.replace(config.replay, priority=0.5))
+
+    @jax.jit
+    def run(weight, rows):
+        return agent_loss(explore.agent, explore.targets, rows, settings, HYPERS, weight, key=KEY)
+
+    return lambda *weight, rows=explore.rows: arrays(run(jnp.array(weight, jnp.float32), rows))
+
+
+def test_priorities_are_the_disagreement_about_each_rows_action(case, weighted):
+    rows, (_, outcome) = case("explore").rows, weighted(1, 1)
+    feat = np.concatenate([outcome.latent.deter, outcome.latent.stoch.reshape(T, B, -1)], -1)
+    expected = disagree(case("explore"), feat, np.eye(A, dtype=np.float32)[np.asarray(rows.action[1:])])
+    expected = np.where(rows.is_last[1:], 0, expected)  # that action leads nowhere
+    assert (expected == 0).sum() == 1
+    np.testing.assert_allclose(outcome.priority, expected, rtol=1e-4)
+    assert case("explore").lost.outcome.priority is None
+
+
+def test_windows_count_by_their_weight_in_losses_on_replayed_rows_alone(case, weighted):
+    plain = case("explore").lost.outcome.metrics
+    (even, both), (_, one), (_, other) = weighted(1, 1), weighted(2, 0), weighted(0, 2)
+    scales = loss_scales(HYPERS, case("explore").config)
+    np.testing.assert_allclose(even, sum(s * both.metrics[f"loss/{name}"] for name, s in scales.items()), rtol=1e-4)
+    for name in NAMES["explore"]:
+        a, b, mean = (x.metrics[f"loss/{name}"] for x in (one, other, both))
+        np.testing.assert_allclose(mean, plain[f"loss/{name}"], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose((a + b) / 2, mean, rtol=1e-4, atol=1e-5)
+        imagined = name.removeprefix("explorer_") in ("policy", "value")
+        assert (a == b) == imagined, name
+
+
+def test_a_windows_weight_multiplies_its_own_losses(case, weighted):
+    """The ensemble's, in which nothing but a window's own rows has a part."""
+    loss = lambda *weight: weighted(*weight)[1].metrics["loss/ensemble"]
+    np.testing.assert_allclose(loss(3, 0.5), 1.5 * loss(2, 0) + 0.25 * loss(0, 2), rtol=1e-4)
+    rows = case("explore").rows
+    assert loss(2, 0) != loss(0, 2)
+    other = dataclasses.replace(rows, obs=rows.obs.at[:, 1].set(~rows.obs[:, 1]))
+    np.testing.assert_allclose(weighted(2, 0, rows=other)[1].metrics["loss/ensemble"], loss(2, 0), rtol=1e-4)
+
+
 # ---- reward-free ---------------------------------------------------------------------------------------------------
 
 

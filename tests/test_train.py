@@ -174,6 +174,39 @@ def test_an_adaptive_scale_moves_with_the_updates_and_is_left_behind(env, config
     assert train.adapt(after).targets.intrinsic_scale is None
 
 
+def test_prioritised_replay_keeps_what_was_replayed_last_and_is_left_behind(env, config, hypers):
+    by = dataclasses.replace(config.replay, priority=0.5, correct=True)
+    config = dataclasses.replace(config, mode="explore", replay=by)
+
+    def start(key):
+        state = train.init(env, config, hypers, key=key)
+        return train.collect_steps(env, config, state, Clock.zero(), config.prefill)
+
+    states, clock, _ = jax.jit(jax.vmap(start, out_axes=(0, None, 0)))(jr.split(jr.key(0), 2))
+    assert states.priority.shape == (2, *states.ring.reward.shape[1:]) and (states.priority == -1).all()
+    step = jax.vmap(functools.partial(train.advance, env, config, 3), (0, None), (0, None, 0))
+    after, later, progress = jax.jit(step)(states, clock)
+    assert not later.step.ndim and not later.online_cursor.ndim  # the clock is not batched
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(progress.metrics))
+    for seed in range(2):
+        known, is_last = np.asarray(after.priority[seed]) >= 0, np.asarray(after.ring.is_last[seed])
+        assert known.any() and not known[int(later.step) :].any() and not known[0].any()  # row 0 is only ever context
+        np.testing.assert_array_equal(np.asarray(after.priority[seed])[known] == 0, is_last[known])
+        # Rows whose latents were written back are those that have a priority.
+        written = (np.asarray(states.ring.deter[seed]) != np.asarray(after.ring.deter[seed])).any(-1)
+        old = np.arange(len(written)) < int(clock.step)
+        assert not (written & ~known & old[:, None]).any()
+    adapted = train.adapt(jax.tree.map(lambda x: x[0], after))
+    assert adapted.priority is None
+    task = dataclasses.replace(config, mode="task")
+    assert not task.prioritised
+    jax.eval_shape(functools.partial(train.advance, env, task, 1), adapted, clock)
+
+
+def test_without_priorities_the_state_has_none(started):
+    assert started[0].priority is None
+
+
 @pytest.fixture(scope="module")
 def exploring(env, config, hypers):
     """(config, three prefilled seeds, clock) of a run whose ensemble has updates of its own."""
