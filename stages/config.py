@@ -15,6 +15,7 @@ from tyro.conf import Suppress
 
 Mode = Literal["task", "explore", "mix", "random"]
 Norm = Literal["returns", "advantages"]
+Critics = Literal["each", "sum"]
 
 
 MOST_STEPS = 4096  # of one iteration, and so the least frequent schedule: one update after so many steps
@@ -67,6 +68,9 @@ class EnsembleConfig:
     """Ensemble members, M (5 in the paper, section 4; 8 is the reference's later choice)."""
     layers: int = 2
     """Hidden layers of a member."""
+    trunk: int = 0
+    """Of these, the first so many are one network that all members share (the shared base of bootstrapped DQN: Osband
+    et al. 2016, arXiv 1602.04621, section 4); the others, the output and the prior are each member's own."""
     units: int = 0
     """Units of the layers of a member and of its prior; 0 takes model.units."""
     input: Literal["feat", "decoded"] = "feat"
@@ -105,6 +109,12 @@ class ReplayConfig:
     """Rows collected before the first update; 0 takes the fewest that fill one window in each environment."""
     online: bool = True
     """Serve each newest window once in the next batch, before uniform ones."""
+    priority: float = 0.0
+    """Share of a batch's windows that is drawn in proportion to the disagreement about their rows, in modes explore and
+    mix (proportional prioritised replay: Schaul et al. 2016, arXiv 1511.05952); 0: none."""
+    correct: bool = False
+    """Correct by importance weights, so that losses on replayed rows are in the mean those of uniform windows. What is
+    imagined starts where priorities say all the same."""
 
 
 class Hypers(eqx.Module):
@@ -142,9 +152,11 @@ class Hypers(eqx.Module):
     intrinsic_floor: float = 1e-8
     """Smallest divisor of intrinsic advantages: disagreement shrinks as it is learned, a floor of 1 would hide it."""
     extrinsic_scale: float = 1.0
-    """Weight of the normalised extrinsic advantage in mode mix."""
+    """Weight of the normalised extrinsic advantage in mode mix; of the reward itself in a sum (explorer_critics)."""
     intrinsic_scale: float = 1.0
-    """Weight of the normalised intrinsic advantage in mode mix."""
+    """Weight of the normalised intrinsic advantage in mode mix; of the disagreement itself in a sum."""
+    intrinsic_scale_lr: float = 3e-4
+    """Learning rate of the intrinsic scale's logarithm, where it adapts (MaxInfoRL's)."""
     scale_recon: float = 1.0
     """Loss scale: reconstruction."""
     scale_reward: float = 1.0
@@ -186,8 +198,8 @@ class Config:
     env_args: Suppress[tuple[tuple[str, str], ...]] = ()
     """Constructor arguments and parameters of the environment (on the command line: --env.size 20)."""
     mode: Mode = "task"
-    """task: plain DreamerV3. explore: Plan2Explore without any reward. mix: both rewards, one critic each. random: as
-    task, but uniformly random actions collect: the control of the others."""
+    """task: plain DreamerV3. explore: Plan2Explore without any reward. mix: both rewards at once. random: as task, but
+    uniformly random actions collect: the control of the others."""
     steps: int = 10_000
     """Environment steps (rows) of a seed, all its environments together, in `mode`."""
     adapt_steps: int = 0
@@ -199,6 +211,14 @@ class Config:
     intrinsic_norm: Norm = "returns"
     """What divides the explorer's intrinsic advantages: the range of the returns (DreamerV3's), or of the advantages.
     In episodes of one length, intrinsic returns differ mostly by the time that is left, which no action changes."""
+    explorer_critics: Critics = "each"
+    """Critics of mode mix: one for each reward, its advantages divided by their own range (two value heads, as Burda et
+    al. 2018, arXiv 1810.12894, section 2.3); or one for the plain sum of both rewards (Plan2Explore's code), whose
+    returns' range divides its advantages as DreamerV3's does. A sum of rewards as they come: disagreement may be a
+    thousandth of a reward."""
+    adaptive_intrinsic_scale: bool = False
+    """Learn the intrinsic scale of mode mix, from hypers.intrinsic_scale on, so that the explorer's actions collect as
+    much disagreement as those of a slow copy of its policy (MaxInfoRL: Sukhija et al. 2024, arXiv 2412.12098)."""
     block: int = 0
     """Starts imagined at once. It changes no number, only the speed; 0 takes 64 on a CPU and all on accelerators."""
     lane: int = 0
@@ -219,6 +239,11 @@ class Config:
         ratio = self.replay.train_ratio * self.envs / (self.replay.batch_size * self.replay.batch_length)
         pair = Fraction(ratio).limit_denominator(MOST_STEPS)
         return pair.denominator, pair.numerator
+
+    @property
+    def prioritised(self) -> bool:
+        """Whether replay follows disagreement, which a phase that adapts has none of."""
+        return self.replay.priority > 0 and self.mode in ("explore", "mix")
 
     @property
     def prefill(self) -> int:
@@ -301,8 +326,8 @@ _POSITIVE = {
 }
 _NON_NEGATIVE = {
     "": ("adapt_steps", "block", "lane", "eval_steps"),
-    "ensemble": ("units", "prior_layers", "updates"),
-    "replay": ("prefill",),
+    "ensemble": ("units", "trunk", "prior_layers", "updates"),
+    "replay": ("prefill", "priority"),
 }
 # Far above what anyone means: beyond it are arrays that no index counts, compilers at work for hours, or updates that
 # never end. Below it, runs/rounds.py says what does not fit.
@@ -318,7 +343,11 @@ _MOST = {
         **dict.fromkeys(("units", "batch_size"), 65_536),
         **dict.fromkeys(("layers", "prior_layers"), 64),
     },
-    "replay": {"batch_size": 65_536, "batch_length": 65_536, "capacity": MOST_ROWS, "prefill": MOST_ROWS},
+    "replay": {
+        **dict.fromkeys(("batch_size", "batch_length"), 65_536),
+        **dict.fromkeys(("capacity", "prefill"), MOST_ROWS),
+        "priority": 1,
+    },
 }
 _POSITIVE_HYPERS = ("lr", "agc", "discount_horizon", "return_floor", "intrinsic_floor", "ensemble_lr", "bootstrap")
 _UNIT_HYPERS = ("unimix", "policy_unimix", "lam", "slow_rate", "return_rate", "bootstrap")
@@ -366,6 +395,15 @@ def validate(config: Config, hypers: Hypers) -> None:
         raise ConfigError(f"--model.bins must be odd and at least 3, not {model.bins}")
     if config.mode in ("explore", "mix") and config.ensemble.members < 2:
         raise ConfigError("--ensemble.members must be at least 2: one member alone cannot disagree")
+    if config.explorer_critics == "sum" and config.mode != "mix":
+        raise ConfigError(f"--explorer-critics sum needs two rewards to sum: --mode mix, not {config.mode}")
+    if config.adaptive_intrinsic_scale and config.mode != "mix":
+        raise ConfigError(f"--adaptive-intrinsic-scale weighs two rewards: it needs --mode mix, not {config.mode}")
+    if config.adaptive_intrinsic_scale and hypers.intrinsic_scale == 0:
+        raise ConfigError("--adaptive-intrinsic-scale begins at --hypers.intrinsic-scale, which must be positive")
+    if config.ensemble.trunk > config.ensemble.layers:
+        trunk, layers = config.ensemble.trunk, config.ensemble.layers
+        raise ConfigError(f"--ensemble.trunk {trunk} must be at most --ensemble.layers {layers}: it is some of them")
     if config.ensemble.updates and config.ensemble.target == "probs":
         raise ConfigError(
             "--ensemble.updates needs a target that replayed rows hold, not --ensemble.target probs: stoch, say"
@@ -374,6 +412,13 @@ def validate(config: Config, hypers: Hypers) -> None:
         raise ConfigError("--hypers.bootstrap below 1 needs updates of the ensemble's own: --ensemble.updates 1, say")
     if config.adapt_steps and config.mode == "task":
         raise ConfigError("--adapt-steps follows --mode explore, mix or random; in mode task give --steps alone")
+    if replay.priority and not config.prioritised:
+        raise ConfigError(f"--replay.priority follows disagreement: it needs --mode explore or mix, not {config.mode}")
+    if replay.priority and round(replay.priority * replay.batch_size) == 0:
+        windows = f"{replay.priority:g} of a batch of {replay.batch_size}"
+        raise ConfigError(f"--replay.priority {windows} is not one window: raise it or --replay.batch-size")
+    if replay.correct and not replay.priority:
+        raise ConfigError("--replay.correct corrects for --replay.priority, which is 0: uniform replay needs none")
     rows = config.prefill * config.envs
     if rows > config.steps:
         flag = "--replay.prefill" if replay.prefill >= rows else "--replay.batch-length"

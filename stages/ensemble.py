@@ -5,9 +5,11 @@ members differ where nothing was learned. They learn with the model, from its ba
 (`ensemble_loss`), or by updates of their own on pairs of replayed rows (`update_ensemble`), which may be more and
 faster: disagreement has to fall within a handful of visits for an explorer to be able to follow it.
 
+Members share nothing, each has its own keys; unless `trunk` says that their first layers are one network.
+
 Axes: M members, T time, B windows, n pairs, F feat, A action vector, I inputs, P numbers of an observation, Y target
-dimensions. Members share nothing: each has its own keys. Source: Sekar et al. 2020 (arXiv 2005.05960), section 3 and
-eq. 1-2; priors: Osband et al. 2018 (arXiv 1806.03335).
+dimensions. Source: Sekar et al. 2020 (arXiv 2005.05960), section 3 and eq. 1-2; priors: Osband et al. 2018 (arXiv
+1806.03335); trunk: Osband et al. 2016 (arXiv 1602.04621).
 """
 
 import math
@@ -28,7 +30,7 @@ from stages.decode import expected
 from stages.encode import embed_size, features, numeric
 from stages.fast.stacked import Stacked
 from stages.networks.distributions import Categorical
-from stages.networks.layers import Head
+from stages.networks.layers import MLP, Head
 from stages.replay import Row
 from stages.rssm import Latent, bound_action, latent_of
 from stages.world_model import Observed, WorldModel, action_vector
@@ -66,6 +68,7 @@ class Standard(eqx.Module):
 class Ensemble(eqx.Module):
     """M heads: (what is known of a state, action) -> the next row's target."""
 
+    trunk: MLP | None  # the first layers of all members, if they share any
     members: Stacked
     prior: Stacked | None  # frozen random networks, one for each member
     projection: Float[Array, "P Y"] | None  # fixed: of target projected
@@ -79,11 +82,15 @@ class Ensemble(eqx.Module):
         inputs = {"feat": model.feat, "decoded": pixels}[sizes.input] + action
         outputs = {"probs": latent, "stoch": latent, "deter": model.deter, "projected": sizes.projection}
         size = outputs.get(sizes.target) or embed_size(obs, model)
-        make = lambda layers, key: Stacked(
+        make = lambda inputs, layers, key: Stacked(
             lambda k: Head(inputs, units, layers, size, key=k), jr.split(key, sizes.members)
         )
-        self.members = make(sizes.layers, key_members)
-        self.prior = make(sizes.prior_layers, key_prior) if sizes.prior_layers else None
+        self.trunk = None
+        if sizes.trunk:
+            key_trunk, key_members = jr.split(key_members)
+            self.trunk = MLP(inputs, units, sizes.trunk, key=key_trunk)
+        self.members = make(units if sizes.trunk else inputs, sizes.layers - sizes.trunk, key_members)
+        self.prior = make(inputs, sizes.prior_layers, key_prior) if sizes.prior_layers else None
         self.projection = jr.normal(key_projection, (pixels, size)) if sizes.target == "projected" else None
         self.standard = Standard.zero(pixels) if obs.kind == "real" and sizes.updates else None
         self.config = sizes
@@ -91,7 +98,8 @@ class Ensemble(eqx.Module):
 
 def predict(ensemble: Ensemble, inputs: Float[Array, "*b I"], hypers: Hypers) -> Float[Array, "M *b Y"]:
     """Every member's prediction of the next row's target: what it learned, plus its prior, which never learns."""
-    predictions = ensemble.members.map(lambda member: member(inputs))
+    hidden = inputs if ensemble.trunk is None else ensemble.trunk(inputs)
+    predictions = ensemble.members.map(lambda member: member(hidden))
     if ensemble.prior is not None:
         predictions += hypers.prior_scale * sg(ensemble.prior.map(lambda prior: prior(inputs)))
     return predictions
@@ -189,9 +197,19 @@ def ensemble_loss(
 # ---- learning by updates of its own --------------------------------------------------------------------------------
 
 
+def _learned(ensemble: Ensemble) -> tuple[MLP | None, Stacked]:
+    """The parts that learn, unlike priors, projection and averages."""
+    return ensemble.trunk, ensemble.members
+
+
+def _replace_learned(ensemble: Ensemble, learned: tuple[MLP | None, Stacked]) -> Ensemble:
+    """The ensemble with these."""
+    return eqx.tree_at(lambda e: (e.trunk, e.members), ensemble, learned, is_leaf=lambda x: x is None)
+
+
 def ensemble_moments(ensemble: Ensemble, hypers: Hypers) -> Any:
     """The state of the members' own optimiser before its first step."""
-    return _optimizer(hypers).init(ensemble.members)
+    return _optimizer(hypers).init(_learned(ensemble))
 
 
 def _optimizer(hypers: Hypers) -> Any:
@@ -205,7 +223,7 @@ def update_ensemble(
     """One step of the members' own optimiser.
 
     Args:
-        moments: the optimiser's state, of `ensemble.members`.
+        moments: the optimiser's state, of what learns: trunk and members.
         pairs: replayed rows [2, n, ...], one after the other, with the states that are stored with them.
         number: a number of its own for each pair, the same whenever it is replayed.
 
@@ -222,15 +240,14 @@ def update_ensemble(
     target = target_of(ensemble, model, after, model.encoder(pairs.obs[1], model.dtype), None, pairs.obs[1])
     weight = bootstrap(len(ensemble.members), number, hypers.bootstrap) * ~pairs.is_first[1]
 
-    def loss(members):
-        moved = eqx.tree_at(lambda e: e.members, ensemble, members)
-        error = 0.5 * jnp.square(predict(moved, inputs, hypers) - target).sum(-1)
+    def loss(learned):
+        error = 0.5 * jnp.square(predict(_replace_learned(ensemble, learned), inputs, hypers) - target).sum(-1)
         return (weight * error).mean(1).sum()  # summed over members: each learns as it would alone
 
-    total, grads = jax.value_and_grad(loss)(ensemble.members)
+    total, grads = jax.value_and_grad(loss)(_learned(ensemble))
     updates, moments = _optimizer(hypers).update(grads, moments)
-    members = eqx.apply_updates(ensemble.members, updates)
-    return eqx.tree_at(lambda e: e.members, ensemble, members), moments, total / len(members)
+    ensemble = _replace_learned(ensemble, eqx.apply_updates(_learned(ensemble), updates))
+    return ensemble, moments, total / len(ensemble.members)
 
 
 def bootstrap(members: int, number: Int[Array, " n"], probability: Float[Array, ""] | float) -> Float[Array, "M n"]:

@@ -102,12 +102,19 @@ def choose(
     start = oldest + jr.randint(key_start, (batch,), 0, jnp.maximum(1, filled - length))
     env = jr.randint(key_env, (batch,), 0, envs)
     if online:
-        first = jnp.maximum(clock.online_cursor, -(-oldest // length) * envs)
-        queued = first + jnp.arange(batch)
-        fresh = queued < online_windows(clock.step, envs, length)
-        start = jnp.where(fresh, queued // envs * length, start)
-        env = jnp.where(fresh, queued % envs, env)
+        number, fresh = queued(clock, capacity, envs, batch, length)
+        start = jnp.where(fresh, number // envs * length, start)
+        env = jnp.where(fresh, number % envs, env)
     return Windows(start % capacity, env)
+
+
+def queued(
+    clock: Clock, capacity: int, envs: int, batch: int, length: int
+) -> tuple[Int[Array, " B"], Bool[Array, " B"]]:
+    """The online queue's next B windows: their numbers, and which of them are there."""
+    oldest = jnp.maximum(0, clock.step - capacity)
+    number = jnp.maximum(clock.online_cursor, -(-oldest // length) * envs) + jnp.arange(batch)
+    return number, number < online_windows(clock.step, envs, length)
 
 
 def choose_pairs(clock: Clock, capacity: int, envs: int, count: int, *, key: PRNGKeyArray) -> Windows:
@@ -124,14 +131,9 @@ def choose_pairs(clock: Clock, capacity: int, envs: int, count: int, *, key: PRN
     return Windows(start % capacity, jr.randint(key_env, (count,), 0, envs))
 
 
-def _positions(ring: Replay, windows: Windows, rows: Int[Array, " R"]) -> tuple[Array, Array]:
-    """Ring positions [R, B] of the given rows of each window, and their environments [1, B]."""
-    return (windows.start[None] + rows[:, None]) % capacity_of(ring), windows.env[None]
-
-
 def read(ring: Replay, windows: Windows, length: int) -> Row:
     """The windows' rows, [T+1, B, ...]; row 0 is context."""
-    at = _positions(ring, windows, jnp.arange(length + 1))
+    at = (windows.start + jnp.arange(length + 1)[:, None]) % capacity_of(ring), windows.env[None]
     return jax.tree.map(lambda x: x[at], ring)
 
 
@@ -141,11 +143,16 @@ def write_back(ring: Replay, windows: Windows, deter: Float[Array, "T B D"], sto
     A row that several windows hold is written once, on every device: by the window in which more rows came before it,
     the later one if it is as many.
     """
-    length, capacity = deter.shape[0], capacity_of(ring)
-    position, env = _positions(ring, windows, 1 + jnp.arange(length))
-    at = jnp.where(_overwritten(windows, length, capacity), capacity, position)
+    at, env = written_rows(windows, deter.shape[0], capacity_of(ring))
     write = lambda x, fresh: x.at[at, env].set(fresh, mode="drop")
     return eqx.tree_at(lambda r: (r.deter, r.stoch), ring, (write(ring.deter, deter), write(ring.stoch, stoch)))
+
+
+def written_rows(windows: Windows, length: int, capacity: int) -> tuple[Int[Array, "T B"], Int[Array, "1 B"]]:
+    """Ring positions of the windows' trained rows, or C, which is none, where another window writes the row; and their
+    environments."""
+    position = (windows.start + 1 + jnp.arange(length)[:, None]) % capacity
+    return jnp.where(_overwritten(windows, length, capacity), capacity, position), windows.env[None]
 
 
 def _overwritten(windows: Windows, length: int, capacity: int) -> Bool[Array, "T B"]:

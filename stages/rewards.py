@@ -124,8 +124,33 @@ BEHAVIORS: dict[Mode, dict[str, tuple[Reward, ...]]] = {
     "mix": {"tasker": (TASK,), "explorer": (DISAGREEMENT, EXTRINSIC)},
     "random": {"tasker": (TASK,)},
 }
-"""Mode -> its behaviours, and the rewards of each; every reward has a critic of its own. Mode random trains what mode
-task trains (rewards shape the world model in both), on rows that uniformly random actions collect."""
+"""Mode -> its behaviours, and the rewards of each. Mode random trains what mode task trains (rewards shape the world
+model in both), on rows that uniformly random actions collect."""
+
+
+def total(rewards: tuple[Reward, ...]) -> Reward:
+    """Several rewards as one: the sum of scale times reward, as they come. One range divides its advantages, that of
+    its returns, with the floor of the extrinsic ones (DreamerV3, eq. 7)."""
+
+    def imagined(model: WorldModel, network: Any, trajectory: Trajectory, hypers: Hypers) -> Float[Array, "L c"]:
+        return jnp.stack([r.scale(hypers) * r.imagined(model, network, trajectory, hypers) for r in rewards]).sum(0)
+
+    def replayed(
+        model: WorldModel, network: Any, rows: Row, feat: Array, action: Array, hypers: Hypers
+    ) -> Float[Array, "T B"]:
+        each = [r.scale(hypers) * r.replayed(model, network, rows, feat, action, hypers) for r in rewards]
+        return jnp.stack(each).sum(0)
+
+    (network,) = {r.network for r in rewards if r.network}
+    return TASK._replace(name="sum", imagined=imagined, replayed=replayed, network=network)
+
+
+def behaviors(config: Config) -> dict[str, tuple[Reward, ...]]:
+    """The run's behaviours, and the rewards of each; every reward has a critic of its own."""
+    table = BEHAVIORS[config.mode]
+    if config.explorer_critics == "each":
+        return table
+    return {name: rewards if len(rewards) == 1 else (total(rewards),) for name, rewards in table.items()}
 
 
 def learns_with_model(config: Config) -> bool:
@@ -138,6 +163,26 @@ def network_of(mode: Mode) -> Network | None:
     networks = {r.network for rewards in BEHAVIORS[mode].values() for r in rewards if r.network}
     assert len(networks) <= 1, networks
     return next(iter(networks), None)
+
+
+def intrinsic_reward(mode: Mode) -> Reward:
+    """The mode's reward that learns with a network."""
+    (reward,) = {r for rewards in BEHAVIORS[mode].values() for r in rewards if r.network}
+    return reward
+
+
+def immediate(
+    reward: Reward,
+    model: WorldModel,
+    network: Any,
+    feat: Float[Array, "n F"],
+    action: Float[Array, "n A"],
+    hypers: Hypers,
+) -> Float[Array, " n"]:
+    """What an intrinsic reward pays each action at its state, wherever it leads."""
+    twice = lambda x: jnp.stack([x, x])
+    step = Trajectory(twice(feat), twice(action), jnp.ones((2, feat.shape[0])))
+    return reward.imagined(model, network, step, hypers)[1]  # it arrives with the state after it
 
 
 def imagined_rewards(

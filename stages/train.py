@@ -19,7 +19,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from envs.environment import Environment
-from stages import optimizer, replay
+from stages import optimizer, priority, replay
 from stages.agent import Agent, Targets, collector, learned, replace_novelty, update_targets
 from stages.collect import Episodes, Rollout, collect, start
 from stages.config import Config, Hypers
@@ -27,7 +27,8 @@ from stages.coverage import Coverage, count, start_coverage
 from stages.fast import rows
 from stages.finite import finite, keep, mark
 from stages.loss import agent_loss
-from stages.replay import Clock, Replay
+from stages.priority import Priority
+from stages.replay import Clock, Replay, Windows
 from stages.rewards import learns_with_model, network_of
 
 
@@ -39,6 +40,7 @@ class TrainState(eqx.Module):
     optimizer: Any
     novelty_optimizer: Any  # of a network that learns by updates of its own, else None
     ring: Replay
+    priority: Priority | None  # of the ring's rows, where replay follows it
     rollout: Rollout
     hypers: Hypers
     key: PRNGKeyArray
@@ -80,8 +82,10 @@ def init(env: Environment, config: Config, hypers: Hypers, *, key: PRNGKeyArray)
         own = network.moments(agent.novelty, hypers)
     coverage = start_coverage(env, capacity(config), config.envs)
     never = jnp.zeros((), jnp.int32)
-    targets = Targets.of(agent)
-    return TrainState(agent, targets, moments, own, ring, rollout, hypers, key_train, env_params, coverage, never)
+    targets = Targets.of(agent, config.adaptive_intrinsic_scale)
+    priorities = priority.empty(capacity(config), config.envs) if config.prioritised else None
+    rest = (rollout, hypers, key_train, env_params, coverage, never)
+    return TrainState(agent, targets, moments, own, ring, priorities, *rest)
 
 
 def collect_steps(
@@ -92,36 +96,38 @@ def collect_steps(
     key, key_steps = jr.split(state.key)
 
     def step(carry, key_step):
-        before, ring, coverage, diverged, clock = carry
+        before, ring, priorities, coverage, diverged, clock = carry
         rollout, row, episodes = collect(env, state.agent, behavior, before, state.hypers, key=key_step)
         taken = (diverged == 0) & finite((row, rollout.timestep))
         ring = replay.add(ring, row, clock.step, taken)
+        priorities = priority.add(priorities, clock.step, taken)
         coverage = count(env, coverage, before, row, clock.step, taken)
         later = Clock(clock.step + 1, clock.online_cursor)
         diverged = mark(diverged, taken, later.step)
         none = jax.tree.map(jnp.zeros_like, episodes)
-        return (keep(taken, rollout, before), ring, coverage, diverged, later), keep(taken, episodes, none)
+        return (keep(taken, rollout, before), ring, priorities, coverage, diverged, later), keep(taken, episodes, none)
 
-    carry = (state.rollout, state.ring, state.coverage, state.diverged, clock)
-    (rollout, ring, coverage, diverged, clock), episodes = lax.scan(step, carry, jr.split(key_steps, steps))
-    changed = {"rollout": rollout, "ring": ring, "coverage": coverage, "diverged": diverged, "key": key}
-    return dataclasses.replace(state, **changed), clock, jax.tree.map(jnp.sum, episodes)
+    carry = (state.rollout, state.ring, state.priority, state.coverage, state.diverged, clock)
+    (rollout, ring, priorities, coverage, diverged, clock), episodes = lax.scan(step, carry, jr.split(key_steps, steps))
+    changed = {"rollout": rollout, "ring": ring, "priority": priorities, "coverage": coverage}
+    state = dataclasses.replace(state, **changed, diverged=diverged, key=key)
+    return state, clock, jax.tree.map(jnp.sum, episodes)
 
 
 def update(config: Config, state: TrainState, clock: Clock) -> tuple[TrainState, Clock, dict[str, Float[Array, ""]]]:
     """One batch, one gradient, one step of the optimiser, of the slow critics and of the return scales."""
     shape = (replay.capacity_of(state.ring), config.envs, config.replay.batch_size, config.replay.batch_length)
     key, key_choose, key_loss = jr.split(state.key, 3)
-    windows = replay.choose(clock, *shape, config.replay.online, key=key_choose)
+    windows, weight = _choose(config, state, clock, key=key_choose)
     batch = replay.read(state.ring, windows, config.replay.batch_length)
 
     moved = learned(config, state.agent)
     whole = lambda moved: replace_novelty(moved, state.agent.novelty) if moved.novelty is None else moved
-    loss = lambda moved: agent_loss(whole(moved), state.targets, batch, config, state.hypers, key=key_loss)
+    loss = lambda moved: agent_loss(whole(moved), state.targets, batch, config, state.hypers, weight, key=key_loss)
     (total, outcome), grads = jax.value_and_grad(loss, has_aux=True)(moved)
     updates, moments = optimizer.optimizer(state.hypers).update(grads, state.optimizer, moved)
     agent: Agent = whole(eqx.apply_updates(moved, updates))
-    targets = update_targets(state.targets, agent, outcome.scales, state.hypers.slow_rate)
+    targets = update_targets(state.targets, agent, outcome.scales, outcome.gain, state.hypers)
 
     norms = {"opt/grad_norm": rows.norm(grads), "opt/update_norm": rows.norm(updates)}
     taken = (state.diverged == 0) & finite((total, norms))
@@ -129,14 +135,29 @@ def update(config: Config, state: TrainState, clock: Clock) -> tuple[TrainState,
     fresh = (outcome.latent.deter.astype(state.ring.deter.dtype), outcome.latent.classes)
     agent, targets, moments, fresh = keep(taken, (agent, targets, moments, fresh), was)
 
-    ring = replay.write_back(state.ring, windows, *fresh)
-    changed = {"agent": agent, "targets": targets, "optimizer": moments, "ring": ring, "key": key}
-    state = dataclasses.replace(state, **changed, diverged=mark(state.diverged, taken, clock.step))
+    ring, priorities = replay.write_back(state.ring, windows, *fresh), state.priority
+    if priorities is not None and outcome.priority is not None:
+        priorities = priority.write_back(priorities, windows, outcome.priority, taken)
+    changed = {"agent": agent, "targets": targets, "optimizer": moments, "ring": ring, "priority": priorities}
+    state = dataclasses.replace(state, **changed, key=key, diverged=mark(state.diverged, taken, clock.step))
     metrics = _of_taken(taken, outcome.metrics | norms)
     if state.novelty_optimizer is not None:
         state, own_metrics = update_novelty(config, state, clock)
         metrics |= own_metrics
     return state, replay.advance_cursor(clock, *shape), metrics
+
+
+def _choose(
+    config: Config, state: TrainState, clock: Clock, *, key: PRNGKeyArray
+) -> tuple[Windows, Float[Array, " B"] | None]:
+    """The next batch's windows, and their weights where they are corrected for."""
+    batch, length, online = config.replay.batch_size, config.replay.batch_length, config.replay.online
+    if state.priority is None:
+        capacity = replay.capacity_of(state.ring)
+        return replay.choose(clock, capacity, config.envs, batch, length, online, key=key), None
+    share = config.replay.priority
+    windows, weight = priority.choose(state.priority, clock, batch, length, online, share, key=key)
+    return windows, weight if config.replay.correct else None
 
 
 def _of_taken(taken: Bool[Array, ""], metrics: dict[str, Float[Array, ""]]) -> dict[str, Float[Array, ""]]:
@@ -199,5 +220,5 @@ def adapt(state: TrainState) -> TrainState:
     before = state.agent if state.novelty_optimizer is None else replace_novelty(state.agent, None)
     moments = optimizer.shed(state.optimizer, before, agent)
     targets = Targets(state.targets.tasker, None)
-    changed = {"agent": agent, "targets": targets, "optimizer": moments, "novelty_optimizer": None}
+    changed = {"agent": agent, "targets": targets, "optimizer": moments, "novelty_optimizer": None, "priority": None}
     return dataclasses.replace(state, **changed)

@@ -455,6 +455,82 @@ def test_priors_differ_and_get_no_gradient(rows):
     assert not reached(grads.prior) and all(reached(leaf) for leaf in jax.tree.leaves(grads.members))
 
 
+# ---- trunk ---------------------------------------------------------------------------------------------------------
+
+
+def dense(layers, x):
+    """Layers of a network in plain numpy."""
+    for layer in layers:
+        linear, scale = (np.asarray(w, np.float64) for w in (layer.linear.weight, layer.norm.scale))
+        x = x @ linear + np.asarray(layer.linear.bias, np.float64)
+        x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-4) * scale
+        x = x / (1 + np.exp(-x))
+    return x
+
+
+@pytest.mark.parametrize("trunk", [1, 2])
+def test_members_go_on_from_a_shared_trunk_each_by_itself(rows, trunk):
+    ensemble, inputs = made(layers=2, trunk=trunk, prior_layers=1), read(rows.feat, rows.action)
+    assert len(ensemble.trunk.layers) == trunk and len(ensemble.members.each.mlp.layers) == 2 - trunk
+    hidden = dense(ensemble.trunk.layers, np.asarray(inputs, np.float64))
+    predictions = predict(ensemble, inputs, HYPERS)
+    for m in range(M):
+        # A prior reads what the trunk reads, and shares nothing.
+        by_hand = forward(ensemble.members.each, hidden, m) + 0.6 * forward(ensemble.prior.each, inputs, m)
+        np.testing.assert_allclose(predictions[m], by_hand, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("trunk", [1, 2])
+def test_members_of_a_trunk_differ_and_disagree(rows, trunk):
+    ensemble = made(layers=2, trunk=trunk)
+    for leaf in jax.tree.leaves(ensemble.members):
+        assert leaf.shape[0] == M
+    for one in range(M):
+        for other in range(one):
+            assert (ensemble.members.each.out.weight[one] != ensemble.members.each.out.weight[other]).all()
+    assert (disagree(ensemble, rows.feat, rows.action) > 0.01).all()
+
+
+def test_a_trunk_learns_from_every_member_and_stops_at_the_model(rows):
+    ensemble = made(layers=2, trunk=1)
+    total = lambda e, feat, target: loss_on(e, feat, rows.action, target, rows.is_first).sum()
+    grads, *others = jax.jit(jax.grad(total, argnums=(0, 1, 2)))(ensemble, rows.feat, rows.target)
+    assert all(reached(leaf) for leaf in jax.tree.leaves(grads)) and not reached(others)
+    # The loss is the mean over members, and so is what the trunk gets of each.
+    of_one = lambda m: eqx.tree_at(lambda e: e.members, ensemble, stacked(ensemble.members, 1, m))
+    each = [jax.jit(jax.grad(total))(of_one(m), rows.feat, rows.target).trunk for m in range(M)]
+    chex.assert_trees_all_close(grads.trunk, jax.tree.map(lambda *x: sum(x) / M, *each), rtol=1e-4, atol=1e-6)
+    spread = jax.jit(jax.grad(lambda e: disagree(e, rows.feat, rows.action).sum()))(ensemble)
+    assert not reached(spread)
+
+
+def test_without_a_trunk_no_number_changes():
+    assert made(trunk=0).trunk is None
+    chex.assert_trees_all_equal(made(layers=2), made(layers=2, trunk=0))
+
+
+def test_own_updates_move_the_trunk_by_adam_on_the_members_summed_losses(pairs):
+    space, number = SPACES["binary"], jnp.arange(n) + 40
+    model, ensemble = model_of(space), made(space, layers=2, trunk=1, target="projected", prior_layers=1)
+    latent = Latent.stored(pairs.deter, pairs.stoch, 2, jnp.dtype(jnp.float32))
+    inputs = inputs_of(ensemble, model, latent.feat[0], jnp.eye(A)[pairs.action[0]], HYPERS)
+    goal = slow_targets("projected", ensemble, model, pairs)
+    counts = np.array([i not in (3, 4) for i in range(n)]) * np.asarray(bootstrap(M, number, 0.5))
+
+    def loss(trunk):
+        heads = [jax.tree.map(lambda x, m=m: x[m], (ensemble.members.each, ensemble.prior.each)) for m in range(M)]
+        errors = [jnp.square(head(trunk(inputs)) + 0.6 * prior(inputs) - goal).sum(-1) for head, prior in heads]
+        return sum(jnp.mean(counts[m] * error) / 2 for m, error in enumerate(errors))
+
+    adam = optax.adam(HYPERS.ensemble_lr, b1=0.9, b2=0.99)
+    updates, _ = adam.update(jax.jit(jax.grad(loss))(ensemble.trunk), adam.init(ensemble.trunk))
+    moments = ensemble_moments(ensemble, HYPERS)
+    learned, _, _ = jax.jit(update_ensemble)(ensemble, moments, model, pairs, number, HYPERS)
+    chex.assert_trees_all_close(learned.trunk, eqx.apply_updates(ensemble.trunk, updates), rtol=1e-3, atol=1e-5)
+    assert reached(jax.tree.map(jnp.subtract, learned.trunk, ensemble.trunk))
+    chex.assert_trees_all_equal(learned.prior, ensemble.prior)
+
+
 # ---- bootstrap -----------------------------------------------------------------------------------------------------
 
 

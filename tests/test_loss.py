@@ -63,16 +63,17 @@ class Experience(NamedTuple):
 class Case:
     """agent_loss in one mode: the agent, made-up rows, and a compiled gradient with a weight for each loss."""
 
-    def __init__(self, config, env, mode, block=0):
+    def __init__(self, config, env, mode, block=0, **settings):
         sizes = dataclasses.replace(config.model, layers=1)
         ensemble = EnsembleConfig(members=3, layers=1)
         self.mode, self.sizes = mode, sizes
-        self.config = dataclasses.replace(config, mode=mode, horizon=H, model=sizes, ensemble=ensemble, block=block)
+        changed = {"mode": mode, "horizon": H, "model": sizes, "ensemble": ensemble, "block": block}
+        self.config = dataclasses.replace(config, **changed | settings)
         agent = arbitrary(lambda: Agent(self.config, env.obs_space, env.action_space, key=jr.key(0)))
         # The outermost bins are hundreds of millions away: believe in small rewards.
         peak = -4.0 * jnp.abs(jnp.arange(sizes.bins) - sizes.bins // 2)
         self.agent = eqx.tree_at(lambda a: a.model.reward.head.out.bias, agent, replace_fn=lambda bias: bias + peak)
-        self.targets = Targets.of(self.agent)
+        self.targets = Targets.of(self.agent, self.config.adaptive_intrinsic_scale)
         self.rows = made_up(sizes, env)
         self._run = jax.jit(jax.value_and_grad(self._loss, has_aux=True))
 
@@ -98,10 +99,10 @@ class Case:
         start = jax.tree.map(lambda x: x.reshape(T * B, *x.shape[2:]), latent)
         rows = jax.tree.map(lambda x: x[1:], self.rows)
         parts = jax.jit(functools.partial(self._experience, latent, start, rows), static_argnums=0)
-        return {name: Experience(*arrays(parts(name))) for name in rewards.BEHAVIORS[self.mode]}
+        return {name: Experience(*arrays(parts(name))) for name in rewards.behaviors(self.config)}
 
     def _experience(self, latent, start, rows, name):
-        model, actor, paid = self.agent.model, getattr(self.agent, name).actor, rewards.BEHAVIORS[self.mode][name]
+        model, actor, paid = self.agent.model, getattr(self.agent, name).actor, rewards.behaviors(self.config)[name]
         key = dict(zip(("tasker", "explorer"), jr.split(jr.split(KEY)[1]), strict=True))[name]
         noise = draw_noise(model, actor, H, T * B, key=key)
         out = imagine(model, actor, start, noise, HYPERS.unimix, HYPERS.policy_unimix, block=T * B)
@@ -130,7 +131,7 @@ def made_up(sizes, env) -> Row:
 @pytest.fixture(scope="module")
 def case(config, env):
     """Case by mode, compiled once each."""
-    return functools.cache(lambda mode, block=0: Case(config, env, mode, block))
+    return functools.cache(lambda mode, block=0, **settings: Case(config, env, mode, block, **settings))
 
 
 every_mode = pytest.mark.parametrize("mode", NAMES)
@@ -340,6 +341,153 @@ def test_objective_of_each_behaviour():
         bonus, explore, mix = HYPERS.explorer_entropy, objective("explore", "explorer"), objective("mix", "explorer")
         assert explore == ((0.7,), (norm,), (1e-3,), (True,), bonus)
         assert mix == ((0.7, 0.4), (norm, "returns"), (1e-3, 2.0), (True, False), bonus)
+
+
+# ---- one critic of the sum -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def summed(case):
+    """Mode mix with one critic."""
+    return case("mix", explorer_critics="sum")
+
+
+def test_a_sum_pays_both_rewards_as_they_come_each_times_its_scale(summed):
+    explorer, head = summed.experience["explorer"], summed.agent.model.reward
+    chex.assert_shape(explorer.reward, (1, H + 1, T * B))
+    extrinsic = np.asarray(head.mean(head(jnp.asarray(explorer.feat))), np.float64)
+    expected = 0.4 * extrinsic
+    for t in range(H):
+        expected[t + 1] += 0.7 * disagree(summed, explorer.feat[t], explorer.action[t])
+    np.testing.assert_allclose(explorer.reward[0], expected, rtol=1e-3, atol=1e-4)
+
+    rows, latent = summed.rows, summed.lost.outcome.latent
+    feat = np.concatenate([latent.deter, latent.stoch.reshape(T, B, -1)], -1)
+    spread = disagree(summed, feat, np.eye(A, dtype=np.float32)[np.asarray(rows.action[1:])])
+    replayed = 0.4 * np.asarray(rows.reward[1:], np.float64)
+    for t in range(T - 1):
+        for b in range(B):
+            replayed[t + 1, b] += 0 if rows.is_first[1:][t + 1, b] else 0.7 * spread[t, b]
+    np.testing.assert_allclose(explorer.replayed[0], replayed, rtol=1e-3, atol=1e-4)
+
+
+def test_a_sums_advantage_is_divided_once_by_the_range_of_its_returns(summed):
+    """Returns, values and advantages of the explorer in plain numpy, from the rewards above."""
+    explorer, critics = summed.experience["explorer"], summed.agent.explorer.critics
+    assert len(critics) == 1
+    value = np.asarray(critics.map(lambda critic: critic.mean(critic(jnp.asarray(explorer.feat)))))[0]
+    returns, following = np.zeros((H, T * B)), value[-1]
+    for t in reversed(range(H)):
+        mixed = (1 - HYPERS.lam) * value[t + 1] + HYPERS.lam * following
+        returns[t] = following = explorer.reward[0, t + 1] + explorer.cont[t + 1] * mixed
+    low, high = HYPERS.return_rate * np.percentile(returns, [5, 95])
+    advantage = (returns - value[:-1]) / max(HYPERS.return_floor, high - low)
+    metrics = summed.lost.outcome.metrics
+    np.testing.assert_allclose(metrics["explorer_adv_mag"], np.abs(advantage).mean(), rtol=1e-3)
+    np.testing.assert_allclose(metrics["explorer_ret_scale_sum"], high - low, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", EXPLORE)
+def test_with_a_sum_each_loss_moves_its_own_parts_and_no_other(summed, name):
+    grads = summed(**{name: 1.0}).grads
+    assert {p for p, of in PARTS.items() if any((x != 0).any() for x in jax.tree.leaves(of(grads)))} == REACHES[name]
+
+
+def test_one_critic_changes_nothing_for_model_and_tasker_nor_where_one_reward_is(case, summed):
+    each, grads = case("mix").lost.grads, summed.lost.grads
+    chex.assert_trees_all_close((grads.model, grads.tasker), (each.model, each.tasker), rtol=1e-4, atol=1e-6)
+    for mode in ("task", "explore"):
+        other = Config(mode=mode, explorer_critics="sum")
+        assert rewards.behaviors(other) == rewards.BEHAVIORS[mode]
+
+
+# ---- an intrinsic scale that adapts --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def with_factor(case):
+    """The loss in mode mix, and what its explorer's policy loss alone gives, with this learned factor of the scale."""
+    adaptive = case("mix", adaptive_intrinsic_scale=True)
+    begun = adaptive.targets
+
+    @functools.cache
+    def run(factor):
+        adaptive.targets = eqx.tree_at(lambda t: t.intrinsic_scale.log, begun, jnp.log(jnp.float32(factor)))
+        return adaptive(), adaptive(explorer_policy=1.0).grads.explorer.actor
+
+    return run
+
+
+def test_a_learned_scale_begins_as_the_one_that_is_set(case, with_factor):
+    lost, each = with_factor(1.0)[0], case("mix").lost
+    np.testing.assert_allclose(lost.total, each.total, rtol=1e-5)
+    chex.assert_trees_all_close(lost.grads, each.grads, rtol=1e-4, atol=1e-5)
+    extra = {"explorer_intrinsic_scale", "explorer_gain_disagreement"}
+    assert lost.outcome.metrics.keys() - each.outcome.metrics.keys() == extra
+    assert each.outcome.gain is None and each.outcome.metrics.keys() <= lost.outcome.metrics.keys()
+    # The slow policy is still the explorer's own, and draws the same actions.
+    np.testing.assert_array_equal(lost.outcome.gain, 0)
+
+
+def test_a_learned_scale_weighs_disagreement_in_the_policys_loss_and_nothing_else(with_factor):
+    (none, at_0), (one, at_1), (three, at_3) = (with_factor(factor) for factor in (0.0, 1.0, 3.0))
+    for lost, scale in ((none, 0.0), (one, 0.7), (three, 2.1)):
+        np.testing.assert_allclose(lost.outcome.metrics["explorer_intrinsic_scale"], scale, rtol=1e-5)
+    expected = jax.tree.map(lambda a, b: a + 3 * (b - a), at_0, at_1)
+    assert not same(at_0, at_1)
+    size = max(np.abs(x).max() for x in jax.tree.leaves(at_3))
+    chex.assert_trees_all_close(at_3, expected, rtol=1e-3, atol=1e-4 * size)
+    others = lambda lost: (lost.grads.model, lost.grads.tasker, lost.grads.explorer.critics, lost.grads.novelty)
+    chex.assert_trees_all_equal(others(one), others(three))
+
+
+# ---- prioritised replay --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def weighted(case, config):
+    """What agent_loss gives for weights of the windows, where replay follows disagreement."""
+    explore = case("explore")
+    settings = dataclasses.replace(explore.config, replay=dataclasses.replace(config.replay, priority=0.5))
+
+    @jax.jit
+    def run(weight, rows):
+        return agent_loss(explore.agent, explore.targets, rows, settings, HYPERS, weight, key=KEY)
+
+    return lambda *weight, rows=explore.rows: arrays(run(jnp.array(weight, jnp.float32), rows))
+
+
+def test_priorities_are_the_disagreement_about_each_rows_action(case, weighted):
+    rows, (_, outcome) = case("explore").rows, weighted(1, 1)
+    feat = np.concatenate([outcome.latent.deter, outcome.latent.stoch.reshape(T, B, -1)], -1)
+    expected = disagree(case("explore"), feat, np.eye(A, dtype=np.float32)[np.asarray(rows.action[1:])])
+    expected = np.where(rows.is_last[1:], 0, expected)  # that action leads nowhere
+    assert (expected == 0).sum() == 1
+    np.testing.assert_allclose(outcome.priority, expected, rtol=1e-4)
+    assert case("explore").lost.outcome.priority is None
+
+
+def test_windows_count_by_their_weight_in_losses_on_replayed_rows_alone(case, weighted):
+    plain = case("explore").lost.outcome.metrics
+    (even, both), (_, one), (_, other) = weighted(1, 1), weighted(2, 0), weighted(0, 2)
+    scales = loss_scales(HYPERS, case("explore").config)
+    np.testing.assert_allclose(even, sum(s * both.metrics[f"loss/{name}"] for name, s in scales.items()), rtol=1e-4)
+    for name in NAMES["explore"]:
+        a, b, mean = (x.metrics[f"loss/{name}"] for x in (one, other, both))
+        np.testing.assert_allclose(mean, plain[f"loss/{name}"], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose((a + b) / 2, mean, rtol=1e-4, atol=1e-5)
+        imagined = name.removeprefix("explorer_") in ("policy", "value")
+        assert (a == b) == imagined, name
+
+
+def test_a_windows_weight_multiplies_its_own_losses(case, weighted):
+    """The ensemble's, in which nothing but a window's own rows has a part."""
+    loss = lambda *weight: weighted(*weight)[1].metrics["loss/ensemble"]
+    np.testing.assert_allclose(loss(3, 0.5), 1.5 * loss(2, 0) + 0.25 * loss(0, 2), rtol=1e-4)
+    rows = case("explore").rows
+    assert loss(2, 0) != loss(0, 2)
+    other = dataclasses.replace(rows, obs=rows.obs.at[:, 1].set(~rows.obs[:, 1]))
+    np.testing.assert_allclose(weighted(2, 0, rows=other)[1].metrics["loss/ensemble"], loss(2, 0), rtol=1e-4)
 
 
 # ---- reward-free ---------------------------------------------------------------------------------------------------

@@ -154,6 +154,59 @@ def test_exploring_seed_trains_then_adapts(env, config, hypers, mode, own):
     assert not tree_equal(later.agent.tasker, adapted.agent.tasker)
 
 
+def test_an_adaptive_scale_moves_with_the_updates_and_is_left_behind(env, config, hypers):
+    given = dataclasses.replace(hypers, warmup=0.0, lr=0.1, intrinsic_scale_lr=0.02)
+    mix = dataclasses.replace(config, mode="mix", adaptive_intrinsic_scale=True)
+    start = lambda key: train.init(env, mix, given, key=key)
+    state = jax.jit(start)(jr.key(0))
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
+    assert tree_equal(state.targets.intrinsic_scale.slow, state.agent.explorer.actor)
+    # Off, there is nothing of it, and all else is as it was.
+    off = jax.jit(lambda key: train.init(env, dataclasses.replace(config, mode="mix"), given, key=key))(jr.key(0))
+    assert off.targets.intrinsic_scale is None
+    without = dataclasses.replace(state.targets, intrinsic_scale=None)
+    assert tree_equal(dataclasses.replace(state, targets=without), off)
+
+    state, clock, _ = jax.jit(lambda s: train.collect_steps(env, mix, s, Clock.zero(), mix.prefill))(state)
+    after, _, progress = jax.jit(functools.partial(train.advance, env, mix, 4))(state, clock)
+    assert float(after.targets.intrinsic_scale.log) != 0 and float(progress.metrics["explorer_gain_disagreement"]) != 0
+    assert 0.9 < float(progress.metrics["explorer_intrinsic_scale"]) < 1.1
+    assert train.adapt(after).targets.intrinsic_scale is None
+
+
+def test_prioritised_replay_keeps_what_was_replayed_last_and_is_left_behind(env, config, hypers):
+    by = dataclasses.replace(config.replay, priority=0.5, correct=True)
+    config = dataclasses.replace(config, mode="explore", replay=by)
+
+    def start(key):
+        state = train.init(env, config, hypers, key=key)
+        return train.collect_steps(env, config, state, Clock.zero(), config.prefill)
+
+    states, clock, _ = jax.jit(jax.vmap(start, out_axes=(0, None, 0)))(jr.split(jr.key(0), 2))
+    assert states.priority.shape == (2, *states.ring.reward.shape[1:]) and (states.priority == -1).all()
+    step = jax.vmap(functools.partial(train.advance, env, config, 3), (0, None), (0, None, 0))
+    after, later, progress = jax.jit(step)(states, clock)
+    assert not later.step.ndim and not later.online_cursor.ndim  # the clock is not batched
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(progress.metrics))
+    for seed in range(2):
+        known, is_last = np.asarray(after.priority[seed]) >= 0, np.asarray(after.ring.is_last[seed])
+        assert known.any() and not known[int(later.step) :].any() and not known[0].any()  # row 0 is only ever context
+        np.testing.assert_array_equal(np.asarray(after.priority[seed])[known] == 0, is_last[known])
+        # Rows whose latents were written back are those that have a priority.
+        written = (np.asarray(states.ring.deter[seed]) != np.asarray(after.ring.deter[seed])).any(-1)
+        old = np.arange(len(written)) < int(clock.step)
+        assert not (written & ~known & old[:, None]).any()
+    adapted = train.adapt(jax.tree.map(lambda x: x[0], after))
+    assert adapted.priority is None
+    task = dataclasses.replace(config, mode="task")
+    assert not task.prioritised
+    jax.eval_shape(functools.partial(train.advance, env, task, 1), adapted, clock)
+
+
+def test_without_priorities_the_state_has_none(started):
+    assert started[0].priority is None
+
+
 @pytest.fixture(scope="module")
 def exploring(env, config, hypers):
     """(config, three prefilled seeds, clock) of a run whose ensemble has updates of its own."""

@@ -52,6 +52,7 @@ MEANINGS = {
     "train/explorer_ent": "explorer's actor",
     "train/explorer_rew_disagreement": "disagreement, imagined",
     "train/explorer_replay_rew_disagreement": "disagreement, replayed",
+    "train/explorer_gain_disagreement": "disagreement, beyond the slow policy's",
     "train/opt/grad_norm": "gradient",
     "train/opt/update_norm": "update",
     "fps/policy": "env steps / s",

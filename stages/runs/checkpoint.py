@@ -21,7 +21,7 @@ from stages.runs.folder import RunFolderError, plain
 from stages.runs.processes import Processes
 
 FOLDER = "checkpoints"
-ROOM = {".ring.": 0, ".coverage.where": -1}
+ROOM = {".ring.": 0, ".priority": -1, ".coverage.where": -1}
 """Parts of the state with room for each row that the run will collect, and what stands where none is yet."""
 
 

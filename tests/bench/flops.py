@@ -114,7 +114,8 @@ def parts(config: Any, obs: int, actions: int, reference: bool = False) -> list[
     found += behavior("tasker", 1, True, not reward_free)
     if exploring:
         mix = config.mode == "mix"
-        found += behavior("explorer", 2 if mix else 1, mix, False)
+        critics = 2 if mix and config.explorer_critics == "each" else 1
+        found += behavior("explorer", critics, mix, False)
         found += _ensemble(config, obs, actions, followed, dreamt)
     return found
 
@@ -125,7 +126,8 @@ def _ensemble(config: Any, obs: int, actions: int, followed: int, dreamt: int) -
     latent = m.stoch * m.classes
     sizes = {"probs": latent, "stoch": latent, "embed": m.units, "deter": m.deter, "projected": e.projection}
     inputs = {"feat": m.deter + latent, "decoded": obs}[e.input] + actions
-    network = lambda layers: stack(inputs, e.units or m.units, layers, sizes[e.target])
+    width, size, deep = e.units or m.units, sizes[e.target], e.trunk > 0
+    member = stack(width if deep else inputs, width, e.layers - e.trunk, size)
     decoder, own = stack(m.deter + latent, m.units, m.layers, obs), e.updates * e.batch_size
     found = []
     for name, rows, learned in (
@@ -133,9 +135,11 @@ def _ensemble(config: Any, obs: int, actions: int, followed: int, dreamt: int) -
         ("dreams", dreamt, 0),
         ("own updates", own, own),
     ):
-        found.append(Part(f"ensemble, {name}", network(e.layers), rows, learned, into=False, copies=e.members))
+        found.append(Part(f"ensemble, {name}", member, rows, learned, into=deep, copies=e.members))
+        if deep:
+            found.append(Part(f"trunk, {name}", stack(inputs, width, e.trunk), rows, learned, into=False))
         if e.prior_layers:
-            found.append(Part(f"priors, {name}", network(e.prior_layers), rows, copies=e.members))
+            found.append(Part(f"priors, {name}", stack(inputs, width, e.prior_layers, size), rows, copies=e.members))
         if e.input == "decoded":
             found.append(Part(f"decoder, {name} of the ensemble", decoder, rows))
         if e.target == "projected" and learned:
