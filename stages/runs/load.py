@@ -126,8 +126,10 @@ def _groups(path: Path, process: int, env: Environment, config: Config, hypers: 
             mine = log["round"]["mine"]
             own = slice(process * len(mine), (process + 1) * len(mine))
             everyone = log["round"]["seeds"][own]  # without padding
-            index = progress["trials"].index(trial)
-            places = np.flatnonzero([each == index for each in log["round"]["trials"][own] or [0] * len(everyone)])
+            index = progress.get("trials", [""]).index(trial)  # a copy has one
+            places = np.flatnonzero(
+                [each == index for each in log["round"].get("trials", [])[own] or [0] * len(everyone)]
+            )
             if not places.size:
                 continue
             seeds = [everyone[place] for place in places]
