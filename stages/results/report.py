@@ -6,8 +6,6 @@ Axes: S seeds, P log points.
 from __future__ import annotations
 
 import base64
-import dataclasses
-import json
 import re
 import shlex
 from collections.abc import Iterable, Sequence
@@ -16,12 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from stages.config import ConfigError, preset
 from stages.results.compare import NO_SETTING, Line, compare, described
 from stages.results.page import PAGE
 from stages.results.read import EVALUATION, EXPLORED, TRAINING, Result
 from stages.results.vector import metric_figure, svg
-from stages.runs.arguments import flat
 from stages.runs.figures import curves_figure, decimals, number
 
 SECTIONS = (
@@ -87,7 +83,7 @@ def _head(run: Result) -> str:
         command += ["--seed-start", str(start)]
     if run.settings["preset"] != "tiny":
         command += ["--preset", str(run.settings["preset"])]
-    changed = [name for name in _changed(run) if name not in NO_SETTING]
+    changed = [name for name in beyond_preset(run.settings) if name not in NO_SETTING]
     env = [] if run.settings["config.env"] == "Catch-bsuite" else ["--env", run.settings["config.env"]]
     args = [word for name, value in run.settings["config.env_args"] for word in (f"--env.{name}", value)]
     words = shlex.join([*command, *env, *args]) + " " + described(run, changed)
@@ -197,7 +193,7 @@ def _seeds(run: Result) -> str:
 
 def _settings(run: Result) -> str:
     """All settings, those that differ from their preset first; and versions."""
-    changed = _changed(run)
+    changed = beyond_preset(run.settings)
     rest = [name for name in run.settings if name not in changed and not name.startswith("versions.")]
     rows = [[name.removeprefix("config."), _word(run.settings[name]), _word(was)] for name, was in changed.items()]
     rows += [[name.removeprefix("config."), _word(run.settings[name]), ""] for name in rest]
@@ -207,16 +203,6 @@ def _settings(run: Result) -> str:
     return _details("Settings", ["setting", "value", "in the preset"], rows) + _details(
         "Versions", ["", "version"], versions
     )
-
-
-def _changed(run: Result) -> dict[str, Any]:
-    """Settings that the preset has otherwise -> what it has; none where the preset is not known any more."""
-    try:
-        config, hypers = preset(run.settings["preset"])
-    except ConfigError:
-        return {}
-    there = flat(json.loads(json.dumps({"config": dataclasses.asdict(config), "hypers": dataclasses.asdict(hypers)})))
-    return {name: was for name, was in there.items() if name in run.settings and run.settings[name] != was}
 
 
 def _details(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

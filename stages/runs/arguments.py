@@ -21,6 +21,7 @@ from stages.config import (
     preset,
     validate,
 )
+from stages.runs.settings_file import words_of
 from stages.runs.sink import Kind, check_sink
 
 DESCRIPTION = """Train a sweep of DreamerV3 agents, with Plan2Explore if asked: `python run.py --seeds 32`.
@@ -55,6 +56,9 @@ class Arguments:
     trials: int = 0
     """Random search: so many combinations, with values drawn from --sweep NAME=log:LOW:HIGH, uniform:LOW:HIGH or a
     list; 0: all combinations of the lists."""
+    config_file: Annotated[str, tyro.conf.arg(name="config", metavar="FILE")] = ""
+    """Settings from a file, JSON or TOML: {"preset": "tiny", "hypers": {"lr": 1e-3}, ...}, or the config.json of a run,
+    which then is made again. Flags come after it."""
     preset: str = "tiny"
     """Sizes and settings to start from, listed above. The defaults below are those of the preset that is given."""
     logdir: str = ""
@@ -100,11 +104,16 @@ class Arguments:
         env = f"{self.config.env} ({settings})" if settings else self.config.env
         return f"{env}, {self.config.mode}, preset {self.preset}"
 
+    @property
+    def flat(self) -> dict[str, Any]:
+        """All of them by their paths, as JSON has them."""
+        return flat(json.loads(json.dumps(dataclasses.asdict(self))))
+
 
 # ---- going on with a run -------------------------------------------------------------------------------------------
 
 FREE = {
-    *"logdir log devices parallel memory checkpoint_minutes checkpoint_keep".split(),
+    *"config_file logdir log devices parallel memory checkpoint_minutes checkpoint_keep".split(),
     *"distributed coordinator process config.block config.lane".split(),
 }
 """Arguments that change no number of a run, and so may differ when it goes on."""
@@ -125,6 +134,19 @@ def flag_of(name: str) -> str:
     return "--" + name.removeprefix("config.").replace("_", "-")
 
 
+def beyond_preset(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by their paths, as JSON has them -> of those that their preset has otherwise, what it has.
+
+    Nothing where the preset is not known any more.
+    """
+    try:
+        config, hypers = preset(settings["preset"])
+    except ConfigError:
+        return {}
+    there = flat(json.loads(json.dumps({"config": dataclasses.asdict(config), "hypers": dataclasses.asdict(hypers)})))
+    return {name: was for name, was in there.items() if name in settings and settings[name] != was}
+
+
 def check_same_run(arguments: Arguments, saved: Mapping[str, Any]) -> bool:
     """Whether these arguments ask for more steps of a run that was saved with its own.
 
@@ -134,7 +156,7 @@ def check_same_run(arguments: Arguments, saved: Mapping[str, Any]) -> bool:
     Raises:
         ConfigError: they ask for another run.
     """
-    ours = flat(json.loads(json.dumps(dataclasses.asdict(arguments))))
+    ours = arguments.flat
     theirs = {name: value for name, value in flat(saved).items() if not name.startswith("versions.")}
     differing = [name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)]
     raised = [name for name in GROWING if name in differing and theirs.get(name) and ours[name] > theirs[name]]
@@ -163,11 +185,17 @@ def settings_of(saved: Mapping[str, Any]) -> tuple[Config, Hypers]:
         ) from error
 
 
+NAMES = [name.removeprefix("config.") for name in flat(dataclasses.asdict(Arguments()))]
+"""Every setting, by its name on the command line."""
+
+
 # ---- the command line ----------------------------------------------------------------------------------------------
 
 
 def parse(argv: list[str]) -> Arguments:
     """Arguments from the command line. Raises ConfigError; tyro itself exits with 2 on flags it cannot read."""
+    if file := _peek(argv, "--config", ""):
+        argv = [*words_of(file, NAMES), *argv]
     argv, env_args = _take_env_args(argv)
     config, hypers = preset(_peek(argv, "--preset", "tiny"))
     config = dataclasses.replace(config, env_args=env_args)
@@ -228,13 +256,14 @@ def _take_env_args(argv: list[str]) -> tuple[list[str], tuple[tuple[str, str], .
 
 
 def _peek(argv: list[str], flag: str, default: str) -> str:
-    """A flag's value before the parser sees it: the preset decides the others' defaults."""
+    """A flag's last value before the parser sees it: the preset decides the others' defaults."""
+    found = default
     for here, following in itertools.pairwise([*argv, default]):
         if here == flag:
-            return following
+            found = following
         if here.startswith(flag + "="):
-            return here.split("=", 1)[1]
-    return default
+            found = here.split("=", 1)[1]
+    return found
 
 
 def _whole_number(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[int] | None:

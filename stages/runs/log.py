@@ -6,6 +6,7 @@ folder of its own, as if it were a run alone.
 
 import dataclasses
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from stages.config import Config
 from stages.measure import Measurement
 from stages.replay import Clock
 from stages.runs import figures, terminal
-from stages.runs.arguments import Arguments
+from stages.runs.arguments import Arguments, beyond_preset, flag_of
 from stages.runs.folder import RunFolder
 from stages.runs.novelty import Map, novelty_metrics, summary, words
 from stages.runs.novelty_figure import plot_novelty
@@ -141,6 +142,13 @@ class RunLog:
         files = f"; files in {self.folder.path}" if self.folder is not None else ""
         trials = f" of each of {len(self.trials)} trials" if len(self.trials) > 1 else ""
         self.say(f"{self.arguments.title}: seeds {seeds[0]} to {seeds[-1]}{trials} on {where}{files}")
+        settings = self.arguments.flat
+        changed = [
+            name for name in beyond_preset(settings) if name not in ("config.env", "config.env_args", "config.mode")
+        ]
+        if changed:
+            listed = ", ".join(f"{flag_of(name)} {settings[name]}" for name in changed)
+            self.say(textwrap.fill(f"beside the preset: {listed}", 79, subsequent_indent="  ", break_on_hyphens=False))
         self.say("compiling ...")
         self.compile_seconds = -time.time()
 

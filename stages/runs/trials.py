@@ -76,7 +76,7 @@ def programs_of(argv: Sequence[str], arguments: Arguments) -> list[Program]:
             )
             programs[shape] = Program(shape, own, [])
         words = [word for name, value in values.items() for word in (_flag(name), value)]
-        alone = dataclasses.replace(parse([*rest, *words]), logdir=_inside(top, shape, hypers))
+        alone = dataclasses.replace(parse([*rest, *words]), logdir=_inside(top, shape, hypers), sweep=(), trials=0)
         programs[shape].trials.append(Trial(hypers, alone, values))
     if len(shapes) == len(settings):  # each is an ordinary run
         return [Program(p.name, p.trials[0].arguments, p.trials) for p in programs.values()]

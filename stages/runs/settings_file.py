@@ -1,0 +1,55 @@
+"""Settings file: `--config FILE` -> the words of a command line, which those that are typed come after."""
+
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stages.config import ConfigError
+
+NOT_TAKEN = {"config_file", "logdir", "process", "processes", "coordinator", "distributed", "versions"}
+"""What a run's config.json says of one run on one cluster."""
+
+
+def words_of(file: str, known: Sequence[str]) -> list[str]:
+    """The settings of a file, as flags.
+
+    Args:
+        file: JSON or, if it is named .toml, TOML: settings by their names, groups as tables, such as
+            {"preset": "tiny", "env": "DeepSea-bsuite", "env_args": {"size": 10}, "hypers": {"lr": 1e-3}}; or the
+            config.json that a run leaves.
+        known: the names of all settings, such as replay.train_ratio.
+
+    Raises:
+        ConfigError: the file cannot be read, or has a setting that there is none of.
+    """
+    try:
+        text = Path(file).expanduser().read_text()
+        settings = tomllib.loads(text) if file.endswith(".toml") else json.loads(text)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read --config {file!r}: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"--config {file!r} must hold settings by their names, not {type(settings).__name__}")
+    settings = {name: value for name, value in settings.items() if name not in NOT_TAKEN}
+    inner = settings.pop("config", {})  # as a run's config.json has them
+    settings = {**settings, **inner} if isinstance(inner, Mapping) else settings
+    pairs = settings.pop("env_args", {})
+    words = [f"--env.{name}={value}" for name, value in (pairs.items() if isinstance(pairs, Mapping) else pairs)]
+    for name, value in _flat(settings):
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+            advice = f"; did you mean {' or '.join(near)}?" if near else "; --help lists all settings"
+            raise ConfigError(f"--config {file!r}: there is no setting {name!r}{advice}")
+        values = value if isinstance(value, list) else [value]
+        words += [f"--{name.replace('_', '-')}={each}" for each in values]
+    return words
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Settings of all groups by their paths."""
+    pairs: list[tuple[str, Any]] = []
+    for name, value in settings.items():
+        pairs += _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(prefix + name, value)]
+    return pairs
