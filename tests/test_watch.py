@@ -1,5 +1,6 @@
 """Trained agents loaded from a run's folder, scored, filmed and copied: one tiny run for all, and pictures by hand."""
 
+import collections
 import dataclasses
 import json
 import shutil
@@ -10,12 +11,14 @@ from PIL import Image
 
 import run
 from envs.environment import ObsSpace
-from stages.config import ConfigError
+from stages.config import ConfigError, Hypers
 from stages.results.commands import command
 from stages.results.read import read_runs
 from stages.runs import start
 from stages.runs.arguments import settings_of
-from stages.runs.load import load
+from stages.runs.checkpoint import Checkpoints, Place
+from stages.runs.load import Part, load
+from stages.runs.processes import Processes
 from stages.watch.canvas import SCALE, Canvas, write_gif
 from stages.watch.frames import CHANNELS, NIGHT, is_board, painted
 from stages.watch.scores import notes
@@ -126,6 +129,22 @@ def test_what_cannot_be_loaded_says_so_in_one_line(folder, tmp_path, capsys):
     assert "--checkpoint-keep 0" in refused(capsys, "eval", folder)
     edit(folder, config={})
     assert "another version" in refused(capsys, "eval", folder)
+
+
+def test_a_run_from_before_a_hyperparameter_has_its_default(folder, tmp_path):
+    [group, _] = load(folder).groups
+    older = collections.namedtuple("Older", [name for name in vars(group.hypers) if name != "lam"])
+    hypers = older(*(getattr(group.hypers, name) for name in older._fields))
+    checkpoints, round = Checkpoints(tmp_path / "older", Processes(), keep=1), {"seeds": [5, 6], "mine": [5, 6]}
+    state = (Part(group.agent, hypers, group.env_params, np.zeros(2, np.int32)),)
+    checkpoints.save(Place(0, group.step), state, {"rounds": [{"round": round, "phase": 0}]})
+    checkpoints.close()
+    saved = json.loads((folder / "config.json").read_text())
+    del saved["hypers"]["lam"]
+    (tmp_path / "older" / "config.json").write_text(json.dumps(saved))
+    [loaded] = load(tmp_path / "older").groups
+    np.testing.assert_array_equal(loaded.hypers.lam, np.float32(Hypers().lam))
+    assert tree_equal(loaded.agent, group.agent)
 
 
 def test_a_seed_that_diverged_is_said(whole):

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import logging
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,13 +83,14 @@ class Checkpoints:
             )
             return found["progress"]
 
-    def restore(self, place: Place, shapes: Any, part: bool = False) -> Any:
+    def restore(self, place: Place, shapes: Any, part: bool = False, absent: Mapping[str, float] | None = None) -> Any:
         """The arrays of a checkpoint, as `shapes` has them: a tree of jax.ShapeDtypeStruct with shardings.
 
         What has room for each row of the run (ROOM) may be larger than the saved one.
 
         Args:
             part: `shapes` are of a part of the state, and the rest of it is not read.
+            absent: by its name, what an array is filled with that a checkpoint from before it does not have.
 
         Raises:
             RunFolderError: the checkpoint is damaged, or of a state of other parts, shapes or types.
@@ -105,6 +107,8 @@ class Checkpoints:
             saved = self._manager(place.round).restore(place.step, args=ocp.args.Composite(state=args))["state"]
         # What is asked for and not there comes back as it was asked for.
         saved = {name: x for name, x in saved.items() if isinstance(x, np.ndarray | jax.Array)}
+        for name, value in (absent or {}).items():
+            saved.setdefault(name, np.full(wanted[name].shape, value, wanted[name].dtype))
         if unlike := sorted(saved.keys() ^ {name for name, x in wanted.items() if x.size}):
             raise RunFolderError(f"the checkpoint {str(path)!r} is of another state: {unlike[0]} is not in both")
         leaves = [_fitted(path, name, saved.get(name), like) for name, like in wanted.items()]

@@ -67,11 +67,13 @@ def _write_agents(folder: Path, loaded: Loaded, kept: Sequence[int]) -> None:
         take = operator.itemgetter(places)
         agent, hypers, env_params = jax.tree.map(take, (group.agent, group.hypers, group.env_params))
         parts.append((group.step, Part(agent, hypers, env_params, diverged)))
-        rounds.append({"round": {"seeds": seeds, "mine": seeds}, "phase": int(group.config != loaded.config)})
+        rounds.append(
+            {"round": {"seeds": seeds, "mine": seeds, "trials": []}, "phase": int(group.config != loaded.config)}
+        )
     checkpoints = Checkpoints(folder, Processes(), keep=1)
     try:
         for index, (step, part) in enumerate(parts):
-            checkpoints.save(Place(index, step), (part,), {"rounds": rounds, "agents_only": True})
+            checkpoints.save(Place(index, step), (part,), {"rounds": rounds, "trials": [""], "agents_only": True})
         checkpoints.wait()
     finally:
         checkpoints.close()

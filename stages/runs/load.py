@@ -135,7 +135,9 @@ def _groups(path: Path, process: int, env: Environment, config: Config, hypers: 
             seeds = [everyone[place] for place in places]
             phase = config if log["phase"] == 0 else dataclasses.replace(config, mode="task")
             shapes = jax.eval_shape(functools.partial(_part, env, config, hypers, len(mine), log["phase"] > 0))
-            (part,) = checkpoints.restore(place, (shapes,), part=True)
+            # A hyperparameter that came after the run has its default.
+            newer = {f"[0].hypers.{name}": value for name, value in vars(hypers).items()}
+            (part,) = checkpoints.restore(place, (shapes,), part=True, absent=newer)
             agent, own_hypers, env_params, diverged = jax.tree.map(operator.itemgetter(places), part)
             steps = {seed: int(at) * config.envs for seed, at in zip(seeds, np.asarray(diverged), strict=True) if at}
             finished = place.step >= config.steps + config.adapt_steps
