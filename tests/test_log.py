@@ -204,13 +204,14 @@ def test_a_run_of_two_rounds_from_its_first_line_to_its_last(tmp_path, capsys, c
     log.on_finish()
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"Catch-bsuite, task, preset tiny: seeds 0 to 2 on 2 cpu device(s); files in {tmp_path / 'run'}"
-    assert lines[1:5] == [
+    assert lines[1:6] == [
+        "beside the preset: --steps 1000, --envs 2, --replay.train-ratio 192.0",
         "compiling ...",
         "compiled in 7.0 s",
         "two rounds",
         "1,234 parameters a seed: actor 1,200, critic 34",
     ]
-    assert lines[5] == "round 1 of 2: seeds 0 to 1" and lines[8] == "round 2 of 2: seeds 2 to 2"
+    assert lines[6] == "round 1 of 2: seeds 0 to 1" and lines[9] == "round 2 of 2: seeds 2 to 2"
     assert log.arguments.config.schedule == (1, 3)  # 192 rows a step of 2 environments are three updates of 8 times 16
     assert lines[-1].startswith("1,000 env steps and 18 updates a seed in 20 s (7 s compiling), ")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {

@@ -189,6 +189,10 @@ def test_a_run_without_checkpoints_begins_again(tmp_path, monkeypatch, capsys):
     assert run.main(words) == 0
     assert "holds no checkpoint of the run: it begins again" in capsys.readouterr().out
     assert len(logged(tmp_path / "run")) == 2
+    # Once it is finished, what it has is worth more than a beginning.
+    assert run.main([*words, "--steps", "45"]) == 2
+    assert "finished and holds no checkpoint to go on from" in capsys.readouterr().err
+    assert len(logged(tmp_path / "run")) == 2
 
 
 def test_a_signal_that_is_ignored_stays_so():

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from envs.environment import StateSpace
-from stages.config import Config
+from stages.config import Config, ConfigError
 from stages.measure import Measurement
 from stages.replay import Clock
 from stages.runs import figures, terminal
@@ -86,8 +86,19 @@ class RunLog:
         }
 
     def restart(self) -> None:
-        """Begin from nothing; what a run without a checkpoint has logged here is cut off."""
-        if self.folder is not None and any(folder.metrics_size for folder in self.folders):
+        """Begin from nothing; what a run without a checkpoint has logged here is cut off.
+
+        Raises:
+            ConfigError: a finished run is to go on, and has nothing to go on from.
+        """
+        if self.folder is None:
+            return
+        if (self.folder.summary or {}).get("finished"):
+            raise ConfigError(
+                f"the run in {str(self.folder.path)!r} is finished and holds no checkpoint to go on from: choose "
+                "another --logdir"
+            )
+        if any(folder.metrics_size for folder in self.folders):
             self.say(f"{self.folder.path} holds no checkpoint of the run: it begins again")
             for folder in self.folders:
                 folder.cut_metrics(0)
