@@ -122,7 +122,13 @@ def model_loss(
         "rep": rep,
     }
     entropy = lambda dist: dist.entropy().sum(-1).mean()
-    return losses, {"dyn_ent": entropy(observed.prior), "rep_ent": entropy(observed.post)}
+    metrics = {
+        "dyn_ent": entropy(observed.prior),
+        "rep_ent": entropy(observed.post),
+        "kl": sg(kl(observed.post, observed.prior)).sum(-1).mean(),  # both losses', before free nats
+        "kl_free": (dyn <= hypers.free_nats).mean(dtype=jnp.float32),  # share of rows whose KL costs nothing
+    }
+    return losses, metrics
 
 
 def balanced_kl(

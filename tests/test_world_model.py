@@ -309,6 +309,18 @@ def test_continue_loss_is_least_at_the_discount(lose, model, seen, window, horiz
     np.testing.assert_array_equal(curve.argmin(0)[terminal], 0)
 
 
+@pytest.mark.parametrize("free_nats", [0.0, 0.3, 100.0])
+def test_metrics_say_the_whole_kl_and_how_often_it_is_free(lose, model, seen, window, free_nats):
+    hypers = Hypers(free_nats=free_nats)
+    _, metrics = lose(model, seen, window.obs, window.reward, window.is_terminal, hypers, reward_free=False)
+    post, prior = (np.asarray(dist.probs, np.float64) for dist in (seen.post, seen.prior))
+    whole = (post * np.log(post / prior)).sum((-1, -2))  # over classes and latents
+    np.testing.assert_allclose(metrics["kl"], whole.mean(), rtol=1e-3)
+    assert float(metrics["kl_free"]) == pytest.approx((whole <= free_nats).mean(), abs=1e-6)
+    for name, probs in (("rep_ent", post), ("dyn_ent", prior)):
+        np.testing.assert_allclose(metrics[name], -(probs * np.log(probs)).sum((-1, -2)).mean(), rtol=1e-3)
+
+
 # ---- balanced KL ---------------------------------------------------------------------------------------------------
 
 # [0.9, 0.1] || [0.5, 0.5] = 0.368 nats, and the other way round 0.511.

@@ -42,6 +42,8 @@ MEANINGS = {
     "train/loss/explorer_policy": "explorer's actor",
     "train/loss/explorer_value": "explorer's critics, imagined",
     "train/loss/explorer_repval": "explorer's critics, replayed",
+    "train/kl": "KL, posterior from prior",
+    "train/kl_free": "share of rows within the free nats",
     "train/dyn_ent": "prior",
     "train/rep_ent": "posterior",
     "train/ent": "actor",
