@@ -59,7 +59,7 @@ def make(actions, rewards):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def experience(actions, rewards):
-    """Made-up dreams and rows: an episode ends by itself in one window and by a time limit in the other."""
+    """Made-up trajectories and rows: an episode ends by itself in one window and by a time limit in the other."""
     keys = jr.split(jr.key(4), 6)
     if actions.kind == "discrete":
         action = jax.nn.one_hot(jr.randint(keys[0], (H + 1, n), 0, actions.size), actions.size)
@@ -100,7 +100,7 @@ def arguments_of(name):
 
 @functools.cache
 def case(name, count=1):
-    """What behavior_loss gives for dreams in `count` blocks, and the behaviour's gradients by loss."""
+    """What behavior_loss gives for trajectories in `count` blocks, and the behaviour's gradients by loss."""
     *arguments, objective, hypers = arguments_of(name)
 
     def run(behavior, *arguments):
@@ -315,7 +315,7 @@ STEP, CHOSEN = 1, 2  # in what follows, the action that is paid, and when
 
 @functools.partial(jax.jit, static_argnames="lam")
 def policy_gradient(arrival, lam):
-    """The loss' gradient [H+1, A] on a table of logits by step, where one dream is paid 1 on `arrival`.
+    """The loss' gradient [H+1, A] on a table of logits by step, where one trajectory is paid 1 on `arrival`.
 
     The critic says 0 of everything; each step's feature is its own one-hot; uniform policy; action CHOSEN throughout.
     """

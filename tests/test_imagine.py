@@ -55,15 +55,15 @@ def merged(trajectory):
 
 
 @pytest.fixture(scope="module")
-def dream():
+def run_model():
     """imagine, compiled and merged."""
     run = jax.jit(imagine, static_argnames="block")
     return lambda *args, block=0: merged(run(*args, RATIO, SHARE, block=block))
 
 
 @pytest.fixture(scope="module")
-def dreamt(dream, model, actor, start, noise):
-    return dream(model, actor, start, noise)
+def trajectory(run_model, model, actor, start, noise):
+    return run_model(model, actor, start, noise)
 
 
 def latent_of(config, feat):
@@ -82,75 +82,83 @@ def act_by_hand(actor, feat, noise):
     return np.tanh(mean) + (0.1 + 0.9 * sigmoid(std + 2)) * np.asarray(noise)
 
 
-def test_a_trajectory_is_a_start_and_h_steps(config, dreamt):
-    chex.assert_shape(dreamt.feat, (H + 1, n, config.model.deter + config.model.stoch * config.model.classes))
-    chex.assert_shape(dreamt.action, (H + 1, n, A))
-    chex.assert_shape(dreamt.cont, (H + 1, n))
-    chex.assert_tree_all_finite(dreamt)
+def test_a_trajectory_is_a_start_and_h_steps(config, trajectory):
+    chex.assert_shape(trajectory.feat, (H + 1, n, config.model.deter + config.model.stoch * config.model.classes))
+    chex.assert_shape(trajectory.action, (H + 1, n, A))
+    chex.assert_shape(trajectory.cont, (H + 1, n))
+    chex.assert_tree_all_finite(trajectory)
 
 
-def test_the_first_feature_is_the_start(start, dreamt):
+def test_the_first_feature_is_the_start(start, trajectory):
     expected = np.concatenate([start.deter, np.reshape(start.stoch, (n, -1))], -1)
-    np.testing.assert_array_equal(dreamt.feat[0], expected)
+    np.testing.assert_array_equal(trajectory.feat[0], expected)
 
 
-def test_each_action_was_chosen_at_the_feature_of_its_step(dreamt, actor, noise):
-    np.testing.assert_allclose(dreamt.action, act_by_hand(actor, dreamt.feat, noise.action), rtol=1e-4, atol=1e-5)
+def test_each_action_was_chosen_at_the_feature_of_its_step(trajectory, actor, noise):
+    np.testing.assert_allclose(
+        trajectory.action, act_by_hand(actor, trajectory.feat, noise.action), rtol=1e-4, atol=1e-5
+    )
 
 
-def test_each_feature_follows_from_the_one_before_and_its_action(config, model, dreamt, noise):
+def test_each_feature_follows_from_the_one_before_and_its_action(config, model, trajectory, noise):
     @jax.jit
     def one_step(feat, action, uniform):
         return rssm.imagine_step(model.rssm, latent_of(config, feat), action, uniform, RATIO)
 
     for t in range(H):
         for i in range(n):
-            following = one_step(dreamt.feat[t, i], dreamt.action[t, i], noise.latent[t, i])
-            expected = latent_of(config, dreamt.feat[t + 1, i])
+            following = one_step(trajectory.feat[t, i], trajectory.action[t, i], noise.latent[t, i])
+            expected = latent_of(config, trajectory.feat[t + 1, i])
             np.testing.assert_allclose(following.deter, expected.deter, rtol=1e-5, atol=1e-6)
             np.testing.assert_array_equal(following.stoch, expected.stoch)
 
 
-def test_cont_is_what_the_continue_head_says_of_each_feature(model, dreamt):
-    x = dense(model.cont.head.mlp.layers[0], np.asarray(dreamt.feat, np.float64))
+def test_cont_is_what_the_continue_head_says_of_each_feature(model, trajectory):
+    x = dense(model.cont.head.mlp.layers[0], np.asarray(trajectory.feat, np.float64))
     expected = sigmoid(linear(model.cont.head.out, x)[..., 0])
-    np.testing.assert_allclose(dreamt.cont, expected, rtol=1e-4, atol=1e-6)
-    assert dreamt.cont.std() > 1e-3
+    np.testing.assert_allclose(trajectory.cont, expected, rtol=1e-4, atol=1e-6)
+    assert trajectory.cont.std() > 1e-3
 
 
 @pytest.mark.parametrize("block, blocks", [(1, 4), (2, 2), (3, 2), (4, 1), (100, 1), (0, 1)])
-def test_blocks_change_no_number(config, dream, dreamt, model, actor, start, noise, block, blocks):
+def test_blocks_change_no_number(config, run_model, trajectory, model, actor, start, noise, block, blocks):
     raw = jax.eval_shape(lambda *args: imagine(*args, RATIO, SHARE, block), model, actor, start, noise)
     chex.assert_tree_shape_prefix(raw, (blocks, H + 1, n // blocks))
-    other = dream(model, actor, start, noise, block=block)
-    chex.assert_trees_all_close(other, dreamt, rtol=1e-5, atol=1e-5)
-    np.testing.assert_array_equal(other.feat[..., config.model.deter :], dreamt.feat[..., config.model.deter :])
+    other = run_model(model, actor, start, noise, block=block)
+    chex.assert_trees_all_close(other, trajectory, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(other.feat[..., config.model.deter :], trajectory.feat[..., config.model.deter :])
 
 
 @pytest.mark.parametrize("t", range(H + 1))
-def test_another_action_changes_what_comes_after_it_and_nothing_before(dream, dreamt, model, actor, start, noise, t):
-    other = dream(model, actor, start, dataclasses.replace(noise, action=noise.action.at[t].add(-2.0)))
-    chex.assert_trees_all_equal(other.feat[: t + 1], dreamt.feat[: t + 1])
-    chex.assert_trees_all_equal(other.action[:t], dreamt.action[:t])
-    assert (np.abs(other.action[t] - dreamt.action[t]).max(-1) > 1e-3).all()
+def test_another_action_changes_what_comes_after_it_and_nothing_before(
+    run_model, trajectory, model, actor, start, noise, t
+):
+    other = run_model(model, actor, start, dataclasses.replace(noise, action=noise.action.at[t].add(-2.0)))
+    chex.assert_trees_all_equal(other.feat[: t + 1], trajectory.feat[: t + 1])
+    chex.assert_trees_all_equal(other.action[:t], trajectory.action[:t])
+    assert (np.abs(other.action[t] - trajectory.action[t]).max(-1) > 1e-3).all()
     if t < H:
-        assert (np.abs(other.feat[t + 1] - dreamt.feat[t + 1]).max(-1) > 1e-5).all()
+        assert (np.abs(other.feat[t + 1] - trajectory.feat[t + 1]).max(-1) > 1e-5).all()
 
 
 @pytest.mark.parametrize("block", [0, 2])
-def test_starts_do_not_mix(dream, model, actor, start, noise, block):
-    one = dream(model, actor, start, noise, block=block)
-    other = dream(model, actor, Latent(start.deter.at[1].add(1.0), start.stoch), noise, block=block)
+def test_starts_do_not_mix(run_model, model, actor, start, noise, block):
+    one = run_model(model, actor, start, noise, block=block)
+    other = run_model(model, actor, Latent(start.deter.at[1].add(1.0), start.stoch), noise, block=block)
     changed = (other.feat != one.feat).any((0, 2))
     np.testing.assert_array_equal(changed, [False, True, False, False])
 
 
 @pytest.mark.parametrize("t", range(H))
-def test_another_latent_noise_changes_the_step_that_it_draws(config, dream, dreamt, model, actor, start, noise, t):
-    other = dream(model, actor, start, dataclasses.replace(noise, latent=noise.latent.at[t].set(1 - noise.latent[t])))
-    chex.assert_trees_all_equal(other.feat[: t + 1], dreamt.feat[: t + 1])
-    chex.assert_trees_all_equal(other.action[: t + 1], dreamt.action[: t + 1])
-    deter, stoch = np.split(np.asarray(other.feat[t + 1] != dreamt.feat[t + 1]), [config.model.deter], -1)
+def test_another_latent_noise_changes_the_step_that_it_draws(
+    config, run_model, trajectory, model, actor, start, noise, t
+):
+    other = run_model(
+        model, actor, start, dataclasses.replace(noise, latent=noise.latent.at[t].set(1 - noise.latent[t]))
+    )
+    chex.assert_trees_all_equal(other.feat[: t + 1], trajectory.feat[: t + 1])
+    chex.assert_trees_all_equal(other.action[: t + 1], trajectory.action[: t + 1])
+    deter, stoch = np.split(np.asarray(other.feat[t + 1] != trajectory.feat[t + 1]), [config.model.deter], -1)
     assert not deter.any() and stoch.any()  # deter comes before the draw
 
 

@@ -170,7 +170,7 @@ class Sweep:
     def least(self, state: TrainState) -> float:
         """Bytes that one seed takes at the least over its state while it trains or is evaluated, from shapes alone.
 
-        A batch, its features, what two heads keep of them for their gradients, and the noise of its dreams are there at
+        A batch, its features, what two heads keep of them for their gradients, and imagination's noise are there at
         once; and so is a row of each evaluation episode. What else is there the compiler knows; but where these do not
         fit, there is no need to compile.
         """

@@ -13,23 +13,23 @@ Needed is what is left after dead products are dropped and with nothing evaluate
     critics, replayed rows        B (T-1)   B (T-1)   as the heads; never for the explorer's
     slow critics, replayed rows   B (T-1)
     imagined steps                H R
-    actor, dreams                 H R       H R       no
-    critics, dreams               (H+1) R   H R       no
-    slow critics, dreams          H R
-    reward, dreams                H R
-    continue, dreams              (H+1) R
+    actor, imagined               H R       H R       no
+    critics, imagined             (H+1) R   H R       no
+    slow critics, imagined        H R
+    reward, imagined              H R
+    continue, imagined            (H+1) R
     ensemble, replayed rows       B (T-1)   B (T-1)   no; no gradient here with updates of its own
-    ensemble, dreams              H R
+    ensemble, imagined            H R
     ensemble, own updates         their rows          no
     priors, and the decoder where members read what it makes: wherever the ensemble is evaluated
 
-Dreams and critics are there once for each behaviour (rewards in dreams only for one that is paid them). A backward pass
-costs twice a forward one: the gradients of weights and of inputs. What a scan sends back out of a window's first step
-goes nowhere, but is counted: any scan computes it.
+Trajectories and critics are there once for each behaviour (imagined rewards only for one that is paid them). A backward
+pass costs twice a forward one: the gradients of weights and of inputs. What a scan sends back out of a window's first
+step goes nowhere, but is counted: any scan computes it.
 
 The reference's way (`parts(..., reference=True)`) differs in three places, each of which its program does execute: the
-actor is evaluated twice in dreams (to act, and for its loss), heads, actor and critics read all H + 1 states, and the
-replayed critics all T rows. That gives 1.03 GFLOP for micro, 29.0 for 1m and 428.6 for 12m, which is to the last digit
+actor is evaluated twice in imagination (to act, and for its loss), heads, actor and critics read all H + 1 states, and
+the replayed critics all T rows. That gives 1.03 GFLOP for micro, 29.0 for 1m and 428.6 for 12m, which is to the last digit
 what its traced update executes. Results of all other operations, moved data included, are counted as `elements`.
 """
 
@@ -74,9 +74,9 @@ def parts(config: Any, obs: int, actions: int, reference: bool = False) -> list[
     """Every part of an update, for a vector of `obs` numbers and `actions` discrete actions."""
     m, batch, length = config.model, config.replay.batch_size, config.replay.batch_length
     latent = m.stoch * m.classes
-    feat, rows, dreamt = m.deter + latent, batch * length, config.horizon * batch * length
-    states = dreamt + rows
-    read = states if reference else dreamt  # states that a dream's heads and losses read
+    feat, rows, imagined = m.deter + latent, batch * length, config.horizon * batch * length
+    states = imagined + rows
+    read = states if reference else imagined  # imagined states that heads and losses read
     followed = rows if reference else batch * (length - 1)  # rows that have a successor
     exploring, reward_free = config.mode != "task", config.mode == "explore"
 
@@ -100,11 +100,11 @@ def parts(config: Any, obs: int, actions: int, reference: bool = False) -> list[
 
     def behavior(name: str, rewards: int, predicted: bool, into: bool) -> list[Part]:
         return [
-            Part(f"{name}: imagined steps", step, dreamt),
+            Part(f"{name}: imagined steps", step, imagined),
             Part(f"{name}: actor", actor, 2 * read if reference else read, read, into=False),
             Part(f"{name}: critics' values", critic, states - read, copies=rewards),
-            Part(f"{name}: critics, dreams", critic, read, read, into=False, copies=rewards),
-            Part(f"{name}: slow critics, dreams", critic, read, copies=rewards),
+            Part(f"{name}: critics, imagined", critic, read, read, into=False, copies=rewards),
+            Part(f"{name}: slow critics, imagined", critic, read, copies=rewards),
             Part(f"{name}: predicted rewards", reward, read if predicted else 0),
             Part(f"{name}: predicted continues", cont, states),
             Part(f"{name}: critics, replayed", critic, followed, followed, into=into, copies=rewards),
@@ -116,12 +116,12 @@ def parts(config: Any, obs: int, actions: int, reference: bool = False) -> list[
         mix = config.mode == "mix"
         critics = 2 if mix and config.explorer_critics == "each" else 1
         found += behavior("explorer", critics, mix, False)
-        found += _ensemble(config, obs, actions, followed, dreamt)
+        found += _ensemble(config, obs, actions, followed, imagined)
     return found
 
 
-def _ensemble(config: Any, obs: int, actions: int, followed: int, dreamt: int) -> list[Part]:
-    """Disagreement on replayed rows and in dreams, and the members' loss there or their own updates."""
+def _ensemble(config: Any, obs: int, actions: int, followed: int, imagined: int) -> list[Part]:
+    """Disagreement on replayed rows and in imagination, and the members' loss there or their own updates."""
     m, e = config.model, config.ensemble
     latent = m.stoch * m.classes
     sizes = {"probs": latent, "stoch": latent, "embed": m.units, "deter": m.deter, "projected": e.projection}
@@ -132,7 +132,7 @@ def _ensemble(config: Any, obs: int, actions: int, followed: int, dreamt: int) -
     found = []
     for name, rows, learned in (
         ("replayed", followed, 0 if own else followed),
-        ("dreams", dreamt, 0),
+        ("imagined", imagined, 0),
         ("own updates", own, own),
     ):
         found.append(Part(f"ensemble, {name}", member, rows, learned, into=deep, copies=e.members))
