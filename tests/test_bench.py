@@ -102,8 +102,8 @@ def test_traced_update_executes_what_it_needs_and_little_more(mode, ensemble):
     config = dataclasses.replace(config, ensemble=ensemble or config.ensemble)
     found = flops.executed_update(config, hypers, made_up.Vector()).products
     # Beyond need, on purpose: the actor twice in imagination, all H + 1 states and all T rows read (as the reference
-    # does), the posterior's steps once more for their weights' gradient (stages/fast/scan.py), and when exploring an ensemble
-    # that learns there twice on replayed rows, for its loss and for the reward.
+    # does), the posterior's steps once more for their weights' gradient (stages/fast/scan.py), and when exploring an
+    # ensemble that learns there twice on replayed rows, for its loss and for the reward.
     parts = flops.parts(config, sizes.OBS, sizes.ACTIONS, reference=True)
     again = ("recurrent step", "posterior") + (
         () if config.ensemble.updates else ("ensemble, replayed", "trunk, replayed")

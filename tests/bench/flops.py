@@ -29,8 +29,8 @@ step goes nowhere, but is counted: any scan computes it.
 
 The reference's way (`parts(..., reference=True)`) differs in three places, each of which its program does execute: the
 actor is evaluated twice in imagination (to act, and for its loss), heads, actor and critics read all H + 1 states, and
-the replayed critics all T rows. That gives 1.03 GFLOP for micro, 29.0 for 1m and 428.6 for 12m, which is to the last digit
-what its traced update executes. Results of all other operations, moved data included, are counted as `elements`.
+the replayed critics all T rows. That gives 1.03 GFLOP for micro, 29.0 for 1m and 428.6 for 12m, which is to the last
+digit what its traced update executes. Results of all other operations, moved data included, are counted as `elements`.
 """
 
 import dataclasses
