@@ -1,25 +1,32 @@
 """Measure: what exploration has covered, and the ensemble's disagreement about each action in each countable state.
 
-If disagreement stands for novelty, it falls with visits: this is the measurement that shows whether it does.
+If disagreement stands for novelty, it falls with visits: this is the measurement that shows whether it does. Where
+states cannot be counted, it is held beside what an untrained ensemble would see, and what random actions would meet.
 
 Axes: X states, U actions that are told apart, C capacity, N environments, K rows of a state, A action vector.
 """
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jax import lax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from envs.environment import Environment
 from stages.agent import Agent
-from stages.config import Hypers
+from stages.collect import collect, start
+from stages.config import Config, Hypers
 from stages.coverage import Coverage, action_vectors
 from stages.ensemble import Ensemble, disagreement
-from stages.replay import Replay
+from stages.replay import Replay, Row
 from stages.rssm import Latent
+from stages.uniform import Uniform
+from stages.world_model import WorldModel, action_vector
 
 ROWS_PER_STATE = 8
+RECENT_ROWS = 128  # of each environment, the newest
+RANDOM_ENVS, RANDOM_STEPS = 8, 32  # rows that uniformly random actions collect
 
 
 class Measurement(eqx.Module):
@@ -46,6 +53,59 @@ def measure(
         each = lax.map(lambda at: _disagreements(agent, ring, at, actions, hypers), rows.T)  # [K, X, U]
         novelty = jnp.where(present[:, None], each.mean(0), jnp.nan)
     return Measurement(coverage.visits, novelty, coverage.episodes, coverage.goal_episode, coverage.solved_episode)
+
+
+class Contrast(eqx.Module):
+    """One seed's mean disagreement about the action taken, at one point of its training; NaN where there is no row."""
+
+    collected: Float[Array, ""]  # at the newest rows of the ring
+    untrained: Float[Array, ""]  # there, of an ensemble that has learned nothing
+    random: Float[Array, ""]  # at rows that uniformly random actions collect, which nothing has learned from
+
+
+def contrast(
+    env: Environment,
+    config: Config,
+    agent: Agent,
+    ring: Replay,
+    step: Int[Array, ""],
+    hypers: Hypers,
+    *,
+    key: PRNGKeyArray,
+) -> Contrast:
+    """Disagreement beside two scales of it, where no visits can be counted.
+
+    Args:
+        step: rows of each environment that were collected so far.
+    """
+    key_start, key_steps, key_members = jr.split(key, 3)
+    capacity = ring.reward.shape[0]
+    at = (step - 1 - jnp.arange(min(RECENT_ROWS, capacity))) % capacity
+    recent = jax.tree.map(lambda x: x[at], ring)
+    there = (jnp.arange(at.size) < step)[:, None] & ~recent.is_last
+
+    def act(rollout, key):
+        rollout, row, _ = collect(env, agent, Uniform(env.action_space), rollout, hypers, key=key)
+        return rollout, row
+
+    begun = start(env, agent.model, RANDOM_ENVS, key=key_start)
+    _, fresh = lax.scan(act, begun, jr.split(key_steps, RANDOM_STEPS))
+    new = Ensemble(config, env.obs_space, env.action_space.size, key=key_members)
+    learned = lambda ensemble: (ensemble.members, ensemble.trunk)
+    untrained = eqx.tree_at(learned, agent.novelty, learned(new), is_leaf=lambda x: x is None)
+    mean = lambda ensemble, rows, there: _mean_disagreement(agent.model, ensemble, rows, there, hypers)
+    return Contrast(
+        mean(agent.novelty, recent, there), mean(untrained, recent, there), mean(agent.novelty, fresh, ~fresh.is_last)
+    )
+
+
+def _mean_disagreement(
+    model: WorldModel, ensemble: Ensemble, rows: Row, there: Bool[Array, "R N"], hypers: Hypers
+) -> Float[Array, ""]:
+    """Over the rows that are there. An episode's last row has no action that was taken."""
+    feat = Latent.stored(rows.deter, rows.stoch, model.rssm.classes, model.dtype).feat
+    each = disagreement(ensemble, model, feat, action_vector(model, rows.action), hypers)
+    return jnp.where(there, each, 0.0).sum() / there.sum()
 
 
 def _disagreements(

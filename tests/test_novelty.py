@@ -8,7 +8,16 @@ import pytest
 from scipy.stats import rankdata, spearmanr
 
 from envs.environment import StateSpace
-from stages.runs.novelty import Map, NoveltyLog, novelty_metrics, rank_correlation, ranks, summary, words
+from stages.runs.novelty import (
+    Map,
+    NoveltyLog,
+    contrast_metrics,
+    novelty_metrics,
+    rank_correlation,
+    ranks,
+    summary,
+    words,
+)
 from stages.runs.novelty_figure import plot_novelty
 from tests.test_figures import pixels
 from tests.test_run import rows, start
@@ -48,6 +57,15 @@ def test_without_an_ensemble_only_visits_are_known():
     found = novelty_metrics(np.stack([VISITS, 0 * VISITS]), np.full((2, 7, 2), NAN))
     np.testing.assert_array_equal(found["visited_states"], [6, 0])
     assert np.isnan(found["correlation"]).all() and np.isnan(found["disagreement_1_3"]).all()
+
+
+def test_contrast_by_hand():
+    found = contrast_metrics([0.2, 0.0], np.float32([0.8, 0.0]), [0.1, 0.3])
+    assert {name: values[0] for name, values in found.items()} == pytest.approx({
+        "disagreement_collected": 0.2, "disagreement_untrained": 0.8, "disagreement_random": 0.1,
+        "untrained_share": 0.25,
+    })  # fmt: skip
+    assert np.isnan(found["untrained_share"][1])
 
 
 def log_of(points=4, seeds=2, ensemble=True, states=12, start=0):

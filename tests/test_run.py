@@ -67,7 +67,13 @@ def test_explore_then_adapt(tmp_path, capsys):
     assert [r["phase"] for r in metrics] == ["explore"] * 4 + ["task"] * 4
     assert all(np.isfinite(r["eval/score"]) for r in metrics)
     assert "train/loss/ensemble" in metrics[0] and "train/loss/ensemble" not in metrics[-1]
-    assert "zero-shot" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "zero-shot" in said and "of an untrained ensemble's" in said
+    # States of Catch are not counted: disagreement stands beside an untrained ensemble's, while there is one.
+    shares = [row.get("novelty/untrained_share") for row in metrics]
+    assert all(share > 0 for share in shares[:4]) and shares[4:] == [None] * 4
+    assert summary["untrained_share"] == pytest.approx(shares[2:4])
+    assert all(row["novelty/disagreement_random"] > 0 for row in metrics[:4])
 
 
 def test_only_exploring_without_the_reward_is_zero_shot(tmp_path):

@@ -58,6 +58,9 @@ MEANINGS = {
     "novelty/visited_states": "states visited",
     "novelty/visited_pairs": "states and actions visited",
     "novelty/correlation": "rank correlation with visits",
+    "novelty/untrained_share": "disagreement, share of an untrained ensemble's",
+    "novelty/disagreement_collected": "disagreement at the newest rows",
+    "novelty/disagreement_random": "disagreement at rows of random actions",
     "episode/length": "episode's length",
 }
 

@@ -18,12 +18,12 @@ import numpy as np
 
 from envs.environment import StateSpace
 from stages.config import Config, ConfigError
-from stages.measure import Measurement
+from stages.measure import Contrast, Measurement
 from stages.replay import Clock
 from stages.runs import figures, terminal
 from stages.runs.arguments import Arguments, beyond_preset, flag_of
 from stages.runs.folder import RunFolder
-from stages.runs.novelty import Map, novelty_metrics, summary, words
+from stages.runs.novelty import Map, contrast_metrics, novelty_metrics, summary, words
 from stages.runs.novelty_figure import plot_novelty
 from stages.runs.processes import Processes
 from stages.runs.round_log import RoundLog, metric_rows
@@ -210,10 +210,16 @@ class RunLog:
         everyone = self.processes.gather(progress)
         return metric_rows(everyone, self.round.round.seeds, config, int(clock.step), iterations, since)
 
-    def on_measured(self, rows: list[dict[str, Any]], measured: Measurement | None) -> list[dict[str, Any]]:
+    def on_measured(self, rows: list[dict[str, Any]], measured: Measurement | Contrast | None) -> list[dict[str, Any]]:
         """`rows` with what was measured of each seed, [P, ...] of this process; as they are if nothing was."""
         if measured is None:
             return rows
+        if isinstance(measured, Contrast):
+            each = self.processes.gather(measured)
+            found = contrast_metrics(*(x[: len(rows)] for x in (each.collected, each.untrained, each.random)))
+            self.round.untrained_share = found["untrained_share"]
+            named = [{f"novelty/{name}": float(values[i]) for name, values in found.items()} for i in range(len(rows))]
+            return [row | each for row, each in zip(rows, named, strict=True)]
         log, step, own = self.round.novelty, rows[0]["step"], jax.tree.map(np.asarray, measured)
         # Each process computes its own seeds' numbers: what crosses between them is small, whatever the environment.
         everyone = self.processes.gather(
@@ -378,6 +384,7 @@ class RunLog:
                 "zero_shot": log.zero_shot.tolist() if config.mode == "explore" else None,
                 "untrained": log.untrained.tolist(),
                 **summary(log.novelty, None if self.states is None else self.states.count),
+                "untrained_share": log.untrained_share.tolist() if log.untrained_share.size else None,
                 **cost,
             }
         )
@@ -388,6 +395,9 @@ class RunLog:
             figures.print_table(interval, title, log.diverged_at)
         if self.states is not None:
             self.say(words(log.novelty, self.states.count, self.has_goal))
+        elif np.isfinite(log.untrained_share).any():
+            share = np.nanmedian(log.untrained_share)
+            self.say(f"disagreement about what was collected last: {share:.2g} of an untrained ensemble's (median)")
 
     def _agent(self, round: Round, place: int) -> str:
         """A place's seed, and its trial if there are several, in words."""

@@ -68,6 +68,19 @@ def _metrics(visits: Ints, disagreement: Floats) -> dict[str, float]:
     return metrics
 
 
+def contrast_metrics(collected: ArrayLike, untrained: ArrayLike, random: ArrayLike) -> dict[str, Floats]:
+    """Each seed's disagreement where states cannot be counted, all [S], by name; and the share of the first two.
+
+    The share falls from 1 as the ensemble learns what is collected. If explorers go where it is high, their newest rows
+    have more of it than those that random actions collect.
+    """
+    means = {"collected": collected, "untrained": untrained, "random": random}
+    found = {f"disagreement_{name}": np.asarray(values, np.float64) for name, values in means.items()}
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = found["disagreement_collected"] / found["disagreement_untrained"]
+    return found | {"untrained_share": share}
+
+
 class Map(NamedTuple):
     """A trial's first seed at one point: what is drawn of its states."""
 

@@ -55,6 +55,7 @@ class RoundLog:
     final: np.ndarray = field(default_factory=lambda: np.zeros(0))
     diverged: np.ndarray = field(default_factory=lambda: np.zeros(0, int))  # [seeds], env step; 0: it has not
     novelty: NoveltyLog = field(default_factory=NoveltyLog)  # empty where states cannot be counted
+    untrained_share: np.ndarray = field(default_factory=lambda: np.zeros(0))  # there: of an untrained ensemble's
     adapt_step: int | None = None  # the step from which mode task goes on with what was explored
     phase: int = 0  # the one at work
     done: int = 0  # iterations of it
@@ -64,7 +65,8 @@ class RoundLog:
     @staticmethod
     def load(saved: Mapping[str, Any]) -> "RoundLog":
         """A round's log from its JSON."""
-        scores = {name: np.array(saved[name], np.float64) for name in ("untrained", "zero_shot", "final")}
+        names = ("untrained", "zero_shot", "final", "untrained_share")
+        scores = {name: np.array(saved[name], np.float64) for name in names}
         curves: dict[str, Any] = {name: Curve.load(saved[name]) for name in ("training", "evaluation")}
         curves["novelty"] = NoveltyLog.load(saved["novelty"])
         scores["diverged"] = np.array(saved["diverged"], int)
@@ -73,7 +75,7 @@ class RoundLog:
     @staticmethod
     def of_all(rounds: "list[RoundLog]") -> "RoundLog":
         """The logs of all rounds as one. They took the same steps; only the seeds differ."""
-        names = ("untrained", "zero_shot", "final", "diverged")
+        names = ("untrained", "zero_shot", "final", "diverged", "untrained_share")
         scores = {name: np.concatenate([getattr(r, name) for r in rounds]) for name in names}
         seeds = [seed for each in rounds for seed in each.round.seeds]
         training = Curve.of_all([each.training for each in rounds])
@@ -87,11 +89,8 @@ class RoundLog:
     def of_trial(self, trial: int) -> "RoundLog":
         """The log of one trial's seeds alone."""
         at = self.round.places(trial)
-        scores = {
-            name: getattr(self, name)[at]
-            for name in ("untrained", "zero_shot", "final", "diverged")
-            if getattr(self, name).size
-        }
+        names = ("untrained", "zero_shot", "final", "diverged", "untrained_share")
+        scores = {name: getattr(self, name)[at] for name in names if getattr(self, name).size}
         round = dataclasses.replace(self.round, seeds=[self.round.seeds[place] for place in at], trials=[])
         curves = {"training": self.training.of_places(at), "evaluation": self.evaluation.of_places(at)}
         return dataclasses.replace(self, round=round, novelty=self.novelty.of_trial(trial, at), **curves, **scores)

@@ -23,7 +23,7 @@ from stages.agent import parameter_counts
 from stages.collect import Episodes
 from stages.config import Config, Hypers
 from stages.evaluate import evaluate
-from stages.measure import Measurement, measure
+from stages.measure import Contrast, Measurement, contrast, measure
 from stages.replay import Clock
 from stages.runs import memory
 from stages.train import Progress, TrainState
@@ -142,12 +142,16 @@ class Sweep:
         def take(agent, ring, coverage, hypers, key):
             return measure(env, agent, ring, coverage, hypers, key=key)
 
+        def compare(agent, ring, hypers, env_params, step, key):
+            return contrast(env.with_params(env_params), config, agent, ring, step, hypers, key=key)
+
         self._stages = {
             "init": jax.jit(wrap(init, 2, False), compiler_options=_compiled_fast(mesh, 0)),
             "prefill": jax.jit(wrap(prefill, 1, True), donate_argnums=0, compiler_options=_compiled_fast(mesh, 0)),
             "adapt": jax.jit(wrap(train.adapt, 1, False), donate_argnums=0, compiler_options=_compiled_fast(mesh, 0)),
             "evaluate": jax.jit(wrap(score, 4, False), compiler_options=_compiled_fast(mesh, 1)),
             "measure": jax.jit(wrap(take, 5, False), compiler_options=_compiled_fast(mesh, 1)),
+            "contrast": jax.jit(wrap(compare, 6, False), compiler_options=_compiled_fast(mesh, 1)),
         }
         lane = lane_of(config, mesh)
         self._advance = lambda n: jax.jit(wrap(functools.partial(advance, n), 1, True, lane), donate_argnums=0)
@@ -199,6 +203,10 @@ class Sweep:
         }
         if state.coverage is not None:
             jobs["measure"] = (self._stages["measure"], state.agent, state.ring, state.coverage, state.hypers, keys)
+        elif state.agent.novelty is not None:
+            step = self._placed(jax.ShapeDtypeStruct(keys.shape, jnp.int32), P("seeds"))
+            given = (state.agent, state.ring, state.hypers, state.env_params, step, keys)
+            jobs["contrast"] = (self._stages["contrast"], *given)
         if adapts:
             jobs["adapt"] = (self._stages["adapt"], before)
         else:
@@ -247,12 +255,16 @@ class Sweep:
         """Scores and lengths [seeds, E] of evaluation episodes. `point` numbers the evaluation."""
         return self._run("evaluate", state.agent, state.hypers, state.env_params, self._keys(seeds, point + 1))
 
-    def measure(self, state: TrainState, seeds: Sequence[int], step: int) -> Measurement | None:
-        """Coverage and disagreement [seeds, ...] after so many steps; None where states cannot be counted."""
-        if state.coverage is None:
-            return None
+    def measure(self, state: TrainState, seeds: Sequence[int], step: int) -> Measurement | Contrast | None:
+        """Coverage and disagreement [seeds, ...] after so many steps of each environment; where states cannot be
+        counted, disagreement alone, and None where there is no ensemble either."""
         keys = self._keys(seeds, MEASURING + step)
-        return self._run("measure", state.agent, state.ring, state.coverage, state.hypers, keys)
+        if state.coverage is not None:
+            return self._run("measure", state.agent, state.ring, state.coverage, state.hypers, keys)
+        if state.agent.novelty is None:
+            return None
+        steps = jax.device_put(np.full(len(seeds), step, np.int32), NamedSharding(self.mesh, P("seeds")))
+        return self._run("contrast", state.agent, state.ring, state.hypers, state.env_params, steps, keys)
 
     def _run(self, stage: str, *args: Any) -> Any:
         """A stage as `prepare` compiled it, or compiled now."""
