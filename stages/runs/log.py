@@ -20,16 +20,16 @@ from envs.environment import StateSpace
 from stages.config import Config, ConfigError
 from stages.measure import Contrast, Measurement
 from stages.replay import Clock
-from stages.runs import figures, terminal
+from stages.runs import terminal
 from stages.runs.arguments import Arguments, beyond_preset, flag_of
 from stages.runs.folder import RunFolder
-from stages.runs.novelty import Map, contrast_metrics, novelty_metrics, summary, words
-from stages.runs.novelty_figure import plot_novelty
+from stages.runs.novelty import Map, contrast_metrics, novelty_metrics
 from stages.runs.processes import Processes
 from stages.runs.round_log import RoundLog, metric_rows
 from stages.runs.rounds import Plan, Round
 from stages.runs.sink import Sink, open_sink, series
 from stages.runs.statistics import summarise
+from stages.runs.summary import print_finished, write_finished, write_stopped
 from stages.runs.trials import Trial
 from stages.train import Progress
 
@@ -294,110 +294,44 @@ class RunLog:
         if self.folder is None:
             return
         self.close_sink()
-        config = self.arguments.config
-        for index, folder in enumerate(self.folders):
+        config, names = self.arguments.config, [trial.name for trial in self.trials]
+        about = {"round": self.current + 1, "rounds": self.planned_rounds, "wall_seconds": self._wall}
+        about |= {"versions": versions()}
+        for index, (trial, folder) in enumerate(zip(self.trials, self.folders, strict=True)):
             if self.round.round.places(index):
-                folder.write_summary(self._so_far(self.round.of_trial(index)))
-        if self.trials[0].name:
-            self.folder.write_summary({"finished": False, "trials": [trial.name for trial in self.trials]})
+                write_stopped(folder, trial, self.round.of_trial(index), self.states, about)
+        if names != [""]:
+            self.folder.write_summary({"finished": False, "trials": names})
         self.say(
             f"stopped at {self.round.step:,} of {config.steps + config.adapt_steps:,} steps; the same command with "
             f"--logdir {self.folder.path} goes on"
         )
 
-    def _so_far(self, log: RoundLog) -> dict[str, Any]:
-        """summary.json of a trial that is stopped."""
-        config = self.arguments.config
-        return {
-            "finished": False,
-            "env": config.env,
-            "mode": config.mode,
-            "round": self.current + 1,
-            "rounds": self.planned_rounds,
-            "seeds": log.round.seeds,
-            "diverged": log.diverged_at,
-            "env_steps": log.step,
-            "updates": log.updates,
-            "training_score": log.training.scores[-1].tolist() if log.training.scores else None,
-            "evaluation_score": log.evaluation.scores[-1].tolist() if log.evaluation.scores else None,
-            **summary(log.novelty, None if self.states is None else self.states.count),
-            "wall_seconds": round(time.time() - self.started, 2),
-            "versions": versions(),
-        }
-
     def on_finish(self) -> None:
-        """curves.png and summary.json of each trial, over the seeds of all rounds; of a single one also the table."""
+        """The files of each trial, over the seeds of all rounds together; of a single one the table."""
         if self.folder is None:
             return
         self.close_sink()
-        log, wall, peak = RoundLog.of_all(self.rounds), time.time() - self.started, peak_memory_mb()
-        cost = {
-            "compile_seconds": round(self.compile_seconds, 2),
-            "wall_seconds": round(wall, 2),
-            "peak_memory_mb": round(peak, 1),
-            "versions": versions(),
-        }
+        log, names = RoundLog.of_all(self.rounds), [trial.name for trial in self.trials]
+        cost = {"compile_seconds": round(self.compile_seconds, 2), "wall_seconds": self._wall}
+        cost |= {"peak_memory_mb": round(peak_memory_mb(), 1), "versions": versions()}
+        beside = {"side_by_side": len(log.round.mine) * self.processes.count, "processes": self.processes.count}
         for index, (trial, folder) in enumerate(zip(self.trials, self.folders, strict=True)):
-            self._finish(trial, folder, log.of_trial(index), cost)
-        if self.trials[0].name:
-            self.folder.write_summary({"finished": True, "trials": [trial.name for trial in self.trials], **cost})
+            own = log.of_trial(index)
+            write_finished(folder, trial, own, self.states, {"rounds": len(self.rounds), **beside, **cost})
+            if names == [""]:
+                print_finished(trial, own, self.states, self.has_goal)
+        if names != [""]:
+            self.folder.write_summary({"finished": True, "trials": names, **cost})
         self.say(
-            f"{log.step:,} env steps and {log.updates:,} updates a seed in {wall:.0f} s "
-            f"({self.compile_seconds:.0f} s compiling), {peak:,.0f} MB; see {self.folder.path}"
+            f"{log.step:,} env steps and {log.updates:,} updates a seed in {cost['wall_seconds']:.0f} s "
+            f"({self.compile_seconds:.0f} s compiling), {cost['peak_memory_mb']:,.0f} MB; see {self.folder.path}"
         )
 
-    def _finish(self, trial: Trial, folder: RunFolder, log: RoundLog, cost: dict[str, Any]) -> None:
-        """The files of one trial."""
-        config = trial.arguments.config
-        title = f"{trial.arguments.title}, {trial.name}" if trial.name else trial.arguments.title
-        interval = summarise(log.final, log.round.seeds)
-        curve, scored = log.evaluation if self.exploring else log.training, np.isfinite(log.untrained)
-        figures.plot_curves(
-            folder.path / "curves.png",
-            np.array(curve.steps),
-            np.stack(curve.scores, 1),
-            title=title,
-            ylabel="tasker's evaluation score" if self.exploring else "training score",
-            markers=None if log.adapt_step is None else [(log.adapt_step, "adapts from here")],
-            baseline=(float(log.untrained[scored].mean()), "untrained") if scored.any() else None,
-            diverged=[log.diverged_at.get(seed, 0) for seed in log.round.seeds],
-        )
-        if self.states is not None:
-            plot_novelty(folder.path / "novelty.png", log.novelty, self.states, title=title, seed=log.round.seeds[0])
-        folder.write_summary(
-            {
-                "finished": True,
-                "env": config.env,
-                "env_args": dict(config.env_args),
-                "mode": config.mode,
-                "preset": trial.arguments.preset,
-                "settings": dict(trial.settings),
-                "seeds": log.round.seeds,
-                "diverged": log.diverged_at,
-                "rounds": len(self.rounds),
-                "side_by_side": len(log.round.mine) * self.processes.count,
-                "processes": self.processes.count,
-                "env_steps": log.step,
-                "updates": log.updates,
-                "score": log.final.tolist(),
-                **dataclasses.asdict(interval),
-                "zero_shot": log.zero_shot.tolist() if config.mode == "explore" else None,
-                "untrained": log.untrained.tolist(),
-                **summary(log.novelty, None if self.states is None else self.states.count),
-                "untrained_share": log.untrained_share.tolist() if log.untrained_share.size else None,
-                **cost,
-            }
-        )
-        if trial.name:
-            return
-        with terminal.printing():
-            title = f"{title}: final evaluation, {config.eval_episodes} episodes a seed"
-            figures.print_table(interval, title, log.diverged_at)
-        if self.states is not None:
-            self.say(words(log.novelty, self.states.count, self.has_goal))
-        elif np.isfinite(log.untrained_share).any():
-            share = np.nanmedian(log.untrained_share)
-            self.say(f"disagreement about what was collected last: {share:.2g} of an untrained ensemble's (median)")
+    @property
+    def _wall(self) -> float:
+        """Seconds since the run began, with what it took before it was stopped."""
+        return round(time.time() - self.started, 2)
 
     def _agent(self, round: Round, place: int) -> str:
         """A place's seed, and its trial if there are several, in words."""
