@@ -11,6 +11,7 @@ import run
 from stages.results.commands import command
 from stages.results.grid import grid_of, leave_grid, plot_grid, table_of
 from stages.results.read import read_runs
+from stages.runs import start
 from stages.runs.load import load
 from tests.test_figures import pixels
 from tests.test_results import write_run
@@ -99,7 +100,8 @@ def test_a_finished_sweep_is_finished_and_another_one_is_refused(swept, capsys):
 
 
 @pytest.mark.parametrize("words", [["report"], ["eval"]])
-def test_a_command_for_one_run_names_a_trial(swept, capsys, words):
+def test_a_command_for_one_run_names_a_trial(swept, monkeypatch, capsys, words):
+    monkeypatch.setattr(start, "start_jax", lambda: None)  # the tests' jax has started, with flags of its own
     assert command([*words, str(swept)]) == 2
     assert "name one, such as" in capsys.readouterr().err
 

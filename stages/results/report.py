@@ -18,6 +18,7 @@ from stages.results.compare import NO_SETTING, Line, compare, described
 from stages.results.page import PAGE
 from stages.results.read import EVALUATION, EXPLORED, TRAINING, Result
 from stages.results.vector import metric_figure, svg
+from stages.runs.arguments import beyond_preset
 from stages.runs.figures import curves_figure, decimals, number
 
 SECTIONS = (
