@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from stages.config import ConfigError, Hypers
-from stages.runs.arguments import flat, parse
+from stages.runs.arguments import parse
 from stages.runs.processes import Processes
 from stages.runs.rounds import Round, assign
+from stages.runs.settings_file import flat
 from stages.runs.trials import HYPERS, describe, programs_of
 
 HERE = ["--logdir", "here", "--mode", "mix"]

@@ -113,7 +113,7 @@ def _group(env: str, runs: list[Result]) -> Group:
 
 def _line(run: Result) -> Line:
     scores = final_scores(run)
-    return Line(run.name, int(np.isfinite(scores).sum()), _estimates([scores], [run.scale]), _novelty(run))
+    return Line(run.name, int(np.isfinite(scores).sum()), _estimates([scores], [run.scale]), novelty_of(run))
 
 
 def _estimates(tasks: list[Floats], scales: Sequence[tuple[float, float] | None]) -> dict[str, Estimate]:
@@ -132,7 +132,8 @@ def normalised(scores: Floats, scale: tuple[float, float]) -> Floats:
     return (scores - scale[0]) / (scale[1] - scale[0])
 
 
-def _novelty(run: Result) -> dict[str, float]:
+def novelty_of(run: Result) -> dict[str, float]:
+    """What is known of a run's exploring: medians over seeds, and how many reached the goal; empty without any."""
     found: dict[str, float] = {}
     for name in EXPLORED:
         values = run.per_seed(name)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from stages.results.compare import compare, differing_settings
+from stages.results.compare import differing_settings, novelty_of
 from stages.results.export import write_table
 from stages.results.read import Result, read_runs
 from stages.results.tables import Table, explored, markdown, print_tables
@@ -63,13 +63,12 @@ def leave_grid(folder: str | os.PathLike[str]) -> None:
 
 def grid_of(runs: Sequence[Result]) -> Grid:
     """The sweep that these runs are the trials of."""
-    lines = {line.name: line for group in compare(runs).groups for line in group.lines}
     cells, names = [], {}
     for run in runs:
         settings = run.summary.get("settings", {})
         names |= dict.fromkeys(settings)
         if run.finished and settings:
-            cells.append(Cell(settings, summarise(run.per_seed("score"), run.seeds), lines[run.name].novelty))
+            cells.append(Cell(settings, summarise(run.per_seed("score"), run.seeds), novelty_of(run)))
     order = lambda cell: -cell.interval.iqm if math.isfinite(cell.interval.iqm) else math.inf
     first = runs[0]
     title = f"{first.env}, {first.settings['config.mode']}: final scores after {first.done:,} steps a seed"

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.scales import scale_of
-from stages.runs.arguments import flat
 from stages.runs.folder import RunFolder, RunFolderError, read_config, read_json
+from stages.runs.settings_file import flat
 
 Floats = NDArray[np.float64]
 

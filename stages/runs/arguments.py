@@ -21,7 +21,7 @@ from stages.config import (
     preset,
     validate,
 )
-from stages.runs.settings_file import words_of
+from stages.runs.settings_file import flat, words_of
 from stages.runs.sink import Kind, check_sink
 
 DESCRIPTION = """Train a sweep of DreamerV3 agents, with Plan2Explore if asked: `python run.py --seeds 32`.
@@ -119,14 +119,6 @@ FREE = {
 """Arguments that change no number of a run, and so may differ when it goes on."""
 GROWING = ("config.steps", "config.adapt_steps")
 """Arguments that may be raised."""
-
-
-def flat(arguments: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Arguments as nested mappings -> by their path, such as config.replay.batch_size."""
-    pairs: dict[str, Any] = {}
-    for name, value in arguments.items():
-        pairs |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return pairs
 
 
 def flag_of(name: str) -> str:

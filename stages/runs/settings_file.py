@@ -37,19 +37,23 @@ def words_of(file: str, known: Sequence[str]) -> list[str]:
     settings = {**settings, **inner} if isinstance(inner, Mapping) else settings
     pairs = settings.pop("env_args", {})
     words = [f"--env.{name}={value}" for name, value in (pairs.items() if isinstance(pairs, Mapping) else pairs)]
-    for name, value in _flat(settings):
+    for name, value in flat(settings).items():
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-            advice = f"; did you mean {' or '.join(near)}?" if near else "; --help lists all settings"
-            raise ConfigError(f"--config {file!r}: there is no setting {name!r}{advice}")
+            raise ConfigError(f"--config {file!r}: there is no setting {name!r}{advice(name, known)}")
         values = value if isinstance(value, list) else [value]
         words += [f"--{name.replace('_', '-')}={each}" for each in values]
     return words
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Settings of all groups by their paths."""
-    pairs: list[tuple[str, Any]] = []
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings as nested mappings -> by their path, such as config.replay.batch_size."""
+    pairs: dict[str, Any] = {}
     for name, value in settings.items():
-        pairs += _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(prefix + name, value)]
+        pairs |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
     return pairs
+
+
+def advice(name: str, known: Sequence[str]) -> str:
+    """What to do about a name that is no setting's; it follows the line that says so."""
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(near)}?" if near else "; --help lists all settings"

@@ -8,7 +8,6 @@ choice of them is a program of its own, and they run one after the other.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
 import math
 import os
@@ -20,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from stages.config import Config, ConfigError, Hypers
-from stages.runs.arguments import MOST_SEEDS, Arguments, flat, parse
+from stages.runs.arguments import MOST_SEEDS, Arguments, parse
+from stages.runs.settings_file import advice, flat
 
 DRAW_SEED = 0  # of random search: the same command tries the same settings
 HYPERS = tuple(each.name for each in dataclasses.fields(Hypers))
@@ -110,9 +110,7 @@ def _setting(words: str, arguments: Arguments) -> tuple[str, str]:
         return name, values
     known = [*HYPERS, *(name for name in flat(dataclasses.asdict(arguments.config)) if name != "env_args"), "preset"]
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-        advice = f"; did you mean {' or '.join(near)}?" if near else "; --help lists all settings"
-        raise ConfigError(f"--sweep: there is no setting {given!r}{advice}")
+        raise ConfigError(f"--sweep: there is no setting {given!r}{advice(name, known)}")
     return name, values
 
 
