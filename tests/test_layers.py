@@ -14,7 +14,7 @@ LAYERS = [
     ["replay", "priority", "returns", "encode", "rssm", "decode"],
     ["world_model", "imagine", "ensemble"],
     ["rewards", "intrinsic_scale", "behavior", "uniform", "agent"],
-    ["loss", "optimizer", "collect", "evaluate", "foresee"],
+    ["loss", "optimizer", "collect", "evaluate", "open_loop"],
     ["coverage", "measure"],
     ["train"],
     ["runs"],

@@ -19,7 +19,7 @@ from stages import library
 from stages.agent import Agent
 from stages.config import ConfigError
 from stages.evaluate import evaluate
-from stages.foresee import film
+from stages.open_loop import play_rows
 from stages.results.read import read_runs
 from stages.runs.folder import RunFolderError
 from stages.runs.load import Trained
@@ -173,11 +173,11 @@ def test_arguments_that_cannot_work_are_refused():
 @pytest.mark.parametrize("lead", [(), (1,)], ids=["one", "batch"])
 @pytest.mark.parametrize("greedy", [False, True], ids=["sampled", "greedy"])
 def test_a_python_loop_acts_as_the_programs_own_does(agents, lead, greedy):
-    """In a numpy environment, row by row with the same keys, beside foresee.film."""
+    """In a numpy environment, row by row with the same keys, beside open_loop.play_rows."""
     key = jr.key(3)
     agent, hypers = jax.tree.map(lambda x: x[1], (agents.agent, agents.hypers))
-    film_of = lambda agent, hypers: film(agents.env, agent, agent.tasker, hypers, 1, T, greedy, key=key)
-    rows = jax.jit(film_of)(agent, hypers).rows
+    play_of = lambda agent, hypers: play_rows(agents.env, agent, agent.tasker, hypers, 1, T, greedy, key=key)
+    rows = jax.jit(play_of)(agent, hypers).rows
     assert greedy or set(np.ravel(rows.action)) == {0, 1}
 
     policy, env = library.policy_of(agents, 6, greedy=greedy), NumpyCorridor()

@@ -56,9 +56,9 @@ def _frame(scene: Scene, title: str, t: int) -> Image.Image:
 
 def _head(canvas: Canvas, scene: Scene, title: str, t: int) -> None:
     canvas.text(EDGE, 12, title, 13, INK, bold=True)
-    canvas.text(EDGE, 35, f"row {scene.place[t]} of the episode, reward so far {scene.score[t]:.4g}", 12, GREY)
-    words = "the model sees" if scene.seen[t] else f"predicts, {scene.ahead[t]} ahead"
-    canvas.pill((WIDTH - EDGE - 160, 32, 160, 22), BLUE if scene.seen[t] else ORANGE)
+    canvas.text(EDGE, 35, f"row {scene.episode_step[t]} of the episode, reward so far {scene.score[t]:.4g}", 12, GREY)
+    words = "the model sees" if scene.observed[t] else f"predicts, {scene.ahead[t]} ahead"
+    canvas.pill((WIDTH - EDGE - 160, 32, 160, 22), BLUE if scene.observed[t] else ORANGE)
     canvas.text(WIDTH - EDGE - 80, 43, words, 12, "white", "mm", bold=True)
 
 
@@ -144,15 +144,15 @@ def _plot(canvas: Canvas, scene: Scene, t: int, box, truth: NDArray, predicted: 
     canvas.text(box[0] + box[2], box[1] + box[3] / 2, f"{truth[t]:.3g}", 11, GREY, "rm")
     box = left, top, wide, tall = (box[0] + 14, box[1], box[2] - 14 - 54, box[3])
     _ground(canvas, scene, t, box)
-    both = np.concatenate([truth, predicted[~scene.seen]])
+    both = np.concatenate([truth, predicted[~scene.observed]])
     low, high = both.min(), both.max()
     room = 0.15 * (high - low) or 0.5
     low, high = low - room, high + room
     x = lambda i: left + (i - _first(t) + 0.5) * wide / WINDOW
     y = lambda value: top + tall * (high - value) / (high - low)
-    for start, end in _stretches(scene.place, t):
+    for start, end in _stretches(scene.episode_step, t):
         canvas.line([(x(i), y(truth[i])) for i in range(start, end)], INK, 2)
-        blind = [i for i in range(start, end) if not scene.seen[i]]
+        blind = [i for i in range(start, end) if not scene.observed[i]]
         for piece in _runs(blind):
             canvas.line([(x(i), y(predicted[i])) for i in piece], ORANGE, 2)
 
@@ -163,7 +163,7 @@ def _map(canvas: Canvas, scene: Scene, t: int, box) -> None:
     assert states is not None and scene.state is not None
     cells = np.full((states.size, 3), 0.94)
     cells[list(states.walls)] = 0.55
-    way = scene.state[t - scene.place[t] : t + 1]
+    way = scene.state[t - scene.episode_step[t] : t + 1]
     cells[way] = _rgb("#a9c6e3")
     cells[way[-1]] = _rgb(BLUE)
     picture = cells.reshape(*states.grid, 3)
@@ -184,7 +184,7 @@ def _strip(canvas: Canvas, scene: Scene, t: int, top: float, values: NDArray, na
     for i in range(_first(t), t + 1):
         height = tall * float(values[i]) / most
         bar = (left + (i - _first(t)) * each + 0.5, above + tall - height, each - 1, height)
-        canvas.box(bar, colour or (BLUE if scene.seen[i] else ORANGE))
+        canvas.box(bar, colour or (BLUE if scene.observed[i] else ORANGE))
 
 
 def _ground(canvas: Canvas, scene: Scene, t: int, box) -> None:
@@ -194,9 +194,9 @@ def _ground(canvas: Canvas, scene: Scene, t: int, box) -> None:
     each = wide / WINDOW
     for i in range(_first(t), t + 1):
         x = left + (i - _first(t)) * each
-        if not scene.seen[i]:
+        if not scene.observed[i]:
             canvas.box((x, top, each, tall), SHADE)
-        if scene.place[i] == 0 and i > _first(t):
+        if scene.episode_step[i] == 0 and i > _first(t):
             canvas.line([(x, top), (x, top + tall)], GREY, 1)
 
 

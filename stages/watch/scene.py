@@ -1,4 +1,4 @@
-"""Scene: one agent plays, and its world model says beside it what it expects: seen for a while, then not.
+"""Scene: one agent plays, and its world model says beside it what it expects: observed for a while, then not.
 
 Axes: T rows.
 """
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from envs.environment import Environment
 from stages.decode import reconstruct
 from stages.ensemble import Ensemble, disagreement
-from stages.foresee import CONTEXT, errors, film, foresee, place, posterior
+from stages.open_loop import CONTEXT, episode_step, errors, open_loop, play_rows, posterior
 from stages.runs.load import Trained, player_of
 from stages.runs.sweep import keys_of
 from stages.world_model import action_vector
@@ -33,9 +33,9 @@ class Scene:
     obs: NDArray[Any]  # in storage type
     predicted: NDArray[np.float32]  # decode.reconstruct: probabilities of binary entries
     error: NDArray[np.float32]  # in the decoder's terms, a mean over entries
-    seen: NDArray[np.bool_]  # whether the model saw the row
+    observed: NDArray[np.bool_]  # whether the model saw the row
     ahead: NDArray[np.int32]  # rows since it last saw one; 0 where it sees
-    place: NDArray[np.int32]  # rows before this one in its episode
+    episode_step: NDArray[np.int32]  # rows before this one in its episode
     score: NDArray[np.float64]  # reward of the episode so far
     disagreement: NDArray[np.float32] | None  # about the action taken; None without an ensemble
     state: NDArray[np.int32] | None  # countable state; None where there are none
@@ -54,27 +54,27 @@ def shoot(group: Trained, seed: int, policy: str, rows: int, point: int) -> Scen
 
     def one(agent, hypers, env_params, key):
         env, model = group.env.with_params(env_params), agent.model
-        key_film, key_foresee = jax.random.split(key)
+        key_play, key_predict = jax.random.split(key)
         player = player_of(agent, policy)
-        taken = film(env, agent, player, hypers, 1, rows, group.config.eval_greedy, key=key_film)
-        where = place(taken.rows.is_first)
-        seen = where % (CONTEXT + BLIND) < CONTEXT
-        latent = foresee(model, taken.rows, seen, hypers.unimix, key=key_foresee)
+        taken = play_rows(env, agent, player, hypers, 1, rows, group.config.eval_greedy, key=key_play)
+        where = episode_step(taken.rows.is_first)
+        observed = where % (CONTEXT + BLIND) < CONTEXT
+        latent = open_loop(model, taken.rows, observed, hypers.unimix, key=key_predict)
         spread = None
         if isinstance(agent.novelty, Ensemble):
             action = action_vector(model, taken.rows.action)
             spread = disagreement(agent.novelty, model, posterior(model, taken.rows).feat, action, hypers)
             spread = jnp.where(taken.rows.is_last, 0.0, spread)  # the action there leads nowhere
         error = errors(model.decoder, latent, taken.rows.obs).loss
-        each = (taken.rows, reconstruct(model.decoder, latent), error, seen, where, spread, taken.state)
+        each = (taken.rows, reconstruct(model.decoder, latent), error, observed, where, spread, taken.state)
         return jax.tree.map(lambda x: x[:, 0], each)
 
     [key] = keys_of([seed], point + 1)
     # What is not finite cannot be drawn; a seed that diverged may show it.
     drawn = lambda x: np.nan_to_num(np.asarray(x), posinf=0.0, neginf=0.0)
     each = jax.tree.map(drawn, jax.jit(one)(agent, hypers, env_params, key))
-    taken, predicted, error, seen, where, spread, state = each
+    taken, predicted, error, observed, where, spread, state = each
     total = np.cumsum(taken.reward.astype(np.float64))
     score = total - (total - taken.reward)[np.arange(rows) - where]
     ahead = np.maximum(0, where % (CONTEXT + BLIND) - CONTEXT + 1)
-    return Scene(group.env, taken.obs, predicted, error, seen, ahead, where, score, spread, state)
+    return Scene(group.env, taken.obs, predicted, error, observed, ahead, where, score, spread, state)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.evaluate import evaluate
-from stages.foresee import CONTEXT, film, open_loop_errors
+from stages.open_loop import CONTEXT, open_loop_errors, play_rows
 from stages.runs import terminal
 from stages.runs.figures import decimals, number, print_table
 from stages.runs.load import Loaded, Trained, player_of
@@ -35,7 +35,7 @@ class Scores(NamedTuple):
     seeds: list[int]  # [S]
     score: Floats  # [S, E]; NaN where something was not finite
     length: Floats  # [S, E], rows
-    open_loop: dict[str, Floats]  # loss, right and exact [S, H] of the model run forward (foresee.Errors)
+    open_loop: dict[str, Floats]  # loss, right and exact [S, H] of the model run forward (open_loop.Errors)
     posterior: dict[str, Floats]  # the same where the model sees the rows
     episodes: Floats  # [S, H]: how many were so long
 
@@ -64,17 +64,17 @@ def _play(group: Trained, policy: str, episodes: int, point: int | None) -> Scor
     def one(agent, hypers, env_params, key):
         env, player = group.env.with_params(env_params), player_of(agent, policy)
         score, length = evaluate(env, agent, config, hypers, player, key=key)
-        key_film, key_foresee = jax.random.split(jax.random.fold_in(key, 0))
+        key_play, key_predict = jax.random.split(jax.random.fold_in(key, 0))
         rows = CONTEXT + max(AHEAD)
-        taken = film(env, agent, player, hypers, episodes, rows, config.eval_greedy, key=key_film)
-        return score, length, *open_loop_errors(agent.model, taken.rows, AHEAD, hypers.unimix, key=key_foresee)
+        taken = play_rows(env, agent, player, hypers, episodes, rows, config.eval_greedy, key=key_play)
+        return score, length, *open_loop_errors(agent.model, taken.rows, AHEAD, hypers.unimix, key=key_predict)
 
     # As the run's own evaluations draw theirs: with as many episodes, the last point gives the score in summary.json.
     keys = keys_of(group.seeds, (group.step // config.envs if point is None else point) + 1)
     run = jax.jit(over_seeds(mesh_for(len(group.seeds)), one, 4, False))
-    score, length, ahead, seen, count = run(group.agent, group.hypers, group.env_params, keys)
+    score, length, ahead, observed, count = run(group.agent, group.hypers, group.env_params, keys)
     whole = lambda tree: jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
-    return Scores(group.seeds, *whole((score, length, vars(ahead), vars(seen), count)))
+    return Scores(group.seeds, *whole((score, length, vars(ahead), vars(observed), count)))
 
 
 def as_json(loaded: Loaded, scores: Scores, policy: str, point: int | None) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def print_scores(loaded: Loaded, scores: Scores, policy: str) -> None:
     whole = ["all right", "all right"] if kind in ("binary", "categorical") else []
     _print(
         f"predicted observations: error ({KINDS[kind]}), interquartile mean over seeds",
-        ["rows ahead", "run forward", *whole[:1], "seen", *whole[1:], "episodes"],
+        ["rows ahead", "run forward", *whole[:1], "observed", *whole[1:], "episodes"],
         [
             [
                 str(ahead),

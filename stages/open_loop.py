@@ -1,7 +1,7 @@
-"""Foresee: the world model run forward with the actions that were really taken, beside what really came.
+"""Open loop: the world model run forward with the actions that were really taken, beside what really came.
 
-Rows are played first, with the posterior states that the agent had at them (`film`). Where the model sees a row, its
-state is the posterior one; where it does not, it follows from the state before by the prior, and so on (`foresee`).
+Rows are played first, with the posterior states that the agent had at them (`play_rows`). Where the model observes a
+row, its state is the posterior one; elsewhere it follows from the state before by the prior (`open_loop`).
 
 Axes: T rows, N environments, D deter, S categoricals, K classes. Source: the open-loop report of DreamerV3.
 """
@@ -30,7 +30,7 @@ CONTEXT = 5
 """Rows of an episode that the model sees before it predicts, as in DreamerV3's report."""
 
 
-class Film(eqx.Module):
+class Played(eqx.Module):
     """Rows as they were played, [T, N, ...]."""
 
     rows: Row
@@ -45,7 +45,7 @@ class Errors(eqx.Module):
     exact: Float[Array, "..."]  # 1 where all of them are; NaN of real numbers
 
 
-def film(
+def play_rows(
     env: Environment,
     agent: Agent,
     behavior: Behavior | Uniform,
@@ -55,7 +55,7 @@ def film(
     greedy: bool,
     *,
     key: PRNGKeyArray,
-) -> Film:
+) -> Played:
     """The first `length` rows of `envs` environments."""
     key_start, key_loop = jr.split(key)
 
@@ -64,7 +64,7 @@ def film(
         after, row, _ = collect(env, agent, behavior, rollout, hypers, greedy=greedy, key=key_step)
         return after, (row, state)
 
-    return Film(*lax.scan(step, start(env, agent.model, envs, key=key_start), jr.split(key_loop, length))[1])
+    return Played(*lax.scan(step, start(env, agent.model, envs, key=key_start), jr.split(key_loop, length))[1])
 
 
 def posterior(model: WorldModel, rows: Row) -> Latent:
@@ -72,33 +72,33 @@ def posterior(model: WorldModel, rows: Row) -> Latent:
     return Latent.stored(rows.deter, rows.stoch, model.rssm.classes, model.dtype)
 
 
-def foresee(
-    model: WorldModel, rows: Row, seen: Bool[Array, "T N"], unimix: Float[Array, ""] | float, *, key: PRNGKeyArray
+def open_loop(
+    model: WorldModel, rows: Row, observed: Bool[Array, "T N"], unimix: Float[Array, ""] | float, *, key: PRNGKeyArray
 ) -> Latent:
     """The model's states at rows of which it sees some: [T, N, ...].
 
     Args:
         rows: [T, N, ...], with the posterior states.
-        seen: whether the model sees the row. An episode's first row must be seen.
+        observed: whether the model observes the row. An episode's first row must be observed.
         unimix: uniform share of the prior.
     """
-    uniform = jr.uniform(key, (*seen.shape, model.rssm.stoch))
+    uniform = jr.uniform(key, (*observed.shape, model.rssm.stoch))
     states, actions = posterior(model, rows), action_vector(model, rows.action)
 
     def step(before, now):
-        (latent, taken), (state, seen, uniform, action) = before, now
+        (latent, taken), (state, observed, uniform, action) = before, now
         imagined = imagine_step(model.rssm, latent, taken, uniform, unimix)
         latent = Latent(
-            jnp.where(seen[:, None], state.deter, imagined.deter),
-            jnp.where(seen[:, None, None], state.stoch, imagined.stoch),
+            jnp.where(observed[:, None], state.deter, imagined.deter),
+            jnp.where(observed[:, None, None], state.stoch, imagined.stoch),
         )
         return (latent, action), latent
 
     before = jax.tree.map(lambda x: jnp.zeros_like(x[0]), (states, actions))
-    return lax.scan(step, before, (states, seen, uniform, actions))[1]
+    return lax.scan(step, before, (states, observed, uniform, actions))[1]
 
 
-def place(is_first: Bool[Array, "T N"]) -> Int[Array, "T N"]:
+def episode_step(is_first: Bool[Array, "T N"]) -> Int[Array, "T N"]:
     """Rows before each one in its episode. The first row of all begins one."""
     rows = jnp.arange(is_first.shape[0])[:, None]
     return rows - lax.cummax(jnp.where(is_first, rows, 0))
@@ -130,10 +130,10 @@ def open_loop_errors(
     """
     at = jnp.array(ahead) + CONTEXT - 1
     there = (jnp.cumsum(rows.is_first, 0) == 1)[at]
-    seen, count = place(rows.is_first) < CONTEXT, there.sum(1)
+    observed, count = episode_step(rows.is_first) < CONTEXT, there.sum(1)
 
     def mean(latent):
         each = errors(model.decoder, jax.tree.map(lambda x: x[at], latent), rows.obs[at])
         return jax.tree.map(lambda x: jnp.where(there, x, 0).sum(1) / count, each)
 
-    return mean(foresee(model, rows, seen, unimix, key=key)), mean(posterior(model, rows)), count
+    return mean(open_loop(model, rows, observed, unimix, key=key)), mean(posterior(model, rows)), count

@@ -1,4 +1,4 @@
-"""foresee.py: the model run forward, against single steps, and errors by hand.
+"""open_loop.py: the model run forward, against single steps, and errors by hand.
 
 Axes: T rows, N environments.
 """
@@ -12,7 +12,7 @@ import pytest
 from envs.environment import ObsSpace
 from stages.config import Hypers
 from stages.decode import make_decoder
-from stages.foresee import CONTEXT, errors, film, foresee, open_loop_errors, place, posterior
+from stages.open_loop import CONTEXT, episode_step, errors, open_loop, open_loop_errors, play_rows, posterior
 from stages.rssm import Latent, imagine_step
 from stages.world_model import action_vector
 from tests.conftest import SMALL, arbitrary, observations
@@ -23,7 +23,7 @@ T, N, KEY, HYPERS = 14, 3, jr.key(5), Hypers(unimix=0.02)
 @pytest.fixture(scope="module")
 def rows(env, mix_agent):
     """Catch: episodes of 10 rows."""
-    play = lambda agent, key: film(env, agent, agent.tasker, HYPERS, N, T, False, key=key)
+    play = lambda agent, key: play_rows(env, agent, agent.tasker, HYPERS, N, T, False, key=key)
     return jax.jit(play)(mix_agent, KEY).rows
 
 
@@ -37,21 +37,23 @@ def test_rows_are_whole_episodes_one_after_the_other(rows):
 def test_place_counts_from_each_first_row():
     is_first = np.array([[1, 0, 0, 1, 0, 1, 1, 0], [1, 1, 0, 0, 0, 0, 0, 0]], bool).T
     wanted = np.array([[0, 1, 2, 0, 1, 0, 0, 1], [0, 0, 1, 2, 3, 4, 5, 6]]).T
-    np.testing.assert_array_equal(place(jnp.asarray(is_first)), wanted)
+    np.testing.assert_array_equal(episode_step(jnp.asarray(is_first)), wanted)
 
 
 def test_a_row_that_is_seen_has_the_posterior_state_and_one_that_is_not_follows_by_the_prior(mix_agent, rows):
     model = mix_agent.model
-    seen = np.ones((T, N), bool)
-    seen[4:7, 0] = seen[8:, 2] = False
-    seen[10, 2] = True  # an episode's first row
-    latent = jax.jit(lambda rows, seen: foresee(model, rows, seen, 0.02, key=KEY))(rows, jnp.asarray(seen))
+    observed = np.ones((T, N), bool)
+    observed[4:7, 0] = observed[8:, 2] = False
+    observed[10, 2] = True  # an episode's first row
+    latent = jax.jit(lambda rows, observed: open_loop(model, rows, observed, 0.02, key=KEY))(
+        rows, jnp.asarray(observed)
+    )
     known, action = posterior(model, rows), action_vector(model, rows.action)
     uniform = jr.uniform(KEY, (T, N, model.rssm.stoch))
     step = jax.jit(lambda *before: imagine_step(model.rssm, *before, 0.02))
     for n in range(N):
         for t in range(T):
-            if seen[t, n]:
+            if observed[t, n]:
                 wanted = Latent(known.deter[t, n], known.stoch[t, n])
             else:
                 before = Latent(latent.deter[t - 1, n], latent.stoch[t - 1, n])
@@ -103,9 +105,9 @@ def test_errors_of_reals_are_of_their_symlog():
 
 def test_only_episodes_that_are_so_long_count(mix_agent, rows):
     ahead = (1, 5, 6)  # rows 5, 9, and 10, which is the next episode's
-    ours, seen, count = open_loop_errors(mix_agent.model, rows, ahead, 0.02, key=KEY)
+    ours, observed, count = open_loop_errors(mix_agent.model, rows, ahead, 0.02, key=KEY)
     np.testing.assert_array_equal(count, [N, N, 0])
     every = errors(mix_agent.model.decoder, posterior(mix_agent.model, rows), rows.obs)
-    np.testing.assert_allclose(seen.loss[:2], np.asarray(every.loss)[[CONTEXT, CONTEXT + 4]].mean(1), rtol=1e-5)
-    assert np.isfinite(ours.loss[:2]).all() and np.isnan(ours.loss[2]) and np.isnan(seen.loss[2])
-    assert (np.asarray(ours.loss)[:2] != np.asarray(seen.loss)[:2]).all()  # it did not look
+    np.testing.assert_allclose(observed.loss[:2], np.asarray(every.loss)[[CONTEXT, CONTEXT + 4]].mean(1), rtol=1e-5)
+    assert np.isfinite(ours.loss[:2]).all() and np.isnan(ours.loss[2]) and np.isnan(observed.loss[2])
+    assert (np.asarray(ours.loss)[:2] != np.asarray(observed.loss)[:2]).all()  # it did not look
