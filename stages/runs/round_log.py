@@ -33,7 +33,7 @@ class Curve:
 
     def of_places(self, places: list[int]) -> "Curve":
         """The curve of some of its seeds."""
-        return Curve(self.steps, [scores[places] for scores in self.scores])
+        return Curve(list(self.steps), [scores[places] for scores in self.scores])
 
     @staticmethod
     def of_all(curves: "list[Curve]") -> "Curve":
@@ -41,6 +41,9 @@ class Curve:
         return Curve(
             curves[0].steps, [np.concatenate(scores) for scores in zip(*(c.scores for c in curves), strict=True)]
         )
+
+
+CURVES = ("training", "evaluation", "rungs")
 
 
 @dataclass
@@ -53,12 +56,14 @@ class RoundLog:
     untrained: np.ndarray = field(default_factory=lambda: np.zeros(0))
     zero_shot: np.ndarray = field(default_factory=lambda: np.zeros(0))
     final: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    rungs: Curve = field(default_factory=Curve)  # evaluations at the rungs before this round's
     diverged: np.ndarray = field(default_factory=lambda: np.zeros(0, int))  # [seeds], env step; 0: it has not
     novelty: NoveltyLog = field(default_factory=NoveltyLog)  # empty where states cannot be counted
     untrained_share: np.ndarray = field(default_factory=lambda: np.zeros(0))  # there: of an untrained ensemble's
     adapt_step: int | None = None  # the step from which mode task goes on with what was explored
     phase: int = 0  # the one at work
     done: int = 0  # iterations of it
+    begun: int = 0  # step at which the round began: 0, or a rung's
     step: int = 0
     updates: int = 0
 
@@ -66,8 +71,8 @@ class RoundLog:
     def load(saved: Mapping[str, Any]) -> "RoundLog":
         """A round's log from its JSON."""
         names = ("untrained", "zero_shot", "final", "untrained_share")
-        scores = {name: np.array(saved[name], np.float64) for name in names}
-        curves: dict[str, Any] = {name: Curve.load(saved[name]) for name in ("training", "evaluation")}
+        scores: dict[str, Any] = {name: np.array(saved[name], np.float64) for name in names}
+        curves: dict[str, Any] = {name: Curve.load(saved[name]) for name in CURVES}
         curves["novelty"] = NoveltyLog.load(saved["novelty"])
         scores["diverged"] = np.array(saved["diverged"], int)
         return RoundLog(**{**saved, **scores, **curves, "round": Round(**saved["round"])})
@@ -78,22 +83,37 @@ class RoundLog:
         names = ("untrained", "zero_shot", "final", "diverged", "untrained_share")
         scores = {name: np.concatenate([getattr(r, name) for r in rounds]) for name in names}
         seeds = [seed for each in rounds for seed in each.round.seeds]
-        training = Curve.of_all([each.training for each in rounds])
-        evaluation = Curve.of_all([each.evaluation for each in rounds])
+        curves: dict[str, Any] = {name: Curve.of_all([getattr(r, name) for r in rounds]) for name in CURVES}
         trials = [trial for each in rounds for trial in each.round.trials]
         round = dataclasses.replace(rounds[-1].round, seeds=seeds, trials=trials)
         novelty = NoveltyLog.of_all([each.novelty for each in rounds])
-        curves = {"training": training, "evaluation": evaluation, "novelty": novelty}
-        return dataclasses.replace(rounds[-1], round=round, **curves, **scores)
+        return dataclasses.replace(rounds[-1], round=round, novelty=novelty, **curves, **scores)
 
     def of_trial(self, trial: int) -> "RoundLog":
         """The log of one trial's seeds alone."""
         at = self.round.places(trial)
+        return dataclasses.replace(self._of_places(at), novelty=self.novelty.of_trial(trial, at))
+
+    def _of_places(self, at: list[int]) -> "RoundLog":
+        """The log of the seeds at these places, as of one trial."""
         names = ("untrained", "zero_shot", "final", "diverged", "untrained_share")
-        scores = {name: getattr(self, name)[at] for name in names if getattr(self, name).size}
+        scores: dict[str, Any] = {name: getattr(self, name)[at] for name in names if getattr(self, name).size}
         round = dataclasses.replace(self.round, seeds=[self.round.seeds[place] for place in at], trials=[])
-        curves = {"training": self.training.of_places(at), "evaluation": self.evaluation.of_places(at)}
-        return dataclasses.replace(self, round=round, novelty=self.novelty.of_trial(trial, at), **curves, **scores)
+        curves: dict[str, Any] = {name: getattr(self, name).of_places(at) for name in CURVES}
+        return dataclasses.replace(self, round=round, novelty=self.novelty.of_places(at), **curves, **scores)
+
+    @staticmethod
+    def going_on(round: Round, rounds: "list[RoundLog]") -> "RoundLog":
+        """The log of a round that begins at a rung, where these rounds ended."""
+        before = RoundLog.of_all(rounds)
+        there = {agent: place for place, agent in enumerate(before.round.agents)}
+        log = before._of_places([there[agent] for agent in round.agents])
+        return dataclasses.replace(log, round=round, begun=log.step, rungs=log.scored, final=np.zeros(0))
+
+    @property
+    def scored(self) -> Curve:
+        """The evaluations at all rungs so far, this round's included."""
+        return Curve([*self.rungs.steps, self.step], [*self.rungs.scores, self.final])
 
     def finished(self, phases: list[Phase]) -> bool:
         """Whether the round has come to the end of these phases, and was evaluated there."""
