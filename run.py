@@ -115,10 +115,8 @@ def train_program(program: Program, processes: Processes, signals: Signals, star
         about = {"trials": program.trials, "folders": entered.trials, "rung": program.rung}
         log = RunLog(program.arguments, entered.folder, processes, started, **about)
         log.states, log.has_goal = env.states, env.goal is not None
-        if entered.finished and program.rung.last:
-            log.say(f"the run in {entered.path} is finished; raise --steps to go on, or choose another --logdir")
-        elif entered.finished:
-            log.say(f"the trials in {entered.path} have come to the rung")
+        if entered.finished:
+            log.on_found()
         else:
             run(program, env, processes, Keeper(program.arguments, entered.path, processes, signals, log), log)
     finally:

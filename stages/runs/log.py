@@ -157,6 +157,12 @@ class RunLog:
             close, self.sink = self.sink.close, None
             self.tracked(lambda _: close())
 
+    def on_found(self) -> None:
+        """The run that is there has come to its end, or to the rung: nothing is trained."""
+        if self.folder is not None and self.rung.last:
+            further = "" if self.rung.halves else "raise --steps to go on, or "
+            self.say(f"the run in {self.folder.path} is finished; {further}choose another --logdir")
+
     def on_start(self, seeds: list[int], devices: Sequence[Any]) -> None:
         """The first lines."""
         self.compile_seconds = -time.time()
