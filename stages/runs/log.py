@@ -324,7 +324,7 @@ class RunLog:
         about |= {"versions": versions()}
         for index, (trial, folder) in enumerate(zip(self.trials, self.folders, strict=True)):
             if self.round.round.places(index):
-                write_stopped(folder, trial, self.round.of_trial(index), self.states, about)
+                write_stopped(folder, trial, self.round.of_trial(index), self.states, about | self._rungs(folder))
         if names != [""]:
             self.folder.write_summary({"finished": False, "trials": names})
         self.say(
@@ -348,7 +348,8 @@ class RunLog:
             if not log.round.places(index):
                 continue
             own = log.of_trial(index)
-            write_finished(folder, trial, own, self.states, {"finished": last, **beside, **cost})
+            rungs = self._rungs(folder, None if last else own)
+            write_finished(folder, trial, own, self.states, {"finished": last, **rungs, **beside, **cost})
             if names == [""] and last:
                 print_finished(trial, own, self.states, self.has_goal)
         if names != [""]:
@@ -357,6 +358,17 @@ class RunLog:
             f"{log.step:,} env steps and {log.updates:,} updates a seed in {cost['wall_seconds']:.0f} s "
             f"({self.compile_seconds:.0f} s compiling), {cost['peak_memory_mb']:,.0f} MB; see {self.folder.path}"
         )
+
+    def _rungs(self, folder: RunFolder, here: RoundLog | None = None) -> dict[str, Any]:
+        """What summary.json says of the rungs R at which a trial was compared with others: env steps of a seed [R], and
+        scores [R][S]. It has the earlier ones already; `here` is the trial at this one."""
+        if not self.rung.halves:
+            return {}
+        before = (folder.summary or {}).get("rungs", {"steps": [], "scores": []})
+        rungs = {name: values[: self.rung.number] for name, values in before.items()}
+        if here is not None:
+            rungs = {"steps": [*rungs["steps"], here.step], "scores": [*rungs["scores"], here.final.tolist()]}
+        return {"rungs": rungs}
 
     @property
     def _wall(self) -> float:

@@ -43,9 +43,6 @@ class Curve:
         )
 
 
-CURVES = ("training", "evaluation", "rungs")
-
-
 @dataclass
 class RoundLog:
     """The log of one round's seeds so far; scores are [seeds]."""
@@ -56,7 +53,6 @@ class RoundLog:
     untrained: np.ndarray = field(default_factory=lambda: np.zeros(0))
     zero_shot: np.ndarray = field(default_factory=lambda: np.zeros(0))
     final: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    rungs: Curve = field(default_factory=Curve)  # evaluations at the rungs before this round's
     diverged: np.ndarray = field(default_factory=lambda: np.zeros(0, int))  # [seeds], env step; 0: it has not
     novelty: NoveltyLog = field(default_factory=NoveltyLog)  # empty where states cannot be counted
     untrained_share: np.ndarray = field(default_factory=lambda: np.zeros(0))  # there: of an untrained ensemble's
@@ -71,8 +67,8 @@ class RoundLog:
     def load(saved: Mapping[str, Any]) -> "RoundLog":
         """A round's log from its JSON."""
         names = ("untrained", "zero_shot", "final", "untrained_share")
-        scores: dict[str, Any] = {name: np.array(saved[name], np.float64) for name in names}
-        curves: dict[str, Any] = {name: Curve.load(saved[name]) for name in CURVES}
+        scores = {name: np.array(saved[name], np.float64) for name in names}
+        curves: dict[str, Any] = {name: Curve.load(saved[name]) for name in ("training", "evaluation")}
         curves["novelty"] = NoveltyLog.load(saved["novelty"])
         scores["diverged"] = np.array(saved["diverged"], int)
         return RoundLog(**{**saved, **scores, **curves, "round": Round(**saved["round"])})
@@ -83,11 +79,13 @@ class RoundLog:
         names = ("untrained", "zero_shot", "final", "diverged", "untrained_share")
         scores = {name: np.concatenate([getattr(r, name) for r in rounds]) for name in names}
         seeds = [seed for each in rounds for seed in each.round.seeds]
-        curves: dict[str, Any] = {name: Curve.of_all([getattr(r, name) for r in rounds]) for name in CURVES}
+        training = Curve.of_all([each.training for each in rounds])
+        evaluation = Curve.of_all([each.evaluation for each in rounds])
         trials = [trial for each in rounds for trial in each.round.trials]
         round = dataclasses.replace(rounds[-1].round, seeds=seeds, trials=trials)
         novelty = NoveltyLog.of_all([each.novelty for each in rounds])
-        return dataclasses.replace(rounds[-1], round=round, novelty=novelty, **curves, **scores)
+        curves = {"training": training, "evaluation": evaluation, "novelty": novelty}
+        return dataclasses.replace(rounds[-1], round=round, **curves, **scores)
 
     def of_trial(self, trial: int) -> "RoundLog":
         """The log of one trial's seeds alone."""
@@ -99,21 +97,17 @@ class RoundLog:
         names = ("untrained", "zero_shot", "final", "diverged", "untrained_share")
         scores: dict[str, Any] = {name: getattr(self, name)[at] for name in names if getattr(self, name).size}
         round = dataclasses.replace(self.round, seeds=[self.round.seeds[place] for place in at], trials=[])
-        curves: dict[str, Any] = {name: getattr(self, name).of_places(at) for name in CURVES}
+        curves: dict[str, Any] = {name: getattr(self, name).of_places(at) for name in ("training", "evaluation")}
         return dataclasses.replace(self, round=round, novelty=self.novelty.of_places(at), **curves, **scores)
 
     @staticmethod
     def going_on(round: Round, rounds: "list[RoundLog]") -> "RoundLog":
         """The log of a round that begins at a rung, where these rounds ended."""
-        before = RoundLog.of_all(rounds)
+        none = {"final": np.zeros(0), "zero_shot": np.zeros(0)}  # of a round's end: what is saved before may lack them
+        before = RoundLog.of_all([dataclasses.replace(each, **none) for each in rounds])
         there = {agent: place for place, agent in enumerate(before.round.agents)}
         log = before._of_places([there[agent] for agent in round.agents])
-        return dataclasses.replace(log, round=round, begun=log.step, rungs=log.scored, final=np.zeros(0))
-
-    @property
-    def scored(self) -> Curve:
-        """The evaluations at all rungs so far, this round's included."""
-        return Curve([*self.rungs.steps, self.step], [*self.rungs.scores, self.final])
+        return dataclasses.replace(log, round=round, begun=log.step)
 
     def finished(self, phases: list[Phase]) -> bool:
         """Whether the round has come to the end of these phases, and was evaluated there."""

@@ -1,7 +1,7 @@
 """Summary: what a trial leaves when it ends: summary.json, its pictures, and the lines that say it on the terminal.
 
-`about` is what summary.json says of the run around the trial: rounds, processes, seconds, versions, and whether the
-run is finished. With `--halving` it has the evaluations at all rungs where the trial was compared with others.
+`about` is what summary.json says of the run around the trial: rounds, processes, seconds, versions, whether it is
+finished, and with `--halving` the trial's evaluations at the rungs so far.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from stages.runs import figures, terminal
 from stages.runs.folder import RunFolder
 from stages.runs.novelty import summary, words
 from stages.runs.novelty_figure import plot_novelty
-from stages.runs.round_log import Curve, RoundLog
+from stages.runs.round_log import RoundLog
 from stages.runs.statistics import summarise
 from stages.runs.trials import Trial
 
@@ -35,7 +35,6 @@ def write_stopped(
             "diverged": log.diverged_at,
             "env_steps": log.step,
             "updates": log.updates,
-            "rungs": rungs_of(log.rungs),
             "training_score": last(log.training),
             "evaluation_score": last(log.evaluation),
             **summary(log.novelty, None if states is None else states.count),
@@ -78,7 +77,6 @@ def write_finished(
             "diverged": log.diverged_at,
             "env_steps": log.step,
             "updates": log.updates,
-            "rungs": rungs_of(log.rungs if about["finished"] else log.scored),
             "score": log.final.tolist(),
             **dataclasses.asdict(summarise(log.final, log.round.seeds)),
             "zero_shot": log.zero_shot.tolist() if config.mode == "explore" else None,
@@ -88,11 +86,6 @@ def write_finished(
             **about,
         }
     )
-
-
-def rungs_of(rungs: Curve) -> dict[str, Any]:
-    """What summary.json says of the rungs R that a trial has reached: env steps of a seed [R], and scores [R][S]."""
-    return {"steps": rungs.steps, "scores": [scores.tolist() for scores in rungs.scores]}
 
 
 def print_finished(trial: Trial, log: RoundLog, states: StateSpace | None, has_goal: bool) -> None:

@@ -156,7 +156,7 @@ class Sweep:
         lane = lane_of(config, mesh)
         self._advance = lambda n: jax.jit(wrap(functools.partial(advance, n), 1, True, lane), donate_argnums=0)
         self._compiled: dict[int | str, jax.stages.Compiled] = {}  # advance by its iterations
-        self._needs: dict[tuple[int, int], float] = {}  # what `prepare` returned, by seeds and iterations
+        self._prepared: tuple[tuple[int, int], float] | None = None  # (seeds, iterations) of `prepare`, and its result
 
     def shapes(self, seeds: int) -> tuple[TrainState, Clock]:
         """The state of so many seeds after `prefill`, and the clock, as shapes: nothing is computed or allocated."""
@@ -196,8 +196,8 @@ class Sweep:
             bytes of memory that a device needs at the most demanding moment.
         """
         seeds, before = state.key.shape[0], state
-        if (seeds, iterations) in self._needs:
-            return self._needs[seeds, iterations]
+        if self._prepared and self._prepared[0] == (seeds, iterations):
+            return self._prepared[1]
         keys = self._key_shapes(seeds)
         state = self.adapted(before) if adapts else before
         # The longest first. Tracing goes on while the compiler, which needs no interpreter, is at work.
@@ -225,8 +225,9 @@ class Sweep:
         needs = {name: memory.need(program) for name, program in done.items()}
         held = needs["advance"].held  # the whole state; `init` makes it, the others find it there
         whole = {name: need.held if name == "init" else max(held, need.held) for name, need in needs.items()}
-        self._needs[seeds, iterations] = max(need.more + whole[name] for name, need in needs.items())
-        return self._needs[seeds, iterations]
+        most = max(need.more + whole[name] for name, need in needs.items())
+        self._prepared = (seeds, iterations), most
+        return most
 
     def compile(self, state: TrainState, clock: Clock, iterations: int) -> jax.stages.Compiled:
         """Compile `advance` for chunks of `iterations` iterations; returns the compiled program."""
