@@ -41,10 +41,12 @@ def run(program: Program, env: Environment, processes: Processes, keeper: Keepin
     devices = jax.local_devices()[: arguments.devices or None]
     new = lambda width: phases_of(env, arguments.config, devices, width, arguments.log_points, keeper.chunks)
     build = lambda width: program.phases(width, new)
-    asked = {"parallel": keeper.side_by_side or arguments.parallel, "allowed": arguments.memory * 1e9}
+    parallel, allowed = keeper.side_by_side or arguments.parallel, arguments.memory * 1e9
     log.on_start(seeds, devices)
     try:
-        planned = plan(seeds, devices, processes, build, trials=program.trained, rung=rung, **asked)
+        planned = plan(
+            seeds, devices, processes, build, trials=program.trained, parallel=parallel, allowed=allowed, rung=rung
+        )
     except BaseException:
         log.on_abort()
         raise
@@ -112,8 +114,8 @@ def train_program(program: Program, processes: Processes, signals: Signals, star
     env = make(config.env, dict(config.env_args))
     entered = enter(program, processes)
     try:
-        about = {"trials": program.trials, "folders": entered.trials, "rung": program.rung}
-        log = RunLog(program.arguments, entered.folder, processes, started, **about)
+        log = RunLog(program.arguments, entered.folder, processes, started, trials=program.trials, rung=program.rung)
+        log.folders = entered.trials
         log.states, log.has_goal = env.states, env.goal is not None
         if entered.finished:
             log.on_found()

@@ -255,6 +255,8 @@ def _draw_setting(axes: Axes, grid: Grid, name: str) -> None:
         axes.set_xticks(range(len(values)), values, fontsize=8, rotation=20, ha="right", parse_math=False)
     axes.set_xlabel(name, fontsize=9, color=INK)
     when = "last" if grid.halved else "final"
+    if grid.halved:
+        axes.set_title("the darker, the longer trained", fontsize=8, color=GREY, loc="left")
     axes.set_ylabel(f"IQM of {when} scores, 95 % interval", fontsize=9, color=GREY)
 
 

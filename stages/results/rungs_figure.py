@@ -6,7 +6,7 @@ Axes: R rungs that a trial has reached, with its last evaluation.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from stages.runs.figures import BLUE, GREY, INK, dress
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MOST_NAMED = 5  # trials that are named in the picture: those that came furthest
+MOST_NAMED = 5  # of the trials that came to the end; more would lie over each other
 
 
 class Climb(NamedTuple):
@@ -40,7 +40,7 @@ def draw_climbs(axes: Axes, climbs: Sequence[Climb]) -> None:
     """Score against steps: a line for each trial, which ends in a cross where the trial was stopped."""
     last = max(len(climb.steps) for climb in climbs) - 1
     order = sorted(climbs, key=lambda climb: (len(climb.steps), climb.finished))
-    named = [climb for climb in reversed(order) if len(climb.steps) > 1 or climb.finished][:MOST_NAMED]
+    best = sorted((climb for climb in climbs if climb.finished), key=lambda climb: -np.nan_to_num(climb.scores[-1]))
     for climb in order:
         colour = shade(len(climb.steps) - 1, last)
         axes.plot(climb.steps, climb.scores, color=colour, linewidth=2 if climb.finished else 1.2, zorder=2)
@@ -54,18 +54,11 @@ def draw_climbs(axes: Axes, climbs: Sequence[Climb]) -> None:
     axes.set_xlim(ends[0] / 1.3, ends[-1] * 1.3)
     axes.set_xticks(ends, [f"{step:,}" for step in ends])
     axes.set_xticks([], minor=True)
-    for climb in named:
+    beside: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "fontsize": 7, "color": INK}
+    for climb in best[:MOST_NAMED]:
         if np.isfinite(climb.scores[-1]):
-            axes.annotate(
-                climb.name,
-                (climb.steps[-1], climb.scores[-1]),
-                xytext=(-7, 5),
-                textcoords="offset points",
-                ha="right",
-                fontsize=7,
-                color=INK if climb.finished else GREY,
-                parse_math=False,
-            )
+            at = (climb.steps[-1], climb.scores[-1])
+            axes.annotate(climb.name, at, xytext=(-8, 4), parse_math=False, **beside)
     axes.plot([], [], color=BLUE, marker="o", linewidth=2, label="trained to the end")
     axes.plot([], [], color=GREY, marker="x", markeredgewidth=1.6, linestyle="", label="stopped here")
     axes.legend(fontsize=7, frameon=False, loc="best")

@@ -54,6 +54,7 @@ def rung_by_rung(programs: Sequence[Program], eta: int) -> Iterator[list[Program
         yield list(programs)
         return
     shares = check_halving(programs, eta)
+    say(_plan(sum(len(program.trials) for program in programs), eta, shares))
     going = {(p, t) for p, program in enumerate(programs) for t in range(len(program.trials))}
     for index in range(len(shares)):
         rung = Rung(index, shares)
@@ -145,6 +146,15 @@ def _stop(trial: Trial, step: int) -> None:
 
 
 # ---- words ----------------------------------------------------------------------------------------------------------
+
+
+def _plan(trials: int, eta: int, shares: tuple[int, ...]) -> str:
+    """What halving does, in a line."""
+    counts = [trials]
+    for _ in shares[1:]:
+        counts.append(max(1, counts[-1] // eta))
+    ways = [f"{count} to 1/{share} of the steps" for count, share in zip(counts, shares[:-1], strict=False)]
+    return f"halving {trials} trials: {', '.join(ways)}, {counts[-1]} to the end"
 
 
 def _verdict(index: int, shares: tuple[int, ...], best: Sequence[Standing], others: Sequence[Standing]) -> str:
