@@ -128,14 +128,13 @@ def _summary(trial: Trial) -> Mapping[str, Any]:
 def _standing(programs: Sequence[Program], program: int, trial: int, index: int) -> Standing:
     """A trial at rung `index`. Raises RunFolderError where its summary does not know of it."""
     own = programs[program].trials[trial]
-    summary = _summary(own)
     try:
-        step, scores = (summary["rungs"][name][index] for name in ("steps", "scores"))
+        rungs = _summary(own)["rungs"]
+        step, scores, diverged = (rungs[name][index] for name in ("steps", "scores", "diverged"))
     except (KeyError, IndexError) as error:
         raise RunFolderError(
             f"{str(_path(own))!r} has no score at rung {index + 1}; choose another --logdir"
         ) from error
-    diverged = [0 < summary["diverged"].get(str(seed), 0) <= step for seed in summary["seeds"]]
     score = score_of(np.array(scores, np.float64), diverged)
     return Standing(program, trial, ",".join(filter(None, (programs[program].name, own.name))), step, score)
 

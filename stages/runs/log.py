@@ -361,13 +361,15 @@ class RunLog:
 
     def _rungs(self, folder: RunFolder, here: RoundLog | None = None) -> dict[str, Any]:
         """What summary.json says of the rungs R at which a trial was compared with others: env steps of a seed [R], and
-        scores [R][S]. It has the earlier ones already; `here` is the trial at this one."""
+        scores and whether they had diverged of its seeds [R][S]. It has the earlier ones already; `here` is the trial
+        at this one."""
         if not self.rung.halves:
             return {}
-        before = (folder.summary or {}).get("rungs", {"steps": [], "scores": []})
-        rungs = {name: values[: self.rung.number] for name, values in before.items()}
+        rungs = (folder.summary or {}).get("rungs", {})
+        rungs = {name: rungs.get(name, [])[: self.rung.number] for name in ("steps", "scores", "diverged")}
         if here is not None:
-            rungs = {"steps": [*rungs["steps"], here.step], "scores": [*rungs["scores"], here.final.tolist()]}
+            now = {"steps": here.step, "scores": here.final.tolist(), "diverged": (here.diverged > 0).tolist()}
+            rungs = {name: [*rungs[name], value] for name, value in now.items()}
         return {"rungs": rungs}
 
     @property
