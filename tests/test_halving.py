@@ -14,6 +14,7 @@ from stages.results.grid import grid_of, plot_grid, table_of
 from stages.results.read import read_runs
 from stages.runs import figures, halving
 from stages.runs.arguments import parse
+from stages.runs.copy import _summary_of
 from stages.runs.halving import Standing, check_halving, score_of, survivors
 from stages.runs.load import load
 from stages.runs.rung import Rung, chunks_until, shares_of
@@ -113,6 +114,14 @@ def test_a_trials_command_line_has_no_halving():
     programs = programs_of(words, parse(words))
     assert [program.arguments.halving for program in programs] == [2, 2]
     assert {trial.arguments.halving for program in programs for trial in program.trials} == {0}
+
+
+def test_a_copy_has_the_rungs_of_its_seeds():
+    rungs = {"steps": [5, 9], "scores": [[1.0, 2.0], [3.0, 4.0]], "diverged": [[False, False], [False, True]]}
+    summary = {"seeds": [0, 1], "diverged": {"1": 8}, "score": [3.0, 4.0], "rungs": rungs, "stopped": 9}
+    own = _summary_of(summary, range(1, 2))
+    assert own["rungs"] == {"steps": [5, 9], "scores": [[2.0], [4.0]], "diverged": [[False], [True]]}
+    assert (own["seeds"], own["score"], own["diverged"], own["stopped"]) == ([1], [4.0], {"1": 8}, 9)
 
 
 # ---- a sweep --------------------------------------------------------------------------------------------------------
