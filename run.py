@@ -34,25 +34,27 @@ def run(program: Program, env: Environment, processes: Processes, keeper: Keepin
     """Plan which seeds fit side by side, train them round by round, and leave the run's files."""
     import jax
 
-    from stages.runs.rounds import phases_of, plan
+    from stages.runs.rounds import phases_of, plan, until
 
-    arguments, trials = program.arguments, program.trials
+    arguments, trials, rung = program.arguments, program.trials, program.rung
     seeds = list(range(arguments.seed_start, arguments.seed_start + arguments.seeds))
     devices = jax.local_devices()[: arguments.devices or None]
-    build = lambda width: phases_of(env, arguments.config, devices, width, arguments.log_points, keeper.chunks)
-    parallel = keeper.side_by_side or arguments.parallel
+    new = lambda width: phases_of(env, arguments.config, devices, width, arguments.log_points, keeper.chunks)
+    build = lambda width: program.phases(width, new)
+    parallel, allowed = keeper.side_by_side or arguments.parallel, arguments.memory * 1e9
     log.on_start(seeds, devices)
     try:
-        allowed = arguments.memory * 1e9
-        planned = plan(seeds, devices, processes, build, trials=len(trials), parallel=parallel, allowed=allowed)
+        planned = plan(
+            seeds, devices, processes, build, trials=program.trained, parallel=parallel, allowed=allowed, rung=rung
+        )
     except BaseException:
         log.on_abort()
         raise
     log.on_plan(planned)
     keeper.on_plan(planned.phases)
-    for index, each in enumerate(planned.rounds):
+    for index, each in enumerate(planned.rounds, log.first):
         hypers = each.hypers([trial.arguments.hypers for trial in trials])
-        train_round(planned.phases, index, each, hypers, processes, keeper, log)
+        train_round(until(planned.phases, rung), index, each, hypers, processes, keeper, log)
     log.on_finish()
     keeper.close()
 
@@ -60,7 +62,7 @@ def run(program: Program, env: Environment, processes: Processes, keeper: Keepin
 def train_round(
     phases: list[Phase], index: int, round: Round, hypers: Hypers, processes: Processes, keeper: Keeping, log: RunLog
 ) -> None:
-    """All phases of one round's seeds, from their first step or where they were left, to their last evaluation."""
+    """Phases of one round's seeds, from their first step or where they were left, to their last evaluation."""
     from stages.runs.rounds import Evaluator
 
     evaluate, logged = Evaluator(round, processes), log.on_round(index, round)
@@ -103,7 +105,7 @@ def train_phase(
 
 
 def train_program(program: Program, processes: Processes, signals: Signals, started: float) -> None:
-    """Make the environment, enter the folder, and run, unless the run that is there is finished."""
+    """Make the environment, enter the folder, and run to the rung, unless the run that is there has come so far."""
     from envs import make
     from stages.runs.keeper import Keeper, enter
     from stages.runs.log import RunLog
@@ -112,12 +114,11 @@ def train_program(program: Program, processes: Processes, signals: Signals, star
     env = make(config.env, dict(config.env_args))
     entered = enter(program, processes)
     try:
-        log = RunLog(
-            program.arguments, entered.folder, processes, started, trials=program.trials, folders=entered.trials
-        )
+        log = RunLog(program.arguments, entered.folder, processes, started, trials=program.trials, rung=program.rung)
+        log.folders = entered.trials
         log.states, log.has_goal = env.states, env.goal is not None
         if entered.finished:
-            log.say(f"the run in {entered.path} is finished; raise --steps to go on, or choose another --logdir")
+            log.on_found()
         else:
             run(program, env, processes, Keeper(program.arguments, entered.path, processes, signals, log), log)
     finally:
@@ -133,6 +134,7 @@ def main(argv: list[str], start: Callable[[], None] = lambda: None) -> int:
     from envs import EnvError
     from stages.results.grid import leave_grid
     from stages.runs.folder import RunFolderError
+    from stages.runs.halving import rung_by_rung
     from stages.runs.processes import ProcessError, Processes, join
     from stages.runs.signals import Signals, Stopped
     from stages.runs.trials import describe, programs_of
@@ -150,9 +152,10 @@ def main(argv: list[str], start: Callable[[], None] = lambda: None) -> int:
             programs = programs_of(argv, arguments)
             if arguments.sweep and processes.leads:
                 terminal.say(describe(programs))
-            for program in programs:
-                train_program(program, processes, signals, started)
-                started = time.time()
+            for going in rung_by_rung(programs, arguments.halving):
+                for program in going:
+                    train_program(program, processes, signals, started)
+                    started = time.time()
             if arguments.sweep and processes.leads:
                 leave_grid(arguments.logdir)
     except (ConfigError, EnvError, RunFolderError, ProcessError) as error:

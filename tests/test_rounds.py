@@ -1,11 +1,14 @@
 """Rounds: seeds assigned, and the width that fits found, on sweeps that only pretend to compile."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import run
+from envs import registry
 from stages.config import ConfigError
 from stages.replay import Clock
 from stages.runs.processes import Processes
@@ -20,7 +23,9 @@ from stages.runs.rounds import (
     prepare,
     side_by_side,
     split_chunks,
+    until,
 )
+from stages.runs.rung import END, Rung
 from stages.runs.sweep import Sweep, mesh_for
 from stages.train import TrainState
 
@@ -246,3 +251,24 @@ def test_chunks_are_equal_and_cover_the_steps():
             iterations, chunks = split_chunks(config, todo, points)
             steps = iterations * chunks * config.schedule[0]
             assert todo <= steps < todo + config.schedule[0] * (1 + chunks) and chunks <= points
+
+
+def test_a_rung_is_a_part_of_the_first_phase(config):
+    """What is compiled, and the ring, are of the whole run."""
+    explore = dataclasses.replace(config, mode="explore", adapt_steps=50)
+    phases = phases_of(registry.make("Catch-bsuite", {}), explore, jax.devices()[:1], 1, 10)
+    assert until(phases, END) == phases and until(phases, Rung(1, (2, 1))) == phases
+    [half] = until(phases, Rung(0, (2, 1)))
+    assert half.sweep is phases[0].sweep and half.iterations == phases[0].iterations
+    assert half.chunks == phases[0].chunks // 2
+
+
+@pytest.mark.parametrize(("seeds", "trials", "rounds", "width"), [(4, 9, 9, 4), (8, 3, 3, 8), (2, 9, 5, 4)])
+def test_rounds_of_rungs_on_a_cpu_are_of_one_trial_or_a_seed_for_each_device(seeds, trials, rounds, width):
+    build, _ = pretend()
+    for rung, going in ((Rung(0, (3, 1)), range(trials)), (Rung(1, (3, 1)), [1])):
+        result = plan(list(range(seeds)), jax.devices(), Processes(), build, trials=going, allowed=10**9, rung=rung)
+        assert len(result.rounds) == (1 if going == [1] else rounds)
+        assert {len(each.mine) for each in result.rounds} == {width if seeds >= 4 or len(going) > 1 else seeds}
+        assert {each.rung for each in result.rounds} == {rung.number}
+        assert {trial for each in result.rounds for trial in each.trials} == set(going)

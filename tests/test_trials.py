@@ -131,7 +131,7 @@ def test_what_cannot_be_swept_is_said_in_one_line(words, says):
 @pytest.mark.parametrize("count", [1, 2])
 def test_every_trial_has_all_seeds_in_rounds(count):
     """Two seeds of three trials, two places in each process."""
-    each = [assign([4, 5], 2, Processes(index, count), trials=3) for index in range(count)]
+    each = [assign([4, 5], 2, Processes(index, count), trials=range(3)) for index in range(count)]
     pairs = [(trial, seed) for trial in range(3) for seed in (4, 5)]
     assert [p for round in each[0] for p in zip(round.trials, round.seeds, strict=True)] == pairs
     trained = [list(zip(r.mine_trials, r.mine, strict=True)) for rounds in zip(*each, strict=True) for r in rounds]

@@ -157,7 +157,9 @@ def _notes(runs: list[Result]) -> list[str]:
         listed = ", ".join(f"{run.name} {run.done:,}" for run in runs if run.finished)
         notes.append(f"final scores are after different numbers of steps: {listed}")
     for run in runs:
-        if not run.finished:
+        if run.stopped:
+            notes.append(f"{run.name} was stopped by --halving ({run.done:,} of {run.planned:,} steps): no final score")
+        elif not run.finished:
             notes.append(f"{run.name} is not finished ({run.done:,} of {run.planned:,} steps): no final score of it")
         if not run.steps.size:
             notes.append(f"{run.name} has no line in its metrics.jsonl: no curve of it")

@@ -22,8 +22,9 @@ def write_table(path: Path, runs: Sequence[Result], differing: Sequence[str]) ->
 
     Columns: run, env, each setting of `differing`, seed, phase, step (env steps of the seed), kind, score. Kinds:
     training (mean of the episodes that ended since the last point), evaluation (of the tasker, at that point),
-    untrained, zero_shot (after exploring) and final (of evaluation episodes). A score that there is none of, or that is
-    not finite, has no line.
+    untrained, zero_shot (after exploring) and final (of evaluation episodes); with --halving also rung (where trials
+    were compared) and, of one that was stopped there, stopped instead. A score that there is none of, or that is not
+    finite, has no line.
 
     Raises:
         RunFolderError: the disk refuses.
@@ -54,6 +55,9 @@ def _scores(run: Result) -> Iterator[tuple[int, str, int, str, float]]:
             for step, phase, score in zip(run.steps.tolist(), run.phases, scores, strict=True):
                 if np.isfinite(score):
                     yield seed, phase, step, kind, score
+    steps, rungs = run.rungs
+    kinds = ["rung"] * (len(steps) - 1) + ["stopped" if run.stopped else "rung"]
+    ends += tuple((kind, first, step, scores) for kind, step, scores in zip(kinds, steps, rungs, strict=False))
     for kind, phase, step, scores in ends:
         for seed, score in zip(run.seeds, scores.tolist(), strict=bool(scores.size)):
             if np.isfinite(score):

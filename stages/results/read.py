@@ -56,6 +56,17 @@ class Result:
         return bool(self.summary.get("finished"))
 
     @property
+    def stopped(self) -> bool:
+        """Whether `--halving` stopped it before its end: then its scores are of fewer steps than others'."""
+        return "stopped" in self.summary
+
+    @property
+    def rungs(self) -> tuple[list[int], Floats]:
+        """Rungs R where it was compared with other trials: env steps of a seed [R], evaluation scores [R, S]."""
+        rungs = self.summary.get("rungs") or {"steps": [], "scores": []}
+        return rungs["steps"], np.array(rungs["scores"], np.float64).reshape(len(rungs["steps"]), len(self.seeds))
+
+    @property
     def planned(self) -> int:
         """Env steps of a seed that it was asked for."""
         return self.settings["config.steps"] + self.settings.get("config.adapt_steps", 0)

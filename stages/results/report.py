@@ -93,7 +93,8 @@ def _head(run: Result) -> str:
     env = [] if run.settings["config.env"] == "Catch-bsuite" else ["--env", run.settings["config.env"]]
     args = [word for name, value in run.settings["config.env_args"] for word in (f"--env.{name}", value)]
     words = shlex.join([*command, *env, *args]) + " " + described(run, changed)
-    state = "finished" if run.finished else f"not finished: {run.done:,} of {run.planned:,} steps"
+    cut = "stopped by --halving" if run.stopped else "not finished"
+    state = "finished" if run.finished else f"{cut}: {run.done:,} of {run.planned:,} steps"
     return (
         f"<header><h1>{escape(run.env)}</h1><p>mode {escape(run.settings['config.mode'])} · preset "
         f"{escape(str(run.settings['preset']))} · {state}</p><pre>{escape(words.strip())}</pre></header>"

@@ -56,6 +56,10 @@ class Arguments:
     trials: int = 0
     """Random search: so many combinations, with values drawn from --sweep NAME=log:LOW:HIGH, uniform:LOW:HIGH or a
     list; 0: all combinations of the lists."""
+    halving: int = 0
+    """Successive halving of a sweep's trials (Jamieson & Talwalkar 2016; Hyperband's inner loop, Li et al. 2018): all
+    train to a rung at --steps / ETA^k, the best 1/ETA of them by the tasker's evaluation go on to ETA times as many
+    steps, and so on to --steps; 3, say. 0: every trial trains to the end."""
     config_file: Annotated[str, tyro.conf.arg(name="config", metavar="FILE")] = ""
     """Settings from a file, JSON or TOML: {"preset": "tiny", "hypers": {"lr": 1e-3}, ...}, or the config.json of a run,
     which then is made again. Flags come after it."""
@@ -228,6 +232,17 @@ def check(arguments: Arguments) -> None:
         raise ConfigError(f"--checkpoint-keep must be 0 or more, not {arguments.checkpoint_keep}")
     if not 0 <= arguments.memory < float("inf"):
         raise ConfigError(f"--memory must be finite and 0 or more, not {arguments.memory}")
+    if arguments.halving < 0 or arguments.halving == 1:
+        raise ConfigError(
+            f"--halving must be 0 or 2 and more, since 1 of so many trials goes on; not {arguments.halving}"
+        )
+    if arguments.halving and arguments.several:
+        raise ConfigError(
+            "--halving does not share a sweep out over processes (--distributed): who goes on would move between them; "
+            "give up one of the two"
+        )
+    if arguments.halving and arguments.checkpoint_keep == 0:
+        raise ConfigError("--halving goes on from checkpoints: it needs --checkpoint-keep 1 or more, not 0")
     check_sink(arguments.log)
     validate(arguments.config, arguments.hypers)
 

@@ -9,7 +9,7 @@ import contextlib
 import functools
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,22 +97,41 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp
 
-        path, wanted = self._path(place), named(shapes)
-        args: Any = ocp.args.StandardRestore()
+        wanted, args = named(shapes), None
         if part:
             item = {name: jax.eval_shape(_raw, x) for name, x in wanted.items() if x.size}
             as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in item}
             args = ocp.args.PyTreeRestore(item, restore_args=as_numpy, partial_restore=True)
-        with _explained(path):
-            saved = self._manager(place.round).restore(place.step, args=ocp.args.Composite(state=args))["state"]
-        # What is asked for and not there comes back as it was asked for.
-        saved = {name: x for name, x in saved.items() if isinstance(x, np.ndarray | jax.Array)}
+        saved = self._arrays(place, args)
         for name, value in (absent or {}).items():
             saved.setdefault(name, np.full(wanted[name].shape, value, wanted[name].dtype))
-        if unlike := sorted(saved.keys() ^ {name for name, x in wanted.items() if x.size}):
-            raise RunFolderError(f"the checkpoint {str(path)!r} is of another state: {unlike[0]} is not in both")
-        leaves = [_fitted(path, name, saved.get(name), like) for name, like in wanted.items()]
-        return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+        return _as_in(self._path(place), saved, shapes)
+
+    def gather(self, sources: Sequence[tuple[Place, int]], shapes: Any) -> Any:
+        """As `restore`, of (state, clock): the state of each place is that of a place in a checkpoint, from the sources
+        in their order; the clock is the same in all of them.
+
+        Args:
+            sources: [P], for each place the checkpoint and the place there.
+
+        Raises:
+            RunFolderError: as `restore`.
+        """
+        read = {checkpoint: self._arrays(checkpoint) for checkpoint in dict.fromkeys(each for each, _ in sources)}
+        first = sources[0][0]
+        taken = lambda name: np.stack([np.asarray(read[checkpoint][name])[place] for checkpoint, place in sources])
+        joined = {name: taken(name) if name.startswith("[0]") else x for name, x in read[first].items()}
+        return _as_in(self._path(first), joined, shapes)
+
+    def _arrays(self, place: Place, args: Any = None) -> dict[str, Any]:
+        """The arrays of a checkpoint by their names, those that `args` asks for. Raises RunFolderError."""
+        import orbax.checkpoint as ocp
+
+        with _explained(self._path(place)):
+            wanted = ocp.args.Composite(state=args or ocp.args.StandardRestore())
+            saved = self._manager(place.round).restore(place.step, args=wanted)["state"]
+        # What is asked for and not there comes back as it was asked for.
+        return {name: x for name, x in saved.items() if isinstance(x, np.ndarray | jax.Array)}
 
     def save(self, place: Place, state: Any, progress: dict[str, Any]) -> None:
         """Write a checkpoint; returns once the arrays are copied, and writing goes on beside training.
@@ -199,6 +218,15 @@ def named(tree: Any) -> dict[str, Any]:
 def _raw(x: Any) -> Any:
     """Random keys as numbers; all else as it is."""
     return jr.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+
+
+def _as_in(path: Path, saved: Mapping[str, Any], shapes: Any) -> Any:
+    """A checkpoint's arrays by their names, as a tree like `shapes`. Raises RunFolderError where they are others."""
+    wanted = named(shapes)
+    if unlike := sorted(saved.keys() ^ {name for name, x in wanted.items() if x.size}):
+        raise RunFolderError(f"the checkpoint {str(path)!r} is of another state: {unlike[0]} is not in both")
+    leaves = [_fitted(path, name, saved.get(name), like) for name, like in wanted.items()]
+    return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
 
 def _fitted(path: Path, name: str, saved: Any, like: jax.ShapeDtypeStruct) -> jax.Array:

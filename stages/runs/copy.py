@@ -86,6 +86,9 @@ def _summary_of(summary: Mapping[str, Any], kept: Sequence[int]) -> dict[str, An
     places = [place for place, seed in enumerate(summary["seeds"]) if seed in kept]
     lists = {name: summary[name] for name in PER_SEED if summary.get(name) is not None}
     own: dict[str, Any] = {name: [values[place] for place in places] for name, values in lists.items()}
+    if rungs := summary.get("rungs"):
+        own_of = lambda at_rungs: [[values[place] for place in places] for values in at_rungs]
+        own["rungs"] = {**rungs, **{name: own_of(rungs[name]) for name in ("scores", "diverged")}}
     own["diverged"] = {seed: at for seed, at in summary["diverged"].items() if int(seed) in kept}
     if "score" in own:
         own |= dataclasses.asdict(summarise(np.array(own["score"], np.float64), own["seeds"]))

@@ -10,6 +10,7 @@ from stages.replay import Clock
 from stages.runs.arguments import Arguments, check_same_run
 from stages.runs.checkpoint import Checkpoints, Place
 from stages.runs.folder import RunFolder, RunFolderError
+from stages.runs.halving import reached
 from stages.runs.log import RunLog
 from stages.runs.processes import Processes
 from stages.runs.rounds import Phase
@@ -47,7 +48,13 @@ def enter(program: Program, processes: Processes) -> Entered:
         try:
             if there := folder.config:
                 more = check_same_run(arguments, there)
-                entered = entered._replace(finished=not more and bool((folder.summary or {}).get("finished")))
+                if more and program.rung.halves:
+                    raise ConfigError(
+                        f"the sweep in {arguments.logdir} was halved on its way to fewer steps, which --steps and "
+                        "--adapt-steps cannot raise; choose another --logdir"
+                    )
+                done = (folder.summary or {}).get("finished") if program.rung.last else reached(program)
+                entered = entered._replace(finished=not more and bool(done))
             for trial in program.trials:
                 entered.trials.append(RunFolder.open(folder.path / trial.name) if trial.name else folder)
         except BaseException:
@@ -83,8 +90,8 @@ class Keeper:
     def __init__(self, arguments: Arguments, folder: Path, processes: Processes, signals: Signals, log: RunLog):
         """
         Raises:
-            RunFolderError: the newest checkpoint cannot be read.
-            ConfigError: the run had another number of processes, or is a copy of its agents alone.
+            RunFolderError: the newest checkpoint cannot be read, or is missing where trials shall go on from a rung.
+            ConfigError: the run had another number of processes or other rungs, or is a copy of its agents alone.
         """
         self._minutes, self._processes, self._signals, self._log = arguments.checkpoint_minutes, processes, signals, log
         self._checkpoints = Checkpoints(folder, processes, arguments.checkpoint_keep)
@@ -95,6 +102,8 @@ class Keeper:
         self.chunks: list[int] = []
         self.side_by_side = 0
         if not newest:
+            if log.rung.number:
+                raise RunFolderError(f"{str(folder)!r} holds no checkpoint to go on from; choose another --logdir")
             log.restart()
             return
         saved = self._checkpoints.progress(newest)
@@ -107,8 +116,15 @@ class Keeper:
             raise ConfigError(
                 f"the run was made by {saved['processes']} processes, not {processes.count}: start as many"
             )
-        self.chunks, self.side_by_side = saved["iterations"], saved["width"] * processes.count
+        if tuple(saved["rungs"]) != log.rung.shares:
+            raise ConfigError(
+                f"the run in {str(folder)!r} was made by a sweep with another --halving (or with none): give it the "
+                "same again, or choose another --logdir"
+            )
         log.load(saved)
+        self.chunks = saved["iterations"]
+        if log.rounds[newest.round].round.rung == log.rung.number:
+            self.side_by_side = saved["width"] * processes.count
 
     def on_plan(self, phases: list[Phase]) -> None:
         """All is compiled: from now on there is something to save."""
@@ -117,14 +133,21 @@ class Keeper:
         self._signals.between_chunks()
 
     def restore(self, index: int) -> tuple[TrainState, Clock] | None:
-        """State and clock of round `index` where it was left; None if it has not begun. Raises RunFolderError."""
+        """State and clock of round `index` where it was left, or where its agents were at the rung before; None if they
+        have not begun. Raises RunFolderError."""
         logged = self._log.round
         if not logged.step:
             return None
         state, clock = self._phases[0].sweep.shapes(len(logged.round.mine))
         if logged.phase:
             state = self._phases[logged.phase].sweep.adapted(state)
-        return self._checkpoints.restore(Place(index, logged.step), (state, clock))
+        if logged.step > logged.begun:
+            return self._checkpoints.restore(Place(index, logged.step), (state, clock))
+        before = [each for each in enumerate(self._log.rounds) if each[1].round.rung == logged.round.rung - 1]
+        there = {
+            agent: (Place(at, each.step), place) for at, each in before for place, agent in enumerate(each.round.agents)
+        }
+        return self._checkpoints.gather([there[agent] for agent in logged.round.my_agents], (state, clock))
 
     def on_chunk(self, state: TrainState, clock: Clock) -> None:
         """Save if it is time. Raises Stopped, once all is saved, where a signal has asked any process to stop."""
@@ -142,20 +165,23 @@ class Keeper:
         self._chunk_at = time.time()
 
     def on_round_end(self, index: int, state: TrainState, clock: Clock) -> None:
-        """A round is over: keep its last state alone."""
-        self._save(state, clock)
-        if self._wait():
+        """A round is over: keep its last state alone. Raises RunFolderError where others cannot go on from it."""
+        if self._save(state, clock) and self._wait():
             self._checkpoints.prune(index)
+        elif not self._log.rung.last:
+            raise RunFolderError("trials go on from what is saved at a rung: free the disk; the same command goes on")
 
     def close(self) -> None:
         """All is written."""
         self._checkpoints.close()
 
-    def _save(self, state: TrainState, clock: Clock) -> None:
+    def _save(self, state: TrainState, clock: Clock) -> bool:
+        """Whether the disk let it begin."""
         place = Place(self._log.current, self._log.round.step)
         progress = self._log.saved([each.iterations for each in self._phases])
-        self._tried(lambda: self._checkpoints.save(place, (state, clock), progress))
+        saved = self._tried(lambda: self._checkpoints.save(place, (state, clock), progress))
         self._saved_at = time.time()
+        return saved
 
     def _wait(self) -> bool:
         """Whether all that was saved is on disk."""

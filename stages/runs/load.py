@@ -119,20 +119,23 @@ def player_of(agent: Agent, policy: str) -> Behavior | Uniform:
 def _groups(path: Path, process: int, env: Environment, config: Config, hypers: Hypers, trial: str) -> list[Trained]:
     """What one process of the run has saved of a trial, round by round."""
     checkpoints, groups = Checkpoints(path, Processes(process), keep=0, reads=True), []
+    there: set[int] = set()
     try:
-        for place in checkpoints.newest_of_rounds():
+        # The last rounds first: those of a later rung go on with what earlier ones have left.
+        for place in reversed(checkpoints.newest_of_rounds()):
             progress = checkpoints.progress(place)
             log = progress["rounds"][place.round]
             mine = log["round"]["mine"]
             own = slice(process * len(mine), (process + 1) * len(mine))
             everyone = log["round"]["seeds"][own]  # without padding
             index = progress.get("trials", [""]).index(trial)  # a copy has one
-            places = np.flatnonzero(
-                [each == index for each in log["round"].get("trials", [])[own] or [0] * len(everyone)]
-            )
+            trials = log["round"].get("trials", [])[own] or [0] * len(everyone)
+            agents = zip(trials, everyone, strict=True)
+            places = np.flatnonzero([each == index and seed not in there for each, seed in agents])
             if not places.size:
                 continue
             seeds = [everyone[place] for place in places]
+            there.update(seeds)
             phase = config if log["phase"] == 0 else dataclasses.replace(config, mode="task")
             shapes = jax.eval_shape(functools.partial(_part, env, config, hypers, len(mine), log["phase"] > 0))
             # A hyperparameter that came after the run has its default.
@@ -144,7 +147,7 @@ def _groups(path: Path, process: int, env: Environment, config: Config, hypers: 
             groups.append(Trained(env, phase, seeds, place.step, finished, steps, agent, own_hypers, env_params))
     finally:
         checkpoints.close()
-    return groups
+    return groups[::-1]
 
 
 def _part(env: Environment, config: Config, hypers: Hypers, width: int, adapted: bool) -> Part:

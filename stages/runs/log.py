@@ -27,6 +27,7 @@ from stages.runs.novelty import Map, contrast_metrics, novelty_metrics
 from stages.runs.processes import Processes
 from stages.runs.round_log import RoundLog, metric_rows
 from stages.runs.rounds import Plan, Round
+from stages.runs.rung import END, Rung
 from stages.runs.sink import Sink, open_sink, series
 from stages.runs.statistics import summarise
 from stages.runs.summary import print_finished, write_finished, write_stopped
@@ -55,6 +56,7 @@ class RunLog:
     sink: Sink | None = None  # further place for metrics, if asked for
     trials: list[Trial] = field(default_factory=list)  # what is trained; the run itself if none is given
     folders: list[RunFolder] = field(default_factory=list)  # of each trial; empty in processes that do not write
+    rung: Rung = END  # that is trained to
     table: list[dict[str, Any]] | None = None  # every row so far, where someone asks for them; metrics.jsonl has them
 
     def __post_init__(self):
@@ -67,6 +69,15 @@ class RunLog:
         """The present round's log."""
         return self.rounds[self.current]
 
+    @property
+    def first(self) -> int:
+        """Index of the rung's first round: those of the rungs before it are done."""
+        return len(self.of_rung(range(self.rung.number)))
+
+    def of_rung(self, rungs: range) -> list[RoundLog]:
+        """The logs of the rounds of these rungs."""
+        return [each for each in self.rounds if each.round.rung in rungs]
+
     def saved(self, iterations: Sequence[int]) -> dict[str, Any]:
         """The log so far, with the run's arguments and versions, as JSON may hold it.
 
@@ -76,6 +87,7 @@ class RunLog:
         return {
             "rounds": [dataclasses.asdict(each) for each in self.rounds],
             "iterations": list(iterations),
+            "rungs": list(self.rung.shares),
             "processes": self.processes.count,
             "trials": [trial.name for trial in self.trials],
             "width": len(self.round.round.mine),
@@ -145,8 +157,17 @@ class RunLog:
             close, self.sink = self.sink.close, None
             self.tracked(lambda _: close())
 
+    def on_found(self) -> None:
+        """The run that is there has come to its end, or to the rung: nothing is trained."""
+        if self.folder is not None and self.rung.last:
+            further = "" if self.rung.halves else "raise --steps to go on, or "
+            self.say(f"the run in {self.folder.path} is finished; {further}choose another --logdir")
+
     def on_start(self, seeds: list[int], devices: Sequence[Any]) -> None:
         """The first lines."""
+        self.compile_seconds = -time.time()
+        if self.rung.number:
+            return
         where = f"{len(devices)} {devices[0].platform} device(s)"
         if self.processes.count > 1:
             where += f" of each of {self.processes.count} processes"
@@ -161,16 +182,19 @@ class RunLog:
             listed = ", ".join(f"{flag_of(name)} {settings[name]}" for name in changed)
             self.say(textwrap.fill(f"beside the preset: {listed}", 79, subsequent_indent="  ", break_on_hyphens=False))
         self.say("compiling ...")
-        self.compile_seconds = -time.time()
 
     def on_plan(self, plan: Plan) -> None:
         """All is compiled: say what will run side by side."""
         self.compile_seconds += time.time()
         self.planned_rounds = len(plan.rounds)
         counts = plan.parameters
-        self.say(f"compiled in {self.compile_seconds:.1f} s")
+        if self.compile_seconds > 1 or not self.rung.number:
+            self.say(f"compiled in {self.compile_seconds:.1f} s")
         self.say(plan.line)
-        self.say(f"{sum(counts.values()):,} parameters a seed: " + ", ".join(f"{k} {v:,}" for k, v in counts.items()))
+        if not self.rung.number:
+            self.say(
+                f"{sum(counts.values()):,} parameters a seed: " + ", ".join(f"{k} {v:,}" for k, v in counts.items())
+            )
         if self.folder is not None:
             config = dataclasses.asdict(self.arguments) | {"versions": versions()}
             self.folder.write_config(config)
@@ -178,7 +202,7 @@ class RunLog:
                 for trial, folder in zip(self.trials, self.folders, strict=True):
                     folder.write_config(dataclasses.asdict(trial.arguments) | {"versions": versions()})
             # One round's steps go on where they ended; several rounds' begin again, and nothing may be forgotten.
-            last = self.rounds[0].step if self.rounds and self.planned_rounds == 1 else 0
+            last = self.rounds[-1].step if self.rounds and self.planned_rounds == 1 else 0
             self.tracked(lambda path: setattr(self, "sink", open_sink(self.arguments.log, path, config, last)))
 
     def on_abort(self) -> None:
@@ -191,15 +215,16 @@ class RunLog:
         """A round begins, or goes on; returns its log."""
         self.current = index
         if index == len(self.rounds):
-            self.rounds.append(RoundLog(round))
+            before = self.of_rung(range(round.rung - 1, round.rung))
+            self.rounds.append(RoundLog.going_on(round, before) if round.rung else RoundLog(round))
         logged = self.round
         logged.round = round
         if self.planned_rounds > 1:
             seeds = f"seeds {round.seeds[0]} to {round.seeds[-1]}"
             if round.trials:
                 seeds = f"{self._agent(round, 0)} to {self._agent(round, -1)}"
-            self.say(f"round {index + 1} of {self.planned_rounds}: {seeds}")
-        if logged.step:
+            self.say(f"round {index + 1 - self.first} of {self.planned_rounds}: {seeds}")
+        if logged.step > logged.begun:
             self.say(f"going on from the checkpoint at {logged.step:,} steps")
         return logged
 
@@ -299,7 +324,7 @@ class RunLog:
         about |= {"versions": versions()}
         for index, (trial, folder) in enumerate(zip(self.trials, self.folders, strict=True)):
             if self.round.round.places(index):
-                write_stopped(folder, trial, self.round.of_trial(index), self.states, about)
+                write_stopped(folder, trial, self.round.of_trial(index), self.states, about | self._rungs(folder))
         if names != [""]:
             self.folder.write_summary({"finished": False, "trials": names})
         self.say(
@@ -308,25 +333,44 @@ class RunLog:
         )
 
     def on_finish(self) -> None:
-        """The files of each trial, over the seeds of all rounds together; of a single one the table."""
+        """The files of each trial that was trained to this rung, over the seeds of all rounds together; of a single one
+        the table."""
         if self.folder is None:
             return
         self.close_sink()
-        log, names = RoundLog.of_all(self.rounds), [trial.name for trial in self.trials]
+        rounds = self.of_rung(range(self.rung.number, self.rung.number + 1))
+        log, names, last = RoundLog.of_all(rounds), [trial.name for trial in self.trials], self.rung.last
         cost = {"compile_seconds": round(self.compile_seconds, 2), "wall_seconds": self._wall}
         cost |= {"peak_memory_mb": round(peak_memory_mb(), 1), "versions": versions()}
         beside = {"side_by_side": len(log.round.mine) * self.processes.count, "processes": self.processes.count}
+        beside |= {"rounds": len(rounds)}
         for index, (trial, folder) in enumerate(zip(self.trials, self.folders, strict=True)):
+            if not log.round.places(index):
+                continue
             own = log.of_trial(index)
-            write_finished(folder, trial, own, self.states, {"rounds": len(self.rounds), **beside, **cost})
-            if names == [""]:
+            rungs = self._rungs(folder, None if last else own)
+            write_finished(folder, trial, own, self.states, {"finished": last, **rungs, **beside, **cost})
+            if names == [""] and last:
                 print_finished(trial, own, self.states, self.has_goal)
         if names != [""]:
-            self.folder.write_summary({"finished": True, "trials": names, **cost})
+            self.folder.write_summary({"finished": last, "trials": names, **cost})
         self.say(
             f"{log.step:,} env steps and {log.updates:,} updates a seed in {cost['wall_seconds']:.0f} s "
             f"({self.compile_seconds:.0f} s compiling), {cost['peak_memory_mb']:,.0f} MB; see {self.folder.path}"
         )
+
+    def _rungs(self, folder: RunFolder, here: RoundLog | None = None) -> dict[str, Any]:
+        """What summary.json says of the rungs R at which a trial was compared with others: env steps of a seed [R], and
+        scores and whether they had diverged of its seeds [R][S]. It has the earlier ones already; `here` is the trial
+        at this one."""
+        if not self.rung.halves:
+            return {}
+        rungs = (folder.summary or {}).get("rungs", {})
+        rungs = {name: rungs.get(name, [])[: self.rung.number] for name in ("steps", "scores", "diverged")}
+        if here is not None:
+            now = {"steps": here.step, "scores": here.final.tolist(), "diverged": (here.diverged > 0).tolist()}
+            rungs = {name: [*rungs[name], value] for name, value in now.items()}
+        return {"rungs": rungs}
 
     @property
     def _wall(self) -> float:

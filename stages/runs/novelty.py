@@ -8,6 +8,7 @@ Axes: S seeds, X states, U actions that are told apart, P points of a run.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -147,11 +148,16 @@ class NoveltyLog:
 
     def of_trial(self, trial: int, places: list[int]) -> NoveltyLog:
         """The log of one trial, whose seeds have these places; as it is where nothing was measured."""
+        maps = {0: self.maps[trial]} if trial in self.maps else {}
+        return dataclasses.replace(self.of_places(places), maps=maps) if self.metrics else self
+
+    def of_places(self, places: list[int]) -> NoveltyLog:
+        """The log of the seeds at these places; as it is where nothing was measured."""
         if not self.metrics:
             return self
         metrics = [{name: values[places] for name, values in point.items()} for point in self.metrics]
-        maps = {0: self.maps[trial]} if trial in self.maps else {}
-        return NoveltyLog(self.steps, metrics, self.goal_episode[places], self.solved_episode[places], maps)
+        goal, solved = self.goal_episode[places], self.solved_episode[places]
+        return NoveltyLog(list(self.steps), metrics, goal, solved, dict(self.maps))
 
     def curve(self, name: str) -> Floats:
         """A metric at every point, [S, P]."""

@@ -33,7 +33,7 @@ class Curve:
 
     def of_places(self, places: list[int]) -> "Curve":
         """The curve of some of its seeds."""
-        return Curve(self.steps, [scores[places] for scores in self.scores])
+        return Curve(list(self.steps), [scores[places] for scores in self.scores])
 
     @staticmethod
     def of_all(curves: "list[Curve]") -> "Curve":
@@ -59,6 +59,7 @@ class RoundLog:
     adapt_step: int | None = None  # the step from which mode task goes on with what was explored
     phase: int = 0  # the one at work
     done: int = 0  # iterations of it
+    begun: int = 0  # step at which the round began: 0, or a rung's
     step: int = 0
     updates: int = 0
 
@@ -89,11 +90,24 @@ class RoundLog:
     def of_trial(self, trial: int) -> "RoundLog":
         """The log of one trial's seeds alone."""
         at = self.round.places(trial)
+        return dataclasses.replace(self._of_places(at), novelty=self.novelty.of_trial(trial, at))
+
+    def _of_places(self, at: list[int]) -> "RoundLog":
+        """The log of the seeds at these places, as of one trial."""
         names = ("untrained", "zero_shot", "final", "diverged", "untrained_share")
-        scores = {name: getattr(self, name)[at] for name in names if getattr(self, name).size}
+        scores: dict[str, Any] = {name: getattr(self, name)[at] for name in names if getattr(self, name).size}
         round = dataclasses.replace(self.round, seeds=[self.round.seeds[place] for place in at], trials=[])
-        curves = {"training": self.training.of_places(at), "evaluation": self.evaluation.of_places(at)}
-        return dataclasses.replace(self, round=round, novelty=self.novelty.of_trial(trial, at), **curves, **scores)
+        curves: dict[str, Any] = {name: getattr(self, name).of_places(at) for name in ("training", "evaluation")}
+        return dataclasses.replace(self, round=round, novelty=self.novelty.of_places(at), **curves, **scores)
+
+    @staticmethod
+    def going_on(round: Round, rounds: "list[RoundLog]") -> "RoundLog":
+        """The log of a round that begins at a rung, where these rounds ended."""
+        none = {"final": np.zeros(0), "zero_shot": np.zeros(0)}  # of a round's end: what is saved before may lack them
+        before = RoundLog.of_all([dataclasses.replace(each, **none) for each in rounds])
+        there = {agent: place for place, agent in enumerate(before.round.agents)}
+        log = before._of_places([there[agent] for agent in round.agents])
+        return dataclasses.replace(log, round=round, begun=log.step)
 
     def finished(self, phases: list[Phase]) -> bool:
         """Whether the round has come to the end of these phases, and was evaluated there."""

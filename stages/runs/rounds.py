@@ -2,7 +2,8 @@
 
 A round is P seeds of each process, trained side by side from their first step to their last evaluation. All rounds run
 the same executables. A place that no seed is left for trains the last seed once more, and its results are dropped.
-Where several trials (settings) are trained, every trial has all seeds, and one place is a seed of a trial.
+Where several trials (settings) are trained, every trial has all seeds, and one place is a seed of a trial. With
+`--halving` a round ends at a rung, and rounds of those that go on begin there.
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ from stages.config import Config, ConfigError, Hypers
 from stages.replay import Clock
 from stages.runs import memory
 from stages.runs.processes import Processes
+from stages.runs.rung import END, Rung, chunks_until
 from stages.runs.sweep import Sweep, mesh_for
 from stages.train import TrainState
 
@@ -31,12 +33,23 @@ class Round:
     mine: list[int]  # [P], this process's, with padding
     trials: list[int] = field(default_factory=list)  # of each of `seeds`; empty: there is one trial
     mine_trials: list[int] = field(default_factory=list)  # of each of `mine`
+    rung: int = 0  # that it trains to
 
     def places(self, trial: int) -> list[int]:
         """Where among `seeds` those of a trial are."""
         if not self.trials:
             return list(range(len(self.seeds)))
         return [place for place, each in enumerate(self.trials) if each == trial]
+
+    @property
+    def agents(self) -> list[tuple[int, int]]:
+        """Trial and seed of each of `seeds`."""
+        return list(zip(self.trials or [0] * len(self.seeds), self.seeds, strict=True))
+
+    @property
+    def my_agents(self) -> list[tuple[int, int]]:
+        """Trial and seed of each of `mine`, [P]."""
+        return list(zip(self.mine_trials or [0] * len(self.mine), self.mine, strict=True))
 
     def hypers(self, trials: Sequence[Hypers]) -> Hypers:
         """The hyperparameters of each of `mine`, [P]."""
@@ -55,6 +68,14 @@ class Phase(NamedTuple):
     def total(self) -> int:
         """Iterations of the whole phase."""
         return self.iterations * self.chunks
+
+
+def until(phases: list[Phase], rung: Rung) -> list[Phase]:
+    """What of a run's phases is trained up to a rung: all of them, or the first one to the chunk nearest to it."""
+    if rung.last:
+        return phases
+    sweep, iterations, chunks = phases[0]
+    return [Phase(sweep, iterations, chunks_until(sweep.config, iterations, chunks, rung.share))]
 
 
 class Fit(NamedTuple):
@@ -206,16 +227,18 @@ def fit(
 # ---- the sweep's rounds --------------------------------------------------------------------------------------------
 
 
-def assign(seeds: list[int], width: int, processes: Processes, trials: int = 1) -> list[Round]:
-    """The sweep's seeds, of each of its trials, in rounds of `width` places for each process; trial by trial."""
-    pairs = [(trial, seed) for trial in range(trials) for seed in seeds]
+def assign(
+    seeds: list[int], width: int, processes: Processes, trials: Sequence[int] = (), rung: int = 0
+) -> list[Round]:
+    """The sweep's seeds, of each of these trials, in rounds of `width` places for each process; trial by trial."""
+    pairs = [(trial, seed) for trial in trials or [0] for seed in seeds]
     block, rounds = width * processes.count, []
     for start in range(0, len(pairs), block):
         logged = pairs[start : start + block]
         places = logged + logged[-1:] * (block - len(logged))
         mine = places[processes.index * width :][:width]
-        of = lambda pairs: [trial for trial, _ in pairs] if trials > 1 else []
-        rounds.append(Round([seed for _, seed in logged], [seed for _, seed in mine], of(logged), of(mine)))
+        of = lambda pairs: [trial for trial, _ in pairs] if trials else []
+        rounds.append(Round([seed for _, seed in logged], [seed for _, seed in mine], of(logged), of(mine), rung))
     return rounds
 
 
@@ -225,9 +248,10 @@ def plan(
     processes: Processes,
     build: Callable[[int], list[Phase]],
     *,
-    trials: int = 1,
+    trials: Sequence[int] = (),
     parallel: int | Literal["auto"] = "auto",
     allowed: float = 0.0,
+    rung: Rung = END,
 ) -> Plan:
     """Compile for as many seeds side by side as fit, in all processes.
 
@@ -235,14 +259,16 @@ def plan(
         seeds: of the whole sweep.
         devices: of this process.
         build: width -> phases, not compiled.
-        trials: settings that each of the seeds is trained with.
+        trials: settings that each of the seeds is trained with, by their numbers; empty: there is one.
         parallel: seeds side by side in all processes together; then nothing narrower is tried.
         allowed: bytes that a process may use, of each device where they have their own; 0: a share of what is free.
+        rung: that they are trained to. A CPU computes one seed at a time however many are side by side: there all
+            rungs have rounds of one trial (or of a seed for each device), so that all run the same executables.
 
     Raises:
         ConfigError: not even one seed fits, or not as many as `parallel` wants; in all processes.
     """
-    agents = len(seeds) * trials
+    agents = len(seeds) * max(1, len(trials))
     share = -(-agents // processes.count)
     sharers = processes.on_this_machine() if memory.shared(devices) else 1
     free = lambda: allowed or memory.free(devices) / sharers
@@ -250,7 +276,8 @@ def plan(
     if parallel == "auto":
         # On an accelerator fewer seeds than devices need no less of any device.
         least = 1 if memory.shared(devices) else min(share, len(devices))
-        fitted = fit(share, devices, build, usable, least=least)
+        most = max(len(seeds), len(devices)) if rung.halves and memory.shared(devices) else math.inf
+        fitted = fit(share, devices, build, usable, most, least=least)
     else:
         most = math.inf if parallel >= agents else max(1, parallel // processes.count)
         fitted = fit(share, devices, build, free, most, least=side_by_side(share, len(devices), most))
@@ -269,7 +296,7 @@ def plan(
     if agreed < fitted.width:
         built = build(agreed)
         fitted = Fit(agreed, built, prepare(built, agreed, math.inf), fitted.all_need)
-    rounds = assign(seeds, agreed, processes, trials)
+    rounds = assign(seeds, agreed, processes, trials, rung.number)
     line = _announce(fitted, rounds, processes, there, tight=fitted.need > usable())
     return Plan(fitted.phases, rounds, fitted.phases[0].sweep.parameters(agreed), line)
 

@@ -1,6 +1,7 @@
 """Summary: what a trial leaves when it ends: summary.json, its pictures, and the lines that say it on the terminal.
 
-`about` is what summary.json says of the run around the trial: rounds, processes, seconds, versions.
+`about` is what summary.json says of the run around the trial: rounds, processes, seconds, versions, whether it is
+finished, and with `--halving` the trial's evaluations at the rungs so far.
 """
 
 import dataclasses
@@ -45,7 +46,11 @@ def write_stopped(
 def write_finished(
     folder: RunFolder, trial: Trial, log: RoundLog, states: StateSpace | None, about: Mapping[str, Any]
 ) -> None:
-    """curves.png, novelty.png where states can be counted, and summary.json. Raises RunFolderError."""
+    """curves.png, novelty.png where states can be counted, and summary.json: at the end of a run, or at a rung.
+
+    Raises:
+        RunFolderError: the disk refuses.
+    """
     config, title = trial.arguments.config, _title(trial)
     explores, scored = config.mode != "task", np.isfinite(log.untrained)
     curve = log.evaluation if explores else log.training
@@ -63,7 +68,6 @@ def write_finished(
         plot_novelty(folder.path / "novelty.png", log.novelty, states, title=title, seed=log.round.seeds[0])
     folder.write_summary(
         {
-            "finished": True,
             "env": config.env,
             "env_args": dict(config.env_args),
             "mode": config.mode,

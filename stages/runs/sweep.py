@@ -156,6 +156,7 @@ class Sweep:
         lane = lane_of(config, mesh)
         self._advance = lambda n: jax.jit(wrap(functools.partial(advance, n), 1, True, lane), donate_argnums=0)
         self._compiled: dict[int | str, jax.stages.Compiled] = {}  # advance by its iterations
+        self._prepared: tuple[tuple[int, int], float] | None = None  # (seeds, iterations) of `prepare`, and its result
 
     def shapes(self, seeds: int) -> tuple[TrainState, Clock]:
         """The state of so many seeds after `prefill`, and the clock, as shapes: nothing is computed or allocated."""
@@ -185,7 +186,7 @@ class Sweep:
         return max(starts * (row + kept + noise), self.config.eval_episodes * row)
 
     def prepare(self, state: TrainState, clock: Clock, iterations: int, adapts: bool = False) -> float:
-        """Compile all stages from shapes alone.
+        """Compile all stages from shapes alone; what is compiled already is not compiled again.
 
         Args:
             adapts: whether this phase goes on from the state of an exploring one; then that state's shapes are given,
@@ -194,7 +195,10 @@ class Sweep:
         Returns:
             bytes of memory that a device needs at the most demanding moment.
         """
-        keys, before = self._key_shapes(state.key.shape[0]), state
+        seeds, before = state.key.shape[0], state
+        if self._prepared and self._prepared[0] == (seeds, iterations):
+            return self._prepared[1]
+        keys = self._key_shapes(seeds)
         state = self.adapted(before) if adapts else before
         # The longest first. Tracing goes on while the compiler, which needs no interpreter, is at work.
         jobs = {
@@ -220,7 +224,10 @@ class Sweep:
         self._compiled |= {iterations if name == "advance" else name: program for name, program in done.items()}
         needs = {name: memory.need(program) for name, program in done.items()}
         held = needs["advance"].held  # the whole state; `init` makes it, the others find it there
-        return max(need.more + (need.held if name == "init" else max(held, need.held)) for name, need in needs.items())
+        whole = {name: need.held if name == "init" else max(held, need.held) for name, need in needs.items()}
+        most = max(need.more + whole[name] for name, need in needs.items())
+        self._prepared = (seeds, iterations), most
+        return most
 
     def compile(self, state: TrainState, clock: Clock, iterations: int) -> jax.stages.Compiled:
         """Compile `advance` for chunks of `iterations` iterations; returns the compiled program."""

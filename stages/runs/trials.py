@@ -2,7 +2,8 @@
 
 A trial is one choice of settings, trained with every seed. Hyperparameters (`Hypers`) are arrays: trials that differ in
 nothing else are places of one compiled program, beside each other as seeds are. Other settings decide shapes: each
-choice of them is a program of its own, and they run one after the other.
+choice of them is a program of its own, and they run one after the other. With `--halving` a program is trained to one
+rung after the other, each time with those of its trials that go on.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,8 @@ import numpy as np
 
 from stages.config import Config, ConfigError, Hypers
 from stages.runs.arguments import MOST_SEEDS, Arguments, parse
+from stages.runs.rounds import Phase
+from stages.runs.rung import END, Rung
 from stages.runs.settings_file import advice, flat
 
 DRAW_SEED = 0  # of random search: the same command tries the same settings
@@ -42,6 +45,22 @@ class Program:
     name: str  # of its folder in the sweep's; empty where there is one program
     arguments: Arguments
     trials: list[Trial]
+    rung: Rung = END  # that it is trained to
+    going: tuple[int, ...] = ()  # places in `trials` of those that are trained to it; empty: all
+    compiled: dict[int, list[Phase]] = field(default_factory=dict, compare=False)  # by width, for later rungs
+
+    @property
+    def trained(self) -> list[int]:
+        """Places in `trials` of those that are trained; empty where there is one alone."""
+        several = range(len(self.trials)) if len(self.trials) > 1 else ()
+        return list(self.going or several) if several else []
+
+    def phases(self, width: int, build: Callable[[int], list[Phase]]) -> list[Phase]:
+        """The phases for rounds of `width` places: those that an earlier rung has compiled, or new ones."""
+        kept = self.compiled if self.rung.halves else {}
+        if width not in kept:
+            kept[width] = build(width)
+        return kept[width]
 
 
 def programs_of(argv: Sequence[str], arguments: Arguments) -> list[Program]:
@@ -56,6 +75,8 @@ def programs_of(argv: Sequence[str], arguments: Arguments) -> list[Program]:
     if not arguments.sweep:
         if arguments.trials:
             raise ConfigError("--trials draws the values of --sweep NAME=log:LOW:HIGH; name a setting to sweep")
+        if arguments.halving:
+            raise ConfigError("--halving stops some of the trials of a --sweep: name a setting to sweep")
         return [Program("", arguments, [Trial("", arguments)])]
     settings = dict(_setting(words, arguments) for words in arguments.sweep)
     if len(settings) < len(arguments.sweep):
@@ -66,18 +87,18 @@ def programs_of(argv: Sequence[str], arguments: Arguments) -> list[Program]:
         raise ConfigError(f"{agents} are more than {MOST_SEEDS:,} agents: take fewer --seeds, values or --trials")
     rest = _without_sweep(argv)
     top, shapes = arguments.logdir, [name for name in settings if not _is_hyper(name)]
+    alone: dict[str, Any] = {"sweep": (), "trials": 0, "halving": 0}
     programs: dict[str, Program] = {}
     for values in chosen:
         shape, hypers = _folder(values, shapes), _folder(values, [name for name in settings if name not in shapes])
         if shape not in programs:
             words = [word for name in shapes for word in (_flag(name), values[name])]
-            own = dataclasses.replace(
-                parse([*rest, *words]), logdir=_inside(top, shape), sweep=arguments.sweep, trials=arguments.trials
-            )
+            asked = {"sweep": arguments.sweep, "trials": arguments.trials, "halving": arguments.halving}
+            own = dataclasses.replace(parse([*rest, *words]), logdir=_inside(top, shape), **asked)
             programs[shape] = Program(shape, own, [])
         words = [word for name, value in values.items() for word in (_flag(name), value)]
-        alone = dataclasses.replace(parse([*rest, *words]), logdir=_inside(top, shape, hypers), sweep=(), trials=0)
-        programs[shape].trials.append(Trial(hypers, alone, values))
+        own = dataclasses.replace(parse([*rest, *words]), logdir=_inside(top, shape, hypers), **alone)
+        programs[shape].trials.append(Trial(hypers, own, values))
     if len(shapes) == len(settings):  # each is an ordinary run
         return [Program(p.name, p.trials[0].arguments, p.trials) for p in programs.values()]
     return list(programs.values())
@@ -195,11 +216,11 @@ def _whole_settings(config: Config) -> set[str]:
 
 
 def _without_sweep(argv: Sequence[str]) -> list[str]:
-    """The command line without `--sweep` and `--trials`."""
+    """The command line without `--sweep`, `--trials` and `--halving`."""
     rest, words = [], iter(argv)
     for word in words:
-        if word in ("--sweep", "--trials"):
+        if word in ("--sweep", "--trials", "--halving"):
             next(words, None)
-        elif not word.startswith(("--sweep=", "--trials=")):
+        elif not word.startswith(("--sweep=", "--trials=", "--halving=")):
             rest.append(word)
     return rest
