@@ -7,13 +7,15 @@ from importlib.metadata import version
 from typing import Any
 
 # Before jax starts. Four virtual CPU devices, so that sharding over devices is tested on any machine; and a compiler in
-# a hurry, since the tests' programs run for milliseconds: level 0, and XLA's older emitters, which take half the time
-# and memory, and which each version asks for in its own way (unknown flags are fatal).
+# a hurry, since the tests' programs run for milliseconds: level 0, one module of machine code, since both cores have
+# tests to run, and XLA's older emitters, which take half the time and memory, and which each version asks for in its
+# own way (unknown flags are fatal).
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=4",
         "--xla_backend_optimization_level=0",
+        "--xla_cpu_parallel_codegen_split_count=1",
         {
             "0.10": "--xla_cpu_use_fusion_emitters=false",
             "0.11": "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters=true",

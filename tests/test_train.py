@@ -119,7 +119,7 @@ OWN = EnsembleConfig(members=3, layers=1, input="decoded", target="projected", p
 
 
 @pytest.mark.parametrize(("mode", "own"), [("explore", True), ("mix", False)])  # each mode, each way to learn
-def test_exploring_seed_trains_then_adapts(env, config, hypers, mode, own):
+def test_exploring_seed_trains_then_adapts(env, config, hypers, advance, mode, own):
     exploring = dataclasses.replace(config, mode=mode, ensemble=OWN if own else config.ensemble)
     state = jax.jit(lambda key: train.init(env, exploring, hypers, key=key))(jr.key(0))
     prefill = lambda s: train.collect_steps(env, exploring, s, Clock.zero(), config.prefill)
@@ -148,8 +148,8 @@ def test_exploring_seed_trains_then_adapts(env, config, hypers, mode, own):
         now, then = from_rows(now, adapted.agent), from_rows(then, before)
         assert tree_equal((now.model, now.tasker), (then.model, then.tasker))
         assert any((x != 0).any() for x in jax.tree.leaves(now))
-    task = dataclasses.replace(config, mode="task")
-    later, _, progress = jax.jit(functools.partial(train.advance, env, task, 2))(adapted, clock)
+    assert config.mode == "task"
+    later, _, progress = advance(2)(adapted, clock)
     assert np.isfinite(float(progress.metrics["loss/recon"]))
     assert not tree_equal(later.agent.tasker, adapted.agent.tasker)
 
@@ -209,7 +209,7 @@ def test_without_priorities_the_state_has_none(started):
 
 @pytest.fixture(scope="module")
 def exploring(env, config, hypers):
-    """(config, three prefilled seeds, clock) of a run whose ensemble has updates of its own."""
+    """(config, compiled update, three prefilled seeds, clock) of a run whose ensemble has updates of its own."""
     config = dataclasses.replace(config, mode="explore", ensemble=OWN)
 
     def start(key):
@@ -217,11 +217,11 @@ def exploring(env, config, hypers):
         return train.collect_steps(env, config, state, Clock.zero(), config.prefill)
 
     states, clock, _ = jax.jit(jax.vmap(start, out_axes=(0, None, 0)))(jr.split(jr.key(0), 3))
-    return config, states, clock
+    return config, jax.jit(functools.partial(train.update, config)), states, clock
 
 
 def test_own_updates_move_members_alone_and_the_models_update_all_else(exploring):
-    config, states, clock = exploring
+    config, step, states, clock = exploring
     state = jax.tree.map(lambda x: x[0], states)
     after, metrics = jax.jit(functools.partial(train.update_novelty, config))(state, clock)
     assert list(metrics) == ["loss/ensemble"]
@@ -231,9 +231,8 @@ def test_own_updates_move_members_alone_and_the_models_update_all_else(exploring
     assert tree_equal(fixed(state), fixed(after))
 
     # The model learns the same whether the ensemble learns beside it or not.
-    with_own, _, _ = jax.jit(functools.partial(train.update, config))(state, clock)
-    without = dataclasses.replace(state, novelty_optimizer=None)
-    alone, _, _ = jax.jit(functools.partial(train.update, config))(without, clock)
+    with_own, _, _ = step(state, clock)
+    alone, _, _ = step(dataclasses.replace(state, novelty_optimizer=None), clock)
     assert tree_equal(replace_novelty(with_own.agent, None), replace_novelty(alone.agent, None))
     assert tree_equal(alone.agent.novelty, state.agent.novelty)
     assert not tree_equal(with_own.agent.novelty.members, state.agent.novelty.members)
@@ -241,12 +240,13 @@ def test_own_updates_move_members_alone_and_the_models_update_all_else(exploring
 
 
 def test_a_seed_alone_learns_what_it_learns_in_a_sweep(exploring):
-    config, states, clock = exploring
-    step = functools.partial(train.update, config)
-    together, later, _ = jax.jit(jax.vmap(step, (0, None), (0, None, 0)))(states, clock)
+    config, step, states, clock = exploring
+    together, later, _ = jax.jit(jax.vmap(functools.partial(train.update, config), (0, None), (0, None, 0)))(
+        states, clock
+    )
     assert not later.step.ndim and not later.online_cursor.ndim  # the clock is not batched
     for seed in range(3):
-        alone, _, _ = jax.jit(step)(jax.tree.map(lambda x, s=seed: x[s], states), clock)
+        alone, _, _ = step(jax.tree.map(lambda x, s=seed: x[s], states), clock)
         mine = jax.tree.map(lambda x, s=seed: x[s], together)
         chex.assert_trees_all_close(
             (mine.agent, mine.novelty_optimizer), (alone.agent, alone.novelty_optimizer), rtol=1e-3, atol=1e-4
@@ -256,13 +256,18 @@ def test_a_seed_alone_learns_what_it_learns_in_a_sweep(exploring):
 
 def test_bfloat16_trains_with_float32_parameters(env, config, hypers):
     half = dataclasses.replace(config, mode="mix", model=dataclasses.replace(config.model, dtype="bfloat16"))
-    state = jax.jit(lambda key: train.init(env, half, hypers, key=key))(jr.key(0))
-    prefill = lambda s: train.collect_steps(env, half, s, Clock.zero(), half.prefill)
-    state, clock, _ = jax.jit(prefill)(state)
-    after, _, progress = jax.jit(functools.partial(train.advance, env, half, 3))(state, clock)
-    assert state.rollout.latent.deter.dtype == state.ring.deter.dtype == jnp.bfloat16
+
+    @jax.jit
+    def begin(key):
+        state = train.init(env, half, dataclasses.replace(hypers, warmup=0.0), key=key)
+        return train.collect_steps(env, half, state, Clock.zero(), half.prefill)
+
+    state, clock, _ = begin(jr.key(0))
+    after, _, metrics = jax.jit(functools.partial(train.update, half))(state, clock)
+    assert state.rollout.latent.deter.dtype == state.ring.deter.dtype == after.ring.deter.dtype == jnp.bfloat16
     assert {x.dtype for x in jax.tree.leaves(after.agent)} == {jnp.dtype("float32")}
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves((after.agent, progress.metrics)))
+    assert not tree_equal(after.agent, state.agent)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((after.agent, metrics)))
 
 
 def test_capacity_is_what_the_run_collects_at_most(config):
