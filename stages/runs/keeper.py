@@ -116,7 +116,7 @@ class Keeper:
             raise ConfigError(
                 f"the run was made by {saved['processes']} processes, not {processes.count}: start as many"
             )
-        if tuple(saved["rungs"]) != log.rung.shares:
+        if tuple(saved.get("rungs", [1])) != log.rung.shares:  # a run from before there were any has one
             raise ConfigError(
                 f"the run in {str(folder)!r} was made by a sweep with another --halving (or with none): give it the "
                 "same again, or choose another --logdir"
