@@ -328,9 +328,10 @@ def test_what_it_leaves_says_who_was_stopped_and_when(halved, best, tmp_path):
 
 
 def test_rounds_gather_those_that_go_on(compiled_once, tmp_path, monkeypatch):
-    """Rounds of four agents: the two trials that go on are taken from wherever they were."""
+    """Rounds of two trials with a seed each: the two that go on are taken from wherever they were."""
     monkeypatch.setattr(figures, "plot_curves", lambda *_, **__: None)
-    words = [*WORDS, "--parallel", "4", "--horizon", "2", "--sweep", f"lr={','.join(RATES)}", "--sweep", "lam=0.5,0.95"]
+    words = [*WORDS, "--seeds", "1", "--parallel", "2", "--horizon", "2"]
+    words += ["--sweep", f"lr={','.join(RATES)}", "--sweep", "lam=0.5,0.95"]
     for name, more in (("whole", []), ("halved", ["--halving", "3"])):
         assert run.main([*words, *more, "--logdir", str(tmp_path / name)]) == 0
     on = []
