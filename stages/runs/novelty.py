@@ -146,10 +146,9 @@ class NoveltyLog:
         middle = here if before is None or here.step <= half else before.middle
         self.maps[trial] = Maps(here if before is None else before.early, middle, here)
 
-    def of_trial(self, trial: int, places: list[int]) -> NoveltyLog:
-        """The log of one trial, whose seeds have these places; as it is where nothing was measured."""
-        maps = {0: self.maps[trial]} if trial in self.maps else {}
-        return dataclasses.replace(self.of_places(places), maps=maps) if self.metrics else self
+    def with_map_of(self, trial: int) -> NoveltyLog:
+        """The same log with the maps of one trial alone."""
+        return dataclasses.replace(self, maps={0: self.maps[trial]} if trial in self.maps else {})
 
     def of_places(self, places: list[int]) -> NoveltyLog:
         """The log of the seeds at these places; as it is where nothing was measured."""

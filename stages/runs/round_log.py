@@ -89,8 +89,8 @@ class RoundLog:
 
     def of_trial(self, trial: int) -> "RoundLog":
         """The log of one trial's seeds alone."""
-        at = self.round.places(trial)
-        return dataclasses.replace(self._of_places(at), novelty=self.novelty.of_trial(trial, at))
+        own = self._of_places(self.round.places(trial))
+        return dataclasses.replace(own, novelty=own.novelty.with_map_of(trial))
 
     def _of_places(self, at: list[int]) -> "RoundLog":
         """The log of the seeds at these places, as of one trial."""
