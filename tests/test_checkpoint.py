@@ -219,6 +219,26 @@ def test_processes_go_on_from_what_all_of_them_have(tmp_path):
     assert play(refusal, 3) == [True] * 3
 
 
+def test_a_process_saves_whatever_others_do_to_the_store_they_share(tmp_path, monkeypatch):
+    """Each process counts its own saves; one that ends another's with the same number deletes what that waits for."""
+
+    class Store(dict):
+        """What is set here is soon gone: who reads what must be there waits for ever."""
+
+        key_value_set = lambda self, key, value, allow_overwrite=False: self.update({key: value})
+        key_value_try_get, key_value_delete = dict.get, lambda self, key: None
+
+        def blocking_key_value_get(self, key, timeout_secs):
+            raise TimeoutError(f"another process has deleted {key}")
+
+    store = Store()
+    monkeypatch.setattr("orbax.checkpoint._src.futures.signaling_client.get_signaling_client", lambda: store)
+    checkpoints = made(tmp_path)
+    checkpoints.save(Place(0, 1), tree(), {})
+    checkpoints.wait()
+    assert tree_equal(made(tmp_path).restore(Place(0, 1), shapes(tree())), tree())
+
+
 def test_arrays_on_their_way_when_another_failed_are_silent_and_nothing_else_is(tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: said.append(str(unraisable.exc_value)))

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import json
+import re
 import shutil
 
 import numpy as np
@@ -222,8 +223,9 @@ def test_a_copy_has_the_agents_and_the_numbers_of_its_seeds(folder, tmp_path, ca
         np.testing.assert_array_equal(after.metrics[name], values[:2], name)
     assert command(["report", str(copy)]) == 0
 
-    size = lambda path: sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
-    assert size(copy / "checkpoints") < 0.6 * size(folder / "checkpoints" / "round-0000")
+    metadata = json.loads(next((copy / "checkpoints").rglob("state/_METADATA")).read_text())
+    saved = {re.match(r"\('\[0\]\.(\w+)", name)[1] for name in metadata["tree_metadata"]}
+    assert saved == {"agent", "diverged", "hypers"}
     assert not any(str(tmp_path).encode() in each.read_bytes() for each in copy.rglob("*.[tj]*"))
 
 

@@ -196,8 +196,12 @@ class Checkpoints:
                 several = ocp.options.MultiprocessingOptions(
                     primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process-{index}"
                 )
+            # Orbax's threads tell each other that a folder is made by keys in the store of all processes, numbered by
+            # each process's own count of operations: one process would delete what another still waits for.
+            alone = ocp.options.AsyncOptions(create_directories_asynchronously=False)
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=None if self.reads else max(1, self.keep),
+                async_options=alone,
                 create=False,
                 cleanup_tmp_directories=not self.reads,
                 read_only=self.reads,
