@@ -23,9 +23,13 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 os.environ.setdefault("MPLBACKEND", "Agg")
-# What one test compiled, another need not, nor a program that it starts. One folder for each worker: jax writes without
-# a lock, and a half-written entry is a warning, so an error here. Small programs compile sooner than they are stored.
-CACHE = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="dreamsweep-tests-")
+# What one test compiled, another need not, nor another worker, nor a program that it starts: one folder for all,
+# which pytest's first process makes and deletes. jax locks it where its size is bounded. Small programs compile sooner
+# than they are stored.
+MADE = "" if "PYTEST_XDIST_WORKER" in os.environ else tempfile.mkdtemp(prefix="dreamsweep-tests-")
+if MADE:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = MADE
+os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2**33)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 # Where each operation stands in the source is a tenth of a small program's compiling, and only a profiler reads it.
 os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
@@ -63,8 +67,9 @@ SMALL = ModelConfig(deter=16, blocks=2, hidden=8, units=8, stoch=4, classes=4, d
 
 
 def pytest_unconfigure() -> None:
-    """Each worker leaves nothing behind."""
-    shutil.rmtree(CACHE, ignore_errors=True)
+    """Nothing is left behind."""
+    if MADE:
+        shutil.rmtree(MADE, ignore_errors=True)
 
 
 @pytest.fixture(scope="module", autouse=True)

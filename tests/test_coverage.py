@@ -30,10 +30,15 @@ def play(config, hypers, seeds):
     replay = dataclasses.replace(config.replay, capacity=2 * CAPACITY)  # so that the ring wraps
     config = dataclasses.replace(config, mode="mix", replay=replay)
     sweep = Sweep(sea, config, mesh_for(len(seeds), jax.devices()[:1]))
+    return sea, sweep, *played(sweep, seeds, hypers)
+
+
+def played(sweep, seeds, hypers):
+    """(state, clock) after two chunks."""
     state, clock, _ = sweep.prefill(sweep.init(seeds, hypers))
     for _ in range(2):
         state, clock, _ = sweep.advance(state, clock, CHUNK)
-    return sea, sweep, state, clock
+    return state, clock
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +48,10 @@ def short(config, hypers):
 
 
 @pytest.fixture(scope="module")
-def alone(config, hypers):
-    """Seed 2 on its own."""
-    return play(config, hypers, [2])
+def others(short, hypers):
+    """Seed 2 in another place, beside other seeds."""
+    _, sweep, _, _ = short
+    return played(sweep, [2, 7, 8], hypers)
 
 
 def replayed(ring, clock, seed, size=SIZE):
@@ -92,26 +98,27 @@ def test_where_is_the_state_of_each_row(short):
     assert (where[:, steps:] == -1).all()
 
 
-def test_a_ring_that_wraps_knows_the_states_of_the_rows_it_has(alone):
-    _, sweep, state, clock = alone
+def test_a_ring_that_wraps_knows_the_states_of_the_rows_it_has(short):
+    _, sweep, state, clock = short
     state = jax.tree.map(jnp.copy, state)  # advance consumes it
     for _ in range(3):
         state, clock, _ = sweep.advance(state, clock, CHUNK)
     assert int(clock.step) > CAPACITY
-    board = np.asarray(state.ring.obs)[0].reshape(CAPACITY, 2, -1)
-    np.testing.assert_array_equal(state.coverage.where[0], np.where(state.ring.is_last[0], -1, board.argmax(-1)))
-    acted = 2 * int(clock.step) - int(state.coverage.episodes[0])
-    assert int(state.coverage.visits.sum()) == acted, "what the ring has forgotten still counts"
+    board = np.asarray(state.ring.obs).reshape(3, CAPACITY, 2, -1)
+    np.testing.assert_array_equal(state.coverage.where, np.where(state.ring.is_last, -1, board.argmax(-1)))
+    acted = 2 * int(clock.step) - np.asarray(state.coverage.episodes)
+    np.testing.assert_array_equal(state.coverage.visits.sum((1, 2)), acted, "what the ring has forgotten still counts")
 
 
-def test_a_seed_alone_counts_what_it_counts_in_a_sweep(short, alone):
+def test_a_seed_counts_the_same_whatever_its_neighbours(short, others):
     _, sweep, many, clock = short
-    _, single, one, _ = alone
+    other, _ = others
     pick = lambda tree, i: jax.tree.map(lambda x: np.asarray(x[i]), tree)
-    chex.assert_trees_all_equal(pick(many.coverage, 2), pick(one.coverage, 0))
-    np.testing.assert_array_equal(many.env_params[2], one.env_params[0])
+    chex.assert_trees_all_equal(pick(many.coverage, 2), pick(other.coverage, 0))
+    np.testing.assert_array_equal(many.env_params[2], other.env_params[0])
     assert (np.asarray(many.env_params[0]) != many.env_params[1]).any()
-    measured = sweep.measure(many, [0, 1, 2], int(clock.step)), single.measure(one, [2], int(clock.step))
+    assert (np.asarray(many.coverage.visits[1]) != other.coverage.visits[1]).any()
+    measured = [sweep.measure(s, seeds, int(clock.step)) for s, seeds in ((many, [0, 1, 2]), (other, [2, 7, 8]))]
     chex.assert_trees_all_close(pick(measured[0], 2), pick(measured[1], 0), rtol=1e-3, atol=1e-4)
 
 
@@ -139,14 +146,15 @@ def test_a_seeds_mapping_is_that_of_its_rows_and_of_its_evaluation(short):
     np.testing.assert_allclose(scores.mean(1)[:2], [0.99, 0.0], atol=0.02)
 
 
-def test_adapting_goes_on_counting(alone):
-    sea, sweep, state, clock = alone
-    before = np.asarray(state.coverage.visits).sum()
+def test_adapting_goes_on_counting(short):
+    sea, sweep, state, clock = short
+    before = np.asarray(state.coverage.visits).sum((1, 2))
     task = Sweep(sea, dataclasses.replace(sweep.config, mode="task"), sweep.mesh)
     state, clock, _ = task.advance(jax.tree.map(jnp.copy, jax.vmap(train.adapt)(state)), clock, CHUNK)
-    counted = int(state.coverage.visits.sum())
-    assert counted > before and counted == 2 * int(clock.step) - int(state.coverage.episodes[0])
-    measured = task.measure(state, [0], int(clock.step))
+    counted = np.asarray(state.coverage.visits.sum((1, 2)))
+    assert (counted > before).all()
+    np.testing.assert_array_equal(counted, 2 * int(clock.step) - np.asarray(state.coverage.episodes))
+    measured = task.measure(state, [0, 1, 2], int(clock.step))
     assert np.isnan(measured.disagreement).all(), "the ensemble is gone"
     np.testing.assert_array_equal(measured.visits, state.coverage.visits)
 
@@ -167,6 +175,9 @@ def test_disagreement_of_a_state_is_the_mean_over_its_rows(short):
     one = jax.tree.map(lambda x: x[1], state)
     rows, present = rows_of_states(one.coverage.where, SIZE * SIZE, key=jr.key(0))
     measured = jax.jit(lambda s: measure(sea, s.agent, s.ring, s.coverage, s.hypers, key=jr.key(0)))(one)
+    expected = jax.jit(
+        lambda feat, vectors: disagreement(one.agent.novelty, one.agent.model, feat, vectors, one.hypers)
+    )
     where = np.asarray(one.coverage.where).ravel()
     stoch = jax.nn.one_hot(one.ring.stoch, one.agent.model.rssm.classes)
     feat = Latent(one.ring.deter, stoch).feat.reshape(where.size, -1)
@@ -176,8 +187,7 @@ def test_disagreement_of_a_state_is_the_mean_over_its_rows(short):
             continue
         assert (where[rows[cell]] == cell).all()
         for action in range(2):
-            vectors = jnp.tile(jnp.eye(2)[action], (ROWS_PER_STATE, 1))
-            each = disagreement(one.agent.novelty, one.agent.model, feat[rows[cell]], vectors, one.hypers)
+            each = expected(feat[rows[cell]], np.tile(np.eye(2, dtype=np.float32)[action], (ROWS_PER_STATE, 1)))
             np.testing.assert_allclose(measured.disagreement[cell, action], each.mean(), rtol=1e-4)
     chex.assert_shape([measured.visits, measured.disagreement], (SIZE * SIZE, 2))
 
@@ -222,14 +232,19 @@ def uncounted(env, config, hypers):
 
 def test_disagreement_at_the_newest_rows_by_hand(uncounted):
     _, state, clock, take = uncounted
-    ring, agent, each = state.ring, state.agent, []
+    ring, agent, each = jax.tree.map(np.asarray, state.ring), state.agent, []
+
+    @jax.jit
+    def expected(deter, stoch, action):
+        return disagreement(agent.novelty, agent.model, Latent(deter, stoch).feat, action, state.hypers)
+
+    one_hot = lambda index, classes: np.eye(classes, dtype=np.float32)[index]
     assert int(clock.step) == 23 < RECENT_ROWS
     for t in range(23):
         for n in range(2):
             if not ring.is_last[t, n]:
-                stoch = jax.nn.one_hot(ring.stoch[t, n], agent.model.rssm.classes)
-                feat, action = Latent(ring.deter[t, n], stoch).feat, jnp.eye(3)[ring.action[t, n]]
-                each.append(float(disagreement(agent.novelty, agent.model, feat, action, state.hypers)))
+                stoch = one_hot(ring.stoch[t, n], agent.model.rssm.classes)
+                each.append(float(expected(ring.deter[t, n], stoch, one_hot(ring.action[t, n], 3))))
     assert len(each) == 2 * 23 - 2 * 2  # Catch's episodes have ten rows
     np.testing.assert_allclose(take(state, clock.step, jr.key(0)).collected, np.mean(each), rtol=1e-4)
 

@@ -225,7 +225,7 @@ def test_an_image_has_the_references_depths():
 @every_space
 def test_recon_loss_is_summed_over_the_entries_of_one_observation(space, network):
     del network
-    decoder, obs = table(space), observations(space, (2, 2))
+    decoder, obs = table(space), np.asarray(observations(space, (2, 2)))
     raw = np.asarray(decoder(latents(2, 2)))
     assert 0.5 < np.abs(raw).max() < 20
     loss = jax.jit(decode.recon_loss)(decoder, latents(2, 2), obs)

@@ -15,10 +15,9 @@ from stages.runs import start
 from stages.runs.load import load
 from tests.test_figures import pixels
 from tests.test_results import write_run
-from tests.test_resume import ask, at_chunk
-from tests.test_run import TINY, rows
+from tests.test_resume import WORDS, ask, at_chunk
+from tests.test_run import rows
 
-WORDS = [*TINY, "--seeds", "2", "--devices", "1", "--steps", "25", "--checkpoint-minutes", "0", "--logdir"]
 RATES = ["1e-3", "2e-2"]
 
 

@@ -24,14 +24,10 @@ from stages.results.read import read_runs
 from stages.runs.folder import RunFolderError
 from stages.runs.load import Trained
 from tests.conftest import arbitrary, tree_equal
-from tests.test_run import TINY
+from tests.test_run import PHASES, TINY
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
-PHASES = [
-    *(*TINY, "--env", "DeepSea-bsuite", "--env.size", "4", "--env.action_map_per_seed", "true"),
-    *("--mode", "explore", "--steps", "40", "--adapt-steps", "20", "--envs", "2"),
-]
 T = 12
 OBS, ACTIONS = ObsSpace((4,), "real"), ActionSpace("discrete", 2)
 
@@ -134,7 +130,7 @@ def test_wrong_settings_are_refused_in_one_line(preset, settings, words):
 def test_training_is_the_runs_to_the_bit(tmp_path, capsys, monkeypatch):
     """Three seeds in rounds of two, through both phases; each has an environment of its own."""
     arguments, folder = run.parse(PHASES), tmp_path / "run"
-    words = ["--seeds", "3", "--seed-start", "5", "--parallel", "2", "--devices", "1", "--logdir", str(folder)]
+    words = ["--seeds", "3", "--seed-start", "5", "--parallel", "2", "--logdir", str(folder)]
     assert run.main([*PHASES, *words]) == 0
     capsys.readouterr()
     monkeypatch.chdir(tmp_path)

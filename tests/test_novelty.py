@@ -20,7 +20,7 @@ from stages.runs.novelty import (
 )
 from stages.runs.novelty_figure import plot_novelty
 from tests.test_figures import pixels
-from tests.test_run import rows, start
+from tests.test_run import PHASES, rows, start
 
 NAN = math.nan
 ONES = np.ones(2, int)
@@ -145,19 +145,18 @@ def test_pictures_are_drawn(tmp_path, ensemble, grid, points):
 
 def test_a_run_in_rounds_leaves_its_coverage(tmp_path, capsys):
     """Explore, then adapt, three seeds in rounds of two at most: maps, metrics of both phases, a line, the summary."""
-    words = ["--env", "DeepSea-bsuite", "--env.size", "3", "--env.action_map_per_seed", "true", "--mode", "explore"]
-    code, folder = start(tmp_path, *words, "--steps", "80", "--adapt-steps", "40", "--parallel", "2", seeds=3)
+    code, folder = start(tmp_path, *PHASES, "--parallel", "2", seeds=3)
     assert code == 0
     said = capsys.readouterr().out
-    assert "of 6 states; rank correlation" in said and "goal reached by" in said
+    assert "of 10 states; rank correlation" in said and "goal reached by" in said
     assert (folder / "novelty.png").stat().st_size > 10_000
     found = json.loads((folder / "summary.json").read_text())
-    assert found["states"] == 6 and len(found["visited_states"]) == len(found["goal_episode"]) == 3
-    assert all(3 <= count <= 6 for count in found["visited_states"]) and None not in found["novelty_correlation"]
+    assert found["states"] == 10 and len(found["visited_states"]) == len(found["goal_episode"]) == 3
+    assert all(4 <= count <= 10 for count in found["visited_states"]) and None not in found["novelty_correlation"]
     metrics = rows(folder)
     assert {row["seed"] for row in metrics} == {0, 1, 2}
     for row in metrics:
-        assert row["novelty/visited_states"] <= 6 and row["novelty/visited_pairs"] <= 12
+        assert row["novelty/visited_states"] <= 10 and row["novelty/visited_pairs"] <= 20
         assert (row["novelty/correlation"] is None) == (row["phase"] == "task")
     for seed in range(3):
         pairs = [row["novelty/visited_pairs"] for row in metrics if row["seed"] == seed]

@@ -1,6 +1,7 @@
 """Environments of one's own, "module:factory": what is accepted, what is refused, and a whole run of one."""
 
 import json
+import signal
 import sys
 
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from envs import registry
 from envs.errors import BadOverride, EnvError, UnavailableEnvironment, UnknownEnvironment
 from stages.results.commands import command
 from stages.runs import start
+from tests.test_resume import ask, at_chunk
 from tests.test_run import TINY
 
 MODULE = '''
@@ -218,10 +220,13 @@ def test_what_is_no_environment_says_so_in_one_line(name, overrides, error, word
 def test_a_run_of_one_trains_goes_on_and_plays_by_its_name(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(start, "start_jax", lambda: None)  # the tests' jax has started
     words = [*TINY, "--env", "mine:Corridor", "--env.cells", "3", "--seeds", "1", "--envs", "2", "--devices", "1"]
-    assert run.main([*words, "--steps", "20"]) == 0
+    words += ["--steps", "40"]
+    with monkeypatch.context() as patch:
+        at_chunk(patch, 1, lambda: ask(signal.SIGTERM))
+        assert run.main(words) == 143
     [folder] = (tmp_path / "runs").iterdir()
     assert folder.name.startswith("mine-Corridor-task-")
-    assert run.main([*words, "--steps", "40", "--logdir", str(folder)]) == 0
+    assert run.main([*words, "--logdir", str(folder)]) == 0
     assert "going on from the checkpoint" in capsys.readouterr().out
     assert json.loads((folder / "summary.json").read_text())["env"] == "mine:Corridor"
     assert command(["eval", str(folder), "--episodes", "2"]) == 0

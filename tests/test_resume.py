@@ -13,21 +13,17 @@ import run
 from stages.runs.log import RunLog
 from stages.runs.signals import Signals
 from tests.bench.kills import differences
-from tests.test_run import TINY
+from tests.test_run import PHASES, TINY
 from tests.test_run import rows as logged
 from tests.test_scale import PATIENCE, ROOT
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
-# Two rounds of two phases of two chunks, saved after each: rows 5 to 29 and 29 to 41.
-TWO_ROUNDS = [
-    *(*TINY, "--mode", "explore", "--seeds", "3", "--parallel", "2", "--devices", "1", "--steps", "29"),
-    *("--adapt-steps", "12", "--checkpoint-minutes", "0", "--logdir"),
-]
+# Two rounds of two phases of two chunks, saved after each.
+TWO_ROUNDS = [*PHASES, "--seeds", "3", "--parallel", "2", "--checkpoint-minutes", "0", "--logdir"]
 
-
-# Two chunks of one seed: rows 5 to 15 to 25.
-WORDS = [*TINY, "--seeds", "1", "--devices", "1", "--steps", "25", "--checkpoint-minutes", "0", "--logdir"]
+# Two chunks of two seeds: rows 5 to 15 to 25.
+WORDS = [*TINY, "--seeds", "2", "--devices", "1", "--steps", "25", "--checkpoint-minutes", "0", "--logdir"]
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +84,7 @@ def stopped(words, folder, monkeypatch, number, chunk):
 
 @pytest.mark.parametrize(
     ("number", "code", "chunk", "lines"),
-    [(signal.SIGINT, 130, 1, 1), (signal.SIGHUP, 129, 2, 2)],
+    [(signal.SIGINT, 130, 1, 2), (signal.SIGHUP, 129, 2, 4)],
     ids=["first chunk", "last chunk"],
 )
 def test_a_signal_stops_between_chunks_and_the_run_goes_on(
@@ -157,7 +153,7 @@ def test_a_finished_run_is_left_alone(whole, capsys):
     ("words", "says"),
     [
         (["--hypers.lr", "0.5"], "--hypers.lr 0.005 (now 0.5)"),
-        (["--seeds", "2"], "--seeds 1 (now 2)"),
+        (["--seeds", "3"], "--seeds 2 (now 3)"),
         (["--steps", "24"], "--steps 25 (now 24)"),
         (["--horizon", "3", "--env", "CartPole-v1"], "--env Catch-bsuite (now CartPole-v1), --horizon 2 (now 3)"),
     ],
@@ -181,18 +177,18 @@ def test_more_steps_are_as_if_they_had_been_asked_for_at_once(tmp_path, capsys):
 
 
 def test_a_run_without_checkpoints_begins_again(tmp_path, monkeypatch, capsys):
-    words = [*TINY, "--seeds", "1", "--steps", "25", "--checkpoint-keep", "0", "--logdir", str(tmp_path / "run")]
+    words = [*WORDS, str(tmp_path / "run"), "--checkpoint-keep", "0"]
     with monkeypatch.context() as patch:
         at_chunk(patch, 1, lambda: ask(signal.SIGTERM))
         assert run.main(words) == 143
     assert not (tmp_path / "run" / "checkpoints").exists()
     assert run.main(words) == 0
     assert "holds no checkpoint of the run: it begins again" in capsys.readouterr().out
-    assert len(logged(tmp_path / "run")) == 2
+    assert len(logged(tmp_path / "run")) == 4
     # Once it is finished, what it has is worth more than a beginning.
     assert run.main([*words, "--steps", "45"]) == 2
     assert "finished and holds no checkpoint to go on from" in capsys.readouterr().err
-    assert len(logged(tmp_path / "run")) == 2
+    assert len(logged(tmp_path / "run")) == 4
 
 
 def test_a_signal_that_is_ignored_stays_so():

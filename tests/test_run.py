@@ -17,6 +17,18 @@ TINY = [
     *("--ensemble.members", "2", "--ensemble.layers", "1", "--eval-episodes", "2"),
 ]
 
+# Two phases of two chunks on a small Deep Sea. With three seeds in rounds of two, programs that several modules share.
+PHASES = [
+    *(*TINY, "--env", "DeepSea-bsuite", "--env.size", "4", "--env.action_map_per_seed", "true", "--devices", "1"),
+    *("--mode", "explore", "--steps", "40", "--adapt-steps", "20", "--envs", "2"),
+]
+
+# Paid for both: a run of two rounds, seeds 5 and 6, and seed 7 with a place that nobody is told of. As above.
+MIXED = [
+    *(*TINY, "--env", "DeepSea-bsuite", "--env.size", "4", "--mode", "mix", "--seeds", "3", "--seed-start", "5"),
+    *("--parallel", "2", "--devices", "1", "--envs", "2", "--steps", "40", "--checkpoint-minutes", "0"),
+]
+
 KEYS = {
     "env", "mode", "preset", "seeds", "env_steps", "updates", "score", "iqm", "ci_low", "ci_high", "zero_shot",
     "compile_seconds", "wall_seconds", "peak_memory_mb", "versions",
@@ -77,10 +89,10 @@ def test_explore_then_adapt(tmp_path, capsys):
 
 
 def test_only_exploring_without_the_reward_is_zero_shot(tmp_path):
-    code, folder = start(tmp_path, "--mode", "mix", "--steps", "30")
+    code, folder = start(tmp_path, *MIXED, seeds=3)
     assert code == 0
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["mode"] == "mix" and summary["zero_shot"] is None and len(summary["score"]) == 2
+    assert summary["mode"] == "mix" and summary["zero_shot"] is None and len(summary["score"]) == 3
     assert all(np.isfinite(row["eval/score"]) for row in rows(folder))
 
 

@@ -24,21 +24,16 @@ from stages.watch.canvas import SCALE, Canvas, write_gif
 from stages.watch.frames import CHANNELS, NIGHT, is_board, painted
 from stages.watch.scores import notes
 from tests.conftest import tree_equal
-from tests.test_run import TINY
+from tests.test_run import MIXED
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
-
-WORDS = [
-    *(*TINY, "--env", "DeepSea-bsuite", "--env.size", "4", "--mode", "mix", "--seeds", "3", "--seed-start", "5"),
-    *("--parallel", "2", "--devices", "1", "--envs", "2", "--steps", "40", "--checkpoint-minutes", "0"),
-]
 
 
 @pytest.fixture(scope="module")
 def whole(compiled_once, tmp_path_factory):
     """A run of two rounds: seeds 5 and 6, and seed 7 with a place that nobody is told of."""
     folder = tmp_path_factory.mktemp("watch") / "run"
-    assert run.main([*WORDS, "--logdir", str(folder)]) == 0
+    assert run.main([*MIXED, "--logdir", str(folder)]) == 0
     return folder
 
 
@@ -71,7 +66,7 @@ def listed(folder):
 
 
 def test_config_json_gives_the_settings_back(whole):
-    arguments = run.parse(WORDS)
+    arguments = run.parse(MIXED)
     saved = json.loads((whole / "config.json").read_text())
     assert settings_of(saved) == (arguments.config, arguments.hypers)
     for wrong in ({"config": {**saved["config"], "new": 1}}, {"hypers": {"lr": 1, "x": 2}}, {"config": {"env": "x"}}):
@@ -250,6 +245,6 @@ def test_what_cannot_be_copied_or_go_on_says_so_in_one_line(folder, tmp_path, ca
     assert "is not empty" in refused(capsys, "export", folder, "--out", folder)
     assert command(["export", str(folder), "--out", str(tmp_path / "out")]) == 0
     capsys.readouterr()
-    assert run.main([*WORDS, "--steps", "80", "--logdir", str(tmp_path / "out")]) == 2
+    assert run.main([*MIXED, "--steps", "80", "--logdir", str(tmp_path / "out")]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert "training cannot go on with it" in line

@@ -110,8 +110,11 @@ def describe(programs: Sequence[Program]) -> str:
     shapes = [name for name in names if not _is_hyper(name)]
     count = sum(len(program.trials) for program in programs)
     line = f"sweep of {', '.join(names)}: {count} trials"
+    halved = programs[0].arguments.halving > 0
+    if halved:
+        line += ", of which the worse stop early"
     if not shapes:
-        return f"{line}, side by side in one program"
+        return f"{line}, in one program" if halved else f"{line}, side by side in one program"
     needs = "sets" if len(shapes) == 1 else "set"
     return (
         f"{line} in {len(programs)} programs, one after the other, since {', '.join(shapes)} {needs} what is compiled"
