@@ -239,6 +239,16 @@ def test_a_process_saves_whatever_others_do_to_the_store_they_share(tmp_path, mo
     assert tree_equal(made(tmp_path).restore(Place(0, 1), shapes(tree())), tree())
 
 
+def test_an_orbax_that_asks_in_another_way_is_refused_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.delattr("orbax.checkpoint._src.multihost.multihost.process_count")
+
+    def saves(processes):
+        refused(lambda: made(tmp_path, processes=processes).save(Place(1, 1), tree(), {}), "install version 0.12.8")
+        return True
+
+    assert play(saves, 2) == [True] * 2
+
+
 def test_arrays_on_their_way_when_another_failed_are_silent_and_nothing_else_is(tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: said.append(str(unraisable.exc_value)))

@@ -143,6 +143,53 @@ def test_processes_end_together_with_one_line_each(tmp_path):
         assert code == 2 and error.startswith("run.py: error: --seeds") and error.count("\n") == 1
 
 
+SAVES = """
+import sys
+from pathlib import Path
+import numpy as np
+from stages.runs.checkpoint import Checkpoints, Place
+from stages.runs.processes import join
+folder, coordinator, index = sys.argv[1:]
+with join(coordinator, 2, int(index)) as processes:
+    import jax, jax.numpy as jnp
+    state = lambda step: {"weights": jnp.arange(5.0) + 10 * step + 100 * int(index), "key": jax.random.key(step)}
+    here = jax.local_devices()[0]
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(here)), state(0)
+    )
+    saved = Checkpoints(Path(folder), processes, keep=2)
+    for step in range(1, 9):
+        saved.save(Place(0, step), state(step), {"process": index})
+    saved.wait()
+    saved.close()
+    found = Checkpoints(Path(folder), processes, keep=2)
+    place = found.newest()
+    restored = found.restore(place, shapes)
+    assert place == Place(0, 8) and found.progress(place) == {"process": index}
+    np.testing.assert_array_equal(restored["weights"], state(8)["weights"])
+    assert (jax.random.key_data(restored["key"]) == jax.random.key_data(state(8)["key"])).all()
+"""
+
+
+def test_each_process_saves_and_restores_its_own(tmp_path):
+    """Small states, quickly one after another, by processes that do not wait for each other's writing."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{probe.getsockname()[1]}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = end(
+        *(
+            subprocess.Popen(
+                [sys.executable, "-c", SAVES, str(tmp_path), place, str(index)],
+                env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )
+            for index in range(2)
+        )
+    )  # fmt: skip
+    for code, _, error in ended:
+        assert code == 0, error
+
+
 def test_no_cluster_is_one_line():
     ((code, said, error),) = end(start(*SWEEP, "--distributed"))
     assert code == 2 and not said and error.count("\n") == 1
