@@ -240,7 +240,7 @@ def test_a_process_saves_whatever_others_do_to_the_store_they_share(tmp_path, mo
 
 
 def test_an_orbax_that_asks_in_another_way_is_refused_in_one_line(tmp_path, monkeypatch):
-    monkeypatch.delattr("orbax.checkpoint._src.multihost.multihost.process_count")
+    monkeypatch.delattr("orbax.checkpoint._src.multihost.multihost.process_index")
 
     def saves(processes):
         refused(lambda: made(tmp_path, processes=processes).save(Place(1, 1), tree(), {}), "install version 0.12.8")

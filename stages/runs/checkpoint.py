@@ -191,9 +191,10 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         if round not in self._managers:
-            path = self._process_path(round)
+            several, path = ocp.options.MultiprocessingOptions(), self._process_path(round)
             if self.processes.count > 1:
                 _each_for_itself()
+                several = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
             # Orbax's threads tell each other that a folder is made by keys in the store of all processes, numbered by
             # each process's own count of operations: one process would delete what another still waits for.
             alone = ocp.options.AsyncOptions(create_directories_asynchronously=False)
@@ -203,6 +204,7 @@ class Checkpoints:
                 create=False,
                 cleanup_tmp_directories=not self.reads,
                 read_only=self.reads,
+                multiprocessing_options=several,
             )
             with _explained(path):
                 if not self.reads:
@@ -213,7 +215,7 @@ class Checkpoints:
 
 def _each_for_itself() -> None:
     """Orbax takes all processes of a job for writers of one checkpoint, and process 0 for the writer of all that is not
-    a jax.Array of all of them. Here each process has checkpoints of its own: orbax is told that it is the only one.
+    a jax.Array of all of them. Here each process has checkpoints of its own: orbax is told that it is process 0.
 
     Raises:
         RunFolderError: this version of orbax asks in another way.
@@ -226,9 +228,9 @@ def _each_for_itself() -> None:
         from orbax.checkpoint._src.multihost import multihost
     except ImportError:
         raise refusal from None
-    if not hasattr(multihost, "process_index") or not hasattr(multihost, "process_count"):
+    if not hasattr(multihost, "process_index"):
         raise refusal
-    multihost.process_index, multihost.process_count = lambda: 0, lambda: 1
+    multihost.process_index = lambda: 0
 
 
 def named(tree: Any) -> dict[str, Any]:
