@@ -93,9 +93,9 @@ def test_what_does_not_fit_is_one_line_and_leaves_nothing(tmp_path, capsys, word
         assert word in said
 
 
-def start(*words):
-    """The program in a process of its own."""
-    command = [sys.executable, str(ROOT / "run.py"), *words]
+def start(*words, program=(str(ROOT / "run.py"),)):
+    """The program, or another one, in a process of its own."""
+    command = [sys.executable, *program, *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -109,12 +109,16 @@ def end(*processes):
             process.kill()
 
 
-def both(*words, each=((), ())):
-    """Two processes that meet at a free port -> what `end` gives; `each` are words for one of them."""
+def free_place():
+    """HOST:PORT where processes may meet."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    place = ["--coordinator", f"127.0.0.1:{port}", "--processes", "2"]
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+def both(*words, each=((), ())):
+    """Two processes that meet at a free port -> what `end` gives; `each` are words for one of them."""
+    place = ["--coordinator", free_place(), "--processes", "2"]
     return end(*(start(*words, *place, "--process", str(i), *each[i]) for i in range(2)))
 
 
@@ -173,19 +177,8 @@ with join(coordinator, 2, int(index)) as processes:
 
 def test_each_process_saves_and_restores_its_own(tmp_path):
     """Small states, quickly one after another, by processes that do not wait for each other's writing."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        place = f"127.0.0.1:{probe.getsockname()[1]}"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    ended = end(
-        *(
-            subprocess.Popen(
-                [sys.executable, "-c", SAVES, str(tmp_path), place, str(index)],
-                env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            )
-            for index in range(2)
-        )
-    )  # fmt: skip
+    place = free_place()
+    ended = end(*(start(str(tmp_path), place, str(index), program=("-c", SAVES)) for index in range(2)))
     for code, _, error in ended:
         assert code == 0, error
 
