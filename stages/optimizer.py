@@ -29,7 +29,7 @@ def optimizer(hypers: Hypers) -> Any:
     )
 
     def init(params: Any) -> Any:
-        return laprop.init(to_rows(params))
+        return laprop.init(jnp.zeros((tensor_rows(params).sum(), WIDTH)))  # of which it takes the shape alone
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         clipped = adaptive_clip(to_rows(updates), to_rows(params), tensor_rows(params), hypers.agc)

@@ -1,19 +1,19 @@
 """One small agent for all tests, and what costs a compile made once per session."""
 
 import os
-import shutil
-import tempfile
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 # Before jax starts. Four virtual CPU devices, so that sharding over devices is tested on any machine; and a compiler in
-# a hurry, since the tests' programs run for milliseconds: level 0, one module of machine code, since both cores have
-# tests to run, and XLA's older emitters, which take half the time and memory, and which each version asks for in its
-# own way (unknown flags are fatal).
+# a hurry, since the tests' programs run for milliseconds: XLA's passes for that, level 0, one module of machine code,
+# since both cores have tests to run, and XLA's older emitters, which take half the time and memory, and which each
+# version asks for in its own way (unknown flags are fatal).
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=4",
+        "--xla_cpu_opt_preset=FAST_COMPILE",
         "--xla_backend_optimization_level=0",
         "--xla_cpu_parallel_codegen_split_count=1",
         {
@@ -23,13 +23,16 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 os.environ.setdefault("MPLBACKEND", "Agg")
-# What one test compiled, another need not, nor another worker, nor a program that it starts: one folder for all,
-# which pytest's first process makes and deletes. jax locks it where its size is bounded. Small programs compile sooner
-# than they are stored.
-MADE = "" if "PYTEST_XDIST_WORKER" in os.environ else tempfile.mkdtemp(prefix="dreamsweep-tests-")
-if MADE:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = MADE
-os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2**33)
+# What one test compiled, another need not, nor another worker, nor a program that it starts, nor the next run of all
+# tests: one folder for all. jax locks it where its size is bounded; entries that a killed process left without a time
+# stop it. Small programs compile sooner than they are stored.
+COMPILED = Path(__file__).parents[1] / ".pytest_cache" / "compiled"
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    for entry in COMPILED.glob("*-cache"):
+        if not entry.with_name(entry.name.removesuffix("-cache") + "-atime").exists():
+            entry.unlink()
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(COMPILED)
+os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2**31)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 # Where each operation stands in the source is a tenth of a small program's compiling, and only a profiler reads it.
 os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
@@ -63,13 +66,7 @@ AS_IN_A_RUN: dict[str, Any] = {"xla_backend_optimization_level": 3}
 if version("jaxlib").startswith("0.10."):
     AS_IN_A_RUN |= {"xla_cpu_use_fusion_emitters": True}
 
-SMALL = ModelConfig(deter=16, blocks=2, hidden=8, units=8, stoch=4, classes=4, depth=2, bins=15)
-
-
-def pytest_unconfigure() -> None:
-    """Nothing is left behind."""
-    if MADE:
-        shutil.rmtree(MADE, ignore_errors=True)
+SMALL = ModelConfig(deter=16, blocks=2, hidden=8, units=8, stoch=4, classes=4, depth=2, bins=15, layers=2)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -147,6 +144,12 @@ def arbitrary(make, seed=0):
     """What `make` makes, but with arbitrary weights: no layer at zero, and no initialiser to compile."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: jnp.asarray(rng.normal(0.2, 0.4, x.shape), x.dtype), jax.eval_shape(make))
+
+
+@jax.jit
+def pick(tree, place):
+    """What stands at a place of all arrays of a tree: one program, where each array would be several."""
+    return jax.tree.map(lambda x: x[place], tree)
 
 
 def observations(space: ObsSpace, lead: tuple[int, ...], seed: int = 0) -> jax.Array:

@@ -19,7 +19,7 @@ from stages.measure import RECENT_ROWS, ROWS_PER_STATE, contrast, measure, rows_
 from stages.replay import Clock
 from stages.rssm import Latent
 from stages.runs.sweep import Sweep, mesh_for
-from tests.conftest import tree_equal
+from tests.conftest import pick, tree_equal
 
 SIZE, CHUNK, CAPACITY = 4, 12, 60
 
@@ -143,7 +143,7 @@ def test_adapting_goes_on_counting(short):
     sea, sweep, state, clock = short
     before = np.asarray(state.coverage.visits).sum((1, 2))
     task = Sweep(sea, dataclasses.replace(sweep.config, mode="task"), sweep.mesh)
-    state, clock, _ = task.advance(jax.tree.map(jnp.copy, jax.vmap(train.adapt)(state)), clock, CHUNK)
+    state, clock, _ = task.advance(jax.jit(jax.vmap(train.adapt))(state), clock, CHUNK)
     counted = np.asarray(state.coverage.visits.sum((1, 2)))
     assert (counted > before).all()
     np.testing.assert_array_equal(counted, 2 * int(clock.step) - np.asarray(state.coverage.episodes))
@@ -165,7 +165,7 @@ def test_where_states_cannot_be_counted_there_is_no_record(env, config, hypers):
 def test_disagreement_of_a_state_is_the_mean_over_its_rows(short):
     """Of the rows that were chosen, which are the state's own, against a loop over states and actions."""
     sea, _, state, _ = short
-    one = jax.tree.map(lambda x: x[1], state)
+    one = pick(state, 1)
     rows, present = rows_of_states(one.coverage.where, SIZE * SIZE, key=jr.key(0))
     measured = jax.jit(lambda s: measure(sea, s.agent, s.ring, s.coverage, s.hypers, key=jr.key(0)))(one)
     expected = jax.jit(

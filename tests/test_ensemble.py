@@ -38,7 +38,7 @@ from stages.networks.distributions import Categorical
 from stages.replay import Row
 from stages.rssm import Latent
 from stages.world_model import Observed, WorldModel
-from tests.conftest import AS_IN_A_RUN, arbitrary, observations
+from tests.conftest import AS_IN_A_RUN, arbitrary, observations, pick
 
 M, T, B, A, Y = 3, 5, 2, 3, 8
 SIZES = ModelConfig(deter=2, stoch=2, classes=2, units=Y, hidden=4, blocks=1, layers=2)
@@ -251,7 +251,7 @@ def test_each_members_gradient_is_its_own(ensemble, rows, gradients):
     for m in range(M):
         alone = jax.jit(jax.grad(loss))(stacked(ensemble, 1, m))
         expected = jax.tree.map(lambda x: x[0] / M, alone)
-        mine = jax.tree.map(lambda x: x[m], gradients[0])  # noqa: B023
+        mine = pick(gradients[0], m)
         chex.assert_trees_all_close(mine, expected, rtol=1e-4, atol=1e-6)
 
 
@@ -606,7 +606,7 @@ def test_own_updates_are_adam_on_the_weighted_squared_error(pairs, source, targe
 
     # Three steps of each member by itself, with a loss and an optimiser written down once more.
     for m in range(M):
-        head, prior = (jax.tree.map(lambda x: x[m], part.each) for part in (ensemble.members, ensemble.prior))  # noqa: B023
+        head, prior = pick((ensemble.members.each, ensemble.prior.each), m)
         adam = optax.adam(HYPERS.ensemble_lr, b1=0.9, b2=0.99)
         state = adam.init(head)
 
@@ -621,7 +621,7 @@ def test_own_updates_are_adam_on_the_weighted_squared_error(pairs, source, targe
             for _ in range(2):
                 learned, moments, last = step(learned, moments, model, pairs, number, HYPERS)
             assert last < first
-        mine = jax.tree.map(lambda x: x[m], learned.members.each)  # noqa: B023
+        mine = pick(learned.members.each, m)
         chex.assert_trees_all_close(mine, head, rtol=1e-3, atol=1e-5)
     chex.assert_trees_all_equal((learned.prior, learned.projection), (ensemble.prior, ensemble.projection))
 

@@ -23,7 +23,7 @@ from stages.open_loop import play_rows
 from stages.results.read import read_runs
 from stages.runs.folder import RunFolderError
 from stages.runs.load import Trained
-from tests.conftest import arbitrary, tree_equal
+from tests.conftest import arbitrary, pick, tree_equal
 from tests.test_run import PHASES, TINY
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -171,7 +171,7 @@ def test_arguments_that_cannot_work_are_refused():
 def test_a_python_loop_acts_as_the_programs_own_does(agents, lead, greedy):
     """In a numpy environment, row by row with the same keys, beside open_loop.play_rows."""
     key = jr.key(3)
-    agent, hypers = jax.tree.map(lambda x: x[1], (agents.agent, agents.hypers))
+    agent, hypers = pick((agents.agent, agents.hypers), 1)
     play_of = lambda agent, hypers: play_rows(agents.env, agent, agent.tasker, hypers, 1, T, greedy, key=key)
     rows = jax.jit(play_of)(agent, hypers).rows
     assert greedy or set(np.ravel(rows.action)) == {0, 1}
@@ -194,7 +194,7 @@ def test_a_python_loop_acts_as_the_programs_own_does(agents, lead, greedy):
 def test_a_python_loop_scores_what_evaluate_does(agents):
     key, episodes = jr.key(4), 6
     config = dataclasses.replace(agents.config, eval_episodes=episodes)
-    agent, hypers = jax.tree.map(lambda x: x[2], (agents.agent, agents.hypers))
+    agent, hypers = pick((agents.agent, agents.hypers), 2)
     scores, lengths = jax.jit(lambda a, h: evaluate(agents.env, a, config, h, key=key))(agent, hypers)
 
     policy, act = library.policy_of(agents, 7), jax.jit(library.Policy.act)

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from stages import train
 from stages.runs import sweep as sweep_stage
 from stages.runs.sweep import Sweep, in_lanes, lane_of, mesh_for, over_seeds
-from tests.conftest import tree_equal
+from tests.conftest import pick, tree_equal
 
 ITERATIONS = 8
 
@@ -116,8 +116,8 @@ def test_adapt_is_what_each_seed_does_alone(env, config, hypers):
     explore = dataclasses.replace(config, mode="explore")
     sweep = Sweep(env, explore, mesh_for(4, jax.devices()[:2]))
     state = sweep.init([4, 5, 6, 7], hypers)
-    rows = lambda tree, i: jax.tree.map(lambda x: x[i], tree)
-    wanted = [train.adapt(rows(state, i)) for i in range(4)]
+    adapt = jax.jit(train.adapt)
+    wanted = [adapt(pick(state, i)) for i in range(4)]
     shapes = sweep.adapted(sweep.shapes(4)[0])
     adapted = sweep.adapt(state)
     assert adapted.agent.explorer is None and adapted.agent.novelty is None and adapted.targets.explorer is None
@@ -125,7 +125,7 @@ def test_adapt_is_what_each_seed_does_alone(env, config, hypers):
     same = lambda x, y: x.shape == y.shape and x.dtype == y.dtype and x.sharding.is_equivalent_to(y.sharding, x.ndim)
     assert all(jax.tree.leaves(jax.tree.map(same, adapted, shapes)))
     for i in range(4):
-        assert tree_equal(rows(adapted, i), wanted[i])
+        assert tree_equal(pick(adapted, i), wanted[i])
 
 
 def test_seeds_differ(together):

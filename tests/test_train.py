@@ -16,7 +16,7 @@ from stages.agent import learned, replace_novelty
 from stages.config import EnsembleConfig
 from stages.fast.rows import WIDTH, from_rows, tensor_rows
 from stages.replay import Clock
-from tests.conftest import tree_equal
+from tests.conftest import pick, tree_equal
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def test_exploring_seed_trains_then_adapts(env, config, hypers, advance, mode, o
     assert (state.novelty_optimizer is not None) == own
     assert float(progress.metrics["loss/ensemble"]) > 0
 
-    adapted = train.adapt(explored)
+    adapted = jax.jit(train.adapt)(explored)
     assert adapted.agent.explorer is None and adapted.agent.novelty is None and adapted.targets.explorer is None
     assert tree_equal(adapted.agent.model, explored.agent.model)
     # The optimiser's moments of what goes on are kept, and of what is left behind dropped.
@@ -171,7 +171,7 @@ def test_an_adaptive_scale_moves_with_the_updates_and_is_left_behind(env, config
     after, _, progress = jax.jit(functools.partial(train.advance, env, mix, 4))(state, clock)
     assert float(after.targets.intrinsic_scale.log) != 0 and float(progress.metrics["explorer_gain_disagreement"]) != 0
     assert 0.9 < float(progress.metrics["explorer_intrinsic_scale"]) < 1.1
-    assert train.adapt(after).targets.intrinsic_scale is None
+    assert jax.jit(train.adapt)(after).targets.intrinsic_scale is None
 
 
 def test_prioritised_replay_keeps_what_was_replayed_last_and_is_left_behind(env, config, hypers):
@@ -196,7 +196,7 @@ def test_prioritised_replay_keeps_what_was_replayed_last_and_is_left_behind(env,
         written = (np.asarray(states.ring.deter[seed]) != np.asarray(after.ring.deter[seed])).any(-1)
         old = np.arange(len(written)) < int(clock.step)
         assert not (written & ~known & old[:, None]).any()
-    adapted = train.adapt(jax.tree.map(lambda x: x[0], after))
+    adapted = jax.jit(train.adapt)(pick(after, 0))
     assert adapted.priority is None
     task = dataclasses.replace(config, mode="task")
     assert not task.prioritised
@@ -222,7 +222,7 @@ def exploring(env, config, hypers):
 
 def test_own_updates_move_members_alone_and_the_models_update_all_else(exploring):
     config, step, states, clock = exploring
-    state = jax.tree.map(lambda x: x[0], states)
+    state = pick(states, 0)
     after, metrics = jax.jit(functools.partial(train.update_novelty, config))(state, clock)
     assert list(metrics) == ["loss/ensemble"]
     for old, new in zip(*(jax.tree.leaves(s.agent.novelty.members) for s in (state, after)), strict=True):
@@ -246,8 +246,8 @@ def test_a_seed_alone_learns_what_it_learns_in_a_sweep(exploring):
     )
     assert not later.step.ndim and not later.online_cursor.ndim  # the clock is not batched
     for seed in range(3):
-        alone, _, _ = step(jax.tree.map(lambda x, s=seed: x[s], states), clock)
-        mine = jax.tree.map(lambda x, s=seed: x[s], together)
+        alone, _, _ = step(pick(states, seed), clock)
+        mine = pick(together, seed)
         chex.assert_trees_all_close(
             (mine.agent, mine.novelty_optimizer), (alone.agent, alone.novelty_optimizer), rtol=1e-3, atol=1e-4
         )

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from stages.runs import load as runs_load
 from stages.runs.folder import RunFolderError
@@ -34,11 +35,11 @@ def load(run: str | os.PathLike[str]) -> Trained:
 
 def joined(groups: Sequence[Trained]) -> Trained:
     """Groups of one phase and step as one, in the seeds' order, on the first device."""
-    order = jnp.argsort(jnp.array([seed for group in groups for seed in group.seeds]))
+    order = np.argsort([seed for group in groups for seed in group.seeds])
     here = jax.local_devices()[0]
-    merge = lambda *parts: jnp.concatenate([jax.device_put(part, here) for part in parts])[order]
-    each = [(group.agent, group.hypers, group.env_params) for group in groups]
-    agent, hypers, env_params = jax.tree.map(merge, *each)
+    each = jax.device_put([(group.agent, group.hypers, group.env_params) for group in groups], here)
+    merge = jax.jit(lambda each: jax.tree.map(lambda *parts: jnp.concatenate(parts)[order], *each))
+    agent, hypers, env_params = merge(each)
     return dataclasses.replace(
         groups[0],
         seeds=sorted(seed for group in groups for seed in group.seeds),

@@ -9,7 +9,6 @@ scanned and vmapped. Axes: S seeds, N environments, A action vector; "..." are t
 """
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
@@ -17,7 +16,7 @@ from stages.behavior import Behavior
 from stages.collect import act, env_action
 from stages.config import ConfigError, Hypers
 from stages.rssm import Latent, initial
-from stages.runs.load import POLICIES, Trained, player_of
+from stages.runs.load import POLICIES, Trained, player_of, take_seeds
 from stages.uniform import Uniform
 from stages.world_model import WorldModel
 
@@ -99,4 +98,4 @@ def policy_of(agents: Trained, seed: int | None = None, *, policy: str = "task",
     player = player_of(agents.agent, policy)
     greedy = agents.config.eval_greedy if greedy is None else greedy
     whole = Policy(agents.agent.model, player, agents.hypers, greedy)
-    return whole if seed is None else jax.tree.map(lambda x: x[agents.seeds.index(seed)], whole)
+    return whole if seed is None else take_seeds(whole, agents.seeds.index(seed))

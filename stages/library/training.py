@@ -4,11 +4,9 @@ Axes: S seeds, P log points.
 """
 
 import dataclasses
-import operator
 import time
 from typing import Literal, NamedTuple
 
-import jax
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,7 +18,7 @@ from stages.library.agents import joined
 from stages.replay import Clock
 from stages.results.read import tabulated
 from stages.runs.arguments import Arguments, check
-from stages.runs.load import Trained
+from stages.runs.load import Trained, take_seeds
 from stages.runs.log import RunLog
 from stages.runs.processes import Processes
 from stages.runs.round_log import RoundLog
@@ -63,8 +61,8 @@ class _Kept:
 
     def on_round_end(self, index: int, state: TrainState, clock: Clock) -> None:
         log, config = self._log.rounds[index], self._config
-        without_padding = operator.itemgetter(np.arange(len(log.round.seeds)))
-        parts = jax.tree.map(without_padding, (state.agent, state.hypers, state.env_params))
+        places = np.arange(len(log.round.seeds))  # without padding
+        parts = take_seeds((state.agent, state.hypers, state.env_params), places)
         config = config if log.phase == 0 else dataclasses.replace(config, mode="task")
         step = int(clock.step) * config.envs
         self.groups.append(Trained(self._env, config, log.round.seeds, step, True, log.diverged_at, *parts))

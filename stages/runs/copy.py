@@ -5,18 +5,16 @@
 
 import dataclasses
 import json
-import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from stages.config import ConfigError
 from stages.runs.checkpoint import Checkpoints, Place
 from stages.runs.folder import RunFolder, RunFolderError, make_folder, read_config, read_json, write_json, write_whole
-from stages.runs.load import Loaded, Part, load
+from stages.runs.load import Loaded, Part, load, take_seeds
 from stages.runs.processes import Processes
 from stages.runs.statistics import summarise
 
@@ -64,8 +62,7 @@ def _write_agents(folder: Path, loaded: Loaded, kept: Sequence[int]) -> None:
             continue
         seeds = [group.seeds[place] for place in places]
         diverged = np.array([group.diverged.get(seed, 0) // group.config.envs for seed in seeds], np.int32)
-        take = operator.itemgetter(places)
-        agent, hypers, env_params = jax.tree.map(take, (group.agent, group.hypers, group.env_params))
+        agent, hypers, env_params = take_seeds((group.agent, group.hypers, group.env_params), places)
         parts.append((group.step, Part(agent, hypers, env_params, diverged)))
         rounds.append(
             {"round": {"seeds": seeds, "mine": seeds, "trials": []}, "phase": int(group.config != loaded.config)}

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from jaxtyping import ArrayLike
 
 import envs
 from envs.environment import Environment
@@ -116,6 +117,15 @@ def player_of(agent: Agent, policy: str) -> Behavior | Uniform:
     return agent.explorer
 
 
+@jax.jit
+def take_seeds(tree: Any, places: ArrayLike) -> Any:
+    """The seeds at P places of a tree of arrays, [S, ...] -> [P, ...], or the one at a place, [...].
+
+    As one program: array by array, it would be hundreds.
+    """
+    return jax.tree.map(operator.itemgetter(places), tree)
+
+
 def _groups(path: Path, process: int, env: Environment, config: Config, hypers: Hypers, trial: str) -> list[Trained]:
     """What one process of the run has saved of a trial, round by round."""
     checkpoints, groups = Checkpoints(path, Processes(process), keep=0, reads=True), []
@@ -141,7 +151,7 @@ def _groups(path: Path, process: int, env: Environment, config: Config, hypers: 
             # A hyperparameter that came after the run has its default.
             newer = {f"[0].hypers.{name}": value for name, value in vars(hypers).items()}
             (part,) = checkpoints.restore(place, (shapes,), part=True, absent=newer)
-            agent, own_hypers, env_params, diverged = jax.tree.map(operator.itemgetter(places), part)
+            agent, own_hypers, env_params, diverged = take_seeds(part, places)
             steps = {seed: int(at) * config.envs for seed, at in zip(seeds, np.asarray(diverged), strict=True) if at}
             finished = place.step >= config.steps + config.adapt_steps
             groups.append(Trained(env, phase, seeds, place.step, finished, steps, agent, own_hypers, env_params))

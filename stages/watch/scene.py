@@ -17,7 +17,7 @@ from envs.environment import Environment
 from stages.decode import reconstruct
 from stages.ensemble import Ensemble, disagreement
 from stages.open_loop import CONTEXT, episode_step, errors, open_loop, play_rows, posterior
-from stages.runs.load import Trained, player_of
+from stages.runs.load import Trained, player_of, take_seeds
 from stages.runs.sweep import keys_of
 from stages.world_model import action_vector
 
@@ -49,7 +49,7 @@ def shoot(group: Trained, seed: int, policy: str, rows: int, point: int) -> Scen
         point: draws the episodes.
     """
     at = group.seeds.index(seed)
-    agent, hypers, env_params = jax.tree.map(lambda x: x[at], (group.agent, group.hypers, group.env_params))
+    agent, hypers, env_params = take_seeds((group.agent, group.hypers, group.env_params), at)
     player_of(agent, policy)  # before anything is compiled
 
     def one(agent, hypers, env_params, key):
