@@ -15,7 +15,7 @@ from stages.results.read import read_runs
 from stages.runs import figures, halving
 from stages.runs.arguments import parse
 from stages.runs.copy import _summary_of
-from stages.runs.halving import Standing, check_halving, score_of, survivors
+from stages.runs.halving import Standing, by_chance, check_halving, score_of, survivors
 from stages.runs.load import load
 from stages.runs.rung import Rung, chunks_until, shares_of
 from stages.runs.trials import programs_of
@@ -38,6 +38,8 @@ NAN = math.nan
 )
 def test_rungs(eta, trials, shares):
     assert shares_of(eta, trials) == shares
+    # A first rung that may not be so early leaves out those before it.
+    assert shares_of(eta, trials, 3.5) == tuple(share for share in shares if share <= 3.5)
     rungs = [Rung(number, shares) for number in range(len(shares))]
     assert [rung.last for rung in rungs] == [False] * (len(shares) - 1) + [True] and rungs[0].share == shares[0]
     assert {rung.halves for rung in rungs} == {len(shares) > 1}
@@ -78,6 +80,22 @@ def test_a_trials_score(scores, diverged, score):
     assert score_of(np.array(scores), diverged) == score
 
 
+@pytest.mark.parametrize(
+    ("gains", "chance"),
+    [
+        ([(0.1, -0.1), (0.0, 0.0)], True),
+        ([(-1.0, -1.1), (-0.9, -1.0)], True),  # worse
+        ([(1.0, 1.1), (0.9, 1.0)], False),
+        ([(0.9,), (1.1, -0.5)], True),  # mean 0.5, two standard errors are 1.007
+        ([(0.9,), (1.1, 0.7)], False),
+        ([(5.0,), ()], False),  # of one nothing is known
+    ],
+)
+def test_scores_of_untrained_agents_are_known_for_what_they_are(gains, chance):
+    standings = [Standing(0, place, "", 10, 0.0, each) for place, each in enumerate(gains)]
+    assert by_chance(standings) is chance
+
+
 def test_a_rung_is_the_nearest_end_of_a_chunk():
     """5 rows before the first update, then chunks of 10."""
     config = parse([*TINY, "--steps", "185"]).config
@@ -94,6 +112,9 @@ def test_a_rung_is_the_nearest_end_of_a_chunk():
         (["--sweep", "lr=1,2", "--halving", "3"], "stops none of 2 trials"),
         (["--sweep", "lr=1,2,3", "--halving", "3", "--checkpoint-keep", "0"], "--checkpoint-keep 1 or more"),
         (["--sweep", "lr=1,2,3", "--halving", "3", "--distributed"], "give up one of the two"),
+        (["--sweep", "lr=1,2,3", "--halving", "3", "--halving-start", "16000"], "less than --steps"),
+        (["--sweep", "lr=1,2,3", "--halving-start", "10"], "give that, too"),
+        (["--sweep", "lr=1,2,3", "--halving", "3", "--halving-start", "9000"], "no rung between"),
         (["--sweep", "env.size=4,6", "--env", "DeepSea-bsuite", "--halving", "2"], "leave env_args out"),
         (["--sweep", "steps=1000,2000", "--halving", "2"], "leave steps out"),
         (
@@ -302,7 +323,8 @@ def test_a_state_that_is_gone_is_said(halved, best, tmp_path, capsys):
     (tmp_path / "sweep" / f"horizon={best[0][0]}" / "summary.json").unlink()
     assert run.main([*WORDS, *SWEEP, "--logdir", str(tmp_path / "sweep")]) == 2
     error = capsys.readouterr().err
-    assert "holds no checkpoint to go on from" in error and error.count("\n") == 1
+    said = [line for line in error.splitlines() if "warning" not in line]
+    assert len(said) == 1 and "holds no checkpoint to go on from" in said[0]
 
 
 def test_what_it_leaves_says_who_was_stopped_and_when(halved, best, tmp_path):

@@ -60,6 +60,9 @@ class Arguments:
     """Successive halving of a sweep's trials (Jamieson & Talwalkar 2016; Hyperband's inner loop, Li et al. 2018): all
     train to a rung at --steps / ETA^k, the best 1/ETA of them by the tasker's evaluation go on to ETA times as many
     steps, and so on to --steps; 3, say. 0: every trial trains to the end."""
+    halving_start: int = 0
+    """No rung of --halving is before so many env steps of a seed: early scores are those of untrained agents, and who
+    goes on by them is chance. 0: as many rungs as leave one trial."""
     config_file: Annotated[str, tyro.conf.arg(name="config", metavar="FILE")] = ""
     """Settings from a file, JSON or TOML: {"preset": "tiny", "hypers": {"lr": 1e-3}, ...}, or the config.json of a run,
     which then is made again. Flags come after it."""
@@ -236,6 +239,13 @@ def check(arguments: Arguments) -> None:
         raise ConfigError(
             f"--halving must be 0 or 2 and more, since 1 of so many trials goes on; not {arguments.halving}"
         )
+    if not 0 <= arguments.halving_start < arguments.config.steps:
+        raise ConfigError(
+            f"--halving-start must be 0 or more, and less than --steps ({arguments.config.steps}); not "
+            f"{arguments.halving_start}"
+        )
+    if arguments.halving_start and not arguments.halving:
+        raise ConfigError("--halving-start says where the first rung of --halving may be: give that, too")
     if arguments.halving and arguments.several:
         raise ConfigError(
             "--halving does not share a sweep out over processes (--distributed): who goes on would move between them; "

@@ -35,6 +35,7 @@ class Standing(NamedTuple):
     name: str
     step: int  # env steps of a seed
     score: float  # mean over seeds; minus infinity where there is none
+    gains: tuple[float, ...] = ()  # of each seed with a score, over its own before the first update
 
 
 def rung_by_rung(programs: Sequence[Program], eta: int) -> Iterator[list[Program]]:
@@ -66,6 +67,12 @@ def rung_by_rung(programs: Sequence[Program], eta: int) -> Iterator[list[Program
             for each in others:
                 _stop(programs[each.program].trials[each.trial], each.step)
             say(_verdict(index, shares, best, others))
+            if by_chance(standings):
+                say(
+                    "run.py: warning: scores at this rung are those of untrained agents: chance decides who goes on; "
+                    "give --halving-start a later step, or more --steps",
+                    error=True,
+                )
             going = {(each.program, each.trial) for each in best}
     say(_savings(programs))
 
@@ -75,6 +82,13 @@ def survivors(standings: Sequence[Standing], eta: int) -> tuple[list[Standing], 
     ranked = sorted(standings, key=lambda each: -each.score)  # stable
     count = max(1, len(ranked) // eta)
     return ranked[:count], ranked[count:]
+
+
+def by_chance(standings: Sequence[Standing]) -> bool:
+    """Whether scores at a rung are still those of untrained agents: their mean gain over all seeds of all trials is
+    within two standard errors of nothing, or below."""
+    gains = np.array([gain for each in standings for gain in each.gains])
+    return gains.size > 1 and bool(gains.mean() <= 2 * gains.std(ddof=1) / np.sqrt(gains.size))
 
 
 def score_of(scores: NDArray[np.float64], diverged: Sequence[bool]) -> float:
@@ -100,7 +114,13 @@ def check_halving(programs: Sequence[Program], eta: int) -> tuple[int, ...]:
             raise ConfigError(
                 f"--halving compares scores, which trials of different {name} do not share: leave {name} out of --sweep"
             )
-    shares = shares_of(eta, trials)
+    first = programs[0].arguments
+    shares = shares_of(eta, trials, first.config.steps / max(1, first.halving_start))
+    if len(shares) == 1:
+        raise ConfigError(
+            f"--halving {eta} has no rung between --halving-start {first.halving_start} and --steps "
+            f"{first.config.steps}: lower one of the two"
+        )
     for program in programs:
         config, points = program.arguments.config, program.arguments.log_points
         split = split_chunks(config, config.steps - config.prefill * config.envs, points)
@@ -135,8 +155,10 @@ def _standing(programs: Sequence[Program], program: int, trial: int, index: int)
         raise RunFolderError(
             f"{str(_path(own))!r} has no score at rung {index + 1}; choose another --logdir"
         ) from error
-    score = score_of(np.array(scores, np.float64), diverged)
-    return Standing(program, trial, ",".join(filter(None, (programs[program].name, own.name))), step, score)
+    scores = np.array(scores, np.float64)
+    gains = scores - np.array(_summary(own).get("untrained", np.nan), np.float64)  # a stopped run has no such scores
+    name = ",".join(filter(None, (programs[program].name, own.name)))
+    return Standing(program, trial, name, step, score_of(scores, diverged), tuple(gains[np.isfinite(gains)]))
 
 
 def _stop(trial: Trial, step: int) -> None:

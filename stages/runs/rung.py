@@ -1,5 +1,6 @@
 """Rung: how far a sweep's trials train before they are compared. Successive halving has several, another run one."""
 
+import math
 from typing import NamedTuple
 
 from stages.config import Config
@@ -31,14 +32,17 @@ END = Rung()
 """Of a run that is trained to its end at once."""
 
 
-def shares_of(eta: int, trials: int) -> tuple[int, ...]:
+def shares_of(eta: int, trials: int, most: float = math.inf) -> tuple[int, ...]:
     """ETA^k, ..., ETA, 1: as many rungs as leave one of so many trials or more at the last, each with 1/ETA of them.
 
     Source: successive halving (Jamieson & Talwalkar 2016, arXiv 1502.07943), as Hyperband's inner loop has it
     (Li et al. 2018, arXiv 1603.06560, algorithm 1).
+
+    Args:
+        most: no share is larger, so that the first rung is not too early; more trials then come to the end.
     """
     rungs = 1
-    while trials >= eta:
+    while trials >= eta and eta**rungs <= most:
         trials, rungs = trials // eta, rungs + 1
     return tuple(eta**power for power in reversed(range(rungs)))
 

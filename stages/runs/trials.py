@@ -26,6 +26,7 @@ from stages.runs.rung import END, Rung
 from stages.runs.settings_file import advice, flat
 
 DRAW_SEED = 0  # of random search: the same command tries the same settings
+ASKS = ("--sweep", "--trials", "--halving", "--halving-start")  # flags that a trial's own command line has not
 HYPERS = tuple(each.name for each in dataclasses.fields(Hypers))
 
 
@@ -87,13 +88,13 @@ def programs_of(argv: Sequence[str], arguments: Arguments) -> list[Program]:
         raise ConfigError(f"{agents} are more than {MOST_SEEDS:,} agents: take fewer --seeds, values or --trials")
     rest = _without_sweep(argv)
     top, shapes = arguments.logdir, [name for name in settings if not _is_hyper(name)]
-    alone: dict[str, Any] = {"sweep": (), "trials": 0, "halving": 0}
+    alone: dict[str, Any] = {"sweep": (), "trials": 0, "halving": 0, "halving_start": 0}
     programs: dict[str, Program] = {}
     for values in chosen:
         shape, hypers = _folder(values, shapes), _folder(values, [name for name in settings if name not in shapes])
         if shape not in programs:
             words = [word for name in shapes for word in (_flag(name), values[name])]
-            asked = {"sweep": arguments.sweep, "trials": arguments.trials, "halving": arguments.halving}
+            asked = {name: getattr(arguments, name) for name in alone}
             own = dataclasses.replace(parse([*rest, *words]), logdir=_inside(top, shape), **asked)
             programs[shape] = Program(shape, own, [])
         words = [word for name, value in values.items() for word in (_flag(name), value)]
@@ -219,11 +220,12 @@ def _whole_settings(config: Config) -> set[str]:
 
 
 def _without_sweep(argv: Sequence[str]) -> list[str]:
-    """The command line without `--sweep`, `--trials` and `--halving`."""
+    """The command line without what asks for a sweep."""
     rest, words = [], iter(argv)
     for word in words:
-        if word in ("--sweep", "--trials", "--halving"):
-            next(words, None)
-        elif not word.startswith(("--sweep=", "--trials=", "--halving=")):
+        flag, equals, _ = word.partition("=")
+        if flag.replace("_", "-") not in ASKS:
             rest.append(word)
+        elif not equals:
+            next(words, None)
     return rest
