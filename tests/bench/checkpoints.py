@@ -1,11 +1,12 @@
 """What saving costs a run whose replay is large: the time that it loses for each checkpoint.
 
-    python tests/bench/checkpoints.py                       # a ring of 1 GB, three saves
+    python tests/bench/checkpoints.py                       # a ring of 1 GB
     python tests/bench/checkpoints.py --steps 50000         # of 0.1 GB
 
-A run that saves and one that does not, by turns, each killed after as many chunks. A chunk's excess is what it takes
-beyond its run's median; what a run without saves has of it is noise, and is taken off. `lost` is the excess of one
-save; `share` is that over ten minutes, after which a run saves.
+First a run that saves and one that does not, by turns, each killed after as many chunks. A chunk's excess is what it
+takes beyond its run's median; what a run without saves has of it is noise, and is taken off. `lost` is the excess of
+one save; `share` is that over ten minutes, after which a run saves. So early the ring is mostly zeros, and what is
+written compresses well: so then 1 GB of random numbers, which do not, is saved by itself.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 from common import ROOT, Result, emit, table
 
 CHUNK = 1_000  # rows
@@ -63,6 +65,29 @@ def point(steps: int, chunks: int, minutes: float) -> Result:
     }
 
 
+def full(count: int) -> list[Result]:
+    """Saves of 1 GB that does not compress: how long each keeps its caller, and until it is written."""
+    import jax.numpy as jnp
+
+    from stages.runs.checkpoint import Checkpoints, Place
+    from stages.runs.processes import Processes
+
+    rng, results = np.random.default_rng(0), []
+    arrays = [jnp.asarray(rng.normal(size=(250_000, 100)).astype(np.float32)) for _ in range(10)]
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoints = Checkpoints(Path(scratch), Processes(), keep=2)
+        for save in range(count):
+            begun, cpu = time.perf_counter(), time.process_time()
+            checkpoints.save(Place(0, save + 1), (arrays,), {})
+            blocks = time.perf_counter() - begun
+            checkpoints.wait()
+            written, cpu = time.perf_counter() - begun, time.process_time() - cpu
+            seconds = {"blocks, s": blocks, "written after, s": written, "cpu, s": cpu}
+            results.append({"save": save + 1} | {name: round(value, 2) for name, value in seconds.items()})
+        checkpoints.close()
+    return results
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=450_000)
@@ -71,3 +96,4 @@ if __name__ == "__main__":
     parser.add_argument("--repeats", type=int, default=1)
     arguments = parser.parse_args()
     table([emit(point(arguments.steps, arguments.chunks, arguments.minutes)) for _ in range(arguments.repeats)])
+    table(full(4))
