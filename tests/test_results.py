@@ -16,7 +16,7 @@ import pytest
 
 import run as program
 from stages.results.commands import command
-from stages.results.compare import compare, described
+from stages.results.compare import compare, described, differing_settings
 from stages.results.export import write_scores, write_table
 from stages.results.read import TRAINING, read_runs
 from stages.results.tables import markdown, print_tables, tables
@@ -223,6 +223,15 @@ def test_other_versions_are_said(tmp_path):
     a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b")
     (b / "config.json").write_text((b / "config.json").read_text().replace('"1.2"', '"1.3"'))
     assert compare(read_runs([a, b])).notes == ["the runs were made with different versions of jax: 1.2, 1.3"]
+
+
+def test_a_setting_that_is_newer_than_a_run_is_off_in_it(tmp_path):
+    a, b, c = write_run(tmp_path / "a"), write_run(tmp_path / "b"), write_run(tmp_path / "c", ["--ensemble.trunk", "1"])
+    old = json.loads((a / "config.json").read_text())
+    assert old["config"]["ensemble"].pop("trunk") == 0 and old["hypers"].pop("bootstrap") == 1
+    (a / "config.json").write_text(json.dumps(old))
+    assert differing_settings(read_runs([a, b])) == []
+    assert differing_settings(read_runs([a, c])) == ["config.ensemble.trunk"]
 
 
 # ---- tables and files ----------------------------------------------------------------------------------------------

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.scales import scale_of
+from stages.config import Config, Hypers
+from stages.runs.arguments import Arguments
 from stages.runs.folder import RunFolder, RunFolderError, read_config, read_json
 from stages.runs.settings_file import flat
 
@@ -158,7 +160,10 @@ def _names(folders: list[Path]) -> list[str]:
 
 
 def _read_run(path: Path, name: str) -> Result:
-    settings = flat(read_config(path))
+    # A setting that is newer than the run is off, as it was then.
+    defaults = Arguments(config=Config(), hypers=Hypers()).flat
+    newer = {name: value for name, value in defaults.items() if name.startswith(("config.", "hypers."))}
+    settings = newer | flat(read_config(path))
     try:
         seeds = list(range(settings["seed_start"], settings["seed_start"] + settings["seeds"]))
         steps, phases, metrics = _read_metrics(path / RunFolder.METRICS, seeds)
