@@ -24,8 +24,8 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 os.environ.setdefault("MPLBACKEND", "Agg")
 # What one test compiled, another need not, nor another worker, nor a program that it starts, nor the next run of all
-# tests: one folder for all. jax locks it where its size is bounded; entries that a killed process left without a time
-# stop it. Small programs compile sooner than they are stored.
+# tests: one folder for all. jax locks it where its size is bounded, and then fails at an entry that a killed process
+# left without its time. Small programs compile sooner than they are stored.
 COMPILED = Path(__file__).parents[1] / ".pytest_cache" / "compiled"
 if "PYTEST_XDIST_WORKER" not in os.environ:
     for entry in COMPILED.glob("*-cache"):

@@ -107,7 +107,6 @@ def test_a_ring_that_wraps_knows_the_states_of_the_rows_it_has(short):
 def test_a_seed_alone_counts_what_it_counts_in_a_sweep(short, alone):
     _, sweep, many, clock = short
     _, single, one, _ = alone
-    pick = lambda tree, i: jax.tree.map(lambda x: np.asarray(x[i]), tree)
     chex.assert_trees_all_equal(pick(many.coverage, 2), pick(one.coverage, 0))
     np.testing.assert_array_equal(many.env_params[2], one.env_params[0])
     assert (np.asarray(many.env_params[0]) != many.env_params[1]).any()

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 
 import run
+from tests.bench.kills import free_place
 from tests.test_run import TINY, rows
 
 ROOT = Path(__file__).parent.parent
@@ -107,13 +107,6 @@ def end(*processes):
     finally:
         for process in processes:
             process.kill()
-
-
-def free_place():
-    """HOST:PORT where processes may meet."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 def both(*words, each=((), ())):

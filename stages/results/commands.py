@@ -157,7 +157,7 @@ def _at_least_one(flag: str, value: int) -> None:
 
 def _warn(lines: Sequence[str]) -> None:
     for line in lines:
-        terminal.say(f"run.py: warning: {line}", error=True)
+        terminal.warn(line)
 
 
 def _start_jax() -> None:

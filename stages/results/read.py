@@ -26,6 +26,12 @@ Floats = NDArray[np.float64]
 TRAINING, EVALUATION = "episode/score", "eval/score"
 EXPLORED = ("visited_states", "novelty_correlation", "goal_episode", "solved_episode")
 """What summary.json has of each seed's exploring."""
+DEFAULTS = {
+    name: value
+    for name, value in Arguments(config=Config(), hypers=Hypers()).flat.items()
+    if name.startswith(("config.", "hypers."))
+}
+"""Settings as no preset has changed them: those that are newer than a run count as these in it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,10 +166,7 @@ def _names(folders: list[Path]) -> list[str]:
 
 
 def _read_run(path: Path, name: str) -> Result:
-    # A setting that is newer than the run is off, as it was then.
-    defaults = Arguments(config=Config(), hypers=Hypers()).flat
-    newer = {name: value for name, value in defaults.items() if name.startswith(("config.", "hypers."))}
-    settings = newer | flat(read_config(path))
+    settings = DEFAULTS | flat(read_config(path))
     try:
         seeds = list(range(settings["seed_start"], settings["seed_start"] + settings["seeds"]))
         steps, phases, metrics = _read_metrics(path / RunFolder.METRICS, seeds)

@@ -21,7 +21,7 @@ from stages.config import ConfigError
 from stages.runs.folder import RunFolder, RunFolderError, read_json, write_json
 from stages.runs.rounds import split_chunks
 from stages.runs.rung import Rung, chunks_until, shares_of
-from stages.runs.terminal import say
+from stages.runs.terminal import say, warn
 from stages.runs.trials import Program, Trial
 
 FEW_NAMES = 9  # of a line on the terminal
@@ -68,10 +68,9 @@ def rung_by_rung(programs: Sequence[Program], eta: int) -> Iterator[list[Program
                 _stop(programs[each.program].trials[each.trial], each.step)
             say(_verdict(index, shares, best, others))
             if by_chance(standings):
-                say(
-                    "run.py: warning: scores at this rung are those of untrained agents: chance decides who goes on; "
-                    "give --halving-start a later step, or more --steps",
-                    error=True,
+                warn(
+                    "scores at this rung are those of untrained agents: chance decides who goes on; give "
+                    "--halving-start a later step, or more --steps"
                 )
             going = {(each.program, each.trial) for each in best}
     say(_savings(programs))
@@ -148,15 +147,16 @@ def _summary(trial: Trial) -> Mapping[str, Any]:
 def _standing(programs: Sequence[Program], program: int, trial: int, index: int) -> Standing:
     """A trial at rung `index`. Raises RunFolderError where its summary does not know of it."""
     own = programs[program].trials[trial]
+    summary = _summary(own)
     try:
-        rungs = _summary(own)["rungs"]
+        rungs = summary["rungs"]
         step, scores, diverged = (rungs[name][index] for name in ("steps", "scores", "diverged"))
     except (KeyError, IndexError) as error:
         raise RunFolderError(
             f"{str(_path(own))!r} has no score at rung {index + 1}; choose another --logdir"
         ) from error
     scores = np.array(scores, np.float64)
-    gains = scores - np.array(_summary(own).get("untrained", np.nan), np.float64)  # a stopped run has no such scores
+    gains = scores - np.array(summary.get("untrained", np.nan), np.float64)  # a stopped run has no such scores
     name = ",".join(filter(None, (programs[program].name, own.name)))
     return Standing(program, trial, name, step, score_of(scores, diverged), tuple(gains[np.isfinite(gains)]))
 

@@ -138,7 +138,7 @@ class RunLog:
 
     def warn(self, line: str) -> None:
         """A line of warning to standard error."""
-        terminal.say(f"run.py: warning: {line}", error=True)
+        terminal.warn(line)
 
     def tracked(self, act: Callable[[Path], Any]) -> None:
         """Do something with the sink. Whatever goes wrong there costs the sink, and not the run."""

@@ -53,3 +53,8 @@ def say(line: str, error: bool = False) -> None:
     """A line to standard output, or to standard error, at once."""
     with printing():
         print(line, file=sys.stderr if error else sys.stdout, flush=True)
+
+
+def warn(line: str) -> None:
+    """A line of warning to standard error."""
+    say(f"run.py: warning: {line}", error=True)

@@ -26,8 +26,9 @@ from stages.runs.rung import END, Rung
 from stages.runs.settings_file import advice, flat
 
 DRAW_SEED = 0  # of random search: the same command tries the same settings
-ASKS = ("--sweep", "--trials", "--halving", "--halving-start")  # flags that a trial's own command line has not
 HYPERS = tuple(each.name for each in dataclasses.fields(Hypers))
+ALONE: dict[str, Any] = {"sweep": (), "trials": 0, "halving": 0, "halving_start": 0}
+"""What asks for a sweep, as it is in the run that a trial alone would be."""
 
 
 @dataclass(frozen=True)
@@ -88,17 +89,16 @@ def programs_of(argv: Sequence[str], arguments: Arguments) -> list[Program]:
         raise ConfigError(f"{agents} are more than {MOST_SEEDS:,} agents: take fewer --seeds, values or --trials")
     rest = _without_sweep(argv)
     top, shapes = arguments.logdir, [name for name in settings if not _is_hyper(name)]
-    alone: dict[str, Any] = {"sweep": (), "trials": 0, "halving": 0, "halving_start": 0}
     programs: dict[str, Program] = {}
     for values in chosen:
         shape, hypers = _folder(values, shapes), _folder(values, [name for name in settings if name not in shapes])
         if shape not in programs:
             words = [word for name in shapes for word in (_flag(name), values[name])]
-            asked = {name: getattr(arguments, name) for name in alone}
+            asked = {name: getattr(arguments, name) for name in ALONE}
             own = dataclasses.replace(parse([*rest, *words]), logdir=_inside(top, shape), **asked)
             programs[shape] = Program(shape, own, [])
         words = [word for name, value in values.items() for word in (_flag(name), value)]
-        own = dataclasses.replace(parse([*rest, *words]), logdir=_inside(top, shape, hypers), **alone)
+        own = dataclasses.replace(parse([*rest, *words]), logdir=_inside(top, shape, hypers), **ALONE)
         programs[shape].trials.append(Trial(hypers, own, values))
     if len(shapes) == len(settings):  # each is an ordinary run
         return [Program(p.name, p.trials[0].arguments, p.trials) for p in programs.values()]
@@ -221,10 +221,10 @@ def _whole_settings(config: Config) -> set[str]:
 
 def _without_sweep(argv: Sequence[str]) -> list[str]:
     """The command line without what asks for a sweep."""
-    rest, words = [], iter(argv)
+    rest, words, asks = [], iter(argv), {_flag(name) for name in ALONE}
     for word in words:
         flag, equals, _ = word.partition("=")
-        if flag.replace("_", "-") not in ASKS:
+        if flag.replace("_", "-") not in asks:
             rest.append(word)
         elif not equals:
             next(words, None)

@@ -39,13 +39,18 @@ def command(folder: Path, steps: int, place: list[str]) -> list[str]:
     return [sys.executable, str(ROOT / "run.py"), *SMALL, *words, *place]
 
 
+def free_place() -> str:
+    """HOST:PORT where processes may meet."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
 def start(folder: Path, steps: int, processes: int) -> list[subprocess.Popen]:
     """The program's processes, begun."""
     places: list[list[str]] = [[]]
     if processes > 1:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            at = f"127.0.0.1:{probe.getsockname()[1]}"
+        at = free_place()
         places = [["--coordinator", at, "--processes", str(processes), "--process", str(i)] for i in range(processes)]
     output = open(folder.with_suffix(".log"), "a")  # noqa: SIM115
     return [subprocess.Popen(command(folder, steps, place), stdout=output, stderr=output, cwd=ROOT) for place in places]
