@@ -69,9 +69,10 @@ def _cell(value: Any) -> str:
 
 
 def reference_arguments(parser: argparse.ArgumentParser) -> None:
-    """The two flags that name the reference implementation."""
+    """The flags that name the reference implementation."""
     parser.add_argument("--reference", metavar="CHECKOUT", help="measure the reference implementation beside ours")
     parser.add_argument("--reference-python", metavar="PYTHON", default=sys.executable, help="that has its packages")
+    parser.add_argument("--reference-platform", default="cpu", help="that it computes on: cpu, cuda, tpu")
 
 
 # ---- time ----------------------------------------------------------------------------------------------------------

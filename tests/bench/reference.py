@@ -20,8 +20,8 @@ import flops
 import sizes
 
 
-def settings(checkout: str, size: str, logdir: str, train_ratio: float):
-    """The reference's own defaults, with our sizes and plain float32 on the CPU."""
+def settings(checkout: str, size: str, logdir: str, train_ratio: float, platform: str):
+    """The reference's own defaults, with our sizes; plain float32 on a CPU, bfloat16 elsewhere, as ours."""
     import elements
     import ruamel.yaml
 
@@ -40,10 +40,10 @@ def settings(checkout: str, size: str, logdir: str, train_ratio: float):
         r"agent\..*\.bins": model["bins"],
     }
     run = {"run.train_ratio": train_ratio, "run.envs": 1, "run.log_every": 1e9, "run.save_every": 1e9}
-    jax = {"jax.platform": "cpu", "jax.compute_dtype": "float32", "jax.profiler": False}
+    dtype = "float32" if platform == "cpu" else "bfloat16"
+    jax = {"jax.platform": platform, "jax.compute_dtype": dtype}
     batch = {"batch_size": replay[0], "batch_length": replay[1], "report_length": 2}
-    known = {k: v for k, v in jax.items() if k != "jax.profiler"}
-    return config.update({**agent, **run, **known, **batch, "logdir": logdir, "replay.size": 1e5})
+    return config.update({**agent, **run, **jax, **batch, "logdir": logdir, "replay.size": 1e5})
 
 
 def spaces():
@@ -226,6 +226,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--train-ratio", type=float, default=32)
+    parser.add_argument("--platform", default="cpu", help="as jax calls it: cpu, cuda, tpu")
     args = parser.parse_args()
     sys.path.insert(0, args.checkout)
     import elements
@@ -234,7 +235,7 @@ def main() -> None:
     elements.timer.global_timer.enabled = False
     accept_old_jit()
     with tempfile.TemporaryDirectory() as logdir:
-        config = settings(args.checkout, args.size, logdir, args.train_ratio)
+        config = settings(args.checkout, args.size, logdir, args.train_ratio, args.platform)
         result = update(config, args.updates, args.repeats) if args.what == "update" else loop(config, args.steps)
         print()
         print(json.dumps({"reference": args.what, "size": args.size, "jax": jax.__version__} | result), flush=True)
