@@ -16,6 +16,7 @@ from tyro.conf import Suppress
 Mode = Literal["task", "explore", "mix", "random"]
 Norm = Literal["returns", "advantages"]
 Critics = Literal["each", "sum"]
+Pay = Literal["disagreement", "constant"]
 
 
 MOST_STEPS = 4096  # of one iteration, and so the least frequent schedule: one update after so many steps
@@ -211,6 +212,9 @@ class Config:
     intrinsic_norm: Norm = "returns"
     """What divides the explorer's intrinsic advantages: the range of the returns (DreamerV3's), or of the advantages.
     In episodes of one length, intrinsic returns differ mostly by the time that is left, which no action changes."""
+    explorer_reward: Pay = "disagreement"
+    """What mode explore pays the explorer: the ensemble's disagreement, or 1 for every step. The latter is a control:
+    it asks for long episodes and nothing new, while the ensemble learns, and is measured, all the same."""
     explorer_critics: Critics = "each"
     """Critics of mode mix: one for each reward, its advantages divided by their own range (two value heads, as Burda et
     al. 2018, arXiv 1810.12894, section 2.3); or one for the plain sum of both rewards (Plan2Explore's code), whose
@@ -395,6 +399,8 @@ def validate(config: Config, hypers: Hypers) -> None:
         raise ConfigError(f"--model.bins must be odd and at least 3, not {model.bins}")
     if config.mode in ("explore", "mix") and config.ensemble.members < 2:
         raise ConfigError("--ensemble.members must be at least 2: one member alone cannot disagree")
+    if config.explorer_reward != "disagreement" and config.mode != "explore":
+        raise ConfigError(f"--explorer-reward {config.explorer_reward} is for --mode explore, not {config.mode}")
     if config.explorer_critics == "sum" and config.mode != "mix":
         raise ConfigError(f"--explorer-critics sum needs two rewards to sum: --mode mix, not {config.mode}")
     if config.adaptive_intrinsic_scale and config.mode != "mix":

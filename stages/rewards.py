@@ -95,6 +95,24 @@ def shift_to_arrival(reward: Float[Array, "H *b"]) -> Float[Array, "L *b"]:
     return jnp.concatenate([jnp.zeros_like(reward[:1]), reward])
 
 
+# ---- a constant, the control ---------------------------------------------------------------------------------------
+
+
+def imagined_constant(model: WorldModel, network: Any, trajectory: Trajectory, hypers: Hypers) -> Float[Array, "L c"]:
+    """1 for every imagined action, arriving with the state after it."""
+    del model, network, hypers
+    return shift_to_arrival(jnp.ones_like(trajectory.cont[:-1]))
+
+
+def replayed_constant(
+    model: WorldModel, network: Any, rows: Row, feat: Array, action: Array, hypers: Hypers
+) -> Float[Array, "T B"]:
+    """1 for every replayed action, as disagreement pays them."""
+    del model, network, feat, action, hypers
+    reward = shift_to_arrival(jnp.ones_like(rows.reward[:-1]))
+    return jnp.where(rows.is_first, 0.0, reward)
+
+
 # ---- the table of modes --------------------------------------------------------------------------------------------
 
 TASK = Reward(
@@ -116,6 +134,10 @@ DISAGREEMENT = Reward(
     lambda h: h.intrinsic_floor,
     debias=True,
     network=Network("ensemble", Ensemble, ensemble_loss, update_ensemble, ensemble_moments),
+)
+# Scaled as rewards are; the ensemble learns beside it, so that what it would have paid is measured.
+CONSTANT = TASK._replace(
+    name="constant", imagined=imagined_constant, replayed=replayed_constant, network=DISAGREEMENT.network
 )
 
 BEHAVIORS: dict[Mode, dict[str, tuple[Reward, ...]]] = {
@@ -148,6 +170,8 @@ def total(rewards: tuple[Reward, ...]) -> Reward:
 def behaviors(config: Config) -> dict[str, tuple[Reward, ...]]:
     """The run's behaviours, and the rewards of each; every reward has a critic of its own."""
     table = BEHAVIORS[config.mode]
+    if config.explorer_reward == "constant":
+        return table | {"explorer": (CONSTANT,)}
     if config.explorer_critics == "each":
         return table
     return {name: rewards if len(rewards) == 1 else (total(rewards),) for name, rewards in table.items()}

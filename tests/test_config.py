@@ -97,6 +97,13 @@ def test_a_trunk_is_of_a_members_layers():
         validate(Config(mode="explore", ensemble=EnsembleConfig(layers=2, trunk=3)), Hypers())
 
 
+def test_a_constant_pays_the_explorer_of_mode_explore_alone():
+    validate(Config(mode="explore", explorer_reward="constant"), Hypers())
+    for mode in ("task", "mix", "random"):
+        with pytest.raises(ConfigError, match=f"--explorer-reward constant .* --mode explore, not {mode}"):
+            validate(Config(mode=mode, explorer_reward="constant"), Hypers())
+
+
 def test_one_critic_of_a_sum_needs_two_rewards():
     validate(Config(mode="mix", explorer_critics="sum"), Hypers())
     for mode in ("task", "explore", "random"):

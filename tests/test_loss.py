@@ -343,6 +343,34 @@ def test_objective_of_each_behaviour():
         assert mix == ((0.7, 0.4), (norm, "returns"), (1e-3, 2.0), (True, False), bonus)
 
 
+# ---- a constant, the control -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def constant(case):
+    """Mode explore whose explorer is paid 1 a step."""
+    return case("explore", explorer_reward="constant")
+
+
+def test_a_constant_pays_every_action_and_no_reset(constant):
+    explorer = constant.experience["explorer"]
+    np.testing.assert_array_equal(explorer.reward[0], np.broadcast_to(np.arange(H + 1)[:, None] > 0, (H + 1, T * B)))
+    np.testing.assert_array_equal(explorer.replayed[0], [[0, 0], [1, 1], [0, 1], [1, 1]])
+
+
+@pytest.mark.parametrize("name", EXPLORE)
+def test_with_a_constant_each_loss_moves_its_own_parts_and_no_other(constant, name):
+    grads = constant(**{name: 1.0}).grads
+    assert {p for p, of in PARTS.items() if any((x != 0).any() for x in jax.tree.leaves(of(grads)))} == REACHES[name]
+
+
+def test_a_constant_changes_nothing_but_the_explorer(case, constant):
+    paid, grads = case("explore").lost.grads, constant.lost.grads
+    others = lambda grads: (grads.model, grads.tasker, grads.novelty)
+    chex.assert_trees_all_close(others(grads), others(paid), rtol=1e-4, atol=1e-6)
+    assert not np.allclose(grads.explorer.critics.each.head.out.weight, paid.explorer.critics.each.head.out.weight)
+
+
 # ---- one critic of the sum -----------------------------------------------------------------------------------------
 
 

@@ -50,6 +50,8 @@ SETTINGS = {
     "ratio128": "--replay.train-ratio 128",
     "entropy02": "--hypers.explorer-entropy 0.02",
     "entropy10": "--hypers.explorer-entropy 0.1",
+    "free01": "--hypers.free-nats 0.1",
+    "free0": "--hypers.free-nats 0",
     "members3": "--ensemble.members 3",
     "members10": "--ensemble.members 10",
     "trunk1": "--ensemble.trunk 1",
