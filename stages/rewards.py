@@ -85,14 +85,18 @@ def replayed_disagreement(
     hypers: Hypers,
 ) -> Float[Array, "T B"]:
     """The ensemble's disagreement about each replayed action."""
-    reward = shift_to_arrival(disagreement(ensemble, model, feat, action, hypers)[:-1])
-    # What would arrive with a reset was not earned by the action before it.
-    return jnp.where(rows.is_first, 0.0, reward)
+    return replayed_on_arrival(disagreement(ensemble, model, feat, action, hypers), rows)
 
 
 def shift_to_arrival(reward: Float[Array, "H *b"]) -> Float[Array, "L *b"]:
     """Rewards indexed by the step of the action they pay -> by the step they arrive at: one later, 0 at the first."""
     return jnp.concatenate([jnp.zeros_like(reward[:1]), reward])
+
+
+def replayed_on_arrival(paid: Float[Array, "T B"], rows: Row) -> Float[Array, "T B"]:
+    """What each replayed action is paid, by the step it arrives at; the last row's arrives after the window."""
+    # What would arrive with a reset was not earned by the action before it.
+    return jnp.where(rows.is_first, 0.0, shift_to_arrival(paid[:-1]))
 
 
 # ---- a constant, the control ---------------------------------------------------------------------------------------
@@ -109,8 +113,7 @@ def replayed_constant(
 ) -> Float[Array, "T B"]:
     """1 for every replayed action, as disagreement pays them."""
     del model, network, feat, action, hypers
-    reward = shift_to_arrival(jnp.ones_like(rows.reward[:-1]))
-    return jnp.where(rows.is_first, 0.0, reward)
+    return replayed_on_arrival(jnp.ones_like(rows.reward), rows)
 
 
 # ---- the table of modes --------------------------------------------------------------------------------------------

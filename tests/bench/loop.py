@@ -132,8 +132,7 @@ def main() -> None:
     args = parser.parse_args()
 
     words = ["loop", args.size, "--steps", str(args.steps), "--train-ratio", str(args.train_ratio)]
-    words += ["--platform", args.reference_platform]
-    theirs = lambda: common.emit(reference.measure(args.reference_python, args.reference, *words))["process_seconds"]
+    theirs = lambda: common.emit(reference.measure(args, *words))["process_seconds"]
     runs = args.reference_runs if args.reference else 0
     spent = [theirs() for _ in range(-(-runs // 2))]
     results = [result for seeds in args.seeds for result in measure(args, seeds)]

@@ -204,12 +204,18 @@ def accept_old_jit() -> None:
     jax.jit = lambda fn=None, *args, **kw: plain(fn, **dict(zip(names, args, strict=False)), **kw)
 
 
-def measure(python: str, checkout: str, *words: str) -> dict[str, object]:
-    """Call this file with the reference's interpreter; its JSON, plus `process_seconds`, start-up included."""
+def measure(args: argparse.Namespace, *words: str) -> dict[str, object]:
+    """Call this file with the reference's interpreter; its JSON, plus `process_seconds`, start-up included.
+
+    Args:
+        args: what common.reference_arguments asks for.
+        words: what to measure, as main reads it.
+    """
     import subprocess
 
     begun = time.perf_counter()
-    command = [python, os.path.abspath(__file__), checkout, *words]
+    place = [args.reference, *words, "--platform", args.reference_platform]
+    command = [args.reference_python, os.path.abspath(__file__), *place]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"XLA_FLAGS": ""})
     if done.returncode:
         raise SystemExit(f"the reference failed: {' '.join(command)}\n{done.stderr[-2000:]}")

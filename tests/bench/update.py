@@ -214,8 +214,7 @@ def measure_size(size: str, args: argparse.Namespace) -> list[Result]:
         if not args.reference:
             return None
         words = ["update", size, "--updates", str(args.updates or 10), "--repeats", str(args.repeats)]
-        words += ["--platform", args.reference_platform]
-        found = common.emit(reference.measure(args.reference_python, args.reference, *words))
+        found = common.emit(reference.measure(args, *words))
         return found["seconds_per_update"]
 
     before = theirs()
