@@ -287,17 +287,17 @@ def _whole_number(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructor
     """Whole numbers may be written 1e6."""
     if info.type is not int:
         return None
-
-    def read(words: list[str]) -> int:
-        number = float(words[0])
-        if not number.is_integer():
-            raise ValueError(f"{words[0]} is not a whole number")
-        return int(words[0]) if re.fullmatch(r"[+-]?\d+", words[0]) else int(number)
-
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
         metavar="INT",
-        instance_from_str=read,
+        instance_from_str=_read_whole_number,
         is_instance=lambda x: isinstance(x, int),
         str_from_instance=lambda x: [str(x)],
     )
+
+
+def _read_whole_number(words: list[str]) -> int:
+    number = float(words[0])
+    if not number.is_integer():
+        raise ValueError(f"{words[0]} is not a whole number")
+    return int(words[0]) if re.fullmatch(r"[+-]?\d+", words[0]) else int(number)
