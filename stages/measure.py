@@ -1,9 +1,11 @@
-"""Measure: what exploration has covered, and the ensemble's disagreement about each action in each countable state.
+"""Measure: what exploration has covered, whether disagreement stands for novelty, and how far the model foresees.
 
-If disagreement stands for novelty, it falls with visits: this is the measurement that shows whether it does. Where
-states cannot be counted, it is held beside what an untrained ensemble would see, and what random actions would meet.
+If disagreement stands for novelty, it falls with visits: it is measured about each action in each countable state.
+Where states cannot be counted, it is held beside what an untrained ensemble would see, and what random actions would
+meet. How far the model foresees is its open-loop error on replayed rows, beside the posterior's.
 
-Axes: X states, U actions that are told apart, C capacity, N environments, K rows of a state, A action vector.
+Axes: X states, U actions that are told apart, C capacity, N environments, K rows of a state, A action vector, H rows
+ahead.
 """
 
 import equinox as eqx
@@ -19,7 +21,8 @@ from stages.collect import collect, start
 from stages.config import Config, Hypers
 from stages.coverage import Coverage, action_vectors
 from stages.ensemble import Ensemble, disagreement
-from stages.replay import Replay, Row
+from stages.open_loop import AHEAD, open_loop_errors
+from stages.replay import Clock, Replay, Row, capacity_of, choose, read
 from stages.rssm import Latent
 from stages.uniform import Uniform
 from stages.world_model import WorldModel, action_vector
@@ -27,10 +30,18 @@ from stages.world_model import WorldModel, action_vector
 ROWS_PER_STATE = 8
 RECENT_ROWS = 128  # of each environment, the newest
 RANDOM_ENVS, RANDOM_STEPS = 8, 32  # rows that uniformly random actions collect
+WINDOWS = 64  # of replayed rows that the model is run forward through
 
 
-class Measurement(eqx.Module):
-    """One seed at one point of its training."""
+class Foresight(eqx.Module):
+    """One seed's prediction errors on replayed rows, in the decoder's terms (open_loop.Errors.loss)."""
+
+    open_loop: Float[Array, " H"]  # the model run forward so many rows with the actions that were taken
+    posterior: Float[Array, " H"]  # of the same rows, where the model saw them
+
+
+class Novelty(eqx.Module):
+    """One seed's visits of countable states, and what its ensemble says of them."""
 
     visits: Int[Array, "X U"]
     disagreement: Float[Array, "X U"]  # NaN where the ring holds no row of the state; everywhere without an ensemble
@@ -39,28 +50,72 @@ class Measurement(eqx.Module):
     solved_episode: Int[Array, ""]  # 0: not yet
 
 
-def measure(
-    env: Environment, agent: Agent, ring: Replay, coverage: Coverage, hypers: Hypers, *, key: PRNGKeyArray
-) -> Measurement:
-    """Coverage as it is, and the disagreement about every action at stored rows of each state, averaged over them.
-
-    Rows are read with their stored latents. Each state has the same number of them, however seldom it was visited.
-    """
-    novelty = jnp.full(coverage.visits.shape, jnp.nan)
-    if isinstance(agent.novelty, Ensemble):
-        rows, present = rows_of_states(coverage.where, env.states.size if env.states else 0, key=key)
-        actions = action_vectors(env.action_space)
-        each = lax.map(lambda at: _disagreements(agent, ring, at, actions, hypers), rows.T)  # [K, X, U]
-        novelty = jnp.where(present[:, None], each.mean(0), jnp.nan)
-    return Measurement(coverage.visits, novelty, coverage.episodes, coverage.goal_episode, coverage.solved_episode)
-
-
 class Contrast(eqx.Module):
     """One seed's mean disagreement about the action taken, at one point of its training; NaN where there is no row."""
 
     collected: Float[Array, ""]  # at the newest rows of the ring
     untrained: Float[Array, ""]  # there, of an ensemble that has learned nothing
     random: Float[Array, ""]  # at rows that uniformly random actions collect, which nothing has learned from
+
+
+class Measurement(eqx.Module):
+    """One seed at one point of its training."""
+
+    foresight: Foresight
+    novelty: Novelty | None  # where states can be counted
+    contrast: Contrast | None  # where they cannot, and there is an ensemble
+
+
+def measure(
+    env: Environment,
+    config: Config,
+    agent: Agent,
+    ring: Replay,
+    coverage: Coverage | None,
+    step: Int[Array, ""],
+    hypers: Hypers,
+    *,
+    key: PRNGKeyArray,
+) -> Measurement:
+    """All that is measured of a seed.
+
+    Args:
+        step: rows of each environment that were collected so far.
+    """
+    ahead, by_state, beside = foresight(agent.model, ring, step, hypers, key=jr.fold_in(key, 0)), None, None
+    if coverage is not None:
+        by_state = novelty(env, agent, ring, coverage, hypers, key=key)
+    elif agent.novelty is not None:
+        beside = contrast(env, config, agent, ring, step, hypers, key=key)
+    return Measurement(ahead, by_state, beside)
+
+
+def foresight(model: WorldModel, ring: Replay, step: Int[Array, ""], hypers: Hypers, *, key: PRNGKeyArray) -> Foresight:
+    """Errors from the stored state of a row on, over uniform windows of the ring, as far as their episode goes; NaN
+    where no episode goes so far. A ring that holds fewer rows has one window in each environment, and what is there of
+    it."""
+    (capacity, envs), length = ring.reward.shape, max(AHEAD)
+    clock = Clock(step, jnp.zeros((), jnp.int32))
+    rows = read(ring, choose(clock, capacity, envs, WINDOWS, length, online=False, key=key), length)
+    present = jnp.minimum(step, capacity)
+    ahead, observed, _ = open_loop_errors(model, rows, AHEAD, hypers.unimix, 1, present, key=jr.fold_in(key, 0))
+    return Foresight(ahead.loss, observed.loss)
+
+
+def novelty(
+    env: Environment, agent: Agent, ring: Replay, coverage: Coverage, hypers: Hypers, *, key: PRNGKeyArray
+) -> Novelty:
+    """Coverage as it is, and the disagreement about every action at stored rows of each state, averaged over them.
+
+    Rows are read with their stored latents. Each state has the same number of them, however seldom it was visited.
+    """
+    about = jnp.full(coverage.visits.shape, jnp.nan)
+    if isinstance(agent.novelty, Ensemble):
+        rows, present = rows_of_states(coverage.where, env.states.size if env.states else 0, key=key)
+        actions = action_vectors(env.action_space)
+        each = lax.map(lambda at: _disagreements(agent, ring, at, actions, hypers), rows.T)  # [K, X, U]
+        about = jnp.where(present[:, None], each.mean(0), jnp.nan)
+    return Novelty(coverage.visits, about, coverage.episodes, coverage.goal_episode, coverage.solved_episode)
 
 
 def contrast(
@@ -79,7 +134,7 @@ def contrast(
         step: rows of each environment that were collected so far.
     """
     key_start, key_steps, key_members = jr.split(key, 3)
-    capacity = ring.reward.shape[0]
+    capacity = capacity_of(ring)
     at = (step - 1 - jnp.arange(min(RECENT_ROWS, capacity))) % capacity
     recent = jax.tree.map(lambda x: x[at], ring)
     there = (jnp.arange(at.size) < step)[:, None] & ~recent.is_last

@@ -28,6 +28,8 @@ from stages.world_model import WorldModel, action_vector
 
 CONTEXT = 5
 """Rows of an episode that the model sees before it predicts, as in DreamerV3's report."""
+AHEAD = (1, 5, 15)
+"""Rows ahead at which predictions are measured."""
 
 
 class Played(eqx.Module):
@@ -117,20 +119,29 @@ def errors(decoder: Decoder, latent: Latent, obs: Shaped[Array, "..."]) -> Error
 
 
 def open_loop_errors(
-    model: WorldModel, rows: Row, ahead: tuple[int, ...], unimix: Float[Array, ""] | float, *, key: PRNGKeyArray
+    model: WorldModel,
+    rows: Row,
+    ahead: tuple[int, ...],
+    unimix: Float[Array, ""] | float,
+    context: int = CONTEXT,
+    present: Int[Array, ""] | int | None = None,
+    *,
+    key: PRNGKeyArray,
 ) -> tuple[Errors, Errors, Int[Array, " H"]]:
-    """Errors so many rows `ahead` [H] of the first CONTEXT rows of each environment's first episode.
+    """Errors so many rows `ahead` [H] of the first `context` rows, which the model sees, in the same episode as they.
 
     Args:
-        rows: [T, N, ...] from the environments' first rows on, T at least CONTEXT + max(ahead).
+        rows: [T, N, ...], T at least context + max(ahead).
+        present: how many of the T rows are there; None: all.
 
     Returns:
-        (of the model run forward, of the posterior that sees those rows, episodes that are so long), [H]: means over
-        the episodes that are. NaN where there is none.
+        (of the model run forward, of the posterior that sees those rows, windows whose episode is so long), [H]: means
+        over the windows whose is. NaN where there is none.
     """
-    at = jnp.array(ahead) + CONTEXT - 1
-    there = (jnp.cumsum(rows.is_first, 0) == 1)[at]
-    observed, count = episode_step(rows.is_first) < CONTEXT, there.sum(1)
+    at = jnp.array(ahead) + context - 1
+    same_episode = jnp.cumsum(rows.is_first, 0) == rows.is_first[0]
+    there = same_episode[at] & (at < (rows.is_first.shape[0] if present is None else present))[:, None]
+    observed, count = episode_step(rows.is_first) < context, there.sum(1)
 
     def mean(latent):
         each = errors(model.decoder, jax.tree.map(lambda x: x[at], latent), rows.obs[at])

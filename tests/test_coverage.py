@@ -15,7 +15,8 @@ from envs.environment import ActionSpace
 from stages import train
 from stages.coverage import action_count, action_index, action_vectors
 from stages.ensemble import disagreement
-from stages.measure import RECENT_ROWS, ROWS_PER_STATE, contrast, measure, rows_of_states
+from stages.measure import RECENT_ROWS, ROWS_PER_STATE, contrast, measure, novelty, rows_of_states
+from stages.open_loop import AHEAD
 from stages.replay import Clock
 from stages.rssm import Latent
 from stages.runs.sweep import Sweep, mesh_for
@@ -146,16 +147,21 @@ def test_adapting_goes_on_counting(short):
     counted = np.asarray(state.coverage.visits.sum((1, 2)))
     assert (counted > before).all()
     np.testing.assert_array_equal(counted, 2 * int(clock.step) - np.asarray(state.coverage.episodes))
-    measured = task.measure(state, [0, 1, 2], int(clock.step))
+    measured = task.measure(state, [0, 1, 2], int(clock.step)).novelty
     assert np.isnan(measured.disagreement).all(), "the ensemble is gone"
     np.testing.assert_array_equal(measured.visits, state.coverage.visits)
 
 
-def test_where_states_cannot_be_counted_there_is_no_record(env, config, hypers):
-    sweep = Sweep(env, config, mesh_for(1, jax.devices()[:1]))
-    state, _ = sweep.shapes(1)
+@pytest.mark.parametrize("mode", ["task", "mix"])
+def test_where_states_cannot_be_counted_there_is_no_record(env, config, hypers, mode):
+    config = dataclasses.replace(config, mode=mode)
+    state, _ = Sweep(env, config, mesh_for(1, jax.devices()[:1])).shapes(1)
     assert state.coverage is None and state.env_params is None
-    assert sweep.measure(state, [0], 0) is None
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state)
+    take = lambda s, step, key: measure(env, config, s.agent, s.ring, s.coverage, step, s.hypers, key=key)
+    measured = jax.eval_shape(take, one, jnp.int32(9), jr.key(0))
+    assert measured.novelty is None and (measured.contrast is None) == (mode == "task")
+    chex.assert_shape(jax.tree.leaves(measured.foresight), (len(AHEAD),))
 
 
 # ---- the measurement ------------------------------------------------------------------------------------------------
@@ -166,7 +172,7 @@ def test_disagreement_of_a_state_is_the_mean_over_its_rows(short):
     sea, _, state, _ = short
     one = pick(state, 1)
     rows, present = rows_of_states(one.coverage.where, SIZE * SIZE, key=jr.key(0))
-    measured = jax.jit(lambda s: measure(sea, s.agent, s.ring, s.coverage, s.hypers, key=jr.key(0)))(one)
+    measured = jax.jit(lambda s: novelty(sea, s.agent, s.ring, s.coverage, s.hypers, key=jr.key(0)))(one)
     expected = jax.jit(
         lambda feat, vectors: disagreement(one.agent.novelty, one.agent.model, feat, vectors, one.hypers)
     )
@@ -204,7 +210,7 @@ def test_an_empty_ring_has_no_state():
 
 def test_measuring_reads_and_changes_nothing(short):
     _, sweep, state, clock = short
-    first, again = (sweep.measure(state, [0, 1, 2], int(clock.step)) for _ in range(2))
+    first, again = (sweep.measure(state, [0, 1, 2], int(clock.step)).novelty for _ in range(2))
     assert tree_equal(first.visits, again.visits)
     np.testing.assert_array_equal(first.disagreement, again.disagreement)
 

@@ -70,6 +70,9 @@ MEANINGS = {
     "novelty/untrained_share": "disagreement, share of an untrained ensemble's",
     "novelty/disagreement_collected": "disagreement at the newest rows",
     "novelty/disagreement_random": "disagreement at rows of random actions",
+    "open_loop/error_1": "prediction error, 1 row ahead",
+    "open_loop/error_5": "prediction error, 5 rows ahead",
+    "open_loop/error_15": "prediction error, 15 rows ahead",
     "episode/length": "episode's length",
 }
 

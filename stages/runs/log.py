@@ -18,14 +18,15 @@ import numpy as np
 
 from envs.environment import StateSpace
 from stages.config import Config, ConfigError
-from stages.measure import Contrast, Measurement
+from stages.measure import Contrast, Measurement, Novelty
+from stages.open_loop import AHEAD
 from stages.replay import Clock
 from stages.runs import terminal
 from stages.runs.arguments import Arguments, beyond_preset, flag_of
 from stages.runs.folder import RunFolder
 from stages.runs.novelty import Map, contrast_metrics, novelty_metrics
 from stages.runs.processes import Processes
-from stages.runs.round_log import RoundLog, metric_rows
+from stages.runs.round_log import RoundLog, metric_rows, shortest
 from stages.runs.rounds import Plan, Round
 from stages.runs.rung import END, Rung
 from stages.runs.sink import Sink, open_sink, series
@@ -235,33 +236,44 @@ class RunLog:
         everyone = self.processes.gather(progress)
         return metric_rows(everyone, self.round.round.seeds, config, int(clock.step), iterations, since)
 
-    def on_measured(self, rows: list[dict[str, Any]], measured: Measurement | Contrast | None) -> list[dict[str, Any]]:
-        """`rows` with what was measured of each seed, [P, ...] of this process; as they are if nothing was."""
-        if measured is None:
-            return rows
-        if isinstance(measured, Contrast):
-            each = self.processes.gather(measured)
-            found = contrast_metrics(*(x[: len(rows)] for x in (each.collected, each.untrained, each.random)))
-            self.round.untrained_share = found["untrained_share"]
-            named = [{f"novelty/{name}": float(values[i]) for name, values in found.items()} for i in range(len(rows))]
-            return [row | each for row, each in zip(rows, named, strict=True)]
-        log, step, own = self.round.novelty, rows[0]["step"], jax.tree.map(np.asarray, measured)
+    def on_measured(self, rows: list[dict[str, Any]], measured: Measurement) -> list[dict[str, Any]]:
+        """`rows` with what was measured of each seed, [P, ...] of this process."""
+        errors, found = jax.tree.map(shortest, self.processes.gather(measured.foresight)), {}
+        for place, ahead in enumerate(AHEAD):
+            found[f"open_loop/error_{ahead}"] = errors.open_loop[:, place].tolist()
+            found[f"open_loop/posterior_{ahead}"] = errors.posterior[:, place].tolist()
+        if measured.contrast is not None:
+            found |= self._on_contrast(len(rows), measured.contrast)
+        if measured.novelty is not None:
+            found |= self._on_novelty(len(rows), rows[0]["step"], measured.novelty)
+        return [row | {name: values[place] for name, values in found.items()} for place, row in enumerate(rows)]
+
+    def _on_contrast(self, seeds: int, measured: Contrast) -> dict[str, list[Any]]:
+        """Columns of metrics.jsonl for so many seeds, without padding, where states cannot be counted."""
+        each = self.processes.gather(measured)
+        found = contrast_metrics(*(x[:seeds] for x in (each.collected, each.untrained, each.random)))
+        self.round.untrained_share = found["untrained_share"]
+        return {f"novelty/{name}": values.tolist() for name, values in found.items()}
+
+    def _on_novelty(self, seeds: int, step: int, measured: Novelty) -> dict[str, list[Any]]:
+        """Columns of metrics.jsonl for so many seeds, without padding, where states can be counted."""
+        log, own = self.round.novelty, jax.tree.map(np.asarray, measured)
         # Each process computes its own seeds' numbers: what crosses between them is small, whatever the environment.
         everyone = self.processes.gather(
             (novelty_metrics(own.visits, own.disagreement), own.goal_episode, own.solved_episode)
         )
-        metrics, goal, solved = jax.tree.map(lambda x: x[: len(rows)], everyone)
+        metrics, goal, solved = jax.tree.map(lambda x: x[:seeds], everyone)
         log.add(step, metrics, goal, solved)
         if self.round.adapt_step is None:  # of the leading process these are the trials' first seeds
             round, half = self.round.round, self.arguments.config.steps // 2
             for trial in dict.fromkeys(round.mine_trials or [0]):
                 place = (round.mine_trials or [0]).index(trial)
                 log.add_map(Map.of(step, own.visits[place], own.disagreement[place]), half, trial)
-        named = [{f"novelty/{name}": float(values[i]) for name, values in metrics.items()} for i in range(len(rows))]
+        found = {f"novelty/{name}": values.tolist() for name, values in metrics.items()}
         if self.has_goal:
-            for each, reached, held in zip(named, goal, solved, strict=True):
-                each |= {"novelty/goal_episode": int(reached) or None, "novelty/solved_episode": int(held) or None}
-        return [row | each for row, each in zip(rows, named, strict=True)]
+            episode = lambda numbers: [int(number) or None for number in numbers]
+            found |= {"novelty/goal_episode": episode(goal), "novelty/solved_episode": episode(solved)}
+        return found
 
     def on_chunk(
         self,

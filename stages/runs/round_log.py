@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from jaxtyping import ArrayLike
 
 from stages.config import Config
 from stages.runs.novelty import NoveltyLog
@@ -140,9 +141,7 @@ def metric_rows(
 
     `episode/score` is NaN where no episode ended; `diverged` is the env step at which the seed did, else None.
     """
-    # The shortest decimals that are the same float32: as float64 they would be twice as long, and say no more.
-    short = lambda value: np.asarray(value, np.float32).astype(str).astype(np.float64)
-    episodes, metrics = progress.episodes, {name: short(value) for name, value in progress.metrics.items()}
+    episodes, metrics = progress.episodes, {name: shortest(value) for name, value in progress.metrics.items()}
     count = np.asarray(episodes.count)
     with np.errstate(invalid="ignore"):
         scores, lengths = np.asarray(episodes.score) / count, np.asarray(episodes.length) / count
@@ -158,3 +157,8 @@ def metric_rows(
         row |= {"episode/score": float(scores[i]), "episode/length": float(lengths[i]), "episode/count": int(count[i])}
         rows.append(row | {f"train/{name}": float(value[i]) for name, value in metrics.items()} | shared)
     return rows
+
+
+def shortest(values: ArrayLike) -> np.ndarray:
+    """The shortest decimals that are the same float32: as float64 they would be twice as long, and say no more."""
+    return np.asarray(values, np.float32).astype(str).astype(np.float64)

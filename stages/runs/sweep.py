@@ -23,7 +23,7 @@ from stages.agent import parameter_counts
 from stages.collect import Episodes
 from stages.config import Config, Hypers
 from stages.evaluate import evaluate
-from stages.measure import Contrast, Measurement, contrast, measure
+from stages.measure import Measurement, measure
 from stages.replay import Clock
 from stages.runs import memory
 from stages.train import Progress, TrainState
@@ -114,6 +114,11 @@ def _compiled_fast(mesh: Mesh, level: int) -> dict[str, Any] | None:
     return {"xla_backend_optimization_level": level} | emitters
 
 
+def _measured(state: TrainState) -> tuple[Any, ...]:
+    """What of a state is read where it is measured."""
+    return state.agent, state.ring, state.coverage, state.hypers, state.env_params
+
+
 class Sweep:
     """Compiled stages of one phase of a run, for one environment, Config and mesh.
 
@@ -139,19 +144,15 @@ class Sweep:
             self.traces["evaluate"] += 1
             return evaluate(env.with_params(env_params), agent, config, hypers, key=key)
 
-        def take(agent, ring, coverage, hypers, key):
-            return measure(env, agent, ring, coverage, hypers, key=key)
-
-        def compare(agent, ring, hypers, env_params, step, key):
-            return contrast(env.with_params(env_params), config, agent, ring, step, hypers, key=key)
+        def take(agent, ring, coverage, hypers, env_params, step, key):
+            return measure(env.with_params(env_params), config, agent, ring, coverage, step, hypers, key=key)
 
         self._stages = {
             "init": jax.jit(wrap(init, 2, False), compiler_options=_compiled_fast(mesh, 0)),
             "prefill": jax.jit(wrap(prefill, 1, True), donate_argnums=0, compiler_options=_compiled_fast(mesh, 0)),
             "adapt": jax.jit(wrap(train.adapt, 1, False), donate_argnums=0, compiler_options=_compiled_fast(mesh, 0)),
             "evaluate": jax.jit(wrap(score, 4, False), compiler_options=_compiled_fast(mesh, 1)),
-            "measure": jax.jit(wrap(take, 5, False), compiler_options=_compiled_fast(mesh, 1)),
-            "contrast": jax.jit(wrap(compare, 6, False), compiler_options=_compiled_fast(mesh, 1)),
+            "measure": jax.jit(wrap(take, 7, False), compiler_options=_compiled_fast(mesh, 1)),
         }
         lane = lane_of(config, mesh)
         self._advance = lambda n: jax.jit(wrap(functools.partial(advance, n), 1, True, lane), donate_argnums=0)
@@ -200,17 +201,13 @@ class Sweep:
             return self._prepared[1]
         keys = self._key_shapes(seeds)
         state = self.adapted(before) if adapts else before
+        step = self._placed(jax.ShapeDtypeStruct(keys.shape, jnp.int32), P("seeds"))
         # The longest first. Tracing goes on while the compiler, which needs no interpreter, is at work.
         jobs = {
             "advance": (self._advance(iterations), state, clock),
             "evaluate": (self._stages["evaluate"], state.agent, state.hypers, state.env_params, keys),
+            "measure": (self._stages["measure"], *_measured(state), step, keys),
         }
-        if state.coverage is not None:
-            jobs["measure"] = (self._stages["measure"], state.agent, state.ring, state.coverage, state.hypers, keys)
-        elif state.agent.novelty is not None:
-            step = self._placed(jax.ShapeDtypeStruct(keys.shape, jnp.int32), P("seeds"))
-            given = (state.agent, state.ring, state.hypers, state.env_params, step, keys)
-            jobs["contrast"] = (self._stages["contrast"], *given)
         if adapts:
             jobs["adapt"] = (self._stages["adapt"], before)
         else:
@@ -262,16 +259,10 @@ class Sweep:
         """Scores and lengths [seeds, E] of evaluation episodes. `point` numbers the evaluation."""
         return self._run("evaluate", state.agent, state.hypers, state.env_params, self._keys(seeds, point + 1))
 
-    def measure(self, state: TrainState, seeds: Sequence[int], step: int) -> Measurement | Contrast | None:
-        """Coverage and disagreement [seeds, ...] after so many steps of each environment; where states cannot be
-        counted, disagreement alone, and None where there is no ensemble either."""
-        keys = self._keys(seeds, MEASURING + step)
-        if state.coverage is not None:
-            return self._run("measure", state.agent, state.ring, state.coverage, state.hypers, keys)
-        if state.agent.novelty is None:
-            return None
+    def measure(self, state: TrainState, seeds: Sequence[int], step: int) -> Measurement:
+        """What is measured of each seed, [seeds, ...], after so many steps of each environment."""
         steps = jax.device_put(np.full(len(seeds), step, np.int32), NamedSharding(self.mesh, P("seeds")))
-        return self._run("contrast", state.agent, state.ring, state.hypers, state.env_params, steps, keys)
+        return self._run("measure", *_measured(state), steps, self._keys(seeds, MEASURING + step))
 
     def _run(self, stage: str, *args: Any) -> Any:
         """A stage as `prepare` compiled it, or compiled now."""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.evaluate import evaluate
-from stages.open_loop import CONTEXT, open_loop_errors, play_rows
+from stages.open_loop import AHEAD, CONTEXT, open_loop_errors, play_rows
 from stages.runs import terminal
 from stages.runs.figures import decimals, number, print_table
 from stages.runs.load import Loaded, Trained, player_of
@@ -23,8 +23,6 @@ from stages.runs.sweep import keys_of, mesh_for, over_seeds
 
 Floats = NDArray[np.float64]
 
-AHEAD = (1, 5, 15)
-"""Rows ahead at which predictions are measured."""
 KINDS = {"binary": "nats an entry", "categorical": "nats an entry", "real": "squared symlog", "image": "squared"}
 """What a prediction's error is in, by the kind of observation (stages/decode.py)."""
 
