@@ -58,8 +58,10 @@ from envs import registry
 from envs.environment import ObsSpace
 from stages.agent import Agent, Targets
 from stages.config import Config, EnsembleConfig, Hypers, ModelConfig, ReplayConfig
-from stages.runs import rounds
+from stages.runs import rounds, sweep
 from stages.runs.sweep import Sweep
+
+sweep.EACH_CHUNK = sweep.ONCE  # in a hurry, too
 
 # Compiler options that take the hurry back. Of 0.11, emitters can be chosen for a whole process only.
 AS_IN_A_RUN: dict[str, Any] = {"xla_backend_optimization_level": 3}

@@ -32,6 +32,8 @@ MEASURING = 2**31
 """Points of measurements' keys count from here."""
 CPU_LANE = 1
 """Seeds that a CPU device computes at once, measured: see docs/speed.md."""
+ONCE, EACH_CHUNK = 0, 1
+"""XLA's optimisation level, on a CPU, of what runs once, and of what runs after each chunk."""
 
 
 def mesh_for(seeds: int, devices: Sequence[Any] | None = None) -> Mesh:
@@ -147,12 +149,13 @@ class Sweep:
         def take(agent, ring, coverage, hypers, env_params, step, key):
             return measure(env.with_params(env_params), config, agent, ring, coverage, step, hypers, key=key)
 
+        jit = lambda level: functools.partial(jax.jit, compiler_options=_compiled_fast(mesh, level))
         self._stages = {
-            "init": jax.jit(wrap(init, 2, False), compiler_options=_compiled_fast(mesh, 0)),
-            "prefill": jax.jit(wrap(prefill, 1, True), donate_argnums=0, compiler_options=_compiled_fast(mesh, 0)),
-            "adapt": jax.jit(wrap(train.adapt, 1, False), donate_argnums=0, compiler_options=_compiled_fast(mesh, 0)),
-            "evaluate": jax.jit(wrap(score, 4, False), compiler_options=_compiled_fast(mesh, 1)),
-            "measure": jax.jit(wrap(take, 7, False), compiler_options=_compiled_fast(mesh, 1)),
+            "init": jit(ONCE)(wrap(init, 2, False)),
+            "prefill": jit(ONCE)(wrap(prefill, 1, True), donate_argnums=0),
+            "adapt": jit(ONCE)(wrap(train.adapt, 1, False), donate_argnums=0),
+            "evaluate": jit(EACH_CHUNK)(wrap(score, 4, False)),
+            "measure": jit(EACH_CHUNK)(wrap(take, 7, False)),
         }
         lane = lane_of(config, mesh)
         self._advance = lambda n: jax.jit(wrap(functools.partial(advance, n), 1, True, lane), donate_argnums=0)
