@@ -118,29 +118,55 @@ def test_learning_rate_warms_up_from_zero(started, update):
 OWN = EnsembleConfig(members=3, layers=1, input="decoded", target="projected", prior_layers=1, updates=2, batch_size=32)
 
 
+@pytest.fixture(scope="module")
+def explored(env, config, hypers):
+    """mode -> (config, a new seed, the seed prefilled, its clock, both after three iterations, their progress).
+
+    explore: members with updates of their own, half of the windows drawn by disagreement; mix: members that learn with
+    the model, the intrinsic scale learned.
+    """
+    by_disagreement = dataclasses.replace(config.replay, priority=0.5, correct=True)
+    configs = {
+        "explore": dataclasses.replace(config, mode="explore", ensemble=OWN, replay=by_disagreement),
+        "mix": dataclasses.replace(config, mode="mix", adaptive_intrinsic_scale=True),
+    }
+    learning = {"explore": hypers, "mix": dataclasses.replace(hypers, warmup=0.0, lr=0.1, intrinsic_scale_lr=0.02)}
+
+    @functools.cache
+    def explore(mode):
+        exploring = configs[mode]
+
+        def start(key):
+            new = train.init(env, exploring, learning[mode], key=key)
+            return new, *train.collect_steps(env, exploring, new, Clock.zero(), exploring.prefill)[:2]
+
+        new, state, clock = jax.jit(start)(jr.key(0))
+        after, later, progress = jax.jit(functools.partial(train.advance, env, exploring, 3))(state, clock)
+        return exploring, new, state, clock, after, later, progress
+
+    return explore
+
+
 @pytest.mark.parametrize(("mode", "own"), [("explore", True), ("mix", False)])  # each mode, each way to learn
-def test_exploring_seed_trains_then_adapts(env, config, hypers, advance, mode, own):
-    exploring = dataclasses.replace(config, mode=mode, ensemble=OWN if own else config.ensemble)
-    state = jax.jit(lambda key: train.init(env, exploring, hypers, key=key))(jr.key(0))
-    prefill = lambda s: train.collect_steps(env, exploring, s, Clock.zero(), config.prefill)
-    state, clock, _ = jax.jit(prefill)(state)
-    explored, clock, progress = jax.jit(functools.partial(train.advance, env, exploring, 3))(state, clock)
+def test_exploring_seed_trains_then_adapts(explored, config, advance, mode, own):
+    exploring, _, state, _, after, clock, progress = explored(mode)
     assert float(progress.metrics["explorer_replay_rew_disagreement"]) > 0
-    assert not tree_equal(state.agent.explorer, explored.agent.explorer)
-    for old, new in zip(*(jax.tree.leaves(s.agent.novelty.members) for s in (state, explored)), strict=True):
+    assert not tree_equal(state.agent.explorer, after.agent.explorer)
+    for old, new in zip(*(jax.tree.leaves(s.agent.novelty.members) for s in (state, after)), strict=True):
         assert not np.array_equal(old, new)
     assert (state.novelty_optimizer is not None) == own
     assert float(progress.metrics["loss/ensemble"]) > 0
 
-    adapted = jax.jit(train.adapt)(explored)
+    adapted = jax.jit(train.adapt)(after)
     assert adapted.agent.explorer is None and adapted.agent.novelty is None and adapted.targets.explorer is None
-    assert tree_equal(adapted.agent.model, explored.agent.model)
+    assert adapted.priority is None and adapted.targets.intrinsic_scale is None
+    assert tree_equal(adapted.agent.model, after.agent.model)
     # The optimiser's moments of what goes on are kept, and of what is left behind dropped.
     assert adapted.novelty_optimizer is None
-    before = learned(exploring, explored.agent)
+    before = learned(exploring, after.agent)
     assert (before.novelty is None) == own
     kept, whole = (tensor_rows(agent).sum() for agent in (adapted.agent, before))
-    moments = zip(jax.tree.leaves(adapted.optimizer), jax.tree.leaves(explored.optimizer), strict=True)
+    moments = zip(jax.tree.leaves(adapted.optimizer), jax.tree.leaves(after.optimizer), strict=True)
     rows = [(now, then) for now, then in moments if then.ndim]
     assert len(rows) == 2
     for now, then in rows:
@@ -148,59 +174,41 @@ def test_exploring_seed_trains_then_adapts(env, config, hypers, advance, mode, o
         now, then = from_rows(now, adapted.agent), from_rows(then, before)
         assert tree_equal((now.model, now.tasker), (then.model, then.tasker))
         assert any((x != 0).any() for x in jax.tree.leaves(now))
-    assert config.mode == "task"
+    assert config.mode == "task" and not dataclasses.replace(exploring, mode="task").prioritised
     later, _, progress = advance(2)(adapted, clock)
     assert np.isfinite(float(progress.metrics["loss/recon"]))
     assert not tree_equal(later.agent.tasker, adapted.agent.tasker)
 
 
-def test_an_adaptive_scale_moves_with_the_updates_and_is_left_behind(env, config, hypers):
-    given = dataclasses.replace(hypers, warmup=0.0, lr=0.1, intrinsic_scale_lr=0.02)
-    mix = dataclasses.replace(config, mode="mix", adaptive_intrinsic_scale=True)
-    start = lambda key: train.init(env, mix, given, key=key)
-    state = jax.jit(start)(jr.key(0))
+def test_an_adaptive_scale_moves_with_the_updates(env, config, explored):
+    mix, state, _, _, after, _, progress = explored("mix")
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
     assert tree_equal(state.targets.intrinsic_scale.slow, state.agent.explorer.actor)
     # Off, there is nothing of it, and all else is as it was.
-    off = jax.jit(lambda key: train.init(env, dataclasses.replace(config, mode="mix"), given, key=key))(jr.key(0))
+    plain = dataclasses.replace(mix, adaptive_intrinsic_scale=False)
+    off = jax.jit(lambda key: train.init(env, plain, state.hypers, key=key))(jr.key(0))
     assert off.targets.intrinsic_scale is None
     without = dataclasses.replace(state.targets, intrinsic_scale=None)
     assert tree_equal(dataclasses.replace(state, targets=without), off)
 
-    state, clock, _ = jax.jit(lambda s: train.collect_steps(env, mix, s, Clock.zero(), mix.prefill))(state)
-    after, _, progress = jax.jit(functools.partial(train.advance, env, mix, 4))(state, clock)
     assert float(after.targets.intrinsic_scale.log) != 0 and float(progress.metrics["explorer_gain_disagreement"]) != 0
     assert 0.9 < float(progress.metrics["explorer_intrinsic_scale"]) < 1.1
-    assert jax.jit(train.adapt)(after).targets.intrinsic_scale is None
 
 
-def test_prioritised_replay_keeps_what_was_replayed_last_and_is_left_behind(env, config, hypers):
-    by = dataclasses.replace(config.replay, priority=0.5, correct=True)
-    config = dataclasses.replace(config, mode="explore", replay=by)
-
-    def start(key):
-        state = train.init(env, config, hypers, key=key)
-        return train.collect_steps(env, config, state, Clock.zero(), config.prefill)
-
-    states, clock, _ = jax.jit(jax.vmap(start, out_axes=(0, None, 0)))(jr.split(jr.key(0), 2))
-    assert states.priority.shape == (2, *states.ring.reward.shape[1:]) and (states.priority == -1).all()
-    step = jax.vmap(functools.partial(train.advance, env, config, 3), (0, None), (0, None, 0))
-    after, later, progress = jax.jit(step)(states, clock)
-    assert not later.step.ndim and not later.online_cursor.ndim  # the clock is not batched
+def test_prioritised_replay_keeps_what_was_replayed_last(env, explored):
+    config, _, state, clock, after, later, progress = explored("explore")
+    assert state.priority.shape == state.ring.reward.shape and (state.priority == -1).all()
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(progress.metrics))
-    for seed in range(2):
-        known, is_last = np.asarray(after.priority[seed]) >= 0, np.asarray(after.ring.is_last[seed])
-        assert known.any() and not known[int(later.step) :].any() and not known[0].any()  # row 0 is only ever context
-        np.testing.assert_array_equal(np.asarray(after.priority[seed])[known] == 0, is_last[known])
-        # Rows whose latents were written back are those that have a priority.
-        written = (np.asarray(states.ring.deter[seed]) != np.asarray(after.ring.deter[seed])).any(-1)
-        old = np.arange(len(written)) < int(clock.step)
-        assert not (written & ~known & old[:, None]).any()
-    adapted = jax.jit(train.adapt)(pick(after, 0))
-    assert adapted.priority is None
-    task = dataclasses.replace(config, mode="task")
-    assert not task.prioritised
-    jax.eval_shape(functools.partial(train.advance, env, task, 1), adapted, clock)
+    known, is_last = np.asarray(after.priority) >= 0, np.asarray(after.ring.is_last)
+    assert known.any() and not known[int(later.step) :].any() and not known[0].any()  # row 0 is only ever context
+    np.testing.assert_array_equal(np.asarray(after.priority)[known] == 0, is_last[known])
+    # Rows whose latents were written back are those that have a priority.
+    written = (np.asarray(state.ring.deter) != np.asarray(after.ring.deter)).any(-1)
+    old = np.arange(len(written)) < int(clock.step)
+    assert written.any() and not (written & ~known & old[:, None]).any()
+    # Among seeds the clock stays one: its axis is None, which vmap refuses where it is batched.
+    seeds = jax.tree.map(lambda x: jnp.stack([x, x]), after)
+    jax.eval_shape(jax.vmap(functools.partial(train.advance, env, config, 1), (0, None), (0, None, 0)), seeds, later)
 
 
 def test_without_priorities_the_state_has_none(started):
