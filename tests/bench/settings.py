@@ -48,6 +48,8 @@ SETTINGS = {
     "ratio16": "--replay.train-ratio 16",
     "ratio32": "--replay.train-ratio 32",
     "ratio128": "--replay.train-ratio 128",
+    "horizon5": "--horizon 5",
+    "horizon15": "--horizon 15",
     "entropy02": "--hypers.explorer-entropy 0.02",
     "entropy10": "--hypers.explorer-entropy 0.1",
     "free01": "--hypers.free-nats 0.1",
