@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from common import ROOT
+from common import ROOT, interval
 
 from stages.results.read import Result, read_run
 
@@ -81,16 +81,6 @@ def line(run: Result, words: str) -> str:
         interval(run.per_seed("score"), np.mean),
     ]
     return "| " + " | ".join(cells) + " |"
-
-
-def interval(values: np.ndarray, statistic, resamples: int = 4000) -> str:
-    """A statistic over seeds with its interval; what never came is later than all that did."""
-    if np.isnan(values).all():
-        return "-"
-    draws = np.random.default_rng(0).choice(values, (resamples, values.size))
-    low, high = np.percentile(statistic(draws, axis=1), [2.5, 97.5], method="nearest")
-    show = lambda x: "not yet" if np.isinf(x) else f"{x:g}" if statistic is np.median else f"{x:.2f}"
-    return f"{show(statistic(values))} ({show(low)} to {show(high)})"
 
 
 def main() -> None:
