@@ -5,7 +5,9 @@ import json
 import os
 import sys
 from types import SimpleNamespace
+from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -14,6 +16,7 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import SingleDeviceSharding
 
+from stages.config import Hypers
 from stages.runs import checkpoint
 from stages.runs.checkpoint import Checkpoints, Place
 from stages.runs.folder import RunFolderError
@@ -64,6 +67,21 @@ def test_everything_comes_back(tmp_path):
     assert again.newest() == Place(0, 10)
     assert tree_equal(again.restore(Place(0, 10), shapes(tree())), tree())
     assert again.progress(Place(0, 10)) == {"step": 10, "scores": [1.5, None]}
+
+
+def test_hyperparameters_that_a_checkpoint_is_too_old_to_hold_have_their_defaults(tmp_path):
+    class Older(NamedTuple):
+        lr: jax.Array
+
+    class Of(NamedTuple):
+        hypers: Hypers | Older
+
+    checkpoints, lr = made(tmp_path), jnp.array([0.5, 0.25])
+    checkpoints.save(Place(0, 1), (Of(Older(lr)),), {})
+    checkpoints.wait()
+    hypers = jax.tree.map(lambda x: jnp.full(2, x, jnp.float32), Hypers())
+    (found,) = made(tmp_path).restore(Place(0, 1), shapes((Of(hypers),)))
+    assert tree_equal(found.hypers, eqx.tree_at(lambda h: h.lr, hypers, lr))
 
 
 def test_what_is_saved_is_the_state_at_the_call(tmp_path):

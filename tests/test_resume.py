@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -164,6 +165,18 @@ def test_other_settings_are_refused_with_the_difference(whole, capsys, words, sa
     said, error = capsys.readouterr()
     assert error.startswith("run.py: error: ") and error.count("\n") == 1 and says in error
     assert "compiling" not in said
+
+
+def test_a_setting_that_came_after_the_run_is_off_in_it(whole, tmp_path, capsys):
+    """config.json of an older program lacks it: the same command goes on all the same, unless it asks for it."""
+    older = shutil.copytree(whole, tmp_path / "older")
+    saved = json.loads((older / "config.json").read_text())
+    del saved["config"]["explorer_critics"], saved["hypers"]["policy_unimix"]
+    (older / "config.json").write_text(json.dumps(saved))
+    assert run.main([*WORDS, str(older)]) == 0
+    assert "compiling" not in capsys.readouterr().out
+    assert run.main([*WORDS, str(older), "--hypers.policy-unimix", "0.1"]) == 2
+    assert "--hypers.policy-unimix 0.0 (now 0.1)" in capsys.readouterr().err
 
 
 def test_more_steps_are_as_if_they_had_been_asked_for_at_once(tmp_path, capsys):

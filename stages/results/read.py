@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.scales import scale_of
-from stages.config import Config, Hypers
-from stages.runs.arguments import Arguments
+from stages.runs.arguments import DEFAULTS
 from stages.runs.folder import RunFolder, RunFolderError, read_config, read_json
 from stages.runs.settings_file import flat
 
@@ -26,12 +25,7 @@ Floats = NDArray[np.float64]
 TRAINING, EVALUATION = "episode/score", "eval/score"
 EXPLORED = ("visited_states", "novelty_correlation", "goal_episode", "solved_episode")
 """What summary.json has of each seed's exploring."""
-DEFAULTS = {
-    name: value
-    for name, value in Arguments(config=Config(), hypers=Hypers()).flat.items()
-    if name.startswith(("config.", "hypers."))
-}
-"""Settings as no preset has changed them: those that are newer than a run count as these in it."""
+SETTINGS = {name: value for name, value in DEFAULTS.items() if name.startswith(("config.", "hypers."))}
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +160,7 @@ def _names(folders: list[Path]) -> list[str]:
 
 
 def _read_run(path: Path, name: str) -> Result:
-    settings = DEFAULTS | flat(read_config(path))
+    settings = SETTINGS | flat(read_config(path))
     try:
         seeds = list(range(settings["seed_start"], settings["seed_start"] + settings["seeds"]))
         steps, phases, metrics = _read_metrics(path / RunFolder.METRICS, seeds)

@@ -117,6 +117,10 @@ class Arguments:
         return flat(json.loads(json.dumps(dataclasses.asdict(self))))
 
 
+DEFAULTS = Arguments(config=Config(), hypers=Hypers()).flat
+"""Arguments as no preset has changed them: those that are newer than a run count as these in it."""
+
+
 # ---- going on with a run -------------------------------------------------------------------------------------------
 
 FREE = {
@@ -156,7 +160,7 @@ def check_same_run(arguments: Arguments, saved: Mapping[str, Any]) -> bool:
         ConfigError: they ask for another run.
     """
     ours = arguments.flat
-    theirs = {name: value for name, value in flat(saved).items() if not name.startswith("versions.")}
+    theirs = DEFAULTS | {name: value for name, value in flat(saved).items() if not name.startswith("versions.")}
     differing = [name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)]
     raised = [name for name in GROWING if name in differing and theirs.get(name) and ours[name] > theirs[name]]
     if refused := sorted(set(differing) - FREE - set(raised)):

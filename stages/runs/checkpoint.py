@@ -18,12 +18,15 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
+from stages.config import Hypers
 from stages.runs.folder import RunFolderError, plain
 from stages.runs.processes import Processes
 
 FOLDER = "checkpoints"
 ROOM = {".ring.": 0, ".priority": -1, ".coverage.where": -1}
 """Parts of the state with room for each row that the run will collect, and what stands where none is yet."""
+NEWER = {f"[0].hypers.{name}": value for name, value in vars(Hypers()).items()}
+"""What hyperparameters that a checkpoint is too old to hold are in it: their defaults."""
 
 
 class Place(NamedTuple):
@@ -83,14 +86,14 @@ class Checkpoints:
             )
             return found["progress"]
 
-    def restore(self, place: Place, shapes: Any, part: bool = False, absent: Mapping[str, float] | None = None) -> Any:
+    def restore(self, place: Place, shapes: Any, part: bool = False) -> Any:
         """The arrays of a checkpoint, as `shapes` has them: a tree of jax.ShapeDtypeStruct with shardings.
 
-        What has room for each row of the run (ROOM) may be larger than the saved one.
+        What has room for each row of the run (ROOM) may be larger than the saved one, and hyperparameters may have come
+        after it (NEWER).
 
         Args:
             part: `shapes` are of a part of the state, and the rest of it is not read.
-            absent: by its name, what an array is filled with that a checkpoint from before it does not have.
 
         Raises:
             RunFolderError: the checkpoint is damaged, or of a state of other parts, shapes or types.
@@ -102,10 +105,7 @@ class Checkpoints:
             item = {name: jax.eval_shape(_raw, x) for name, x in wanted.items() if x.size}
             as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in item}
             args = ocp.args.PyTreeRestore(item, restore_args=as_numpy, partial_restore=True)
-        saved = self._arrays(place, args)
-        for name, value in (absent or {}).items():
-            saved.setdefault(name, np.full(wanted[name].shape, value, wanted[name].dtype))
-        return _as_in(self._path(place), saved, shapes)
+        return _as_in(self._path(place), self._arrays(place, args), shapes)
 
     def gather(self, sources: Sequence[tuple[Place, int]], shapes: Any) -> Any:
         """As `restore`, of (state, clock): the state of each place is that of a place in a checkpoint, from the sources
@@ -246,6 +246,8 @@ def _raw(x: Any) -> Any:
 def _as_in(path: Path, saved: Mapping[str, Any], shapes: Any) -> Any:
     """A checkpoint's arrays by their names, as a tree like `shapes`. Raises RunFolderError where they are others."""
     wanted = named(shapes)
+    newer = {name: value for name, value in NEWER.items() if name in wanted and name not in saved}
+    saved = {**saved, **{name: np.full(wanted[name].shape, value, np.float32) for name, value in newer.items()}}
     if unlike := sorted(saved.keys() ^ {name for name, x in wanted.items() if x.size}):
         raise RunFolderError(f"the checkpoint {str(path)!r} is of another state: {unlike[0]} is not in both")
     leaves = [_fitted(path, name, saved.get(name), like) for name, like in wanted.items()]

@@ -148,9 +148,7 @@ def _groups(path: Path, process: int, env: Environment, config: Config, hypers: 
             there.update(seeds)
             phase = config if log["phase"] == 0 else dataclasses.replace(config, mode="task")
             shapes = jax.eval_shape(functools.partial(_part, env, config, hypers, len(mine), log["phase"] > 0))
-            # A hyperparameter that came after the run has its default.
-            newer = {f"[0].hypers.{name}": value for name, value in vars(hypers).items()}
-            (part,) = checkpoints.restore(place, (shapes,), part=True, absent=newer)
+            (part,) = checkpoints.restore(place, (shapes,), part=True)
             agent, own_hypers, env_params, diverged = take_seeds(part, places)
             steps = {seed: int(at) * config.envs for seed, at in zip(seeds, np.asarray(diverged), strict=True) if at}
             finished = place.step >= config.steps + config.adapt_steps
