@@ -138,6 +138,13 @@ def test_preset_sets_defaults_that_flags_override():
     assert arguments.config.steps == 100_000
 
 
+def test_the_title_says_what_the_explorer_is_paid():
+    words = ["--mode", "explore", "--env", "DeepSea-bsuite", "--env.size", "6"]
+    assert run.parse(words).title == "DeepSea-bsuite (size 6), explore, preset tiny"
+    paid = run.parse([*words, "--explorer-reward", "constant"]).title
+    assert paid == "DeepSea-bsuite (size 6), explore (constant reward), preset tiny"
+
+
 def test_where_and_how_wide_it_runs():
     plain = run.parse([])
     assert (plain.parallel, plain.memory, plain.several) == ("auto", 0.0, False)

@@ -18,7 +18,7 @@ from stages.results.compare import NO_SETTING, Line, compare, described
 from stages.results.page import PAGE
 from stages.results.read import EVALUATION, EXPLORED, TRAINING, Result
 from stages.results.vector import metric_figure, svg
-from stages.runs.arguments import beyond_preset
+from stages.runs.arguments import beyond_preset, mode_in_words
 from stages.runs.figures import curves_figure, decimals, number
 
 SECTIONS = (
@@ -91,7 +91,7 @@ def page(run: Result) -> str:
         _seeds(run),
         _settings(run),
     ]
-    return PAGE.format(title=escape(f"{run.env}, {run.settings['config.mode']}"), body="\n".join(filter(None, body)))
+    return PAGE.format(title=escape(f"{run.env}, {mode_in_words(run.settings)}"), body="\n".join(filter(None, body)))
 
 
 def _head(run: Result) -> str:
@@ -107,7 +107,7 @@ def _head(run: Result) -> str:
     cut = "stopped by --halving" if run.stopped else "not finished"
     state = "finished" if run.finished else f"{cut}: {run.done:,} of {run.planned:,} steps"
     return (
-        f"<header><h1>{escape(run.env)}</h1><p>mode {escape(run.settings['config.mode'])} · preset "
+        f"<header><h1>{escape(run.env)}</h1><p>mode {escape(mode_in_words(run.settings))} · preset "
         f"{escape(str(run.settings['preset']))} · {state}</p><pre>{escape(words.strip())}</pre></header>"
     )
 

@@ -109,12 +109,18 @@ class Arguments:
         """What is run, for people: environment and its settings, mode, preset."""
         settings = ", ".join(f"{name} {value}" for name, value in self.config.env_args)
         env = f"{self.config.env} ({settings})" if settings else self.config.env
-        return f"{env}, {self.config.mode}, preset {self.preset}"
+        return f"{env}, {mode_in_words(self.flat)}, preset {self.preset}"
 
     @property
     def flat(self) -> dict[str, Any]:
         """All of them by their paths, as JSON has them."""
         return flat(json.loads(json.dumps(dataclasses.asdict(self))))
+
+
+def mode_in_words(settings: Mapping[str, Any]) -> str:
+    """The mode of settings by their paths, and what the explorer is paid where that is not disagreement."""
+    mode, reward = settings["config.mode"], settings["config.explorer_reward"]
+    return mode if reward == "disagreement" else f"{mode} ({reward} reward)"
 
 
 DEFAULTS = Arguments(config=Config(), hypers=Hypers()).flat
