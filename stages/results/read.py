@@ -25,7 +25,8 @@ Floats = NDArray[np.float64]
 TRAINING, EVALUATION = "episode/score", "eval/score"
 EXPLORED = ("visited_states", "novelty_correlation", "goal_episode", "solved_episode")
 """What summary.json has of each seed's exploring."""
-SETTINGS = {name: value for name, value in DEFAULTS.items() if name.startswith(("config.", "hypers."))}
+SETTINGS = {name: value for name, value in DEFAULTS.items() if name not in ("seeds", "seed_start")}
+"""What a run is read on top of: all but what tells a run's config.json from another file."""
 
 
 @dataclass(frozen=True, eq=False)
