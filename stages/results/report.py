@@ -24,6 +24,7 @@ from stages.runs.figures import curves_figure, decimals, number
 SECTIONS = (
     ("Losses", "what the model, the behaviours and the ensemble learn from", r"^train/loss/"),
     ("Entropies", "of the model's prior and posterior, and of the actors, in nats", r"[_/]ent$"),
+    ("Foresight", "errors of the model run forward from replayed rows, and of states that saw them", r"^open_loop/"),
     ("Exploration", "what the ensemble disagrees about, and what was visited", r"disagreement|^novelty/"),
     ("Optimiser and speed", "norms; env steps and rows of replay in a second, per seed", r"^train/opt/|^fps/"),
     ("Behaviours", "rewards, returns and values, as the actors and critics see them", r""),
@@ -73,6 +74,9 @@ MEANINGS = {
     "open_loop/error_1": "prediction error, 1 row ahead",
     "open_loop/error_5": "prediction error, 5 rows ahead",
     "open_loop/error_15": "prediction error, 15 rows ahead",
+    "open_loop/posterior_1": "the same rows, seen",
+    "open_loop/posterior_5": "the same rows, seen",
+    "open_loop/posterior_15": "the same rows, seen",
     "episode/length": "episode's length",
 }
 
