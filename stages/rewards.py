@@ -173,7 +173,7 @@ def total(rewards: tuple[Reward, ...]) -> Reward:
 def behaviors(config: Config) -> dict[str, tuple[Reward, ...]]:
     """The run's behaviours, and the rewards of each; every reward has a critic of its own."""
     table = BEHAVIORS[config.mode]
-    if config.explorer_reward == "constant":
+    if config.explorer_reward == "constant" and "explorer" in table:  # a run that adapts has left it behind
         return table | {"explorer": (CONSTANT,)}
     if config.explorer_critics == "each":
         return table

@@ -367,6 +367,13 @@ def test_with_a_constant_each_loss_moves_its_own_parts_and_no_other(constant, na
     assert reached(constant(**{name: 1.0}).grads) == REACHES[name]
 
 
+def test_a_constant_is_left_behind_with_the_explorer_it_paid(config):
+    """The phase that adapts keeps the run's settings, but for its mode."""
+    paid = dataclasses.replace(config, mode="explore", explorer_reward="constant")
+    assert rewards.behaviors(paid)["explorer"] == (rewards.CONSTANT,)
+    assert rewards.behaviors(dataclasses.replace(paid, mode="task")) == rewards.BEHAVIORS["task"]
+
+
 def test_a_constant_changes_nothing_but_the_explorer(case, constant):
     paid, grads = case("explore").lost.grads, constant.lost.grads
     others = lambda grads: (grads.model, grads.tasker, grads.novelty)
