@@ -148,7 +148,7 @@ def explored(env, config, hypers):
 
 
 @pytest.mark.parametrize(("mode", "own"), [("explore", True), ("mix", False)])  # each mode, each way to learn
-def test_exploring_seed_trains_then_adapts(explored, config, advance, mode, own):
+def test_exploring_seed_trains_then_adapts(env, explored, config, advance, mode, own):
     exploring, _, state, _, after, clock, progress = explored(mode)
     assert float(progress.metrics["explorer_replay_rew_disagreement"]) > 0
     assert not tree_equal(state.agent.explorer, after.agent.explorer)
@@ -174,7 +174,10 @@ def test_exploring_seed_trains_then_adapts(explored, config, advance, mode, own)
         now, then = from_rows(now, adapted.agent), from_rows(then, before)
         assert tree_equal((now.model, now.tasker), (then.model, then.tasker))
         assert any((x != 0).any() for x in jax.tree.leaves(now))
-    assert config.mode == "task" and not dataclasses.replace(exploring, mode="task").prioritised
+    # With the run's own settings, too, which the phase that adapts keeps.
+    task = dataclasses.replace(exploring, mode="task")
+    assert config.mode == "task" and not task.prioritised
+    jax.eval_shape(functools.partial(train.advance, env, task, 1), adapted, clock)
     later, _, progress = advance(2)(adapted, clock)
     assert np.isfinite(float(progress.metrics["loss/recon"]))
     assert not tree_equal(later.agent.tasker, adapted.agent.tasker)
