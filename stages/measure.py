@@ -97,8 +97,8 @@ def foresight(model: WorldModel, ring: Replay, step: Int[Array, ""], hypers: Hyp
     (capacity, envs), length = ring.reward.shape, max(AHEAD)
     clock = Clock(step, jnp.zeros((), jnp.int32))
     rows = read(ring, choose(clock, capacity, envs, WINDOWS, length, online=False, key=key), length)
-    present = jnp.minimum(step, capacity)
-    ahead, observed, _ = open_loop_errors(model, rows, AHEAD, hypers.unimix, 1, present, key=jr.fold_in(key, 0))
+    there, key = jnp.minimum(step, capacity), jr.fold_in(key, 0)
+    ahead, observed, _ = open_loop_errors(model, rows, AHEAD, hypers.unimix, context=1, present=there, key=key)
     return Foresight(ahead.loss, observed.loss)
 
 

@@ -173,8 +173,9 @@ def total(rewards: tuple[Reward, ...]) -> Reward:
 def behaviors(config: Config) -> dict[str, tuple[Reward, ...]]:
     """The run's behaviours, and the rewards of each; every reward has a critic of its own."""
     table = BEHAVIORS[config.mode]
-    if config.explorer_reward == "constant" and "explorer" in table:  # a run that adapts has left it behind
-        return table | {"explorer": (CONSTANT,)}
+    if config.explorer_reward == "constant":
+        instead = lambda rewards: tuple(CONSTANT if reward is DISAGREEMENT else reward for reward in rewards)
+        return {name: instead(rewards) for name, rewards in table.items()}
     if config.explorer_critics == "each":
         return table
     return {name: rewards if len(rewards) == 1 else (total(rewards),) for name, rewards in table.items()}
