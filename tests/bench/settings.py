@@ -3,19 +3,28 @@
     python tests/bench/settings.py --out runs/settings              # 8 seeds each, 200 episodes of size 10: hours
     python tests/bench/settings.py --out runs/settings --only base stoch
     python tests/bench/settings.py --out runs/settings --table      # of the runs that are there
+    python tests/bench/settings.py --cost                           # seconds of an update, beside the preset's
 
-Runs that are there already are not run again. Intervals are 95 % percentile bootstraps over seeds.
+Runs that are there already are not run again. Intervals are 95 % percentile bootstraps over seeds. Costs are of updates
+alone, on made-up rows (update.py): of each setting in a process of its own, where it takes turns with the preset.
 """
 
 import argparse
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import common
+import jax
 import numpy as np
+import update
 from common import ROOT, interval
 
+import run
 from stages.results.read import Result, read_run
+from stages.runs import arguments
+from stages.runs.sweep import mesh_for
 
 SIZE, EPISODES, SEEDS = 10, 200, 8
 COMMON = [
@@ -64,32 +73,65 @@ SETTINGS = {
 }
 """Name -> what differs from the preset tiny-explore."""
 AT = 100  # episodes after which disagreement is held against visits
+TURNS, UPDATES = 5, 8  # of the cost: turns of each, updates of a turn
 
 
-def line(run: Result, words: str) -> str:
+def line(found: Result, words: str) -> str:
     """A row of the table."""
-    point = int(np.argmin(np.abs(run.steps - AT * (SIZE + 1))))
-    correlation = run.curve("novelty/correlation")[:, point]
-    pairs = run.curve("novelty/visited_pairs")[:, point].mean()
-    first = np.nan_to_num(run.per_seed("goal_episode"), nan=np.inf)
+    point = int(np.argmin(np.abs(found.steps - AT * (SIZE + 1))))
+    correlation = found.curve("novelty/correlation")[:, point]
+    pairs = found.curve("novelty/visited_pairs")[:, point].mean()
+    first = np.nan_to_num(found.per_seed("goal_episode"), nan=np.inf)
     cells = [
         f"`{words or 'tiny-explore'}`",
         interval(correlation, np.mean),
         f"{pairs:.1f}",
         f"{np.isfinite(first).sum()} of {first.size}",
         interval(first, np.median),
-        interval(run.per_seed("score"), np.mean),
+        interval(found.per_seed("score"), np.mean),
     ]
     return "| " + " | ".join(cells) + " |"
+
+
+def cost(point: common.Result) -> common.Result:
+    """Seconds of an update of a seed with a setting, and their ratio to the preset's: medians over turns.
+
+    Processor seconds, as other work on the machine then counts for less; a device at a time.
+    """
+    run.start_jax()
+    chunks = [_chunk(SETTINGS[name]) for name in (point["setting"], "base")]
+    spent = np.array([[chunk() for chunk in chunks] for _ in range(TURNS + 1)])[1:]  # [turns, 2], less a warm-up
+    ours, base = spent.T
+    return point | {"seconds": float(np.median(ours)), "of_preset": float(np.median(ours / base))}
+
+
+def _chunk(words: str):
+    """A function that makes some updates of 8 seeds with a setting, and returns the seconds of one of one."""
+    asked = arguments.parse([*COMMON, *words.split()])
+    mesh = mesh_for(SEEDS, jax.devices()[:1])
+    compiled = update.compile_updates(asked.config, asked.hypers, mesh, SEEDS, UPDATES)
+    state, clock = update.made_up_state(asked.config, asked.hypers, mesh, SEEDS)
+
+    def chunk():
+        nonlocal state, clock
+        begun = time.process_time()
+        state, clock, _ = jax.block_until_ready(compiled(state, clock))
+        return (time.process_time() - begun) / UPDATES / SEEDS
+
+    return chunk
 
 
 def main() -> None:
     """Run what is asked for, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("runs/settings"))
     parser.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--table", action="store_true", help="run nothing")
+    parser.add_argument("--cost", action="store_true", help="measure what an update costs, and nothing else")
     asked = parser.parse_args()
+    if asked.cost:
+        common.table([common.in_process(__file__, {"setting": name}) for name in asked.only])
+        return
     for name in asked.only if not asked.table else ():
         words = [*COMMON, "--logdir", str(asked.out / name), *SETTINGS[name].split()]
         subprocess.run([sys.executable, str(Path(ROOT, "run.py")), *words], check=True)
@@ -102,4 +144,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    common.here(cost)
     main()
