@@ -22,18 +22,20 @@ from stages.rssm import Latent
 from stages.runs.sweep import Sweep, mesh_for
 from tests.conftest import pick, tree_equal
 
-SIZE, CHUNK, CAPACITY = 4, 12, 60
+SIZE, CHUNK, CAPACITY, PREFILL = 4, 12, 60, 45
 
 
 def play(config, hypers, seeds):
-    """A small Deep Sea with a mapping of each seed: (environment, sweep, state, clock)."""
+    """A small Deep Sea with a mapping of each seed: (environment, sweep, state, clock).
+
+    All rows are collected before the first update: counting is collecting's.
+    """
     sea = envs.make("DeepSea-bsuite", {"size": SIZE, "action_map_per_seed": True})
-    replay = dataclasses.replace(config.replay, capacity=2 * CAPACITY)  # so that the ring wraps
+    # So that the ring wraps.
+    replay = dataclasses.replace(config.replay, capacity=2 * CAPACITY, prefill=2 * PREFILL)
     config = dataclasses.replace(config, mode="mix", replay=replay)
     sweep = Sweep(sea, config, mesh_for(len(seeds), jax.devices()[:1]))
     state, clock, _ = sweep.prefill(sweep.init(seeds, hypers))
-    for _ in range(2):
-        state, clock, _ = sweep.advance(state, clock, CHUNK)
     return sea, sweep, state, clock
 
 
@@ -94,11 +96,10 @@ def test_where_is_the_state_of_each_row(short):
 
 
 def test_a_ring_that_wraps_knows_the_states_of_the_rows_it_has(short):
-    _, sweep, state, clock = short
-    state = jax.tree.map(jnp.copy, state)  # advance consumes it
-    for _ in range(3):
-        state, clock, _ = sweep.advance(state, clock, CHUNK)
-    assert int(clock.step) > CAPACITY
+    sea, sweep, state, clock = short
+    more = lambda state: train.collect_steps(sea, sweep.config, state, clock, PREFILL)
+    state, clock, _ = jax.jit(jax.vmap(more, out_axes=(0, None, 0)))(state)
+    assert int(clock.step) == 2 * PREFILL > CAPACITY
     board = np.asarray(state.ring.obs).reshape(3, CAPACITY, 2, -1)
     np.testing.assert_array_equal(state.coverage.where, np.where(state.ring.is_last, -1, board.argmax(-1)))
     acted = 2 * int(clock.step) - np.asarray(state.coverage.episodes)

@@ -161,13 +161,3 @@ def test_a_run_in_rounds_leaves_its_coverage(tmp_path, capsys):
     for seed in range(3):
         pairs = [row["novelty/visited_pairs"] for row in metrics if row["seed"] == seed]
         assert pairs == sorted(pairs) and pairs[-1] == found["visited_pairs"][seed]
-
-
-def test_a_random_run_counts_too_and_has_no_disagreement(tmp_path, capsys):
-    code, folder = start(tmp_path, "--env", "MountainCar-v0", "--mode", "random", "--steps", "60", seeds=1)
-    assert code == 0
-    said = capsys.readouterr().out
-    assert "of 200 states; goal reached by 0 of 1 seeds" in said and "tasker" in said
-    found = json.loads((folder / "summary.json").read_text())
-    assert found["goal_episode"] == [None] and found["novelty_correlation"] == [None] and found["zero_shot"] is None
-    assert all(np.isfinite(row["eval/score"]) for row in rows(folder))

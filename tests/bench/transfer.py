@@ -28,6 +28,7 @@ TASKS = {
     "cartpole": ("--env CartPole-v1", 3000),
     "deepsea": ("--env DeepSea-bsuite --env.size 10 --env.action_map_per_seed true", 2200),
     "fourrooms": ("--env FourRooms-misc --eval-steps 100", 3000),
+    "metamaze": ("--env MetaMaze-misc", 3000),
     "acrobot": ("--env Acrobot-v1 --eval-episodes 16", 4000),
     "mountaincar": ("--env MountainCar-v0 --eval-episodes 16", 12000),
 }
