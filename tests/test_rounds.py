@@ -20,7 +20,6 @@ from stages.runs.rounds import (
     fit,
     phases_of,
     plan,
-    prepare,
     side_by_side,
     split_chunks,
     until,
@@ -202,21 +201,6 @@ def test_a_compiler_that_runs_out_of_memory_means_narrower(monkeypatch):
 
     monkeypatch.setattr(Pretended, "prepare", refuse)
     assert fit(32, jax.devices(), build, lambda: 1e9).width == 8 and compiled == [32, 16, 8]
-
-
-def test_need_is_at_least_the_state(env, config, hypers):
-    built = phases_of(env, config, jax.devices(), 8, 2)
-    need = prepare(built, 8, float("inf"))
-    sweep, iterations, _ = built[0]
-    assert sum(sweep.parameters(8).values()) > 1000
-    state, clock, _ = sweep.prefill(sweep.init(range(8), hypers))
-    held = sum(x.nbytes for x in jax.tree.leaves(state) if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key))
-    assert held < need < 100 * held
-    sweep.advance(state, clock, iterations)
-    assert sweep.traces["advance"] == 1 and sweep.traces["evaluate"] == 1
-    shapes, _ = sweep.shapes(8)
-    same = jax.tree.map(lambda x, y: x.shape == y.shape and x.dtype == y.dtype, shapes, state)
-    assert all(jax.tree.leaves(same))
 
 
 STATE = object.__new__(TrainState)  # for sweeps that never look at it

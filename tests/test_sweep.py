@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from stages import train
 from stages.runs import sweep as sweep_stage
+from stages.runs.rounds import Phase, prepare
 from stages.runs.sweep import Sweep, in_lanes, lane_of, mesh_for, over_seeds
 from tests.conftest import pick, tree_equal
 
@@ -54,9 +55,16 @@ def pairs(env, config, hypers):
 
 
 @pytest.fixture(scope="module")
-def spread(env, config, hypers):
-    """The same seeds, two on each of two devices, one after another."""
-    return play(env, config, hypers, [4, 5, 6, 7], 2)
+def prepared(env, config):
+    """(a sweep of four seeds, two on each of two devices and one after another; bytes that its phase needs)."""
+    sweep = Sweep(env, config, mesh_for(4, jax.devices()[:2]))
+    return sweep, prepare([Phase(sweep, ITERATIONS, 2)], 4, float("inf"))
+
+
+@pytest.fixture(scope="module")
+def spread(prepared, hypers):
+    """The same seeds, in a sweep that was compiled before."""
+    return replay(prepared[0], [4, 5, 6, 7], hypers)
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +160,17 @@ def test_seeds_are_spread_over_devices(spread):
 
 def test_advance_is_traced_once(together, pairs):
     assert together[0].traces["advance"] == pairs[0].traces["advance"] == 1
+
+
+def test_what_is_prepared_is_what_runs_and_needs_at_least_the_state(prepared, spread):
+    _, need = prepared
+    sweep, state, _, _ = spread
+    assert sweep.traces["advance"] == 1 and sweep.traces["evaluate"] == 1
+    held = sum(x.nbytes for x in jax.tree.leaves(state) if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key))
+    assert held < need < 100 * held
+    shapes, _ = sweep.shapes(4)
+    same = jax.tree.map(lambda x, y: x.shape == y.shape and x.dtype == y.dtype, shapes, state)
+    assert all(jax.tree.leaves(same)) and sum(sweep.parameters(4).values()) > 1000
 
 
 @pytest.mark.parametrize("sweep", ["together", "lanes", "pairs", "spread"])
