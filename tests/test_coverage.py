@@ -95,15 +95,20 @@ def test_where_is_the_state_of_each_row(short):
     assert (where[:, steps:] == -1).all()
 
 
-def test_a_ring_that_wraps_knows_the_states_of_the_rows_it_has(short):
-    sea, sweep, state, clock = short
-    more = lambda state: train.collect_steps(sea, sweep.config, state, clock, PREFILL)
-    state, clock, _ = jax.jit(jax.vmap(more, out_axes=(0, None, 0)))(state)
-    assert int(clock.step) == 2 * PREFILL > CAPACITY
+def assert_a_full_ring_is_known(state, clock):
+    assert int(clock.step) > CAPACITY
     board = np.asarray(state.ring.obs).reshape(3, CAPACITY, 2, -1)
     np.testing.assert_array_equal(state.coverage.where, np.where(state.ring.is_last, -1, board.argmax(-1)))
     acted = 2 * int(clock.step) - np.asarray(state.coverage.episodes)
     np.testing.assert_array_equal(state.coverage.visits.sum((1, 2)), acted, "what the ring has forgotten still counts")
+
+
+def test_a_ring_that_wraps_knows_the_states_of_the_rows_it_has(short):
+    sea, sweep, state, clock = short
+    more = lambda state: train.collect_steps(sea, sweep.config, state, clock, PREFILL)
+    state, clock, _ = jax.jit(jax.vmap(more, out_axes=(0, None, 0)))(state)
+    assert int(clock.step) == 2 * PREFILL
+    assert_a_full_ring_is_known(state, clock)
 
 
 def test_a_seed_alone_counts_what_it_counts_in_a_sweep(short, alone):
@@ -145,9 +150,8 @@ def test_adapting_goes_on_counting(short):
     before = np.asarray(state.coverage.visits).sum((1, 2))
     task = Sweep(sea, dataclasses.replace(sweep.config, mode="task"), sweep.mesh)
     state, clock, _ = task.advance(jax.jit(jax.vmap(train.adapt))(state), clock, CHUNK)
-    counted = np.asarray(state.coverage.visits.sum((1, 2)))
-    assert (counted > before).all()
-    np.testing.assert_array_equal(counted, 2 * int(clock.step) - np.asarray(state.coverage.episodes))
+    assert (np.asarray(state.coverage.visits.sum((1, 2))) > before).all()
+    assert_a_full_ring_is_known(state, clock)  # training between the rows
     measured = task.measure(state, [0, 1, 2], int(clock.step)).novelty
     assert np.isnan(measured.disagreement).all(), "the ensemble is gone"
     np.testing.assert_array_equal(measured.visits, state.coverage.visits)

@@ -111,10 +111,10 @@ def kind(name):
 def test_every_kind_of_environment_trains(tmp_path, name):
     code, folder = start(tmp_path, "--env", name, "--steps", "24", "--eval-steps", "20", seeds=1)
     assert code == 0
-    has_learned(folder)
+    assert_it_learned(folder)
 
 
-def has_learned(folder):
+def assert_it_learned(folder):
     summary = json.loads((folder / "summary.json").read_text())
     assert np.isfinite(summary["score"]).all() and summary["updates"] > 0
     assert np.isfinite([v for k, v in rows(folder)[-1].items() if k.startswith("train/loss/")]).all()
@@ -123,7 +123,7 @@ def has_learned(folder):
 def test_a_random_run_learns_and_counts_and_has_no_disagreement(tmp_path, capsys):
     code, folder = start(tmp_path, "--env", "MountainCar-v0", "--mode", "random", "--steps", "60", seeds=1)
     assert code == 0
-    has_learned(folder)
+    assert_it_learned(folder)
     said = capsys.readouterr().out
     assert "of 200 states; goal reached by 0 of 1 seeds" in said and "tasker" in said
     found = json.loads((folder / "summary.json").read_text())

@@ -78,6 +78,11 @@ def interval(values: np.ndarray, statistic: Callable[..., Any], resamples: int =
     return f"{show(statistic(values))} ({show(low)} to {show(high)})"
 
 
+def at(run: Any, name: str, rows: int) -> np.ndarray:
+    """A metric of a run that was read (stages/results/read.py), at the log point nearest to so many rows, [seeds]."""
+    return run.curve(name)[:, int(np.argmin(np.abs(run.steps - rows)))]
+
+
 def reference_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags that name the reference implementation."""
     parser.add_argument("--reference", metavar="CHECKOUT", help="measure the reference implementation beside ours")

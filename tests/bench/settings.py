@@ -13,6 +13,7 @@ import argparse
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import common
@@ -21,9 +22,9 @@ import numpy as np
 import update
 from common import ROOT, interval
 
-import run
 from stages.results.read import Result, read_run
 from stages.runs import arguments
+from stages.runs.start import start_jax
 from stages.runs.sweep import mesh_for
 
 SIZE, EPISODES, SEEDS = 10, 200, 8
@@ -76,19 +77,19 @@ AT = 100  # episodes after which disagreement is held against visits
 TURNS, UPDATES = 5, 8  # of the cost: turns of each, updates of a turn
 
 
-def line(found: Result, words: str) -> str:
+def line(run: Result, words: str) -> str:
     """A row of the table."""
-    point = int(np.argmin(np.abs(found.steps - AT * (SIZE + 1))))
-    correlation = found.curve("novelty/correlation")[:, point]
-    pairs = found.curve("novelty/visited_pairs")[:, point].mean()
-    first = np.nan_to_num(found.per_seed("goal_episode"), nan=np.inf)
+    correlation, pairs = (
+        common.at(run, f"novelty/{name}", AT * (SIZE + 1)) for name in ("correlation", "visited_pairs")
+    )
+    first = np.nan_to_num(run.per_seed("goal_episode"), nan=np.inf)
     cells = [
         f"`{words or 'tiny-explore'}`",
         interval(correlation, np.mean),
-        f"{pairs:.1f}",
+        f"{pairs.mean():.1f}",
         f"{np.isfinite(first).sum()} of {first.size}",
         interval(first, np.median),
-        interval(found.per_seed("score"), np.mean),
+        interval(run.per_seed("score"), np.mean),
     ]
     return "| " + " | ".join(cells) + " |"
 
@@ -98,14 +99,14 @@ def cost(point: common.Result) -> common.Result:
 
     Processor seconds, as other work on the machine then counts for less; a device at a time.
     """
-    run.start_jax()
+    start_jax()
     chunks = [_chunk(SETTINGS[name]) for name in (point["setting"], "base")]
     spent = np.array([[chunk() for chunk in chunks] for _ in range(TURNS + 1)])[1:]  # [turns, 2], less a warm-up
     ours, base = spent.T
     return point | {"seconds": float(np.median(ours)), "of_preset": float(np.median(ours / base))}
 
 
-def _chunk(words: str):
+def _chunk(words: str) -> Callable[[], float]:
     """A function that makes some updates of 8 seeds with a setting, and returns the seconds of one of one."""
     asked = arguments.parse([*COMMON, *words.split()])
     mesh = mesh_for(SEEDS, jax.devices()[:1])

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from common import ROOT, interval
+from common import ROOT, at, interval
 
 from stages.results.read import Result, read_run
 from stages.runs.statistics import summarise
@@ -48,11 +48,6 @@ def command(task: str, mode: str) -> list[str]:
     if mode in EXPLORERS:
         phases = f"{EXPLORERS[mode]} --steps {rows} --adapt-steps {rows // 10} --log-points 5"
     return f"{env} --preset tiny-explore --seeds {SEEDS} --checkpoint-keep 0 {phases}".split()
-
-
-def at(run: Result, name: str, rows: int) -> np.ndarray:
-    """A metric at the log point nearest to so many rows, [seeds]."""
-    return run.curve(name)[:, int(np.argmin(np.abs(run.steps - rows)))]
 
 
 def iqm(scores: np.ndarray) -> str:
