@@ -121,6 +121,8 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(whole, tmp_path, capsys):
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
+    left = json.loads((folder / "summary.json").read_text())
+    assert left["finished"] is False and left["env_steps"] in {row["step"] for row in logged(folder)}
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 10000, "seed": 0}\n{"st')
     assert run.main([*WORDS, str(folder)]) == 0

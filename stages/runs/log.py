@@ -1,4 +1,4 @@
-"""The log of a run: lines on the terminal, metrics.jsonl, and at the end summary.json, curves.png and the table.
+"""The log of a run: lines on the terminal, metrics.jsonl, summary.json, and at the end curves.png and the table.
 
 With several processes, all gather what is logged, and the first one prints and writes it. Of several trials, each has a
 folder of its own, as if it were a run alone.
@@ -31,7 +31,7 @@ from stages.runs.rounds import Plan, Round
 from stages.runs.rung import END, Rung
 from stages.runs.sink import Sink, open_sink, series
 from stages.runs.statistics import summarise
-from stages.runs.summary import print_finished, write_finished, write_stopped
+from stages.runs.summary import print_finished, write_finished, write_unfinished
 from stages.runs.trials import Trial
 from stages.train import Progress
 
@@ -284,7 +284,7 @@ class RunLog:
         done: float,
         left: float,
     ) -> None:
-        """One log point: metrics.jsonl, curves, a line of progress.
+        """One log point: metrics.jsonl, summary.json, curves, a line of progress.
 
         Args:
             config: of the phase.
@@ -320,6 +320,7 @@ class RunLog:
                 if self.sink is not None:
                     write, values = self.sink.write, series(own, prefix, trial.name)
                     self.tracked(lambda _, write=write, values=values: write(log.step, values))
+        self._write_unfinished(self.folder)
         speed = rows[0]["fps/policy"] * len(rows)
         self.say("  ".join([*words, f"{speed:,.0f} steps/s", f"{int(left) // 60}:{int(left) % 60:02d} left"]))
         if newly:
@@ -327,22 +328,25 @@ class RunLog:
             self.warn(f"{at}: a loss, gradient, observation or reward was not finite; frozen there (try a lower lr)")
 
     def on_stop(self) -> None:
-        """A signal ends the run: summary.json says how far it came."""
+        """A signal ends the run; its files are those of its last log point."""
         if self.folder is None:
             return
         self.close_sink()
-        config, names = self.arguments.config, [trial.name for trial in self.trials]
-        about = {"round": self.current + 1, "rounds": self.planned_rounds, "wall_seconds": self._wall}
-        about |= {"versions": versions()}
-        for index, (trial, folder) in enumerate(zip(self.trials, self.folders, strict=True)):
-            if self.round.round.places(index):
-                write_stopped(folder, trial, self.round.of_trial(index), self.states, about | self._rungs(folder))
-        if names != [""]:
-            self.folder.write_summary({"finished": False, "trials": names})
+        config = self.arguments.config
         self.say(
             f"stopped at {self.round.step:,} of {config.steps + config.adapt_steps:,} steps; the same command with "
             f"--logdir {self.folder.path} goes on"
         )
+
+    def _write_unfinished(self, folder: RunFolder) -> None:
+        """summary.json says how far the run has come, should it be killed before its end."""
+        about = {"round": self.current + 1, "rounds": self.planned_rounds, "wall_seconds": self._wall}
+        about |= {"versions": versions()}
+        for index, (trial, own) in enumerate(zip(self.trials, self.folders, strict=True)):
+            if self.round.round.places(index):
+                write_unfinished(own, trial, self.round.of_trial(index), self.states, about | self._rungs(own))
+        if self.trials[0].name:
+            folder.write_summary({"finished": False, "trials": [trial.name for trial in self.trials]})
 
     def on_finish(self) -> None:
         """The files of each trial that was trained to this rung, over the seeds of all rounds together; of a single one

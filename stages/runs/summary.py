@@ -1,4 +1,4 @@
-"""Summary: what a trial leaves when it ends: summary.json, its pictures, and the lines that say it on the terminal.
+"""Summary: summary.json of a trial at work, and what it leaves when it ends: that, pictures, lines on the terminal.
 
 `about` is what summary.json says of the run around the trial: rounds, processes, seconds, versions, whether it is
 finished, and with `--halving` the trial's evaluations at the rungs so far.
@@ -20,10 +20,10 @@ from stages.runs.statistics import summarise
 from stages.runs.trials import Trial
 
 
-def write_stopped(
+def write_unfinished(
     folder: RunFolder, trial: Trial, log: RoundLog, states: StateSpace | None, about: Mapping[str, Any]
 ) -> None:
-    """summary.json of a trial that a signal has stopped. Raises RunFolderError."""
+    """summary.json of a trial at a log point. Raises RunFolderError."""
     config = trial.arguments.config
     last = lambda curve: curve.scores[-1].tolist() if curve.scores else None
     folder.write_summary(

@@ -50,6 +50,12 @@ def quietly(script: str, point: Result) -> Result:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+def train(words: str, folder: pathlib.Path) -> None:
+    """`run.py WORDS --logdir FOLDER` in a process of its own; a run that is finished there is left alone."""
+    command = [sys.executable, str(pathlib.Path(ROOT, "run.py")), *words.split(), "--logdir", str(folder)]
+    subprocess.run(command, check=True)
+
+
 def here(measure: Callable[[Result], Result]) -> None:
     """Serve `in_process`: if this process was started for one point, measure it, print it and exit."""
     if len(sys.argv) == 3 and sys.argv[1] == "--here":

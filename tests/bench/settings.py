@@ -10,8 +10,6 @@ alone, on made-up rows (update.py): of each setting in a process of its own, whe
 """
 
 import argparse
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +18,7 @@ import common
 import jax
 import numpy as np
 import update
-from common import ROOT, interval
+from common import interval
 
 from stages.results.read import Result, read_run
 from stages.runs import arguments
@@ -28,11 +26,10 @@ from stages.runs.start import start_jax
 from stages.runs.sweep import mesh_for
 
 SIZE, EPISODES, SEEDS = 10, 200, 8
-COMMON = [
-    *(f"--env DeepSea-bsuite --env.action_map_per_seed true --env.size {SIZE}".split()),
-    *(f"--preset tiny-explore --mode explore --seeds {SEEDS} --steps {EPISODES * (SIZE + 1)}".split()),
-    *("--checkpoint-keep", "0"),
-]
+COMMON = (
+    f"--env DeepSea-bsuite --env.action_map_per_seed true --env.size {SIZE} --preset tiny-explore --mode explore "
+    f"--seeds {SEEDS} --steps {EPISODES * (SIZE + 1)} --checkpoint-keep 0"
+)
 PUBLISHED = (
     "--ensemble.input feat --ensemble.target probs --ensemble.prior-layers 0 --ensemble.updates 0 "
     "--ensemble.spread std --ensemble.units 32 --intrinsic-norm returns"
@@ -108,7 +105,7 @@ def cost(point: common.Result) -> common.Result:
 
 def _chunk(words: str) -> Callable[[], float]:
     """A function that makes some updates of 8 seeds with a setting, and returns the seconds of one of one."""
-    asked = arguments.parse([*COMMON, *words.split()])
+    asked = arguments.parse(f"{COMMON} {words}".split())
     mesh = mesh_for(SEEDS, jax.devices()[:1])
     compiled = update.compile_updates(asked.config, asked.hypers, mesh, SEEDS, UPDATES)
     state, clock = update.made_up_state(asked.config, asked.hypers, mesh, SEEDS)
@@ -134,8 +131,7 @@ def main() -> None:
         common.table([common.in_process(__file__, {"setting": name}) for name in asked.only])
         return
     for name in asked.only if not asked.table else ():
-        words = [*COMMON, "--logdir", str(asked.out / name), *SETTINGS[name].split()]
-        subprocess.run([sys.executable, str(Path(ROOT, "run.py")), *words], check=True)
+        common.train(f"{COMMON} {SETTINGS[name]}", asked.out / name)
     reached = f"reached the corner within {EPISODES} | first there, median episode"
     print(f"| setting | rank correlation at {AT} episodes | pairs visited by then | {reached} | zero-shot score |")
     print("| --- | --- | --- | --- | --- | --- |")

@@ -12,12 +12,11 @@ percentile bootstraps over seeds.
 """
 
 import argparse
-import subprocess
-import sys
 from pathlib import Path
 
+import common
 import numpy as np
-from common import ROOT, at, interval
+from common import at, interval
 
 from stages.results.read import Result, read_run
 from stages.runs.statistics import summarise
@@ -41,13 +40,13 @@ EXPLORERS = {
 """Who collects the N rows: the explorer and its two controls."""
 
 
-def command(task: str, mode: str) -> list[str]:
+def command(task: str, mode: str) -> str:
     """The words of run.py for one run of the table."""
     env, rows = TASKS[task]
     phases = f"--mode task --steps {rows * 11 // 10} --log-points 11"
     if mode in EXPLORERS:
         phases = f"{EXPLORERS[mode]} --steps {rows} --adapt-steps {rows // 10} --log-points 5"
-    return f"{env} --preset tiny-explore --seeds {SEEDS} --checkpoint-keep 0 {phases}".split()
+    return f"{env} --preset tiny-explore --seeds {SEEDS} --checkpoint-keep 0 {phases}"
 
 
 def iqm(scores: np.ndarray) -> str:
@@ -85,8 +84,7 @@ def main() -> None:
     modes = (*EXPLORERS, "task")
     for task in asked.only if not asked.table else ():
         for mode in modes:
-            words = [*command(task, mode), "--logdir", str(asked.out / f"{task}-{mode}")]
-            subprocess.run([sys.executable, str(Path(ROOT, "run.py")), *words], check=True)
+            common.train(command(task, mode), asked.out / f"{task}-{mode}")
     for title, lines_of in (("score", scores), ("states visited", coverage)):
         print(f"\n| {title} | explore | paid a constant | random | task |\n|{' --- |' * 5}")
         for task in asked.only:
