@@ -7,10 +7,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "bench"))  # run by hand, so not a package
 
+import deepsea
 import flops
 import made_up
 import sizes
@@ -153,3 +155,28 @@ def test_made_up_environment_keeps_the_rules():
     for now in range(1, sizes.EPISODE + 1):
         state, step = env.step(jr.key(now), state, jnp.int32(0))
         assert not step.is_first and bool(step.is_last) == (now == sizes.EPISODE)
+
+
+# ---- Deep Sea by size ----------------------------------------------------------------------------------------------
+
+
+def test_the_exponent_of_n_is_that_of_a_power_law_and_of_the_published_table():
+    sizes = [10, 20, 40]
+    assert deepsea.exponent(sizes, np.array([3 * n**2.5 for n in sizes])) == pytest.approx(2.5)
+    published = np.polyfit(np.log([10, 20, 30, 40]), np.log([43, 165, 404, 805]), 1)[0]
+    assert deepsea.exponent(list(deepsea.TABULAR), np.array(list(deepsea.TABULAR.values()))) == pytest.approx(published)
+
+
+def test_growth_counts_seeds_that_never_came_as_later_than_all_others():
+    exact = [np.full(8, 100.0), np.full(8, 400.0)]
+    assert deepsea.growth([10, 20], exact) == "2.00 (2.00 to 2.00)"
+    late = [exact[0], np.array([400.0] * 5 + [np.inf] * 3)]
+    assert deepsea.growth([10, 20], late).startswith("2.00 (2.00 to inf")
+    assert deepsea.growth([10, 20], [exact[0], np.array([400.0] * 3 + [np.inf] * 5)]).startswith("not defined")
+
+
+def test_psi_is_the_share_of_seeds_per_step_of_the_way():
+    """All of 12: the lower bound b of the share has b^12 = 0.05. None: nothing is known of it."""
+    assert deepsea.psi(30, 12, 12) == f"N = 30: 12 of 12, 1.000 (at least {0.05 ** (1 / 12 / 30):.3f})"
+    assert deepsea.psi(10, 4, 8).startswith(f"N = 10: 4 of 8, {0.5**0.1:.3f} ")
+    assert deepsea.psi(10, 0, 8) == "N = 10: 0 of 8, 0.000 (at least 0.000)"

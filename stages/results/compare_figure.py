@@ -31,7 +31,7 @@ def plot_comparison(path: Path, comparison: Comparison) -> None:
     """A row of panels for each environment, as a PNG.
 
     Curves are interquartile means over seeds with their 95 % bootstrap intervals, of the tasker's evaluation where all
-    runs have it; final scores are every seed's, with the same of them.
+    runs have it; final scores, where a run has come to its end, are every seed's, with the same of them.
 
     Raises:
         RunFolderError: the file cannot be written.
@@ -41,17 +41,19 @@ def plot_comparison(path: Path, comparison: Comparison) -> None:
 
     groups = comparison.groups
     colours = {run.name: COLOURS[i % len(COLOURS)] for i, run in enumerate(comparison.runs)}
+    scored = any(line.seeds for group in groups for line in group.lines)
     visited = any(VISITED in run.metrics for run in comparison.runs)
     better = any(group.pairs for group in groups)
     heights = [max(3.0, 0.9 + 0.34 * max(len(group.runs), len(group.pairs))) for group in groups]
-    widths = [4.6, 2.6] + [3.0] * visited + [2.9] * better
+    widths = [4.6] + [2.6] * scored + [3.0] * visited + [2.9] * better
     layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
     figure = Figure(figsize=(sum(widths), sum(heights) + 0.6), dpi=DPI, layout=layout, facecolor="white")
     panels = figure.subplots(len(groups), len(widths), squeeze=False, width_ratios=widths, height_ratios=heights)
     for row, group in zip(panels, groups, strict=True):
-        rest = list(row[2:])
+        rest = list(row[1:])
         _draw_curves(row[0], group, colours)
-        _draw_finals(row[1], group, colours)
+        if scored:
+            _draw_finals(rest.pop(0), group, colours)
         if visited:
             _draw_visited(rest.pop(0), group.runs, colours)
         if better:
