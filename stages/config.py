@@ -290,8 +290,10 @@ PRESETS: dict[str, tuple[Config, Hypers, str]] = {
     ),
     "tiny-explore": (
         replace(_TINY, replay=replace(_TINY_REPLAY, train_ratio=64)),
-        _TINY_HYPERS,
-        "tiny with four times the updates, for --mode explore and mix; found by measurement on Deep Sea",
+        # With a whole nat free the prior is let off where it could know the next state: imagination blurs, and the
+        # explorer is paid for the blur. Of size 30, 2 of 12 seeds learned the way to the reward so, and 12 with 0.1.
+        replace(_TINY_HYPERS, free_nats=0.1),
+        "tiny with four times the updates and a tenth of a free nat, for --mode explore and mix; measured on Deep Sea",
     ),
     "micro": (
         Config(model=_MICRO, horizon=10, replay=ReplayConfig(batch_size=8, batch_length=16)),

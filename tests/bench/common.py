@@ -89,6 +89,11 @@ def at(run: Any, name: str, rows: int) -> np.ndarray:
     return run.curve(name)[:, int(np.argmin(np.abs(run.steps - rows)))]
 
 
+def add_argument(parser: argparse.ArgumentParser) -> None:
+    """The flag --add, of benches that train."""
+    parser.add_argument("--add", default="", metavar="WORDS", help="further words of run.py, for all of these runs")
+
+
 def reference_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags that name the reference implementation."""
     parser.add_argument("--reference", metavar="CHECKOUT", help="measure the reference implementation beside ours")

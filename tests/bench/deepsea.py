@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[10, 20, 30, 40, 50])
     parser.add_argument("--modes", nargs="+", choices=EPISODES, default=list(EPISODES))
     parser.add_argument("--seeds", type=int, default=32)
-    parser.add_argument("--add", default="", metavar="WORDS", help="further words of run.py, for all of these runs")
+    common.add_argument(parser)
     parser.add_argument("--table", action="store_true", help="run nothing")
     asked = parser.parse_args()
     place = lambda size, mode: asked.out / f"{size}-{mode}"

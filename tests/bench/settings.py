@@ -60,6 +60,7 @@ SETTINGS = {
     "entropy02": "--hypers.explorer-entropy 0.02",
     "entropy10": "--hypers.explorer-entropy 0.1",
     "free01": "--hypers.free-nats 0.1",
+    "free03": "--hypers.free-nats 0.3",
     "free0": "--hypers.free-nats 0",
     "members3": "--ensemble.members 3",
     "members10": "--ensemble.members 10",
@@ -124,6 +125,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/settings"))
     parser.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    common.add_argument(parser)
     parser.add_argument("--table", action="store_true", help="run nothing")
     parser.add_argument("--cost", action="store_true", help="measure what an update costs, and nothing else")
     asked = parser.parse_args()
@@ -131,7 +133,7 @@ def main() -> None:
         common.table([common.in_process(__file__, {"setting": name}) for name in asked.only])
         return
     for name in asked.only if not asked.table else ():
-        common.train(f"{COMMON} {SETTINGS[name]}", asked.out / name)
+        common.train(f"{COMMON} {asked.add} {SETTINGS[name]}", asked.out / name)
     reached = f"reached the corner within {EPISODES} | first there, median episode"
     print(f"| setting | rank correlation at {AT} episodes | pairs visited by then | {reached} | zero-shot score |")
     print("| --- | --- | --- | --- | --- | --- |")

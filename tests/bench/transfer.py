@@ -79,12 +79,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="+", choices=TASKS, default=list(TASKS))
+    common.add_argument(parser)
     parser.add_argument("--table", action="store_true", help="run nothing")
     asked = parser.parse_args()
     modes = (*EXPLORERS, "task")
     for task in asked.only if not asked.table else ():
         for mode in modes:
-            common.train(command(task, mode), asked.out / f"{task}-{mode}")
+            common.train(f"{command(task, mode)} {asked.add}", asked.out / f"{task}-{mode}")
     for title, lines_of in (("score", scores), ("states visited", coverage)):
         print(f"\n| {title} | explore | paid a constant | random | task |\n|{' --- |' * 5}")
         for task in asked.only:
