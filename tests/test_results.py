@@ -17,6 +17,7 @@ import pytest
 import run as program
 from stages.results.commands import command
 from stages.results.compare import compare, described, differing_settings
+from stages.results.compare_figure import colours_of
 from stages.results.export import write_scores, write_table
 from stages.results.read import TRAINING, read_runs
 from stages.results.tables import markdown, print_tables, tables
@@ -204,6 +205,17 @@ def test_over_environments(tmp_path):
     assert found.notes == ["scores over environments are without Pendulum-v1, whose scale is not known"]
     assert "optimality_gap" in found.groups[0].lines[0].estimates
     assert math.isnan(found.groups[2].lines[0].estimates["optimality_gap"].value)
+
+
+def test_what_is_learned_in_the_same_way_has_one_colour_in_all_environments(tmp_path):
+    """However long it took, and in whatever order; two runs of one way in one environment can be told apart."""
+    catch = [write_run(tmp_path / f"catch-{mode}", ["--mode", mode]) for mode in ("task", "mix")]
+    again = write_run(tmp_path / "catch-again", ["--mode", "mix", "--steps", "300"])
+    deep = ["--env", "DeepSea-bsuite", "--steps", "400", "--mode"]
+    others = [write_run(tmp_path / f"deep-{mode}", [*deep, mode]) for mode in ("mix", "random", "task")]
+    colours = colours_of(compare(read_runs([*catch, again, *others])).groups)
+    assert colours["catch-task"] == colours["deep-task"] and colours["catch-mix"] == colours["deep-mix"]
+    assert len({colours[name] for name in ("catch-task", "catch-mix", "catch-again", "deep-random")}) == 4
 
 
 def test_environments_without_a_way_in_common(tmp_path):

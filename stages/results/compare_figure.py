@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stages.results.compare import Comparison, Group, Pair, final_scores
+from stages.results.compare import LENGTH, Comparison, Group, Pair, described, differing_settings, final_scores
 from stages.results.read import EVALUATION, Floats, Result
 from stages.runs.figures import DPI, GREY, INK, dress, write_figure
 from stages.runs.statistics import Estimate, iqm_curve
@@ -40,7 +40,7 @@ def plot_comparison(path: Path, comparison: Comparison) -> None:
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     groups = comparison.groups
-    colours = {run.name: COLOURS[i % len(COLOURS)] for i, run in enumerate(comparison.runs)}
+    colours = colours_of(groups)
     scored = any(line.seeds for group in groups for line in group.lines)
     visited = any(VISITED in run.metrics for run in comparison.runs)
     better = any(group.pairs for group in groups)
@@ -68,6 +68,21 @@ def plot_comparison(path: Path, comparison: Comparison) -> None:
     for text in legend.get_texts():
         text.set_parse_math(False)
     write_figure(path, figure)
+
+
+def colours_of(groups: Sequence[Group]) -> dict[str, str]:
+    """A colour for each run by its name: the same in every environment for what is learned in the same way."""
+    varied = {name for group in groups for name in differing_settings(group.runs)} - LENGTH
+    colours: dict[str, str] = {}
+    taken: dict[tuple[str, int], str] = {}  # (way, which of its runs in the environment) -> colour
+    for group in groups:
+        before: list[str] = []
+        for run in group.runs:
+            way = described(run, sorted(varied))
+            colour = COLOURS[len(taken) % len(COLOURS)]
+            colours[run.name] = taken.setdefault((way, before.count(way)), colour)
+            before.append(way)
+    return colours
 
 
 def _draw_curves(axes: Axes, group: Group, colours: Mapping[str, str]) -> None:
