@@ -93,6 +93,20 @@ def test_the_step_where_adapting_began_is_the_last_of_exploring(tmp_path):
     assert read_runs([path])[0].adapt_step == 100
 
 
+def test_a_run_in_rounds_that_is_at_work_has_the_numbers_of_the_present_round(tmp_path):
+    present = {"seeds": [4], "untrained": [0.0], "goal_episode": [8], "solved_episode": [None]}
+    present |= {"states": 21, "visited_states": [12], "novelty_correlation": [-0.5]}
+    path = write_run(tmp_path / "run", final=(0.5,), **present | {"finished": False})
+    (run,) = read_runs([path])
+    assert run.seeds == [3, 4] and not run.finished
+    np.testing.assert_array_equal(run.per_seed("goal_episode"), [NAN, 8])
+    np.testing.assert_array_equal(run.per_seed("solved_episode"), [NAN, NAN])
+    assert run.per_seed("zero_shot").size == 0
+    assert command(["report", str(path)]) == 0 and (path / "report.html").exists()
+    (line,) = compare([run]).groups[0].lines
+    assert line.novelty["goal_seeds"] == 1 and line.novelty["seeds"] == 2
+
+
 def test_names_are_as_long_as_it_takes(tmp_path):
     runs = [write_run(tmp_path / name) for name in ("x/a", "y/a", "y/b")]
     assert [run.name for run in read_runs(runs)] == ["x/a", "y/a", "y/b"]

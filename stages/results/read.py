@@ -86,9 +86,15 @@ class Result:
         return turns[0] if turns else None
 
     def per_seed(self, name: str) -> Floats:
-        """A list of summary.json with a number for each seed, [S]; empty where it has none."""
-        values = self.summary.get(name)
-        return np.array(values, np.float64) if values is not None else np.zeros(0)
+        """A list of summary.json with a number for each seed, [S]; empty where it has none.
+
+        While a run in rounds is at work it has those of the present round: the others' are NaN.
+        """
+        values, seeds = self.summary.get(name), self.summary.get("seeds")
+        if values is None or seeds is None:
+            return np.array(values or [], np.float64)
+        numbers = dict(zip(seeds, np.array(values, np.float64), strict=True))
+        return np.array([numbers.get(seed, np.nan) for seed in self.seeds])
 
     def curve(self, name: str) -> Floats:
         """A metric [S, P]. A score is carried forward where no episode of the seed ended since."""
