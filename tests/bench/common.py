@@ -84,6 +84,19 @@ def interval(values: np.ndarray, statistic: Callable[..., Any], resamples: int =
     return f"{show(statistic(values))} ({show(low)} to {show(high)})"
 
 
+def iqm(scores: np.ndarray) -> str:
+    """Interquartile mean of scores [seeds] with its 95 % bootstrap interval."""
+    from stages.runs.statistics import summarise  # by the path above
+
+    found = summarise(scores, range(scores.size))
+    return f"{found.iqm:.2f} ({found.ci_low:.2f} to {found.ci_high:.2f})"
+
+
+def first(run: Any, name: str) -> np.ndarray:
+    """Episodes in which something first came to be (goal_episode, solved_episode), [seeds]; infinite: not yet."""
+    return np.nan_to_num(run.per_seed(name), nan=np.inf)
+
+
 def at(run: Any, name: str, rows: int) -> np.ndarray:
     """A metric of a run that was read (stages/results/read.py), at the log point nearest to so many rows, [seeds]."""
     return run.curve(name)[:, int(np.argmin(np.abs(run.steps - rows)))]

@@ -20,12 +20,11 @@ from pathlib import Path
 
 import common
 import numpy as np
-from common import interval
+from common import first, interval, iqm
 from numpy.typing import NDArray
 from scipy.stats import beta
 
 from stages.results.read import EVALUATION, Result, read_run
-from stages.runs.statistics import summarise
 
 EPISODES = {
     "explore": (300, 1000, 3000),
@@ -50,21 +49,23 @@ def command(size: int, mode: str, seeds: int, add: str) -> str:
     return f"{env} --preset tiny-explore --mode {mode} --seeds {seeds} --steps {steps} {points} {add}"
 
 
-def first(run: Result, name: str) -> Floats:
-    """Episodes in which something first came to be, [seeds]; infinite where it has not."""
-    return np.nan_to_num(run.per_seed(name), nan=np.inf)
-
-
-def line(size: int, mode: str, run: Result) -> list[str]:
-    """A row of the table."""
+def row(size: int, mode: str, run: Result) -> dict[str, str]:
+    """A line of the table."""
     corner, solved = first(run, "goal_episode"), first(run, "solved_episode")
     score = run.curve(EVALUATION)[:, -1]
-    found = summarise(score, run.seeds)
-    came = [f"{np.isfinite(when).sum()} of {when.size}, {interval(when, np.median)}" for when in (corner, solved)]
-    spread = " to ".join(f"{x:g}" if np.isfinite(x) else "not yet" for x in (corner.min(), corner.max()))
-    visited = f"{run.per_seed('visited_states').mean():.1f} of {run.summary['states']}"
-    scored = f"{found.iqm:.2f} ({found.ci_low:.2f} to {found.ci_high:.2f}), {(score > 0.8).sum()} above 0.8"
-    return [str(size), mode, f"{run.done // (size + 1):,}", came[0], spread, came[1], scored, visited]
+    came = lambda when: f"{np.isfinite(when).sum()} of {when.size}, {interval(when, np.median)}"
+    return {
+        "N": str(size),
+        "mode": mode,
+        "episodes": f"{run.done // (size + 1):,}",
+        "first at the corner: seeds, median episode": came(corner),
+        "earliest, latest": " to ".join(
+            f"{x:g}" if np.isfinite(x) else "not yet" for x in (corner.min(), corner.max())
+        ),
+        "solved: seeds, median episode": came(solved),
+        "tasker's score": f"{iqm(score)}, {(score > 0.8).sum()} above 0.8",
+        "states visited": f"{run.per_seed('visited_states').mean():.1f} of {run.summary['states']}",
+    }
 
 
 def exponent(sizes: list[int], medians: Floats) -> Floats:
@@ -106,16 +107,13 @@ def main() -> None:
     for size in asked.sizes if not asked.table else ():
         for mode in asked.modes:
             common.train(command(size, mode, asked.seeds, asked.add), place(size, mode))
-    heads = "N|mode|episodes|first at the corner: seeds, median episode|earliest, latest|solved: seeds, median episode"
-    print(f"| {' | '.join(heads.split('|'))} | tasker's score | states visited |\n|{' --- |' * 8}")
     there = {
         (size, mode): read_run(place(size, mode))
         for size in asked.sizes
         for mode in asked.modes
         if (place(size, mode) / "summary.json").exists()
     }
-    for (size, mode), run in there.items():
-        print(f"| {' | '.join(line(size, mode, run))} |")
+    common.table([row(size, mode, run) for (size, mode), run in there.items()])
     for mode in asked.modes:
         of_mode = {size: run for (size, its), run in there.items() if its == mode}
         corners = [first(run, "goal_episode") for run in of_mode.values()]

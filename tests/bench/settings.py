@@ -80,7 +80,7 @@ def line(run: Result, words: str) -> str:
     correlation, pairs = (
         common.at(run, f"novelty/{name}", AT * (SIZE + 1)) for name in ("correlation", "visited_pairs")
     )
-    first = np.nan_to_num(run.per_seed("goal_episode"), nan=np.inf)
+    first = common.first(run, "goal_episode")
     cells = [
         f"`{words or 'tiny-explore'}`",
         interval(correlation, np.mean),

@@ -16,10 +16,9 @@ from pathlib import Path
 
 import common
 import numpy as np
-from common import at, interval
+from common import at, interval, iqm
 
 from stages.results.read import Result, read_run
-from stages.runs.statistics import summarise
 
 SEEDS = 8
 TASKS = {
@@ -47,12 +46,6 @@ def command(task: str, mode: str) -> str:
     if mode in EXPLORERS:
         phases = f"{EXPLORERS[mode]} --steps {rows} --adapt-steps {rows // 10} --log-points 5"
     return f"{env} --preset tiny-explore --seeds {SEEDS} --checkpoint-keep 0 {phases}"
-
-
-def iqm(scores: np.ndarray) -> str:
-    """Interquartile mean of scores [seeds] with its interval."""
-    found = summarise(scores, range(scores.size))
-    return f"{found.iqm:.2f} ({found.ci_low:.2f} to {found.ci_high:.2f})"
 
 
 def scores(runs: list[Result], task: str) -> list[list[str]]:
