@@ -5,12 +5,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.random as jr
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from envs.environment import ActionSpace, ObsSpace
 from stages.behavior import Behavior, BehaviorTarget, update_target
 from stages.config import Config, Hypers, Mode
-from stages.intrinsic_scale import IntrinsicScale, update_scale
 from stages.returns import ReturnScale
 from stages.rewards import behaviors, learns_with_model, network_of
 from stages.uniform import Uniform
@@ -40,37 +39,24 @@ class Agent(eqx.Module):
 
 
 class Targets(eqx.Module):
-    """Slow critics and return scales of both behaviours; and the intrinsic scale, where it adapts."""
+    """Slow critics and return scales of both behaviours."""
 
     tasker: BehaviorTarget
     explorer: BehaviorTarget | None
-    intrinsic_scale: IntrinsicScale | None = None
 
     @staticmethod
-    def of(agent: Agent, adaptive: bool = False) -> "Targets":
-        """The targets at the start of training; `adaptive`: with an intrinsic scale."""
-        explorer, scale = None, None
-        if agent.explorer is not None:
-            explorer = BehaviorTarget.of(agent.explorer)
-            scale = IntrinsicScale.of(agent.explorer.actor) if adaptive else None
-        return Targets(BehaviorTarget.of(agent.tasker), explorer, scale)
+    def of(agent: Agent) -> "Targets":
+        """The targets at the start of training."""
+        explorer = None if agent.explorer is None else BehaviorTarget.of(agent.explorer)
+        return Targets(BehaviorTarget.of(agent.tasker), explorer)
 
 
-def update_targets(
-    targets: Targets, agent: Agent, scales: dict[str, ReturnScale], gain: Float[Array, ""] | None, hypers: Hypers
-) -> Targets:
-    """Slow critics one step towards the critics; return scales replaced by each behaviour's new ones.
-
-    Args:
-        gain: what the intrinsic scale learns from (`gain_over_slow`), where it adapts.
-    """
-    tasker = update_target(targets.tasker, agent.tasker, scales["tasker"], hypers.slow_rate)
-    explorer, scale = None, None
+def update_targets(targets: Targets, agent: Agent, scales: dict[str, ReturnScale], hypers: Hypers) -> Targets:
+    """Slow critics one step towards the critics; return scales replaced by each behaviour's new ones."""
+    tasker, explorer = update_target(targets.tasker, agent.tasker, scales["tasker"], hypers.slow_rate), None
     if targets.explorer is not None and agent.explorer is not None:
         explorer = update_target(targets.explorer, agent.explorer, scales["explorer"], hypers.slow_rate)
-        if targets.intrinsic_scale is not None and gain is not None:
-            scale = update_scale(targets.intrinsic_scale, agent.explorer.actor, gain, hypers)
-    return Targets(tasker, explorer, scale)
+    return Targets(tasker, explorer)
 
 
 def learned(config: Config, agent: Agent) -> Agent:

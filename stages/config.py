@@ -69,9 +69,6 @@ class EnsembleConfig:
     """Ensemble members, M (5 in the paper, section 4; 8 is the reference's later choice)."""
     layers: int = 2
     """Hidden layers of a member."""
-    trunk: int = 0
-    """Of these, the first so many are one network that all members share (the shared base of bootstrapped DQN: Osband
-    et al. 2016, arXiv 1602.04621, section 4); the others, the output and the prior are each member's own."""
     units: int = 0
     """Units of the layers of a member and of its prior; 0 takes model.units."""
     input: Literal["feat", "decoded"] = "feat"
@@ -110,12 +107,6 @@ class ReplayConfig:
     """Rows collected before the first update; 0 takes the fewest that fill one window in each environment."""
     online: bool = True
     """Serve each newest window once in the next batch, before uniform ones."""
-    priority: float = 0.0
-    """Share of a batch's windows that is drawn in proportion to the disagreement about their rows, in modes explore and
-    mix (proportional prioritised replay: Schaul et al. 2016, arXiv 1511.05952); 0: none."""
-    correct: bool = False
-    """Correct by importance weights, so that losses on replayed rows are in the mean those of uniform windows. What is
-    imagined starts where priorities say all the same."""
 
 
 class Hypers(eqx.Module):
@@ -156,8 +147,6 @@ class Hypers(eqx.Module):
     """Weight of the normalised extrinsic advantage in mode mix; of the reward itself in a sum (explorer_critics)."""
     intrinsic_scale: float = 1.0
     """Weight of the normalised intrinsic advantage in mode mix; of the disagreement itself in a sum."""
-    intrinsic_scale_lr: float = 3e-4
-    """Learning rate of the intrinsic scale's logarithm, where it adapts (MaxInfoRL's)."""
     scale_recon: float = 1.0
     """Loss scale: reconstruction."""
     scale_reward: float = 1.0
@@ -186,8 +175,6 @@ class Hypers(eqx.Module):
     action_scale: float = 1.0
     """What members read of an action is multiplied by this: beside many other inputs a one-hot entry of 1 is little,
     and members are slow to tell actions apart."""
-    bootstrap: float = 1.0
-    """Probability that a member learns from a row, drawn once for each member and row; 1: all learn from all."""
 
 
 @dataclass(frozen=True)
@@ -220,9 +207,6 @@ class Config:
     al. 2018, arXiv 1810.12894, section 2.3); or one for the plain sum of both rewards (Plan2Explore's code), whose
     returns' range divides its advantages as DreamerV3's does. A sum of rewards as they come: disagreement may be a
     thousandth of a reward."""
-    adaptive_intrinsic_scale: bool = False
-    """Learn the intrinsic scale of mode mix, from hypers.intrinsic_scale on, so that the explorer's actions collect as
-    much disagreement as those of a slow copy of its policy (MaxInfoRL: Sukhija et al. 2024, arXiv 2412.12098)."""
     block: int = 0
     """Starts imagined at once. It changes no number, only the speed; 0 takes 64 on a CPU and all on accelerators."""
     lane: int = 0
@@ -243,11 +227,6 @@ class Config:
         ratio = self.replay.train_ratio * self.envs / (self.replay.batch_size * self.replay.batch_length)
         pair = Fraction(ratio).limit_denominator(MOST_STEPS)
         return pair.denominator, pair.numerator
-
-    @property
-    def prioritised(self) -> bool:
-        """Whether replay follows disagreement, which a phase that adapts has none of."""
-        return self.replay.priority > 0 and self.mode in ("explore", "mix")
 
     @property
     def prefill(self) -> int:
@@ -332,8 +311,8 @@ _POSITIVE = {
 }
 _NON_NEGATIVE = {
     "": ("adapt_steps", "block", "lane", "eval_steps"),
-    "ensemble": ("units", "trunk", "prior_layers", "updates"),
-    "replay": ("prefill", "priority"),
+    "ensemble": ("units", "prior_layers", "updates"),
+    "replay": ("prefill",),
 }
 # Far above what anyone means: beyond it are arrays that no index counts, compilers at work for hours, or updates that
 # never end. Below it, runs/rounds.py says what does not fit.
@@ -352,11 +331,10 @@ _MOST = {
     "replay": {
         **dict.fromkeys(("batch_size", "batch_length"), 65_536),
         **dict.fromkeys(("capacity", "prefill"), MOST_ROWS),
-        "priority": 1,
     },
 }
-_POSITIVE_HYPERS = ("lr", "agc", "discount_horizon", "return_floor", "intrinsic_floor", "ensemble_lr", "bootstrap")
-_UNIT_HYPERS = ("unimix", "policy_unimix", "lam", "slow_rate", "return_rate", "bootstrap")
+_POSITIVE_HYPERS = ("lr", "agc", "discount_horizon", "return_floor", "intrinsic_floor", "ensemble_lr")
+_UNIT_HYPERS = ("unimix", "policy_unimix", "lam", "slow_rate", "return_rate")
 
 
 def _setting(config: Config, group: str, name: str) -> tuple[str, float]:
@@ -405,28 +383,12 @@ def validate(config: Config, hypers: Hypers) -> None:
         raise ConfigError(f"--explorer-reward {config.explorer_reward} is for --mode explore, not {config.mode}")
     if config.explorer_critics == "sum" and config.mode != "mix":
         raise ConfigError(f"--explorer-critics sum needs two rewards to sum: --mode mix, not {config.mode}")
-    if config.adaptive_intrinsic_scale and config.mode != "mix":
-        raise ConfigError(f"--adaptive-intrinsic-scale weighs two rewards: it needs --mode mix, not {config.mode}")
-    if config.adaptive_intrinsic_scale and hypers.intrinsic_scale == 0:
-        raise ConfigError("--adaptive-intrinsic-scale begins at --hypers.intrinsic-scale, which must be positive")
-    if config.ensemble.trunk > config.ensemble.layers:
-        trunk, layers = config.ensemble.trunk, config.ensemble.layers
-        raise ConfigError(f"--ensemble.trunk {trunk} must be at most --ensemble.layers {layers}: it is some of them")
     if config.ensemble.updates and config.ensemble.target == "probs":
         raise ConfigError(
             "--ensemble.updates needs a target that replayed rows hold, not --ensemble.target probs: stoch, say"
         )
-    if hypers.bootstrap < 1 and not config.ensemble.updates:
-        raise ConfigError("--hypers.bootstrap below 1 needs updates of the ensemble's own: --ensemble.updates 1, say")
     if config.adapt_steps and config.mode == "task":
         raise ConfigError("--adapt-steps follows --mode explore, mix or random; in mode task give --steps alone")
-    if replay.priority and not config.prioritised:
-        raise ConfigError(f"--replay.priority follows disagreement: it needs --mode explore or mix, not {config.mode}")
-    if replay.priority and round(replay.priority * replay.batch_size) == 0:
-        windows = f"{replay.priority:g} of a batch of {replay.batch_size}"
-        raise ConfigError(f"--replay.priority {windows} is not one window: raise it or --replay.batch-size")
-    if replay.correct and not replay.priority:
-        raise ConfigError("--replay.correct corrects for --replay.priority, which is 0: uniform replay needs none")
     rows = config.prefill * config.envs
     if rows > config.steps:
         flag = "--replay.prefill" if replay.prefill >= rows else "--replay.batch-length"

@@ -5,11 +5,11 @@ members differ where nothing was learned. They learn with the model, from its ba
 (`ensemble_loss`), or by updates of their own on pairs of replayed rows (`update_ensemble`), which may be more and
 faster: disagreement has to fall within a handful of visits for an explorer to be able to follow it.
 
-Members share nothing, each has its own keys; unless `trunk` says that their first layers are one network.
+Members share nothing; each has its own keys.
 
 Axes: M members, T time, B windows, n pairs, F feat, A action vector, I inputs, P numbers of an observation, Y target
 dimensions. Source: Sekar et al. 2020 (arXiv 2005.05960), section 3 and eq. 1-2; priors: Osband et al. 2018 (arXiv
-1806.03335); trunk: Osband et al. 2016 (arXiv 1602.04621).
+1806.03335).
 """
 
 import math
@@ -19,10 +19,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import numpy as np
 import optax
 from jax.lax import stop_gradient as sg
-from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
+from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from envs.environment import ObsSpace
 from stages.config import Config, EnsembleConfig, Hypers
@@ -30,7 +29,7 @@ from stages.decode import expected
 from stages.encode import embed_size, features, numeric
 from stages.fast.stacked import Stacked
 from stages.networks.distributions import Categorical
-from stages.networks.layers import MLP, Head
+from stages.networks.layers import Head
 from stages.replay import Row
 from stages.rssm import Latent, bound_action, latent_of
 from stages.world_model import Observed, WorldModel, action_vector
@@ -68,7 +67,6 @@ class Standard(eqx.Module):
 class Ensemble(eqx.Module):
     """M heads: (what is known of a state, action) -> the next row's target."""
 
-    trunk: MLP | None  # the first layers of all members, if they share any
     members: Stacked
     prior: Stacked | None  # frozen random networks, one for each member
     projection: Float[Array, "P Y"] | None  # fixed: of target projected
@@ -82,15 +80,11 @@ class Ensemble(eqx.Module):
         inputs = {"feat": model.feat, "decoded": pixels}[sizes.input] + action
         outputs = {"probs": latent, "stoch": latent, "deter": model.deter, "projected": sizes.projection}
         size = outputs.get(sizes.target) or embed_size(obs, model)
-        make = lambda inputs, layers, key: Stacked(
+        make = lambda layers, key: Stacked(
             lambda k: Head(inputs, units, layers, size, key=k), jr.split(key, sizes.members)
         )
-        self.trunk = None
-        if sizes.trunk:
-            key_trunk, key_members = jr.split(key_members)
-            self.trunk = MLP(inputs, units, sizes.trunk, key=key_trunk)
-        self.members = make(units if sizes.trunk else inputs, sizes.layers - sizes.trunk, key_members)
-        self.prior = make(inputs, sizes.prior_layers, key_prior) if sizes.prior_layers else None
+        self.members = make(sizes.layers, key_members)
+        self.prior = make(sizes.prior_layers, key_prior) if sizes.prior_layers else None
         self.projection = jr.normal(key_projection, (pixels, size)) if sizes.target == "projected" else None
         self.standard = Standard.zero(pixels) if obs.kind == "real" and sizes.updates else None
         self.config = sizes
@@ -98,8 +92,7 @@ class Ensemble(eqx.Module):
 
 def predict(ensemble: Ensemble, inputs: Float[Array, "*b I"], hypers: Hypers) -> Float[Array, "M *b Y"]:
     """Every member's prediction of the next row's target: what it learned, plus its prior, which never learns."""
-    hidden = inputs if ensemble.trunk is None else ensemble.trunk(inputs)
-    predictions = ensemble.members.map(lambda member: member(hidden))
+    predictions = ensemble.members.map(lambda member: member(inputs))
     if ensemble.prior is not None:
         predictions += hypers.prior_scale * sg(ensemble.prior.map(lambda prior: prior(inputs)))
     return predictions
@@ -197,19 +190,14 @@ def ensemble_loss(
 # ---- learning by updates of its own --------------------------------------------------------------------------------
 
 
-def _learned(ensemble: Ensemble) -> tuple[MLP | None, Stacked]:
-    """The parts that learn, unlike priors, projection and averages."""
-    return ensemble.trunk, ensemble.members
-
-
-def _replace_learned(ensemble: Ensemble, learned: tuple[MLP | None, Stacked]) -> Ensemble:
-    """The ensemble with these."""
-    return eqx.tree_at(lambda e: (e.trunk, e.members), ensemble, learned, is_leaf=lambda x: x is None)
+def replace_members(ensemble: Ensemble, members: Stacked) -> Ensemble:
+    """The ensemble with these members: they learn, unlike priors, projection and averages."""
+    return eqx.tree_at(lambda e: e.members, ensemble, members)
 
 
 def ensemble_moments(ensemble: Ensemble, hypers: Hypers) -> Any:
     """The state of the members' own optimiser before its first step."""
-    return _optimizer(hypers).init(_learned(ensemble))
+    return _optimizer(hypers).init(ensemble.members)
 
 
 def _optimizer(hypers: Hypers) -> Any:
@@ -218,46 +206,31 @@ def _optimizer(hypers: Hypers) -> Any:
 
 
 def update_ensemble(
-    ensemble: Ensemble, moments: Any, model: WorldModel, pairs: Row, number: Int[Array, " n"], hypers: Hypers
+    ensemble: Ensemble, moments: Any, model: WorldModel, pairs: Row, hypers: Hypers
 ) -> tuple[Ensemble, Any, Float[Array, ""]]:
     """One step of the members' own optimiser.
 
     Args:
-        moments: the optimiser's state, of what learns: trunk and members.
+        moments: the optimiser's state.
         pairs: replayed rows [2, n, ...], one after the other, with the states that are stored with them.
-        number: a number of its own for each pair, the same whenever it is replayed.
 
     Returns:
         (ensemble, moments, loss []): of the loss, nats, the mean over members and pairs.
     """
     latent = Latent.stored(pairs.deter, pairs.stoch, model.rssm.classes, model.dtype)
     if ensemble.standard is not None:
-        seen = numeric(model.decoder.space, pairs.obs[1]).reshape(len(number), -1)
+        seen = numeric(model.decoder.space, pairs.obs[1]).reshape(pairs.is_first.shape[1], -1)
         ensemble = eqx.tree_at(lambda e: e.standard, ensemble, ensemble.standard.updated(seen))
     action = action_vector(model, pairs.action)
     inputs = inputs_of(ensemble, model, latent.feat[0], action[0], hypers)
     after = jax.tree.map(lambda x: x[1], latent)
     target = target_of(ensemble, model, after, model.encoder(pairs.obs[1], model.dtype), None, pairs.obs[1])
-    weight = bootstrap(len(ensemble.members), number, hypers.bootstrap) * ~pairs.is_first[1]
 
-    def loss(learned):
-        error = 0.5 * jnp.square(predict(_replace_learned(ensemble, learned), inputs, hypers) - target).sum(-1)
-        return (weight * error).mean(1).sum()  # summed over members: each learns as it would alone
+    def loss(members):
+        error = 0.5 * jnp.square(predict(replace_members(ensemble, members), inputs, hypers) - target).sum(-1)
+        return jnp.where(pairs.is_first[1], 0.0, error).mean(1).sum()  # over members: each learns as it would alone
 
-    total, grads = jax.value_and_grad(loss)(_learned(ensemble))
+    total, grads = jax.value_and_grad(loss)(ensemble.members)
     updates, moments = _optimizer(hypers).update(grads, moments)
-    ensemble = _replace_learned(ensemble, eqx.apply_updates(_learned(ensemble), updates))
+    ensemble = replace_members(ensemble, eqx.apply_updates(ensemble.members, updates))
     return ensemble, moments, total / len(ensemble.members)
-
-
-def bootstrap(members: int, number: Int[Array, " n"], probability: Float[Array, ""] | float) -> Float[Array, "M n"]:
-    """Weights of rows for each member: 1 / probability with that probability, else 0 (the paper's bootstrap).
-
-    They are hashed from the row's number, so that a member that leaves a row out does so whenever it is replayed.
-    """
-    member = np.arange(members, dtype=np.uint32)[:, None] * np.uint32(0x85EBCA77)
-    x = number.astype(jnp.uint32) * np.uint32(0x9E3779B1) + member
-    x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)  # MurmurHash3's finaliser: every bit depends on all
-    x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
-    uniform = (x ^ (x >> 16)) >> 8  # 24 bits, which float32 holds exactly
-    return jnp.where(uniform < probability * 2.0**24, 1 / probability, 0.0)

@@ -17,15 +17,12 @@ from stages.agent import Agent, Targets
 from stages.behavior import Objective, Replayed, behavior_loss
 from stages.config import Config, Hypers, Norm
 from stages.imagine import draw_noise, imagine
-from stages.intrinsic_scale import gain_over_slow, with_scale
 from stages.replay import Row
 from stages.returns import ReturnScale
 from stages.rewards import (
     Reward,
     behaviors,
     imagined_rewards,
-    immediate,
-    intrinsic_reward,
     learns_with_model,
     network_of,
     replayed_rewards,
@@ -42,8 +39,6 @@ class Outcome(eqx.Module):
 
     latent: Latent  # fresh latents of the trained rows, [T, B, ...]
     scales: dict[str, ReturnScale]  # new return scales of each behaviour
-    gain: Float[Array, ""] | None  # what the intrinsic scale learns from, where it adapts
-    priority: Float[Array, "T B"] | None  # disagreement about each trained row's action, where replay follows it
     metrics: dict[str, Float[Array, ""]]
 
 
@@ -53,7 +48,6 @@ def agent_loss(
     rows: Row,
     config: Config,
     hypers: Hypers,
-    weight: Float[Array, " B"] | None = None,
     *,
     key: PRNGKeyArray,
 ) -> tuple[Float[Array, ""], Outcome]:
@@ -61,7 +55,6 @@ def agent_loss(
 
     Args:
         rows: [T+1, B, ...]; row 0 is context: its stored latent starts the window.
-        weight: of each window in the losses on replayed rows; all alike if None.
 
     Returns:
         loss [] and the Outcome.
@@ -69,7 +62,6 @@ def agent_loss(
     key_observe, key_imagine = jr.split(key)
     keys = dict(zip(PREFIX, jr.split(key_imagine), strict=True))
     model, frozen, reward_free = agent.model, sg(agent), config.mode == "explore"
-    hypers = with_scale(hypers, targets.intrinsic_scale)
     context, rows, before, action = _window(agent, rows)
 
     observed = observe(model, context, before, rows.obs, rows.is_first, hypers.unimix, key=key_observe)
@@ -78,18 +70,12 @@ def agent_loss(
     if (network := network_of(config.mode)) and learns_with_model(config):
         losses[network.name] = network.loss(agent.novelty, frozen.model, observed, rows, action, hypers)
 
-    scales, gain = {}, None
+    scales = {}
     for name, rewards in behaviors(config).items():
         behavior, target = getattr(agent, name), getattr(targets, name)
         noise = draw_noise(model, behavior.actor, config.horizon, feat.shape[0] * feat.shape[1], key=keys[name])
         trajectory = imagine(model, behavior.actor, start, noise, hypers.unimix, hypers.policy_unimix, config.block)
         reward = imagined_rewards(rewards, frozen.model, frozen.novelty, trajectory, hypers)
-        if name == "explorer" and targets.intrinsic_scale is not None:
-            first = sg(feat).reshape(-1, feat.shape[-1]), _first(trajectory.action), noise.action[0]
-            intrinsic = intrinsic_reward(config.mode)
-            gain = gain_over_slow(targets.intrinsic_scale, intrinsic, frozen.model, frozen.novelty, *first, hypers)
-            metrics[f"explorer_gain_{intrinsic.name}"] = gain
-            metrics["explorer_intrinsic_scale"] = jnp.asarray(hypers.intrinsic_scale)
 
         # Only the tasker's replayed values shape the world model, and nothing of a reward does where it is reward-free.
         read = feat if name == "tasker" and not reward_free else sg(feat)
@@ -101,10 +87,9 @@ def agent_loss(
         losses |= {PREFIX[name] + key: loss for key, loss in own_losses.items()}
         metrics |= {PREFIX[name] + key: value for key, value in _by_reward(own_metrics, rewards).items()}
 
-    priority = _priority(frozen, observed.latent, rows, action, config, hypers) if config.prioritised else None
-    total, means = _weighted_sum(losses, loss_scales(hypers, config), weight)
+    total, means = _weighted_sum(losses, loss_scales(hypers, config))
     metrics |= {f"loss/{name}": mean for name, mean in means.items()}
-    return total, Outcome(sg(observed.latent), scales, gain, priority, metrics)
+    return total, Outcome(sg(observed.latent), scales, metrics)
 
 
 def _window(agent: Agent, rows: Row) -> tuple[Latent, Row, Float[Array, "T B A"], Float[Array, "T B A"]]:
@@ -113,21 +98,6 @@ def _window(agent: Agent, rows: Row) -> tuple[Latent, Row, Float[Array, "T B A"]
     action = action_vector(model, rows.action)
     context = Latent.stored(rows.deter[0], rows.stoch[0], model.rssm.classes, model.dtype)
     return context, jax.tree.map(lambda x: x[1:], rows), action[:-1], action[1:]
-
-
-def _first(x: Float[Array, "blocks L c A"]) -> Float[Array, "n A"]:
-    """The first step of every start, of what is in blocks."""
-    return x[:, 0].reshape(-1, x.shape[-1])
-
-
-def _priority(
-    frozen: Agent, latent: Latent, rows: Row, action: Float[Array, "T B A"], config: Config, hypers: Hypers
-) -> Float[Array, "T B"]:
-    """What the mode's intrinsic reward pays each trained row's action; 0 at an episode's last row, which has none."""
-    flat = lambda x: x.reshape(-1, x.shape[-1])
-    reward = intrinsic_reward(config.mode)
-    paid = immediate(reward, frozen.model, frozen.novelty, flat(sg(latent.feat)), flat(action), hypers)
-    return jnp.where(rows.is_last, 0.0, sg(paid).reshape(rows.is_last.shape))
 
 
 def objective_of(name: str, rewards: tuple[Reward, ...], config: Config, hypers: Hypers) -> Objective:
@@ -156,12 +126,8 @@ def loss_scales(hypers: Hypers, config: Config) -> dict[str, Float[Array, ""] | 
     return scales
 
 
-def _weighted_sum(
-    losses: dict[str, Array], scales: dict[str, Any], weight: Float[Array, " B"] | None
-) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """The sum of the losses' means, each with its scale; and the means. Windows count by their weight, if they have
-    one, in losses that are of rows, [T, B]: means over what was imagined have none any more."""
+def _weighted_sum(losses: dict[str, Array], scales: dict[str, Any]) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """The sum of the losses' means, each with its scale; and the means."""
     assert losses.keys() == scales.keys(), (sorted(losses), sorted(scales))
-    weighted = lambda loss: loss if weight is None or not loss.ndim else weight[None] * loss
-    means = {name: weighted(loss).mean() for name, loss in losses.items()}
+    means = {name: loss.mean() for name, loss in losses.items()}
     return jnp.stack([scales[name] * mean for name, mean in means.items()]).sum(), means

@@ -20,7 +20,7 @@ from stages.agent import Agent
 from stages.collect import collect, start
 from stages.config import Config, Hypers
 from stages.coverage import Coverage, action_vectors
-from stages.ensemble import Ensemble, disagreement
+from stages.ensemble import Ensemble, disagreement, replace_members
 from stages.open_loop import AHEAD, open_loop_errors
 from stages.replay import Clock, Replay, Row, capacity_of, choose, read
 from stages.rssm import Latent
@@ -146,8 +146,7 @@ def contrast(
     begun = start(env, agent.model, RANDOM_ENVS, key=key_start)
     _, fresh = lax.scan(act, begun, jr.split(key_steps, RANDOM_STEPS))
     new = Ensemble(config, env.obs_space, env.action_space.size, key=key_members)
-    learned = lambda ensemble: (ensemble.members, ensemble.trunk)
-    untrained = eqx.tree_at(learned, agent.novelty, learned(new), is_leaf=lambda x: x is None)
+    untrained = replace_members(agent.novelty, new.members)
     mean = lambda ensemble, rows, there: _mean_disagreement(agent.model, ensemble, rows, there, hypers)
     return Contrast(
         mean(agent.novelty, recent, there), mean(untrained, recent, there), mean(agent.novelty, fresh, ~fresh.is_last)

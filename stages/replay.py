@@ -143,16 +143,11 @@ def write_back(ring: Replay, windows: Windows, deter: Float[Array, "T B D"], sto
     A row that several windows hold is written once, on every device: by the window in which more rows came before it,
     the later one if it is as many.
     """
-    at, env = written_rows(windows, deter.shape[0], capacity_of(ring))
-    write = lambda x, fresh: x.at[at, env].set(fresh, mode="drop")
-    return eqx.tree_at(lambda r: (r.deter, r.stoch), ring, (write(ring.deter, deter), write(ring.stoch, stoch)))
-
-
-def written_rows(windows: Windows, length: int, capacity: int) -> tuple[Int[Array, "T B"], Int[Array, "1 B"]]:
-    """Ring positions of the windows' trained rows, or C, which is none, where another window writes the row; and their
-    environments."""
+    length, capacity = deter.shape[0], capacity_of(ring)
     position = (windows.start + 1 + jnp.arange(length)[:, None]) % capacity
-    return jnp.where(_overwritten(windows, length, capacity), capacity, position), windows.env[None]
+    at = jnp.where(_overwritten(windows, length, capacity), capacity, position)  # there is no row C: it is dropped
+    write = lambda x, fresh: x.at[at, windows.env[None]].set(fresh, mode="drop")
+    return eqx.tree_at(lambda r: (r.deter, r.stoch), ring, (write(ring.deter, deter), write(ring.stoch, stoch)))
 
 
 def _overwritten(windows: Windows, length: int, capacity: int) -> Bool[Array, "T B"]:

@@ -28,7 +28,7 @@ class Network(NamedTuple):
     make: Callable[..., Any]  # (config, observations, action size, *, key) -> the network
     # Learning with the model, from its batch: (network, model, observed, rows, action, hypers) -> nats [T, B]
     loss: Callable[..., Float[Array, "T B"]]
-    # Or by updates of its own: (network, moments, model, pairs, number, hypers) -> (network, moments, loss)
+    # Or by updates of its own: (network, moments, model, pairs, hypers) -> (network, moments, loss)
     update: Callable[..., tuple[Any, Any, Float[Array, ""]]]
     moments: Callable[[Any, Hypers], Any]  # of its own optimiser, at the start
 
@@ -191,26 +191,6 @@ def network_of(mode: Mode) -> Network | None:
     networks = {r.network for rewards in BEHAVIORS[mode].values() for r in rewards if r.network}
     assert len(networks) <= 1, networks
     return next(iter(networks), None)
-
-
-def intrinsic_reward(mode: Mode) -> Reward:
-    """The mode's reward that learns with a network."""
-    (reward,) = {r for rewards in BEHAVIORS[mode].values() for r in rewards if r.network}
-    return reward
-
-
-def immediate(
-    reward: Reward,
-    model: WorldModel,
-    network: Any,
-    feat: Float[Array, "n F"],
-    action: Float[Array, "n A"],
-    hypers: Hypers,
-) -> Float[Array, " n"]:
-    """What an intrinsic reward pays each action at its state, wherever it leads."""
-    twice = lambda x: jnp.stack([x, x])
-    step = Trajectory(twice(feat), twice(action), jnp.ones((2, feat.shape[0])))
-    return reward.imagined(model, network, step, hypers)[1]  # it arrives with the state after it
 
 
 def imagined_rewards(

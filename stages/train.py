@@ -19,7 +19,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from envs.environment import Environment
-from stages import optimizer, priority, replay
+from stages import optimizer, replay
 from stages.agent import Agent, Targets, collector, learned, replace_novelty, update_targets
 from stages.collect import Episodes, Rollout, collect, start
 from stages.config import Config, Hypers
@@ -27,8 +27,7 @@ from stages.coverage import Coverage, count, start_coverage
 from stages.fast import rows
 from stages.finite import finite, keep, mark
 from stages.loss import agent_loss
-from stages.priority import Priority
-from stages.replay import Clock, Replay, Windows
+from stages.replay import Clock, Replay
 from stages.rewards import learns_with_model, network_of
 
 
@@ -40,7 +39,6 @@ class TrainState(eqx.Module):
     optimizer: Any
     novelty_optimizer: Any  # of a network that learns by updates of its own, else None
     ring: Replay
-    priority: Priority | None  # of the ring's rows, where replay follows it
     rollout: Rollout
     hypers: Hypers
     key: PRNGKeyArray
@@ -82,10 +80,8 @@ def init(env: Environment, config: Config, hypers: Hypers, *, key: PRNGKeyArray)
         own = network.moments(agent.novelty, hypers)
     coverage = start_coverage(env, capacity(config), config.envs)
     never = jnp.zeros((), jnp.int32)
-    targets = Targets.of(agent, config.adaptive_intrinsic_scale)
-    priorities = priority.empty(capacity(config), config.envs) if config.prioritised else None
     rest = (rollout, hypers, key_train, env_params, coverage, never)
-    return TrainState(agent, targets, moments, own, ring, priorities, *rest)
+    return TrainState(agent, Targets.of(agent), moments, own, ring, *rest)
 
 
 def collect_steps(
@@ -96,20 +92,19 @@ def collect_steps(
     key, key_steps = jr.split(state.key)
 
     def step(carry, key_step):
-        before, ring, priorities, coverage, diverged, clock = carry
+        before, ring, coverage, diverged, clock = carry
         rollout, row, episodes = collect(env, state.agent, behavior, before, state.hypers, key=key_step)
         taken = (diverged == 0) & finite((row, rollout.timestep))
         ring = replay.add(ring, row, clock.step, taken)
-        priorities = priority.add(priorities, clock.step, taken)
         coverage = count(env, coverage, before, row, clock.step, taken)
         later = Clock(clock.step + 1, clock.online_cursor)
         diverged = mark(diverged, taken, later.step)
         none = jax.tree.map(jnp.zeros_like, episodes)
-        return (keep(taken, rollout, before), ring, priorities, coverage, diverged, later), keep(taken, episodes, none)
+        return (keep(taken, rollout, before), ring, coverage, diverged, later), keep(taken, episodes, none)
 
-    carry = (state.rollout, state.ring, state.priority, state.coverage, state.diverged, clock)
-    (rollout, ring, priorities, coverage, diverged, clock), episodes = lax.scan(step, carry, jr.split(key_steps, steps))
-    changed = {"rollout": rollout, "ring": ring, "priority": priorities, "coverage": coverage}
+    carry = (state.rollout, state.ring, state.coverage, state.diverged, clock)
+    (rollout, ring, coverage, diverged, clock), episodes = lax.scan(step, carry, jr.split(key_steps, steps))
+    changed = {"rollout": rollout, "ring": ring, "coverage": coverage}
     state = dataclasses.replace(state, **changed, diverged=diverged, key=key)
     return state, clock, jax.tree.map(jnp.sum, episodes)
 
@@ -118,16 +113,16 @@ def update(config: Config, state: TrainState, clock: Clock) -> tuple[TrainState,
     """One batch, one gradient, one step of the optimiser, of the slow critics and of the return scales."""
     shape = (replay.capacity_of(state.ring), config.envs, config.replay.batch_size, config.replay.batch_length)
     key, key_choose, key_loss = jr.split(state.key, 3)
-    windows, weight = _choose(config, state, clock, key=key_choose)
+    windows = replay.choose(clock, *shape, config.replay.online, key=key_choose)
     batch = replay.read(state.ring, windows, config.replay.batch_length)
 
     moved = learned(config, state.agent)
     whole = lambda moved: replace_novelty(moved, state.agent.novelty) if moved.novelty is None else moved
-    loss = lambda moved: agent_loss(whole(moved), state.targets, batch, config, state.hypers, weight, key=key_loss)
+    loss = lambda moved: agent_loss(whole(moved), state.targets, batch, config, state.hypers, key=key_loss)
     (total, outcome), grads = jax.value_and_grad(loss, has_aux=True)(moved)
     updates, moments = optimizer.optimizer(state.hypers).update(grads, state.optimizer, moved)
     agent: Agent = whole(eqx.apply_updates(moved, updates))
-    targets = update_targets(state.targets, agent, outcome.scales, outcome.gain, state.hypers)
+    targets = update_targets(state.targets, agent, outcome.scales, state.hypers)
 
     norms = {"opt/grad_norm": rows.norm(grads), "opt/update_norm": rows.norm(updates)}
     taken = (state.diverged == 0) & finite((total, norms))
@@ -135,29 +130,14 @@ def update(config: Config, state: TrainState, clock: Clock) -> tuple[TrainState,
     fresh = (outcome.latent.deter.astype(state.ring.deter.dtype), outcome.latent.classes)
     agent, targets, moments, fresh = keep(taken, (agent, targets, moments, fresh), was)
 
-    ring, priorities = replay.write_back(state.ring, windows, *fresh), state.priority
-    if priorities is not None and outcome.priority is not None:
-        priorities = priority.write_back(priorities, windows, outcome.priority, taken)
-    changed = {"agent": agent, "targets": targets, "optimizer": moments, "ring": ring, "priority": priorities}
+    ring = replay.write_back(state.ring, windows, *fresh)
+    changed = {"agent": agent, "targets": targets, "optimizer": moments, "ring": ring}
     state = dataclasses.replace(state, **changed, key=key, diverged=mark(state.diverged, taken, clock.step))
     metrics = _of_taken(taken, outcome.metrics | norms)
     if state.novelty_optimizer is not None:
         state, own_metrics = update_novelty(config, state, clock)
         metrics |= own_metrics
     return state, replay.advance_cursor(clock, *shape), metrics
-
-
-def _choose(
-    config: Config, state: TrainState, clock: Clock, *, key: PRNGKeyArray
-) -> tuple[Windows, Float[Array, " B"] | None]:
-    """The next batch's windows, and their weights where they are corrected for."""
-    batch, length, online = config.replay.batch_size, config.replay.batch_length, config.replay.online
-    if state.priority is None:
-        capacity = replay.capacity_of(state.ring)
-        return replay.choose(clock, capacity, config.envs, batch, length, online, key=key), None
-    share = config.replay.priority
-    windows, weight = priority.choose(state.priority, clock, batch, length, online, share, key=key)
-    return windows, weight if config.replay.correct else None
 
 
 def _of_taken(taken: Bool[Array, ""], metrics: dict[str, Float[Array, ""]]) -> dict[str, Float[Array, ""]]:
@@ -173,9 +153,8 @@ def update_novelty(config: Config, state: TrainState, clock: Clock) -> tuple[Tra
     key, key_steps = jr.split(state.key)
 
     def step(carry, key):
-        windows = replay.choose_pairs(clock, *shape, key=key)
-        pairs, number = replay.read(state.ring, windows, 1), windows.start * config.envs + windows.env
-        *carry, loss = network.update(*carry, state.agent.model, pairs, number, state.hypers)
+        pairs = replay.read(state.ring, replay.choose_pairs(clock, *shape, key=key), 1)
+        *carry, loss = network.update(*carry, state.agent.model, pairs, state.hypers)
         return tuple(carry), loss
 
     before = (state.agent.novelty, state.novelty_optimizer)
@@ -220,5 +199,5 @@ def adapt(state: TrainState) -> TrainState:
     before = state.agent if state.novelty_optimizer is None else replace_novelty(state.agent, None)
     moments = optimizer.shed(state.optimizer, before, agent)
     targets = Targets(state.targets.tasker, None)
-    changed = {"agent": agent, "targets": targets, "optimizer": moments, "novelty_optimizer": None, "priority": None}
+    changed = {"agent": agent, "targets": targets, "optimizer": moments, "novelty_optimizer": None}
     return dataclasses.replace(state, **changed)

@@ -71,16 +71,6 @@ def test_parameters_of_decoded_input_fixed_target_and_priors():
     assert counts["novelty.projection"] == 50 * 32
 
 
-@pytest.mark.parametrize("trunk", [1, 2])
-def test_parameters_of_a_shared_trunk(trunk):
-    ensemble = EnsembleConfig(members=5, layers=2, units=16, target="probs", trunk=trunk, prior_layers=1)
-    counts = parameter_counts(shapes_of(dataclasses.replace(preset("1m")[0], mode="explore", ensemble=ensemble)))
-    first, hidden, last = (512 + 32 * 4 + 3) * 16 + 2 * 16, 16 * 16 + 2 * 16, 16 * 128 + 128
-    assert counts["novelty.trunk"] == first + (trunk - 1) * hidden
-    assert counts["novelty.members"] == 5 * ((2 - trunk) * hidden + last)
-    assert counts["novelty.prior"] == 5 * (first + last)
-
-
 def test_every_leaf_is_a_float32_array(mix_agent):
     assert all(isinstance(x, jax.Array) and x.dtype == jnp.float32 for x in jax.tree.leaves(mix_agent))
 

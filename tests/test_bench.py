@@ -91,14 +91,12 @@ def test_stack_by_hand():
 OWN = EnsembleConfig(
     members=3, input="decoded", target="projected", prior_layers=1, updates=2, batch_size=64, units=128
 )
-TRUNK = EnsembleConfig(members=3, trunk=1)
 
 
 CASES = [("task", None)] + [(mode, sizes) for mode in ("explore", "mix") for sizes in (None, OWN)]
-TRUNKS = [("explore", TRUNK), ("explore", dataclasses.replace(OWN, trunk=1))]
 
 
-@pytest.mark.parametrize(("mode", "ensemble"), CASES + TRUNKS)
+@pytest.mark.parametrize(("mode", "ensemble"), CASES)
 def test_traced_update_executes_what_it_needs_and_little_more(mode, ensemble):
     config, hypers = small(mode)
     config = dataclasses.replace(config, ensemble=ensemble or config.ensemble)
@@ -107,9 +105,7 @@ def test_traced_update_executes_what_it_needs_and_little_more(mode, ensemble):
     # does), the posterior's steps once more for their weights' gradient (stages/fast/scan.py), and when exploring an
     # ensemble that learns there twice on replayed rows, for its loss and for the reward.
     parts = flops.parts(config, sizes.OBS, sizes.ACTIONS, reference=True)
-    again = ("recurrent step", "posterior") + (
-        () if config.ensemble.updates else ("ensemble, replayed", "trunk, replayed")
-    )
+    again = ("recurrent step", "posterior") + (() if config.ensemble.updates else ("ensemble, replayed",))
     twice = [dataclasses.replace(part, backward=0).flop for part in parts if part.name in again]
     counted = sum(part.flop for part in parts) + sum(twice)
     # What is left is under 2 %: sums taken as products (norms, biases, softmax, values of bins, drawing classes).

@@ -69,15 +69,16 @@ def test_everything_comes_back(tmp_path):
     assert again.progress(Place(0, 10)) == {"step": 10, "scores": [1.5, None]}
 
 
-def test_hyperparameters_that_a_checkpoint_is_too_old_to_hold_have_their_defaults(tmp_path):
+def test_of_an_older_checkpoint_hyperparameters_that_came_have_their_defaults_and_those_that_went_are_left(tmp_path):
     class Older(NamedTuple):
         lr: jax.Array
+        bootstrap: jax.Array
 
     class Of(NamedTuple):
         hypers: Hypers | Older
 
     checkpoints, lr = made(tmp_path), jnp.array([0.5, 0.25])
-    checkpoints.save(Place(0, 1), (Of(Older(lr)),), {})
+    checkpoints.save(Place(0, 1), (Of(Older(lr, jnp.ones(2))),), {})
     checkpoints.wait()
     hypers = jax.tree.map(lambda x: jnp.full(2, x, jnp.float32), Hypers())
     (found,) = made(tmp_path).restore(Place(0, 1), shapes((Of(hypers),)))

@@ -57,44 +57,9 @@ def test_hypers_out_of_range_are_named(name, value):
 
 def test_what_an_ensembles_own_updates_need():
     explore = lambda **ensemble: Config(mode="explore", ensemble=EnsembleConfig(**ensemble))
-    validate(explore(updates=2, target="projected"), Hypers(bootstrap=0.5))
+    validate(explore(updates=2, target="projected"), Hypers())
     with pytest.raises(ConfigError, match=r"--ensemble\.updates needs a target"):
         validate(explore(updates=2, target="probs"), Hypers())
-    with pytest.raises(ConfigError, match=r"--hypers\.bootstrap below 1 needs updates"):
-        validate(explore(), Hypers(bootstrap=0.5))
-
-
-def test_an_adaptive_scale_needs_two_rewards_and_a_beginning():
-    validate(Config(mode="mix", adaptive_intrinsic_scale=True), Hypers())
-    for mode in ("task", "explore", "random"):
-        with pytest.raises(ConfigError, match=f"--adaptive-intrinsic-scale .* --mode mix, not {mode}"):
-            validate(Config(mode=mode, adaptive_intrinsic_scale=True), Hypers())
-    with pytest.raises(ConfigError, match=r"--hypers\.intrinsic-scale, which must be positive"):
-        validate(Config(mode="mix", adaptive_intrinsic_scale=True), Hypers(intrinsic_scale=0.0))
-
-
-def test_what_prioritised_replay_needs():
-    of = lambda mode="explore", **replay: Config(mode=mode, steps=100_000, replay=ReplayConfig(**replay))
-    for share in (0.0, 0.25, 1.0):
-        validate(of(priority=share), Hypers())
-    validate(of("mix", priority=0.5, correct=True), Hypers())
-    for mode in ("task", "random"):
-        with pytest.raises(ConfigError, match=f"--replay.priority .* --mode explore or mix, not {mode}"):
-            validate(of(mode, priority=0.5), Hypers())
-    for share in (-0.1, 1.5, float("nan")):
-        with pytest.raises(ConfigError, match=r"--replay\.priority must be"):
-            validate(of(priority=share), Hypers())
-    with pytest.raises(ConfigError, match=r"--replay\.priority 0.01 of a batch of 16 is not one window"):
-        validate(of(priority=0.01), Hypers())
-    with pytest.raises(ConfigError, match=r"--replay\.correct corrects for --replay\.priority"):
-        validate(of(correct=True), Hypers())
-
-
-def test_a_trunk_is_of_a_members_layers():
-    for trunk in (0, 1, 2):
-        validate(Config(mode="explore", ensemble=EnsembleConfig(layers=2, trunk=trunk)), Hypers())
-    with pytest.raises(ConfigError, match=r"--ensemble\.trunk 3 must be at most --ensemble\.layers 2"):
-        validate(Config(mode="explore", ensemble=EnsembleConfig(layers=2, trunk=3)), Hypers())
 
 
 def test_a_constant_pays_the_explorer_of_mode_explore_alone():

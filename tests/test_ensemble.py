@@ -23,7 +23,6 @@ from stages.encode import numeric
 from stages.ensemble import (
     Ensemble,
     Standard,
-    bootstrap,
     disagreement,
     ensemble_loss,
     ensemble_moments,
@@ -43,7 +42,7 @@ from tests.conftest import AS_IN_A_RUN, arbitrary, observations, pick
 M, T, B, A, Y = 3, 5, 2, 3, 8
 SIZES = ModelConfig(deter=2, stoch=2, classes=2, units=Y, hidden=4, blocks=1, layers=2)
 F = SIZES.feat
-HYPERS = Hypers(prior_scale=0.6, action_scale=3.0, ensemble_lr=3e-3, bootstrap=0.5)
+HYPERS = Hypers(prior_scale=0.6, action_scale=3.0, ensemble_lr=3e-3)
 VECTOR, ACTIONS = ObsSpace((7,), "real"), ActionSpace("discrete", A)
 SPACES = {
     "real": VECTOR,
@@ -413,7 +412,7 @@ def test_own_updates_follow_real_observations(pairs):
     ensemble = made(input="decoded", target="projected", updates=1)
     real = dataclasses.replace(pairs, obs=observations(VECTOR, (2, n)))
     run = jax.jit(update_ensemble)
-    learned, _, loss = run(ensemble, ensemble_moments(ensemble, HYPERS), MODEL, real, jnp.arange(n), HYPERS)
+    learned, _, loss = run(ensemble, ensemble_moments(ensemble, HYPERS), MODEL, real, HYPERS)
     assert np.isfinite(loss)
     expected = ensemble.standard.updated(numeric(VECTOR, real.obs[1]))
     chex.assert_trees_all_close(learned.standard, expected, rtol=1e-5)
@@ -455,103 +454,6 @@ def test_priors_differ_and_get_no_gradient(rows):
     assert not reached(grads.prior) and all(reached(leaf) for leaf in jax.tree.leaves(grads.members))
 
 
-# ---- trunk ---------------------------------------------------------------------------------------------------------
-
-
-def dense(layers, x):
-    """Layers of a network in plain numpy."""
-    for layer in layers:
-        linear, scale = (np.asarray(w, np.float64) for w in (layer.linear.weight, layer.norm.scale))
-        x = x @ linear + np.asarray(layer.linear.bias, np.float64)
-        x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-4) * scale
-        x = x / (1 + np.exp(-x))
-    return x
-
-
-@pytest.mark.parametrize("trunk", [1, 2])
-def test_members_go_on_from_a_shared_trunk_each_by_itself(rows, trunk):
-    ensemble, inputs = made(layers=2, trunk=trunk, prior_layers=1), read(rows.feat, rows.action)
-    assert len(ensemble.trunk.layers) == trunk and len(ensemble.members.each.mlp.layers) == 2 - trunk
-    hidden = dense(ensemble.trunk.layers, np.asarray(inputs, np.float64))
-    predictions = predict(ensemble, inputs, HYPERS)
-    for m in range(M):
-        # A prior reads what the trunk reads, and shares nothing.
-        by_hand = forward(ensemble.members.each, hidden, m) + 0.6 * forward(ensemble.prior.each, inputs, m)
-        np.testing.assert_allclose(predictions[m], by_hand, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("trunk", [1, 2])
-def test_members_of_a_trunk_differ_and_disagree(rows, trunk):
-    ensemble = made(layers=2, trunk=trunk)
-    for leaf in jax.tree.leaves(ensemble.members):
-        assert leaf.shape[0] == M
-    for one in range(M):
-        for other in range(one):
-            assert (ensemble.members.each.out.weight[one] != ensemble.members.each.out.weight[other]).all()
-    assert (disagree(ensemble, rows.feat, rows.action) > 0.01).all()
-
-
-def test_a_trunk_learns_from_every_member_and_stops_at_the_model(rows):
-    ensemble = made(layers=2, trunk=1)
-    total = lambda e, feat, target: loss_on(e, feat, rows.action, target, rows.is_first).sum()
-    grads, *others = jax.jit(jax.grad(total, argnums=(0, 1, 2)))(ensemble, rows.feat, rows.target)
-    assert all(reached(leaf) for leaf in jax.tree.leaves(grads)) and not reached(others)
-    # The loss is the mean over members, and so is what the trunk gets of each.
-    of_one = lambda m: eqx.tree_at(lambda e: e.members, ensemble, stacked(ensemble.members, 1, m))
-    each = [jax.jit(jax.grad(total))(of_one(m), rows.feat, rows.target).trunk for m in range(M)]
-    chex.assert_trees_all_close(grads.trunk, jax.tree.map(lambda *x: sum(x) / M, *each), rtol=1e-4, atol=1e-6)
-    spread = jax.jit(jax.grad(lambda e: disagree(e, rows.feat, rows.action).sum()))(ensemble)
-    assert not reached(spread)
-
-
-def test_without_a_trunk_no_number_changes():
-    assert made(trunk=0).trunk is None
-    chex.assert_trees_all_equal(made(layers=2), made(layers=2, trunk=0))
-
-
-def test_own_updates_move_the_trunk_by_adam_on_the_members_summed_losses(pairs):
-    space, number = SPACES["binary"], jnp.arange(n) + 40
-    model, ensemble = model_of(space), made(space, layers=2, trunk=1, target="projected", prior_layers=1)
-    latent = Latent.stored(pairs.deter, pairs.stoch, 2, jnp.dtype(jnp.float32))
-    inputs = inputs_of(ensemble, model, latent.feat[0], jnp.eye(A)[pairs.action[0]], HYPERS)
-    goal = slow_targets("projected", ensemble, model, pairs)
-    counts = np.array([i not in (3, 4) for i in range(n)]) * np.asarray(bootstrap(M, number, 0.5))
-
-    def loss(trunk):
-        heads = [jax.tree.map(lambda x, m=m: x[m], (ensemble.members.each, ensemble.prior.each)) for m in range(M)]
-        errors = [jnp.square(head(trunk(inputs)) + 0.6 * prior(inputs) - goal).sum(-1) for head, prior in heads]
-        return sum(jnp.mean(counts[m] * error) / 2 for m, error in enumerate(errors))
-
-    adam = optax.adam(HYPERS.ensemble_lr, b1=0.9, b2=0.99)
-    updates, _ = adam.update(jax.jit(jax.grad(loss))(ensemble.trunk), adam.init(ensemble.trunk))
-    moments = ensemble_moments(ensemble, HYPERS)
-    learned, _, _ = jax.jit(update_ensemble)(ensemble, moments, model, pairs, number, HYPERS)
-    chex.assert_trees_all_close(learned.trunk, eqx.apply_updates(ensemble.trunk, updates), rtol=1e-3, atol=1e-5)
-    assert reached(jax.tree.map(jnp.subtract, learned.trunk, ensemble.trunk))
-    chex.assert_trees_all_equal(learned.prior, ensemble.prior)
-
-
-# ---- bootstrap -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("probability", [0.25, 0.5, 0.9])
-def test_bootstrap_weights_are_drawn_once_for_each_member_and_row(probability):
-    number = jnp.arange(20_000)
-    weights = np.asarray(bootstrap(5, number, probability))
-    # A row keeps its weights in whatever batch, and the reader of a batch sees them in its order.
-    np.testing.assert_array_equal(bootstrap(5, number[::-7], probability), weights[:, ::-7])
-    np.testing.assert_allclose(np.unique(weights), [0, 1 / probability], rtol=1e-6)
-    used = weights > 0
-    np.testing.assert_allclose(used.mean(1), probability, atol=0.02)
-    assert np.abs(np.corrcoef(used) - np.eye(5)).max() < 0.03  # no member's choice tells another's
-    for lag in (1, 2, 64):  # nor a row's the next one's
-        assert np.abs(np.corrcoef(used[0, lag:], used[0, :-lag])[0, 1]) < 0.03
-
-
-def test_without_bootstrap_every_row_counts_one():
-    np.testing.assert_array_equal(bootstrap(4, jnp.arange(1000), 1.0), 1)
-
-
 # ---- updates of its own --------------------------------------------------------------------------------------------
 
 n = 12
@@ -588,15 +490,15 @@ def slow_targets(target, ensemble, model, pairs):
 
 @pytest.mark.parametrize("source", ["feat", "decoded"])
 @pytest.mark.parametrize("target", ["stoch", "deter", "embed", "projected"])
-def test_own_updates_are_adam_on_the_weighted_squared_error(pairs, source, target):
-    space, number = SPACES["binary"], jnp.arange(n) + 40
+def test_own_updates_are_adam_on_the_squared_error(pairs, source, target):
+    space = SPACES["binary"]
     model, ensemble = model_of(space), made(space, input=source, target=target, prior_layers=1)
     feat = np.concatenate([pairs.deter[0], np.eye(2)[np.asarray(pairs.stoch[0])].reshape(n, -1)], -1)
     inputs = inputs_of(ensemble, model, jnp.asarray(feat, jnp.float32), jnp.eye(A)[pairs.action[0]], HYPERS)
     goal = slow_targets(target, ensemble, model, pairs)
-    counts = np.array([i not in (3, 4) for i in range(n)]) * np.asarray(bootstrap(M, number, 0.5))
+    counts = np.array([i not in (3, 4) for i in range(n)])
     step = jax.jit(update_ensemble)
-    learned, moments, first = step(ensemble, ensemble_moments(ensemble, HYPERS), model, pairs, number, HYPERS)
+    learned, moments, first = step(ensemble, ensemble_moments(ensemble, HYPERS), model, pairs, HYPERS)
 
     predicted = np.stack(
         [forward(ensemble.members.each, inputs, m) + 0.6 * forward(ensemble.prior.each, inputs, m) for m in range(M)]
@@ -612,14 +514,14 @@ def test_own_updates_are_adam_on_the_weighted_squared_error(pairs, source, targe
 
         def loss(head, m=m, prior=prior):
             error = jnp.square(head(inputs) + 0.6 * prior(inputs) - goal).sum(-1)
-            return jnp.mean(counts[m] * error) / 2
+            return jnp.mean(counts * error) / 2
 
         for _ in range(3):
             updates, state = adam.update(jax.grad(loss)(head), state)
             head = eqx.apply_updates(head, updates)
         if m == 0:
             for _ in range(2):
-                learned, moments, last = step(learned, moments, model, pairs, number, HYPERS)
+                learned, moments, last = step(learned, moments, model, pairs, HYPERS)
             assert last < first
         mine = pick(learned.members.each, m)
         chex.assert_trees_all_close(mine, head, rtol=1e-3, atol=1e-5)
@@ -629,15 +531,8 @@ def test_own_updates_are_adam_on_the_weighted_squared_error(pairs, source, targe
 def test_a_pair_across_an_episodes_end_teaches_nothing(pairs):
     space = SPACES["binary"]
     model, ensemble = model_of(space), made(space, target="projected")
-    step = lambda pairs: update_ensemble(
-        ensemble,
-        ensemble_moments(ensemble, HYPERS),
-        model,
-        pairs,
-        jnp.arange(n),
-        dataclasses.replace(HYPERS, bootstrap=1.0),
-    )
-    run = jax.jit(step)
+    moments = ensemble_moments(ensemble, HYPERS)
+    run = jax.jit(lambda pairs: update_ensemble(ensemble, moments, model, pairs, HYPERS))
     at = lambda x, i: x.at[1, i].set(~x[1, i])
     learned = run(pairs)[0]
     chex.assert_trees_all_equal(run(dataclasses.replace(pairs, obs=at(pairs.obs, 3)))[0], learned)

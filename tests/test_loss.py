@@ -73,7 +73,7 @@ class Case:
         # The outermost bins are hundreds of millions away: believe in small rewards.
         peak = -4.0 * jnp.abs(jnp.arange(sizes.bins) - sizes.bins // 2)
         self.agent = eqx.tree_at(lambda a: a.model.reward.head.out.bias, agent, replace_fn=lambda bias: bias + peak)
-        self.targets = Targets.of(self.agent, self.config.adaptive_intrinsic_scale)
+        self.targets = Targets.of(self.agent)
         self.rows = made_up(sizes, env)
         self._run = jax.jit(jax.value_and_grad(self._loss, has_aux=True))
 
@@ -436,95 +436,6 @@ def test_one_critic_changes_nothing_for_model_and_tasker_nor_where_one_reward_is
     for mode in ("task", "explore"):
         other = Config(mode=mode, explorer_critics="sum")
         assert rewards.behaviors(other) == rewards.BEHAVIORS[mode]
-
-
-# ---- an intrinsic scale that adapts --------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def with_factor(case):
-    """The loss in mode mix, and what its explorer's policy loss alone gives, with this learned factor of the scale."""
-    adaptive = case("mix", adaptive_intrinsic_scale=True)
-    begun = adaptive.targets
-
-    @functools.cache
-    def run(factor):
-        adaptive.targets = eqx.tree_at(lambda t: t.intrinsic_scale.log, begun, jnp.log(jnp.float32(factor)))
-        return adaptive(), adaptive(explorer_policy=1.0).grads.explorer.actor
-
-    return run
-
-
-def test_a_learned_scale_begins_as_the_one_that_is_set(case, with_factor):
-    lost, each = with_factor(1.0)[0], case("mix").lost
-    np.testing.assert_allclose(lost.total, each.total, rtol=1e-5)
-    chex.assert_trees_all_close(lost.grads, each.grads, rtol=1e-4, atol=1e-5)
-    extra = {"explorer_intrinsic_scale", "explorer_gain_disagreement"}
-    assert lost.outcome.metrics.keys() - each.outcome.metrics.keys() == extra
-    assert each.outcome.gain is None and each.outcome.metrics.keys() <= lost.outcome.metrics.keys()
-    # The slow policy is still the explorer's own, and draws the same actions.
-    np.testing.assert_array_equal(lost.outcome.gain, 0)
-
-
-def test_a_learned_scale_weighs_disagreement_in_the_policys_loss_and_nothing_else(with_factor):
-    (none, at_0), (one, at_1), (three, at_3) = (with_factor(factor) for factor in (0.0, 1.0, 3.0))
-    for lost, scale in ((none, 0.0), (one, 0.7), (three, 2.1)):
-        np.testing.assert_allclose(lost.outcome.metrics["explorer_intrinsic_scale"], scale, rtol=1e-5)
-    expected = jax.tree.map(lambda a, b: a + 3 * (b - a), at_0, at_1)
-    assert not same(at_0, at_1)
-    size = max(np.abs(x).max() for x in jax.tree.leaves(at_3))
-    chex.assert_trees_all_close(at_3, expected, rtol=1e-3, atol=1e-4 * size)
-    others = lambda lost: (lost.grads.model, lost.grads.tasker, lost.grads.explorer.critics, lost.grads.novelty)
-    chex.assert_trees_all_equal(others(one), others(three))
-
-
-# ---- prioritised replay --------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def weighted(case, config):
-    """What agent_loss gives for weights of the windows, where replay follows disagreement."""
-    explore = case("explore")
-    settings = dataclasses.replace(explore.config, replay=dataclasses.replace(config.replay, priority=0.5))
-
-    @jax.jit
-    def run(weight, rows):
-        return agent_loss(explore.agent, explore.targets, rows, settings, HYPERS, weight, key=KEY)
-
-    return lambda *weight, rows=explore.rows: arrays(run(jnp.array(weight, jnp.float32), rows))
-
-
-def test_priorities_are_the_disagreement_about_each_rows_action(case, weighted):
-    rows, (_, outcome) = case("explore").rows, weighted(1, 1)
-    feat = np.concatenate([outcome.latent.deter, outcome.latent.stoch.reshape(T, B, -1)], -1)
-    expected = disagree(case("explore"), feat, np.eye(A, dtype=np.float32)[np.asarray(rows.action[1:])])
-    expected = np.where(rows.is_last[1:], 0, expected)  # that action leads nowhere
-    assert (expected == 0).sum() == 1
-    np.testing.assert_allclose(outcome.priority, expected, rtol=1e-4)
-    assert case("explore").lost.outcome.priority is None
-
-
-def test_windows_count_by_their_weight_in_losses_on_replayed_rows_alone(case, weighted):
-    plain = case("explore").lost.outcome.metrics
-    (even, both), (_, one), (_, other) = weighted(1, 1), weighted(2, 0), weighted(0, 2)
-    scales = loss_scales(HYPERS, case("explore").config)
-    np.testing.assert_allclose(even, sum(s * both.metrics[f"loss/{name}"] for name, s in scales.items()), rtol=1e-4)
-    for name in NAMES["explore"]:
-        a, b, mean = (x.metrics[f"loss/{name}"] for x in (one, other, both))
-        np.testing.assert_allclose(mean, plain[f"loss/{name}"], rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose((a + b) / 2, mean, rtol=1e-4, atol=1e-5)
-        imagined = name.removeprefix("explorer_") in ("policy", "value")
-        assert (a == b) == imagined, name
-
-
-def test_a_windows_weight_multiplies_its_own_losses(case, weighted):
-    """The ensemble's, in which nothing but a window's own rows has a part."""
-    loss = lambda *weight: weighted(*weight)[1].metrics["loss/ensemble"]
-    np.testing.assert_allclose(loss(3, 0.5), 1.5 * loss(2, 0) + 0.25 * loss(0, 2), rtol=1e-4)
-    rows = case("explore").rows
-    assert loss(2, 0) != loss(0, 2)
-    other = dataclasses.replace(rows, obs=rows.obs.at[:, 1].set(~rows.obs[:, 1]))
-    np.testing.assert_allclose(weighted(2, 0, rows=other)[1].metrics["loss/ensemble"], loss(2, 0), rtol=1e-4)
 
 
 # ---- reward-free ---------------------------------------------------------------------------------------------------

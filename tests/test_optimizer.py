@@ -240,24 +240,19 @@ def test_a_continuous_actors_mean_and_deviation_are_clipped_apart():
     chex.assert_trees_all_equal(weight[1], raw[1])  # however large the other one's is
 
 
-@pytest.mark.parametrize("huge", ["trunk", "members"])
-def test_an_ensembles_trunk_is_clipped_by_itself_and_its_members_one_by_one(huge):
-    sizes = EnsembleConfig(members=3, layers=2, trunk=1, target="embed")
+def test_an_ensembles_members_are_clipped_one_by_one():
+    sizes = EnsembleConfig(members=3, layers=1, target="embed")
     config = Config(mode="explore", model=ModelConfig(deter=4, stoch=2, classes=2, units=8, layers=1), ensemble=sizes)
     ensemble = Ensemble(config, ObsSpace((5,), "real"), 2, key=jr.key(0))
-    # weight, bias and norm of the trunk's layer; of each member's one hidden layer, and its output
-    assert len(tensor_rows(ensemble)) == 3 + 3 * (3 + 2)
+    # weight, bias and norm of each member's one hidden layer, and its output's weight and bias
+    assert len(tensor_rows(ensemble)) == 3 * (3 + 2)
     grads = jax.tree.map(lambda x: jnp.full_like(x, 1e-9), ensemble)
-    if huge == "trunk":
-        grads = eqx.tree_at(lambda e: e.trunk, grads, replace_fn=lambda t: jax.tree.map(lambda x: x + 1e6, t))
-    else:
-        one = lambda members: jax.tree.map(lambda x: x.at[1].set(1e6), members)
-        grads = eqx.tree_at(lambda e: e.members, grads, replace_fn=one)
+    one = lambda members: jax.tree.map(lambda x: x.at[1].set(1e6), members)
+    grads = eqx.tree_at(lambda e: e.members, grads, replace_fn=one)
     clipped = from_rows(adaptive_clip(to_rows(grads), to_rows(ensemble), tensor_rows(ensemble), 0.3), ensemble)
     for path, x in LEAVES(ensemble):
         (before,), (after,) = ([leaf for p, leaf in LEAVES(tree) if p == path] for tree in (grads, clipped))
-        each = [slice(None)] if ".trunk" in jax.tree_util.keystr(path) else range(3)
-        for m in each:
+        for m in range(3):
             largest = 0.3 * max(1e-3, float(jnp.linalg.norm(x[m])))
             expected = np.asarray(before[m]) * min(1, largest / np.linalg.norm(np.float64(before[m])))
             close(after[m], np.float32(expected), rtol=1e-4)

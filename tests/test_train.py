@@ -122,22 +122,19 @@ OWN = EnsembleConfig(members=3, layers=1, input="decoded", target="projected", p
 def explored(env, config, hypers):
     """mode -> (config, a new seed, the seed prefilled, its clock, both after three iterations, their progress).
 
-    explore: members with updates of their own, half of the windows drawn by disagreement; mix: members that learn with
-    the model, the intrinsic scale learned.
+    explore: members with updates of their own; mix: members that learn with the model.
     """
-    by_disagreement = dataclasses.replace(config.replay, priority=0.5, correct=True)
     configs = {
-        "explore": dataclasses.replace(config, mode="explore", ensemble=OWN, replay=by_disagreement),
-        "mix": dataclasses.replace(config, mode="mix", adaptive_intrinsic_scale=True),
+        "explore": dataclasses.replace(config, mode="explore", ensemble=OWN),
+        "mix": dataclasses.replace(config, mode="mix"),
     }
-    learning = {"explore": hypers, "mix": dataclasses.replace(hypers, warmup=0.0, lr=0.1, intrinsic_scale_lr=0.02)}
 
     @functools.cache
     def explore(mode):
         exploring = configs[mode]
 
         def start(key):
-            new = train.init(env, exploring, learning[mode], key=key)
+            new = train.init(env, exploring, hypers, key=key)
             return new, *train.collect_steps(env, exploring, new, Clock.zero(), exploring.prefill)[:2]
 
         new, state, clock = jax.jit(start)(jr.key(0))
@@ -159,7 +156,6 @@ def test_exploring_seed_trains_then_adapts(env, explored, config, advance, mode,
 
     adapted = jax.jit(train.adapt)(after)
     assert adapted.agent.explorer is None and adapted.agent.novelty is None and adapted.targets.explorer is None
-    assert adapted.priority is None and adapted.targets.intrinsic_scale is None
     assert tree_equal(adapted.agent.model, after.agent.model)
     # The optimiser's moments of what goes on are kept, and of what is left behind dropped.
     assert adapted.novelty_optimizer is None
@@ -176,46 +172,10 @@ def test_exploring_seed_trains_then_adapts(env, explored, config, advance, mode,
         assert any((x != 0).any() for x in jax.tree.leaves(now))
     # With the run's own settings, too, which the phase that adapts keeps.
     task = dataclasses.replace(exploring, mode="task")
-    assert config.mode == "task" and not task.prioritised
     jax.eval_shape(functools.partial(train.advance, env, task, 1), adapted, clock)
     later, _, progress = advance(2)(adapted, clock)
     assert np.isfinite(float(progress.metrics["loss/recon"]))
     assert not tree_equal(later.agent.tasker, adapted.agent.tasker)
-
-
-def test_an_adaptive_scale_moves_with_the_updates(env, config, explored):
-    mix, state, _, _, after, _, progress = explored("mix")
-    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
-    assert tree_equal(state.targets.intrinsic_scale.slow, state.agent.explorer.actor)
-    # Off, there is nothing of it, and all else is as it was.
-    plain = dataclasses.replace(mix, adaptive_intrinsic_scale=False)
-    off = jax.jit(lambda key: train.init(env, plain, state.hypers, key=key))(jr.key(0))
-    assert off.targets.intrinsic_scale is None
-    without = dataclasses.replace(state.targets, intrinsic_scale=None)
-    assert tree_equal(dataclasses.replace(state, targets=without), off)
-
-    assert float(after.targets.intrinsic_scale.log) != 0 and float(progress.metrics["explorer_gain_disagreement"]) != 0
-    assert 0.9 < float(progress.metrics["explorer_intrinsic_scale"]) < 1.1
-
-
-def test_prioritised_replay_keeps_what_was_replayed_last(env, explored):
-    config, _, state, clock, after, later, progress = explored("explore")
-    assert state.priority.shape == state.ring.reward.shape and (state.priority == -1).all()
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(progress.metrics))
-    known, is_last = np.asarray(after.priority) >= 0, np.asarray(after.ring.is_last)
-    assert known.any() and not known[int(later.step) :].any() and not known[0].any()  # row 0 is only ever context
-    np.testing.assert_array_equal(np.asarray(after.priority)[known] == 0, is_last[known])
-    # Rows whose latents were written back are those that have a priority.
-    written = (np.asarray(state.ring.deter) != np.asarray(after.ring.deter)).any(-1)
-    old = np.arange(len(written)) < int(clock.step)
-    assert written.any() and not (written & ~known & old[:, None]).any()
-    # Among seeds the clock stays one: its axis is None, which vmap refuses where it is batched.
-    seeds = jax.tree.map(lambda x: jnp.stack([x, x]), after)
-    jax.eval_shape(jax.vmap(functools.partial(train.advance, env, config, 1), (0, None), (0, None, 0)), seeds, later)
-
-
-def test_without_priorities_the_state_has_none(started):
-    assert started[0].priority is None
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +184,7 @@ def exploring(env, config, hypers):
     config = dataclasses.replace(config, mode="explore", ensemble=OWN)
 
     def start(key):
-        state = train.init(env, config, dataclasses.replace(hypers, warmup=0.0, bootstrap=0.5), key=key)
+        state = train.init(env, config, dataclasses.replace(hypers, warmup=0.0), key=key)
         return train.collect_steps(env, config, state, Clock.zero(), config.prefill)
 
     states, clock, _ = jax.jit(jax.vmap(start, out_axes=(0, None, 0)))(jr.split(jr.key(0), 3))

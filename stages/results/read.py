@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from envs.scales import scale_of
 from stages.runs.arguments import DEFAULTS
 from stages.runs.folder import RunFolder, RunFolderError, read_config, read_json
-from stages.runs.settings_file import flat
+from stages.runs.settings_file import flat, without_gone
 
 Floats = NDArray[np.float64]
 
@@ -167,7 +167,7 @@ def _names(folders: list[Path]) -> list[str]:
 
 
 def _read_run(path: Path, name: str) -> Result:
-    settings = SETTINGS | flat(read_config(path))
+    settings = SETTINGS | flat(without_gone(read_config(path)))
     try:
         seeds = list(range(settings["seed_start"], settings["seed_start"] + settings["seeds"]))
         steps, phases, metrics = _read_metrics(path / RunFolder.METRICS, seeds)

@@ -21,7 +21,7 @@ from stages.config import (
     preset,
     validate,
 )
-from stages.runs.settings_file import flat, words_of
+from stages.runs.settings_file import flat, without_gone, words_of
 from stages.runs.sink import Kind, check_sink
 
 DESCRIPTION = """Train a sweep of DreamerV3 agents, with Plan2Explore if asked: `python run.py --seeds 32`.
@@ -166,11 +166,12 @@ def check_same_run(arguments: Arguments, saved: Mapping[str, Any]) -> bool:
         ConfigError: they ask for another run.
     """
     ours = arguments.flat
-    theirs = DEFAULTS | {name: value for name, value in flat(saved).items() if not name.startswith("versions.")}
+    theirs = {name: value for name, value in flat(without_gone(saved)).items() if not name.startswith("versions.")}
+    theirs = DEFAULTS | theirs
     differing = [name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)]
     raised = [name for name in GROWING if name in differing and theirs.get(name) and ours[name] > theirs[name]]
     if refused := sorted(set(differing) - FREE - set(raised)):
-        listed = ", ".join(f"{flag_of(name)} {theirs.get(name)} (now {ours.get(name)})" for name in refused[:5])
+        listed = ", ".join(f"{flag_of(name)} {theirs.get(name)} (now {ours.get(name, 'gone')})" for name in refused[:5])
         more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
         raise ConfigError(
             f"the run in {arguments.logdir} was made with {listed}{more}: give it the same again (only --steps and "
@@ -182,6 +183,7 @@ def check_same_run(arguments: Arguments, saved: Mapping[str, Any]) -> bool:
 def settings_of(saved: Mapping[str, Any]) -> tuple[Config, Hypers]:
     """Config and Hypers of a run from its config.json. Raises ConfigError if they are of another program."""
     try:
+        saved = without_gone(saved)
         config = dict(saved["config"])
         parts = {"model": ModelConfig, "ensemble": EnsembleConfig, "replay": ReplayConfig}
         made: dict[str, Any] = {name: make(**config[name]) for name, make in parts.items()}

@@ -21,12 +21,15 @@ import numpy as np
 from stages.config import Hypers
 from stages.runs.folder import RunFolderError, plain
 from stages.runs.processes import Processes
+from stages.runs.settings_file import GONE
 
 FOLDER = "checkpoints"
-ROOM = {".ring.": 0, ".priority": -1, ".coverage.where": -1}
+ROOM = {".ring.": 0, ".coverage.where": -1}
 """Parts of the state with room for each row that the run will collect, and what stands where none is yet."""
 NEWER = {f"[0].hypers.{name}": value for name, value in vars(Hypers()).items()}
 """What hyperparameters that a checkpoint is too old to hold are in it: their defaults."""
+OLDER = {f"[0].{name}" for name in GONE if name.startswith("hypers.")}
+"""Hyperparameters that a checkpoint may still hold: config.json says whether its run left them alone."""
 
 
 class Place(NamedTuple):
@@ -89,8 +92,8 @@ class Checkpoints:
     def restore(self, place: Place, shapes: Any, part: bool = False) -> Any:
         """The arrays of a checkpoint, as `shapes` has them: a tree of jax.ShapeDtypeStruct with shardings.
 
-        What has room for each row of the run (ROOM) may be larger than the saved one, and hyperparameters may have come
-        after it (NEWER).
+        What has room for each row of the run (ROOM) may be larger than the saved one; hyperparameters may have come
+        after it (NEWER), or gone (OLDER).
 
         Args:
             part: `shapes` are of a part of the state, and the rest of it is not read.
@@ -247,7 +250,8 @@ def _as_in(path: Path, saved: Mapping[str, Any], shapes: Any) -> Any:
     """A checkpoint's arrays by their names, as a tree like `shapes`. Raises RunFolderError where they are others."""
     wanted = named(shapes)
     newer = {name: value for name, value in NEWER.items() if name in wanted and name not in saved}
-    saved = {**saved, **{name: np.full(wanted[name].shape, value, np.float32) for name, value in newer.items()}}
+    saved = {name: x for name, x in saved.items() if name not in OLDER}
+    saved |= {name: np.full(wanted[name].shape, value, np.float32) for name, value in newer.items()}
     if unlike := sorted(saved.keys() ^ {name for name, x in wanted.items() if x.size}):
         raise RunFolderError(f"the checkpoint {str(path)!r} is of another state: {unlike[0]} is not in both")
     leaves = [_fitted(path, name, saved.get(name), like) for name, like in wanted.items()]

@@ -1,4 +1,5 @@
-"""Settings file: `--config FILE` -> the words of a command line, which those that are typed come after."""
+"""Settings files: `--config FILE` -> the words of a command line, which those that are typed come after; and what the
+config.json of an older run has to say to this version."""
 
 import difflib
 import json
@@ -11,6 +12,16 @@ from stages.config import ConfigError
 
 NOT_TAKEN = {"config_file", "logdir", "process", "processes", "coordinator", "distributed", "versions"}
 """What a run's config.json says of one run on one cluster."""
+GONE = {
+    "config.adaptive_intrinsic_scale": False,
+    "config.ensemble.trunk": 0,
+    "config.replay.priority": 0.0,
+    "config.replay.correct": False,
+    "hypers.bootstrap": 1.0,
+    "hypers.intrinsic_scale_lr": 3e-4,
+}
+"""Settings that were measured, never helped and went (docs/exploration.md), by their paths in config.json, and what
+they were in a run that left them alone: such a run is one of this version."""
 
 
 def words_of(file: str, known: Sequence[str]) -> list[str]:
@@ -32,7 +43,7 @@ def words_of(file: str, known: Sequence[str]) -> list[str]:
         raise ConfigError(f"cannot read --config {file!r}: {' '.join(str(error).split())}") from error
     if not isinstance(settings, Mapping):
         raise ConfigError(f"--config {file!r} must hold settings by their names, not {type(settings).__name__}")
-    settings = {name: value for name, value in settings.items() if name not in NOT_TAKEN}
+    settings = {name: value for name, value in without_gone(settings).items() if name not in NOT_TAKEN}
     inner = settings.pop("config", {})  # as a run's config.json has them
     settings = {**settings, **inner} if isinstance(inner, Mapping) else settings
     pairs = settings.pop("env_args", {})
@@ -43,6 +54,17 @@ def words_of(file: str, known: Sequence[str]) -> list[str]:
         values = value if isinstance(value, list) else [value]
         words += [f"--{name.replace('_', '-')}={each}" for each in values]
     return words
+
+
+def without_gone(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings as a run's config.json has them -> the same without those of GONE that the run left alone."""
+    kept: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            kept[name] = without_gone(value, f"{prefix}{name}.")
+        elif prefix + name not in GONE or GONE[prefix + name] != value:
+            kept[name] = value
+    return kept
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

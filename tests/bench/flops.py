@@ -126,8 +126,8 @@ def _ensemble(config: Any, obs: int, actions: int, followed: int, imagined: int)
     latent = m.stoch * m.classes
     sizes = {"probs": latent, "stoch": latent, "embed": m.units, "deter": m.deter, "projected": e.projection}
     inputs = {"feat": m.deter + latent, "decoded": obs}[e.input] + actions
-    width, size, deep = e.units or m.units, sizes[e.target], e.trunk > 0
-    member = stack(width if deep else inputs, width, e.layers - e.trunk, size)
+    width, size = e.units or m.units, sizes[e.target]
+    member = stack(inputs, width, e.layers, size)
     decoder, own = stack(m.deter + latent, m.units, m.layers, obs), e.updates * e.batch_size
     found = []
     for name, rows, learned in (
@@ -135,9 +135,7 @@ def _ensemble(config: Any, obs: int, actions: int, followed: int, imagined: int)
         ("imagined", imagined, 0),
         ("own updates", own, own),
     ):
-        found.append(Part(f"ensemble, {name}", member, rows, learned, into=deep, copies=e.members))
-        if deep:
-            found.append(Part(f"trunk, {name}", stack(inputs, width, e.trunk), rows, learned, into=False))
+        found.append(Part(f"ensemble, {name}", member, rows, learned, into=False, copies=e.members))
         if e.prior_layers:
             found.append(Part(f"priors, {name}", stack(inputs, width, e.prior_layers, size), rows, copies=e.members))
         if e.input == "decoded":

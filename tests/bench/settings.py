@@ -64,9 +64,6 @@ SETTINGS = {
     "free0": "--hypers.free-nats 0",
     "members3": "--ensemble.members 3",
     "members10": "--ensemble.members 10",
-    "trunk1": "--ensemble.trunk 1",
-    "bootstrap": "--hypers.bootstrap 0.5",
-    "priority": "--replay.priority 0.5",
     "repval": "--hypers.scale-explorer-repval 0.3",
     "unimix": "--hypers.policy-unimix 0.01",
 }
