@@ -25,7 +25,6 @@ from stages.fast.blocks import count as count_blocks
 from stages.imagine import draw_noise, imagine
 from stages.loss import agent_loss, loss_scales, objective_of
 from stages.replay import Row
-from stages.rewards import shift_to_arrival
 from stages.world_model import action_vector
 from tests.conftest import arbitrary
 
@@ -253,11 +252,6 @@ def test_every_member_and_every_critic_learns(case, mode):
 
 
 # ---- rewards -------------------------------------------------------------------------------------------------------
-
-
-def test_shift_to_arrival_by_hand():
-    reward = jnp.array([[1.0, 10.0], [2.0, 20.0]])
-    np.testing.assert_array_equal(shift_to_arrival(reward), [[0, 0], [1, 10], [2, 20]])
 
 
 @every_mode
