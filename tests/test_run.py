@@ -72,7 +72,7 @@ def test_a_run_leaves_its_files(tmp_path, capsys):
 
 
 def test_explore_then_adapt(tmp_path, capsys):
-    code, folder = start(tmp_path, "--mode", "explore", "--steps", "60", "--adapt-steps", "40", "--envs", "2", "--devices", "1")
+    code, folder = start(tmp_path, *"--mode explore --steps 60 --adapt-steps 40 --envs 2 --devices 1".split())
     assert code == 0
     summary = json.loads((folder / "summary.json").read_text())
     assert len(summary["zero_shot"]) == 2 and 100 <= summary["env_steps"] <= 120
