@@ -19,14 +19,7 @@ from stages.config import Config, Hypers, Norm
 from stages.imagine import draw_noise, imagine
 from stages.replay import Row
 from stages.returns import ReturnScale
-from stages.rewards import (
-    Reward,
-    behaviors,
-    imagined_rewards,
-    learns_with_model,
-    network_of,
-    replayed_rewards,
-)
+from stages.rewards import Reward, behaviors, imagined_rewards, learns_with_model, network_of, replayed_rewards
 from stages.rssm import Latent
 from stages.world_model import action_vector, model_loss, observe
 
@@ -43,13 +36,7 @@ class Outcome(eqx.Module):
 
 
 def agent_loss(
-    agent: Agent,
-    targets: Targets,
-    rows: Row,
-    config: Config,
-    hypers: Hypers,
-    *,
-    key: PRNGKeyArray,
+    agent: Agent, targets: Targets, rows: Row, config: Config, hypers: Hypers, *, key: PRNGKeyArray
 ) -> tuple[Float[Array, ""], Outcome]:
     """The summed loss of one batch.
 
