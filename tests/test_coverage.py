@@ -15,9 +15,8 @@ from envs.environment import ActionSpace
 from stages import train
 from stages.coverage import action_count, action_index, action_vectors
 from stages.ensemble import disagreement
-from stages.measure import RECENT_ROWS, ROWS_PER_STATE, contrast, measure, novelty, rows_of_states
+from stages.measure import ROWS_PER_STATE, measure, novelty, rows_of_states
 from stages.open_loop import AHEAD
-from stages.replay import Clock
 from stages.rssm import Latent
 from stages.runs.sweep import Sweep, mesh_for
 from tests.conftest import pick, tree_equal
@@ -195,88 +194,11 @@ def test_disagreement_of_a_state_is_the_mean_over_its_rows(short):
     chex.assert_shape([measured.visits, measured.disagreement], (SIZE * SIZE, 2))
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_rows_of_states_by_hand(seed):
-    """State 0 has 20 rows, state 1 has 3, state 2 none, state 3 has 1: 8 of them, all three, nothing, the one."""
-    rng = np.random.default_rng(seed)
-    where = rng.permutation(np.repeat([0, 1, 3, -1], [20, 3, 1, 8])).reshape(16, 2).astype(np.int32)
-    rows, present = jax.jit(lambda w, k: rows_of_states(w, 4, key=k))(jnp.asarray(where), jr.key(seed))
-    rows, flat = np.asarray(rows), where.ravel()
-    np.testing.assert_array_equal(present, [True, True, False, True])
-    assert all((flat[rows[x]] == x).all() for x in (0, 1, 3))
-    assert len(set(rows[0])) == ROWS_PER_STATE == 8
-    assert set(rows[1]) == set(np.flatnonzero(flat == 1)) and set(rows[3]) == set(np.flatnonzero(flat == 3))
-
-
-def test_an_empty_ring_has_no_state():
-    rows, present = rows_of_states(jnp.full((5, 2), -1), 3, key=jr.key(0))
-    assert not present.any() and (rows >= 0).all() and (rows < 10).all()
-
-
 def test_measuring_reads_and_changes_nothing(short):
     _, sweep, state, clock = short
     first, again = (sweep.measure(state, [0, 1, 2], int(clock.step)).novelty for _ in range(2))
     assert tree_equal(first.visits, again.visits)
     np.testing.assert_array_equal(first.disagreement, again.disagreement)
-
-
-# ---- where states cannot be counted ---------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def uncounted(env, config, hypers):
-    """(config, an exploring seed of Catch after prefill, its clock, contrast compiled)."""
-    config = dataclasses.replace(config, mode="explore")
-    state = jax.jit(lambda key: train.init(env, config, hypers, key=key))(jr.key(1))
-    state, clock, _ = jax.jit(lambda s: train.collect_steps(env, config, s, Clock.zero(), 23))(state)
-    take = jax.jit(lambda s, step, key: contrast(env, config, s.agent, s.ring, step, s.hypers, key=key))
-    return config, state, clock, take
-
-
-def test_disagreement_at_the_newest_rows_by_hand(uncounted):
-    _, state, clock, take = uncounted
-    ring, agent, each = jax.tree.map(np.asarray, state.ring), state.agent, []
-
-    @jax.jit
-    def expected(deter, stoch, action):
-        return disagreement(agent.novelty, agent.model, Latent(deter, stoch).feat, action, state.hypers)
-
-    one_hot = lambda index, classes: np.eye(classes, dtype=np.float32)[index]
-    assert int(clock.step) == 23 < RECENT_ROWS
-    for t in range(23):
-        for n in range(2):
-            if not ring.is_last[t, n]:
-                stoch = one_hot(ring.stoch[t, n], agent.model.rssm.classes)
-                each.append(float(expected(ring.deter[t, n], stoch, one_hot(ring.action[t, n], 3))))
-    assert len(each) == 2 * 23 - 2 * 2  # Catch's episodes have ten rows
-    np.testing.assert_allclose(take(state, clock.step, jr.key(0)).collected, np.mean(each), rtol=1e-4)
-
-
-def test_an_untrained_ensemble_sees_as_much_before_training_and_more_than_one_whose_members_agree(uncounted):
-    _, state, clock, take = uncounted
-    seeds = [take(state, clock.step, jr.key(seed)) for seed in range(8)]
-    assert {float(one.collected) for one in seeds} == {float(seeds[0].collected)}
-    assert 0.5 < float(seeds[0].collected) / np.mean([one.untrained for one in seeds]) < 2
-    same = jax.tree.map(lambda x: jnp.broadcast_to(x[:1], x.shape), state.agent.novelty.members)
-    agreed = take(eqx.tree_at(lambda s: s.agent.novelty.members, state, same), clock.step, jr.key(0))
-    assert agreed.collected == agreed.random == 0 and agreed.untrained == seeds[0].untrained
-
-
-def test_random_rows_are_not_the_explorers(uncounted):
-    """Another explorer changes nothing of them; other keys do."""
-    _, state, clock, take = uncounted
-    other = eqx.tree_at(lambda s: s.agent.explorer, state, jax.tree.map(jnp.ones_like, state.agent.explorer))
-    first, again, fresh = (
-        take(state, clock.step, jr.key(0)),
-        take(other, clock.step, jr.key(0)),
-        take(state, clock.step, jr.key(1)),
-    )
-    assert first.random == again.random > 0 and first.random != fresh.random
-
-
-def test_an_empty_ring_has_no_disagreement(uncounted):
-    _, state, _, take = uncounted
-    assert np.isnan(take(state, jnp.int32(0), jr.key(0)).collected)
 
 
 # ---- actions that are told apart ------------------------------------------------------------------------------------

@@ -3,8 +3,6 @@
 Axes: T rows, N environments.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -14,12 +12,10 @@ import pytest
 from envs.environment import ObsSpace
 from stages.config import Hypers
 from stages.decode import make_decoder
-from stages.measure import WINDOWS, foresight
-from stages.open_loop import AHEAD, CONTEXT, episode_step, errors, open_loop, open_loop_errors, play_rows, posterior
-from stages.replay import Clock, choose
+from stages.open_loop import CONTEXT, episode_step, errors, open_loop, open_loop_errors, play_rows, posterior
 from stages.rssm import Latent, imagine_step
 from stages.world_model import action_vector
-from tests.conftest import SMALL, arbitrary, observations, pick
+from tests.conftest import SMALL, arbitrary, observations
 
 T, N, KEY, HYPERS = 14, 3, jr.key(5), Hypers(unimix=0.02)
 
@@ -115,65 +111,3 @@ def test_only_episodes_that_are_so_long_count(mix_agent, rows):
     np.testing.assert_allclose(observed.loss[:2], np.asarray(every.loss)[[CONTEXT, CONTEXT + 4]].mean(1), rtol=1e-5)
     assert np.isfinite(ours.loss[:2]).all() and np.isnan(ours.loss[2]) and np.isnan(observed.loss[2])
     assert (np.asarray(ours.loss)[:2] != np.asarray(observed.loss)[:2]).all()  # it did not look
-
-
-# ---- on replayed rows ----------------------------------------------------------------------------------------------
-
-CAPACITY = 40
-
-
-@pytest.fixture(scope="module")
-def ring(env, mix_agent):
-    """Catch, 40 rows of 2 environments. Those of the second are one long episode, those of the first begin a new one
-    every 7 rows."""
-    play = lambda agent, key: play_rows(env, agent, agent.tasker, HYPERS, 2, CAPACITY, False, key=key)
-    rows = jax.jit(play)(mix_agent, KEY).rows
-    is_first = np.stack([np.arange(CAPACITY) % 7 == 0, np.zeros(CAPACITY)], 1).astype(bool)
-    return dataclasses.replace(rows, is_first=jnp.asarray(is_first))
-
-
-@pytest.fixture(scope="module")
-def foresee():
-    return jax.jit(lambda model, ring, step: foresight(model, ring, step, HYPERS, key=KEY))
-
-
-@pytest.mark.parametrize("step", [25, 53])
-def test_foresight_is_the_mean_over_windows_as_far_as_their_episode_goes(mix_agent, ring, foresee, step):
-    """Against a loop over windows, rows and steps; the ring is filled to 25 rows, or has wrapped."""
-    model, length = mix_agent.model, max(AHEAD)
-    key = jr.fold_in(KEY, 0)
-    uniform = jr.uniform(key, (length + 1, WINDOWS, model.rssm.stoch))
-    windows = jax.jit(
-        lambda: choose(Clock(jnp.int32(step), jnp.int32(0)), CAPACITY, 2, WINDOWS, length, online=False, key=KEY)
-    )()
-    walk = jax.jit(lambda *before: imagine_step(model.rssm, *before, HYPERS.unimix))
-    wrong = jax.jit(lambda latent, obs: errors(model.decoder, latent, obs).loss)
-    known, first = (posterior(model, ring), action_vector(model, ring.action), ring.obs), np.asarray(ring.is_first)
-    ahead, seen = ([[] for _ in AHEAD] for _ in range(2))
-    oldest = max(0, step - CAPACITY)
-    for w, (start, n) in enumerate(zip(np.asarray(windows.start), np.asarray(windows.env), strict=True)):
-        assert (start - oldest) % CAPACITY + length < min(step, CAPACITY), "no window straddles the write head"
-        latent, action, _ = pick(known, (start, n))
-        for h in range(1, length + 1):
-            at = (start + h) % CAPACITY
-            if first[at, n]:
-                break
-            latent = walk(latent, action, pick(uniform, (h, w)))
-            state, action, obs = pick(known, (at, n))
-            if h in AHEAD:
-                ahead[AHEAD.index(h)].append(wrong(latent, obs))
-                seen[AHEAD.index(h)].append(wrong(state, obs))
-    assert WINDOWS > len(ahead[0]) > len(ahead[1]) > len(ahead[2]) > 0
-    found = foresee(model, ring, jnp.int32(step))
-    np.testing.assert_allclose(found.open_loop, [np.mean(each) for each in ahead], rtol=1e-4)
-    np.testing.assert_allclose(found.posterior, [np.mean(each) for each in seen], rtol=1e-4)
-
-
-def test_foresight_of_a_short_ring_goes_as_far_as_its_rows(mix_agent, ring, foresee):
-    whole = dataclasses.replace(ring, is_first=jnp.zeros_like(ring.is_first))
-    found = foresee(mix_agent.model, whole, jnp.int32(6))  # 5 rows follow the first one
-    assert np.isfinite(found.open_loop[:2]).all() and np.isnan(found.open_loop[2]) and np.isnan(found.posterior[2])
-    known = jax.tree.map(lambda x: x[jnp.array([1, 5])], (posterior(mix_agent.model, ring), ring.obs))
-    every = errors(mix_agent.model.decoder, *known).loss
-    low, high = np.asarray(every).min(1) - 1e-6, np.asarray(every).max(1) + 1e-6
-    assert ((low <= found.posterior[:2]) & (found.posterior[:2] <= high)).all(), "rows 1 and 5 of either environment"
