@@ -232,6 +232,15 @@ def test_what_is_learned_in_the_same_way_has_one_colour_in_all_environments(tmp_
     assert len({colours[name] for name in ("catch-task", "catch-mix", "catch-again", "deep-random")}) == 4
 
 
+def test_colours_come_again_in_another_environment_before_they_do_in_one(tmp_path):
+    catch = [write_run(tmp_path / f"catch-{i}", ["--horizon", str(i)]) for i in range(1, 8)]
+    deep = [write_run(tmp_path / f"deep-{i}", ["--env", "DeepSea-bsuite", "--horizon", str(i)]) for i in range(5, 11)]
+    colours = colours_of(compare(read_runs([*catch, *deep])).groups)
+    assert len({colours[f"catch-{i}"] for i in range(1, 8)}) == 7
+    assert len({colours[f"deep-{i}"] for i in range(5, 11)}) == 6
+    assert all(colours[f"deep-{i}"] == colours[f"catch-{i}"] for i in (5, 6, 7))
+
+
 def test_environments_without_a_way_in_common(tmp_path):
     a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b", ["--env", "CartPole-v1", "--mode", "mix"])
     found = compare(read_runs([a, b]))

@@ -71,17 +71,21 @@ def plot_comparison(path: Path, comparison: Comparison) -> None:
 
 
 def colours_of(groups: Sequence[Group]) -> dict[str, str]:
-    """A colour for each run by its name: the same in every environment for what is learned in the same way."""
+    """A colour for each run by its name: the same in every environment for what is learned in the same way.
+
+    Where there are more ways than colours, those of one environment still differ, as long as colours last for it alone.
+    """
     varied = {name for group in groups for name in differing_settings(group.runs)} - LENGTH
     colours: dict[str, str] = {}
     taken: dict[tuple[str, int], str] = {}  # (way, which of its runs in the environment) -> colour
     for group in groups:
-        before: list[str] = []
-        for run in group.runs:
-            way = described(run, sorted(varied))
-            colour = COLOURS[len(taken) % len(COLOURS)]
-            colours[run.name] = taken.setdefault((way, before.count(way)), colour)
-            before.append(way)
+        ways = [described(run, sorted(varied)) for run in group.runs]
+        keys = [(way, ways[:place].count(way)) for place, way in enumerate(ways)]
+        here = {taken[key] for key in keys if key in taken}
+        for run, key in zip(group.runs, keys, strict=True):
+            free = [c for c in COLOURS if c not in taken.values()] or [c for c in COLOURS if c not in here]
+            colours[run.name] = taken.setdefault(key, free[0] if free else COLOURS[len(taken) % len(COLOURS)])
+            here.add(colours[run.name])
     return colours
 
 
