@@ -82,9 +82,8 @@ def online_windows(step: Int[Array, ""], envs: int, length: int) -> Int[Array, "
 
 
 def advance_cursor(clock: Clock, capacity: int, envs: int, batch: int, length: int) -> Clock:
-    """The clock after one batch. Windows that the ring has overwritten before their turn are skipped."""
-    oldest = jnp.maximum(0, clock.step - capacity)
-    first = jnp.maximum(clock.online_cursor, -(-oldest // length) * envs)
+    """The clock after one batch."""
+    first = _next_online(clock, capacity, envs, length)
     return Clock(clock.step, jnp.minimum(first + batch, jnp.maximum(first, online_windows(clock.step, envs, length))))
 
 
@@ -102,19 +101,17 @@ def choose(
     start = oldest + jr.randint(key_start, (batch,), 0, jnp.maximum(1, filled - length))
     env = jr.randint(key_env, (batch,), 0, envs)
     if online:
-        number, fresh = queued(clock, capacity, envs, batch, length)
+        number = _next_online(clock, capacity, envs, length) + jnp.arange(batch)
+        fresh = number < online_windows(clock.step, envs, length)
         start = jnp.where(fresh, number // envs * length, start)
         env = jnp.where(fresh, number % envs, env)
     return Windows(start % capacity, env)
 
 
-def queued(
-    clock: Clock, capacity: int, envs: int, batch: int, length: int
-) -> tuple[Int[Array, " B"], Bool[Array, " B"]]:
-    """The online queue's next B windows: their numbers, and which of them are there."""
+def _next_online(clock: Clock, capacity: int, envs: int, length: int) -> Int[Array, ""]:
+    """The online queue's next window. Those that the ring has overwritten before their turn are skipped."""
     oldest = jnp.maximum(0, clock.step - capacity)
-    number = jnp.maximum(clock.online_cursor, -(-oldest // length) * envs) + jnp.arange(batch)
-    return number, number < online_windows(clock.step, envs, length)
+    return jnp.maximum(clock.online_cursor, -(-oldest // length) * envs)
 
 
 def choose_pairs(clock: Clock, capacity: int, envs: int, count: int, *, key: PRNGKeyArray) -> Windows:

@@ -13,11 +13,10 @@ import pytest
 
 from envs.environment import ActionSpace, ObsSpace
 from stages.agent import Agent, Targets, collector, parameter_counts
-from stages.config import Config, EnsembleConfig, Hypers, preset
+from stages.config import Config, EnsembleConfig, preset
 
 close = chex.assert_trees_all_close
 OBS, ACTIONS = ObsSpace((50,), "real"), ActionSpace("discrete", 3)
-HYPERS = Hypers(lr=1e-2, warmup=4.0)
 LEAVES = jax.tree_util.tree_leaves_with_path
 
 

@@ -166,8 +166,8 @@ def check_same_run(arguments: Arguments, saved: Mapping[str, Any]) -> bool:
         ConfigError: they ask for another run.
     """
     ours = arguments.flat
-    theirs = {name: value for name, value in flat(without_gone(saved)).items() if not name.startswith("versions.")}
-    theirs = DEFAULTS | theirs
+    named = {name: value for name, value in flat(without_gone(saved)).items() if not name.startswith("versions.")}
+    theirs = DEFAULTS | named  # what came after the run was off in it
     differing = [name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)]
     raised = [name for name in GROWING if name in differing and theirs.get(name) and ours[name] > theirs[name]]
     if refused := sorted(set(differing) - FREE - set(raised)):
