@@ -71,14 +71,15 @@ class EnsembleConfig:
     """Hidden layers of a member."""
     units: int = 0
     """Units of the layers of a member and of its prior; 0 takes model.units."""
-    input: Literal["feat", "decoded"] = "feat"
+    input: Literal["feat", "decoded", "projected"] = "feat"
     """What members read besides the action: the model's feature (the paper's), or the observation that the decoder
-    makes of it. That one says where the agent is in terms that stay while the features are still being learned."""
+    makes of it. That one says where the agent is in terms that stay while the features are still being learned; in a
+    fixed random projection it costs as much for a large observation as for a small one."""
     target: Literal["probs", "stoch", "embed", "deter", "projected"] = "probs"
     """What members predict of step t+1: the posterior's probabilities, its sample, the embedding, deter, or a fixed
     random projection of the observation, which does not move as the model learns."""
     projection: int = 32
-    """Numbers of target projected."""
+    """Numbers of an observation's fixed random projection, for input and target projected."""
     prior_layers: int = 0
     """Hidden layers of the frozen random network that is added to each member (Osband et al. 2018, arXiv 1806.03335),
     so that members differ where nothing was learned; 0: none."""

@@ -7,9 +7,9 @@ faster: disagreement has to fall within a handful of visits for an explorer to b
 
 Members share nothing; each has its own keys.
 
-Axes: M members, T time, B windows, n pairs, F feat, A action vector, I inputs, P numbers of an observation, Y target
-dimensions. Source: Sekar et al. 2020 (arXiv 2005.05960), section 3 and eq. 1-2; priors: Osband et al. 2018 (arXiv
-1806.03335).
+Axes: M members, T time, B windows, n pairs, F feat, A action vector, I inputs, P numbers of an observation, Q numbers
+of its projection, Y target dimensions. Source: Sekar et al. 2020 (arXiv 2005.05960), section 3 and eq. 1-2; priors:
+Osband et al. 2018 (arXiv 1806.03335).
 """
 
 import math
@@ -69,7 +69,7 @@ class Ensemble(eqx.Module):
 
     members: Stacked
     prior: Stacked | None  # frozen random networks, one for each member
-    projection: Float[Array, "P Y"] | None  # fixed: of target projected
+    projection: Float[Array, "P Q"] | None  # fixed: of input and target projected
     standard: Standard | None  # of real observations, where there are updates of its own to follow them
     config: EnsembleConfig = eqx.field(static=True)
 
@@ -77,7 +77,7 @@ class Ensemble(eqx.Module):
         key_members, key_prior, key_projection = jr.split(key, 3)
         model, sizes = config.model, config.ensemble
         units, pixels, latent = sizes.units or model.units, math.prod(features(obs)), model.stoch * model.classes
-        inputs = {"feat": model.feat, "decoded": pixels}[sizes.input] + action
+        inputs = {"feat": model.feat, "decoded": pixels, "projected": sizes.projection}[sizes.input] + action
         outputs = {"probs": latent, "stoch": latent, "deter": model.deter, "projected": sizes.projection}
         size = outputs.get(sizes.target) or embed_size(obs, model)
         make = lambda layers, key: Stacked(
@@ -85,7 +85,8 @@ class Ensemble(eqx.Module):
         )
         self.members = make(sizes.layers, key_members)
         self.prior = make(sizes.prior_layers, key_prior) if sizes.prior_layers else None
-        self.projection = jr.normal(key_projection, (pixels, size)) if sizes.target == "projected" else None
+        projects = "projected" in (sizes.input, sizes.target)
+        self.projection = jr.normal(key_projection, (pixels, sizes.projection)) if projects else None
         self.standard = Standard.zero(pixels) if obs.kind == "real" and sizes.updates else None
         self.config = sizes
 
@@ -119,8 +120,9 @@ def inputs_of(
 ) -> Float[Array, "*b I"]:
     """What members read of states and actions. Sends no gradient."""
     state = feat
-    if ensemble.config.input == "decoded":
-        state = level(ensemble, model, expected(model.decoder, latent_of(model.rssm, feat))).astype(feat.dtype)
+    if ensemble.config.input != "feat":
+        state = level(ensemble, model, expected(model.decoder, latent_of(model.rssm, feat)))
+        state = (project(ensemble, state) if ensemble.config.input == "projected" else state).astype(feat.dtype)
     # An action beyond the bounds is the bound, as the dynamics see it, and must not look new.
     action = (hypers.action_scale * bound_action(action)).astype(feat.dtype)
     return sg(jnp.concatenate([state, action], -1))
@@ -152,9 +154,7 @@ def target_of(
         case "deter":
             target = latent.deter
         case "projected":
-            assert ensemble.projection is not None
-            numbers = flat(numeric(model.decoder.space, obs))
-            target = level(ensemble, model, numbers) @ ensemble.projection / math.sqrt(numbers.shape[-1])
+            target = project(ensemble, level(ensemble, model, flat(numeric(model.decoder.space, obs))))
     return sg(target).astype(jnp.float32)
 
 
@@ -166,6 +166,12 @@ def level(ensemble: Ensemble, model: WorldModel, numbers: Float[Array, "... P"])
     if model.decoder.space.kind == "real":
         return numbers if ensemble.standard is None else ensemble.standard(numbers)
     return numbers * math.sqrt(numbers.shape[-1]) / jnp.sqrt(jnp.square(numbers).sum(-1, keepdims=True) + 0.01)
+
+
+def project(ensemble: Ensemble, numbers: Float[Array, "... P"]) -> Float[Array, "... Q"]:
+    """An observation's levelled numbers in a fixed random projection, of the same mean square in expectation."""
+    assert ensemble.projection is not None
+    return numbers @ ensemble.projection / math.sqrt(numbers.shape[-1])
 
 
 # ---- learning with the model ---------------------------------------------------------------------------------------

@@ -94,6 +94,7 @@ OWN = EnsembleConfig(
 
 
 CASES = [("task", None)] + [(mode, sizes) for mode in ("explore", "mix") for sizes in (None, OWN)]
+CASES.append(("explore", dataclasses.replace(OWN, input="projected")))
 
 
 @pytest.mark.parametrize(("mode", "ensemble"), CASES)

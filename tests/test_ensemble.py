@@ -353,10 +353,13 @@ def test_members_read_the_decoded_observation_and_the_action(kind):
         "categorical": lambda: powers / powers.sum(-1, keepdims=True),
         "image": lambda: sigmoid(raw) - 0.5,
     }[kind]().reshape(T, B, -1)
-    bounded = np.asarray(action) / np.maximum(1, np.abs(action))
-    by_hand = np.concatenate([leveled(kind, numbers), 3.0 * bounded], -1)
+    read, bounded = leveled(kind, numbers), 3.0 * np.asarray(action) / np.maximum(1, np.abs(action))
     inputs = inputs_of(made(space, input="decoded"), model, feat, action, HYPERS)
-    np.testing.assert_allclose(inputs, by_hand, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(inputs, np.concatenate([read, bounded], -1), rtol=1e-4, atol=1e-5)
+    projected = made(space, input="projected", projection=6)
+    by_hand = read @ np.asarray(projected.projection, np.float64) / np.sqrt(read.shape[-1])
+    inputs = inputs_of(projected, model, feat, action, HYPERS)
+    np.testing.assert_allclose(inputs, np.concatenate([by_hand, bounded], -1), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(expected(model.decoder, latent), numbers, rtol=1e-4, atol=1e-5)
 
 
@@ -368,7 +371,7 @@ def test_members_read_features_and_the_action(ensemble, rows):
 def test_members_read_in_the_compute_type(ensemble, rows):
     scaled = eqx.tree_at(lambda h: h.action_scale, HYPERS, jnp.float32(3.0))
     feat, action = rows.feat.astype(jnp.bfloat16), rows.action.astype(jnp.bfloat16)
-    for each in (ensemble, made(input="decoded")):
+    for each in (ensemble, made(input="decoded"), made(input="projected")):
         assert inputs_of(each, MODEL, feat, action, scaled).dtype == jnp.bfloat16
 
 
@@ -421,6 +424,17 @@ def test_own_updates_follow_real_observations(pairs):
     np.testing.assert_allclose(target, by_hand, rtol=1e-4, atol=1e-5)
     # What was found of an ensemble's grids is not there.
     assert made(SPACES["binary"], updates=1).standard is None and made().standard is None
+
+
+def test_input_and_target_share_one_projection_of_a_size_of_its_own():
+    both = made(SPACES["image"], input="projected", target="projected", projection=6, prior_layers=1)
+    pixels = np.prod(SPACES["image"].shape)
+    assert both.projection.shape == (pixels, 6)
+    for heads in (both.members, both.prior):
+        assert heads.each.mlp.layers[0].linear.weight.shape[1] == 6 + A and heads.each.out.weight.shape[2] == 6
+    # The target's size is not the projection's where members only read it.
+    alone = made(SPACES["image"], input="projected", target="deter", projection=6)
+    assert alone.projection.shape == (pixels, 6) and alone.members.each.out.weight.shape[2] == SIZES.deter
 
 
 # ---- priors --------------------------------------------------------------------------------------------------------
@@ -488,7 +502,7 @@ def slow_targets(target, ensemble, model, pairs):
     }[target]
 
 
-@pytest.mark.parametrize("source", ["feat", "decoded"])
+@pytest.mark.parametrize("source", ["feat", "decoded", "projected"])
 @pytest.mark.parametrize("target", ["stoch", "deter", "embed", "projected"])
 def test_own_updates_are_adam_on_the_squared_error(pairs, source, target):
     space = SPACES["binary"]

@@ -125,7 +125,7 @@ def _ensemble(config: Any, obs: int, actions: int, followed: int, imagined: int)
     m, e = config.model, config.ensemble
     latent = m.stoch * m.classes
     sizes = {"probs": latent, "stoch": latent, "embed": m.units, "deter": m.deter, "projected": e.projection}
-    inputs = {"feat": m.deter + latent, "decoded": obs}[e.input] + actions
+    inputs = {"feat": m.deter + latent, "decoded": obs, "projected": e.projection}[e.input] + actions
     width, size = e.units or m.units, sizes[e.target]
     member = stack(inputs, width, e.layers, size)
     decoder, own = stack(m.deter + latent, m.units, m.layers, obs), e.updates * e.batch_size
@@ -138,10 +138,10 @@ def _ensemble(config: Any, obs: int, actions: int, followed: int, imagined: int)
         found.append(Part(f"ensemble, {name}", member, rows, learned, into=False, copies=e.members))
         if e.prior_layers:
             found.append(Part(f"priors, {name}", stack(inputs, width, e.prior_layers, size), rows, copies=e.members))
-        if e.input == "decoded":
+        if e.input != "feat":
             found.append(Part(f"decoder, {name} of the ensemble", decoder, rows))
-        if e.target == "projected" and learned:
-            found.append(Part(f"projection, {name}", (obs * e.projection,), rows))
+        times = (e.input == "projected") + (e.target == "projected" and learned > 0)
+        found.append(Part(f"projection, {name}", (obs * e.projection,) * times, rows))
         if e.target == "embed" and name == "own updates":
             found.append(Part("encoder, own updates", stack(obs, m.units, m.layers), rows))
     return [part for part in found if part.forward]
