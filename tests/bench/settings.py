@@ -1,12 +1,15 @@
-"""Which of the explorer's settings matter: each changed alone, on Deep Sea, and one table of them all.
+"""Which of the explorer's settings matter: each changed alone, and one table of them all.
 
-    python tests/bench/settings.py --out runs/settings              # 8 seeds each, 200 episodes of size 10: hours
-    python tests/bench/settings.py --out runs/settings --only base stoch
+    python tests/bench/settings.py --out runs/settings              # 8 seeds each, three tasks: a day on two cores
+    python tests/bench/settings.py --out runs/settings --tasks deepsea20 --only base stoch
     python tests/bench/settings.py --out runs/settings --table      # of the runs that are there
     python tests/bench/settings.py --cost                           # seconds of an update, beside the preset's
 
-Runs that are there already are not run again. Intervals are 95 % percentile bootstraps over seeds. Costs are of updates
-alone, on made-up rows (update.py): of each setting in a process of its own, where it takes turns with the preset.
+Of size 10 of Deep Sea it says how disagreement is ranked by visits, when the corner is first reached, and what the
+tasker scores that was never paid; of size 20 and of FourRooms how much has been seen. Runs that are there already are
+not run again, and those that were stopped go on. Intervals are 95 % percentile bootstraps over seeds. Costs are of
+updates alone, on made-up rows (update.py): of each setting in a process of its own, where it takes turns with the
+preset.
 """
 
 import argparse
@@ -18,18 +21,21 @@ import common
 import jax
 import numpy as np
 import update
-from common import interval
+from common import at, interval
 
 from stages.results.read import Result, read_run
 from stages.runs import arguments
 from stages.runs.start import start_jax
 from stages.runs.sweep import mesh_for
 
-SIZE, EPISODES, SEEDS = 10, 200, 8
-COMMON = (
-    f"--env DeepSea-bsuite --env.action_map_per_seed true --env.size {SIZE} --preset tiny-explore --mode explore "
-    f"--seeds {SEEDS} --steps {EPISODES * (SIZE + 1)} --checkpoint-keep 0"
-)
+COMMON = "--preset tiny-explore --mode explore"
+DEEP_SEA = "--env DeepSea-bsuite --env.action_map_per_seed true"
+TASKS = {
+    "deepsea10": f"{DEEP_SEA} --env.size 10 --steps 2200",
+    "deepsea20": f"{DEEP_SEA} --env.size 20 --steps 10500",
+    "fourrooms": "--env FourRooms-misc --eval-steps 100 --steps 3000",
+}
+"""Name -> the environment and its rows: 200 episodes of size 10, and 500 of size 20."""
 PUBLISHED = (
     "--ensemble.input feat --ensemble.target probs --ensemble.prior-layers 0 --ensemble.updates 0 "
     "--ensemble.spread std --ensemble.units 32 --intrinsic-norm returns"
@@ -40,6 +46,8 @@ SETTINGS = {
     "published": PUBLISHED,
     "noprior": "--ensemble.prior-layers 0",
     "feat": "--ensemble.input feat",
+    "projected": "--ensemble.input projected",
+    "projected64": "--ensemble.input projected --ensemble.projection 64",
     "returns": "--intrinsic-norm returns",
     "updates0": "--ensemble.updates 0",
     "updates1": "--ensemble.updates 1",
@@ -68,25 +76,37 @@ SETTINGS = {
     "unimix": "--hypers.policy-unimix 0.01",
 }
 """Name -> what differs from the preset tiny-explore."""
-AT = 100  # episodes after which disagreement is held against visits
+AT = 100  # episodes of size 10 after which disagreement is held against visits
+SEEDS = 8
 TURNS, UPDATES = 5, 8  # of the cost: turns of each, updates of a turn
 
 
-def line(run: Result, words: str) -> str:
-    """A row of the table."""
-    correlation, pairs = (
-        common.at(run, f"novelty/{name}", AT * (SIZE + 1)) for name in ("correlation", "visited_pairs")
-    )
-    first = common.first(run, "goal_episode")
-    cells = [
-        f"`{words or 'tiny-explore'}`",
-        interval(correlation, np.mean),
-        f"{pairs.mean():.1f}",
-        f"{np.isfinite(first).sum()} of {first.size}",
-        interval(first, np.median),
-        interval(run.per_seed("score"), np.mean),
-    ]
-    return "| " + " | ".join(cells) + " |"
+def words(task: str, setting: str, seeds: int = SEEDS) -> str:
+    """The words of run.py for one run of the table, but for its folder."""
+    return f"{TASKS[task]} {COMMON} --seeds {seeds} {SETTINGS[setting]}"
+
+
+def row(setting: str, runs: dict[str, Result]) -> dict[str, str]:
+    """A line of the table, of the tasks that were run."""
+    line = {"setting": f"`{SETTINGS[setting] or 'tiny-explore'}`"}
+    seen = lambda run, rows: interval(at(run, "novelty/visited_states", rows), np.mean, decimals=1)
+    came = lambda first: f"{np.isfinite(first).sum()} of {first.size}"
+    if run := runs.get("deepsea10"):
+        correlation, pairs = (at(run, f"novelty/{name}", AT * 11) for name in ("correlation", "visited_pairs"))
+        first = common.first(run, "goal_episode")
+        line |= {
+            f"10: rank correlation at {AT} episodes": interval(correlation, np.mean),
+            "pairs by then": f"{pairs.mean():.1f}",
+            "corner within 200": came(first),
+            "first there, median episode": interval(first, np.median),
+            "zero-shot score": interval(run.per_seed("score"), np.mean),
+        }
+    if run := runs.get("deepsea20"):
+        first = common.first(run, "goal_episode")
+        line |= {"20: cells at 500 episodes": seen(run, 10_500), "corner within 500": came(first)}
+    if run := runs.get("fourrooms"):
+        line |= {f"FourRooms: cells at {rows:,} rows": seen(run, rows) for rows in (1_500, 3_000)}
+    return line
 
 
 def cost(point: common.Result) -> common.Result:
@@ -95,15 +115,15 @@ def cost(point: common.Result) -> common.Result:
     Processor seconds, as other work on the machine then counts for less; a device at a time.
     """
     start_jax()
-    chunks = [_chunk(SETTINGS[name]) for name in (point["setting"], "base")]
+    chunks = [_chunk(name) for name in (point["setting"], "base")]
     spent = np.array([[chunk() for chunk in chunks] for _ in range(TURNS + 1)])[1:]  # [turns, 2], less a warm-up
     ours, base = spent.T
     return point | {"seconds": float(np.median(ours)), "of_preset": float(np.median(ours / base))}
 
 
-def _chunk(words: str) -> Callable[[], float]:
+def _chunk(setting: str) -> Callable[[], float]:
     """A function that makes some updates of 8 seeds with a setting, and returns the seconds of one of one."""
-    asked = arguments.parse(f"{COMMON} {words}".split())
+    asked = arguments.parse(words("deepsea10", setting).split())
     mesh = mesh_for(SEEDS, jax.devices()[:1])
     compiled = update.compile_updates(asked.config, asked.hypers, mesh, SEEDS, UPDATES)
     state, clock = update.made_up_state(asked.config, asked.hypers, mesh, SEEDS)
@@ -121,7 +141,9 @@ def main() -> None:
     """Run what is asked for, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/settings"))
-    parser.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS), metavar="SETTING")
+    parser.add_argument("--seeds", type=int, default=SEEDS)
     common.add_argument(parser)
     parser.add_argument("--table", action="store_true", help="run nothing")
     parser.add_argument("--cost", action="store_true", help="measure what an update costs, and nothing else")
@@ -129,14 +151,19 @@ def main() -> None:
     if asked.cost:
         common.table([common.in_process(__file__, {"setting": name}) for name in asked.only])
         return
-    for name in asked.only if not asked.table else ():
-        common.train(f"{COMMON} {asked.add} {SETTINGS[name]}", asked.out / name)
-    reached = f"reached the corner within {EPISODES} | first there, median episode"
-    print(f"| setting | rank correlation at {AT} episodes | pairs visited by then | {reached} | zero-shot score |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    for name in asked.only:
-        if (asked.out / name / "summary.json").exists():
-            print(line(read_run(asked.out / name), SETTINGS[name]))
+    place = lambda task, name: asked.out / task / name
+    for task in asked.tasks if not asked.table else ():
+        for name in asked.only:
+            kept = "--log-points 20 --checkpoint-minutes 5"
+            common.train(f"{words(task, name, asked.seeds)} {kept} {asked.add}", place(task, name))
+    there = {
+        name: {
+            task: read_run(place(task, name)) for task in asked.tasks if (place(task, name) / "metrics.jsonl").exists()
+        }
+        for name in asked.only
+    }
+    columns = {column: None for name, runs in there.items() for column in row(name, runs)}
+    common.table([row(name, runs) for name, runs in there.items() if runs], list(columns))
 
 
 if __name__ == "__main__":
