@@ -1,12 +1,11 @@
-"""What a run is: `Config` (static: shapes, counts, names), `Hypers` (scalars that a sweep may vmap over), presets.
+"""What a run is: `Config` (static: shapes, counts, names) and `Hypers` (scalars that a sweep may vmap over).
 
 Defaults are those of DreamerV3 (Hafner et al., Nature 2025; the reference implementation's configs.yaml) unless the
-field says otherwise; Plan2Explore's are those of Sekar et al. 2020 (arXiv 2005.05960).
+field says otherwise; Plan2Explore's are those of Sekar et al. 2020 (arXiv 2005.05960). presets.py has settings that go
+together, validate.py what is refused.
 """
 
-import dataclasses
-import difflib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal
 
@@ -18,10 +17,7 @@ Norm = Literal["returns", "advantages"]
 Critics = Literal["each", "sum"]
 Pay = Literal["disagreement", "constant"]
 
-
 MOST_STEPS = 4096  # of one iteration, and so the least frequent schedule: one update after so many steps
-MOST_UPDATES = 4096  # after one step
-MOST_ROWS = 2_000_000_000  # of a seed: steps are counted in 32 bits, and a run's last chunk may go a little further
 
 
 class ConfigError(ValueError):
@@ -233,184 +229,3 @@ class Config:
     def prefill(self) -> int:
         """Steps of each environment before the first update: at least one window and its context."""
         return max(self.replay.batch_length + 1, -(-self.replay.prefill // self.envs))
-
-
-def _model(deter: int, width: int, classes: int, depth: int) -> ModelConfig:
-    return ModelConfig(deter=deter, hidden=width, units=width, classes=classes, depth=depth)
-
-
-# Found by measurement on Catch (CPU, 8 to 32 seeds, 1,500 to 2,000 updates each): lr 2e-3 learned more slowly, 8e-3
-# less surely; with entropy 3e-3 the actor commits before the model is worth trusting, and with 0.03 six of 32 seeds
-# stayed near 0.6 for good; 16 replayed rows a step beat 32 at equal updates.
-_TINY_MODEL = ModelConfig(deter=64, blocks=4, hidden=32, units=32, stoch=8, classes=4, depth=4, bins=63)
-_TINY_HYPERS = Hypers(lr=5e-3, warmup=50.0, entropy=0.06, explorer_entropy=0.05, action_scale=10.0)
-_TINY_REPLAY = ReplayConfig(batch_size=8, batch_length=16, train_ratio=16)
-# Found by measurement on Deep Sea: with members that learn the posterior's probabilities with the model, disagreement
-# grows with visits (it follows where the model has learned); so made, its rank correlation with visits is -0.87 after
-# 100 episodes of size 10 (16 seeds, train ratio 64).
-_NOVEL = EnsembleConfig(
-    members=5, units=64, input="decoded", target="projected", prior_layers=1, updates=2, spread="var"
-)
-_TINY = Config(
-    steps=16_000,
-    model=_TINY_MODEL,
-    horizon=10,
-    eval_episodes=64,
-    replay=_TINY_REPLAY,
-    ensemble=_NOVEL,
-    intrinsic_norm="advantages",
-)
-_MICRO = ModelConfig(deter=128, blocks=4, hidden=64, units=64, stoch=8, classes=8, depth=4)
-
-PRESETS: dict[str, tuple[Config, Hypers, str]] = {
-    "tiny": (
-        _TINY,
-        _TINY_HYPERS,
-        "the default run on a laptop; found by measurement on Catch-bsuite",
-    ),
-    "tiny-explore": (
-        replace(_TINY, replay=replace(_TINY_REPLAY, train_ratio=64)),
-        # With a whole nat free the prior is let off where it could know the next state: imagination blurs, and the
-        # explorer is paid for the blur. Of size 30, 2 of 12 seeds learned the way to the reward so, and 12 with 0.1.
-        replace(_TINY_HYPERS, free_nats=0.1),
-        "tiny with four times the updates and a tenth of a free nat, for --mode explore and mix; measured on Deep Sea",
-    ),
-    "micro": (
-        Config(model=_MICRO, horizon=10, replay=ReplayConfig(batch_size=8, batch_length=16)),
-        Hypers(lr=1e-3, warmup=100.0, entropy=1e-2, explorer_entropy=1e-2),
-        "small tasks on a CPU",
-    ),
-    **{
-        name: (Config(model=_model(*sizes)), Hypers(), f"the reference's size{name}")
-        for name, sizes in {
-            "1m": (512, 64, 4, 4),
-            "12m": (2048, 256, 16, 16),
-            "25m": (3072, 384, 24, 24),
-            "50m": (4096, 512, 32, 32),
-            "100m": (6144, 768, 48, 48),
-            "200m": (8192, 1024, 64, 64),
-            "400m": (12288, 1536, 96, 96),
-        }.items()
-    },
-}
-
-
-def preset(name: str) -> tuple[Config, Hypers]:
-    """Config and Hypers of a preset. Raises ConfigError for an unknown name, naming the near ones."""
-    if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=3, cutoff=0.3) or list(PRESETS)
-        raise ConfigError(f"unknown preset {name!r}; did you mean {' or '.join(near)}? (all: {', '.join(PRESETS)})")
-    config, hypers, _ = PRESETS[name]
-    return config, hypers
-
-
-_POSITIVE = {
-    "": ("steps", "envs", "horizon", "eval_episodes"),
-    "model": ("deter", "blocks", "hidden", "units", "stoch", "classes", "depth", "bins", "layers"),
-    "ensemble": ("members", "layers", "projection", "batch_size"),
-    "replay": ("batch_size", "batch_length", "capacity", "train_ratio"),
-}
-_NON_NEGATIVE = {
-    "": ("adapt_steps", "block", "lane", "eval_steps"),
-    "ensemble": ("units", "prior_layers", "updates"),
-    "replay": ("prefill",),
-}
-# Far above what anyone means: beyond it are arrays that no index counts, compilers at work for hours, or updates that
-# never end. Below it, runs/rounds.py says what does not fit.
-_MOST = {
-    "": {"envs": 65_536, "horizon": 1_000, "eval_episodes": 65_536, "eval_steps": MOST_ROWS},
-    "model": {
-        **dict.fromkeys(("deter", "hidden", "units", "bins"), 65_536),
-        **dict.fromkeys(("stoch", "depth"), 4_096),
-        "layers": 64,
-    },
-    "ensemble": {
-        **dict.fromkeys(("members", "projection", "updates"), 4_096),
-        **dict.fromkeys(("units", "batch_size"), 65_536),
-        **dict.fromkeys(("layers", "prior_layers"), 64),
-    },
-    "replay": {
-        **dict.fromkeys(("batch_size", "batch_length"), 65_536),
-        **dict.fromkeys(("capacity", "prefill"), MOST_ROWS),
-    },
-}
-_POSITIVE_HYPERS = ("lr", "agc", "discount_horizon", "return_floor", "intrinsic_floor", "ensemble_lr")
-_UNIT_HYPERS = ("unimix", "policy_unimix", "lam", "slow_rate", "return_rate")
-
-
-def _setting(config: Config, group: str, name: str) -> tuple[str, float]:
-    """A setting's flag and value."""
-    flag = (f"--{group}.{name}" if group else f"--{name}").replace("_", "-")
-    return flag, getattr(getattr(config, group) if group else config, name)
-
-
-def validate(config: Config, hypers: Hypers) -> None:
-    """Raises ConfigError, one line, for settings that cannot work together; before anything compiles."""
-    for bound, table in ((1, _POSITIVE), (0, _NON_NEGATIVE)):
-        for group, names in table.items():
-            for name in names:
-                flag, value = _setting(config, group, name)
-                smallest = 0 if name == "train_ratio" else bound
-                if not value >= smallest or (name == "train_ratio" and not 0 < value < float("inf")):
-                    need = "positive" if bound else "0 or more"
-                    raise ConfigError(f"{flag} must be {need}, not {value}")
-    for group, mosts in _MOST.items():
-        for name, most in mosts.items():
-            flag, value = _setting(config, group, name)
-            if value > most:
-                raise ConfigError(f"{flag} must be at most {most:,}, not {value:,}")
-    if config.steps + config.adapt_steps > MOST_ROWS:
-        total = config.steps + config.adapt_steps
-        raise ConfigError(f"--steps and --adapt-steps must be at most {MOST_ROWS:,} together, not {total:,}")
-    for f in dataclasses.fields(hypers):
-        value = getattr(hypers, f.name)
-        flag = f"--hypers.{f.name.replace('_', '-')}"
-        if not 0 <= value < float("inf"):
-            raise ConfigError(f"{flag} must be finite and 0 or more, not {value}")
-        if f.name in _POSITIVE_HYPERS and value == 0:
-            raise ConfigError(f"{flag} must be positive, not {value}")
-        if f.name in _UNIT_HYPERS and value > 1:
-            raise ConfigError(f"{flag} must lie between 0 and 1, not {value}")
-    model, replay = config.model, config.replay
-    if model.deter % model.blocks:
-        raise ConfigError(f"--model.blocks {model.blocks} must divide --model.deter {model.deter}")
-    if model.classes < 2 or model.classes > 256:
-        raise ConfigError(f"--model.classes must lie between 2 and 256, not {model.classes}")
-    if model.bins % 2 == 0 or model.bins < 3:
-        raise ConfigError(f"--model.bins must be odd and at least 3, not {model.bins}")
-    if config.mode in ("explore", "mix") and config.ensemble.members < 2:
-        raise ConfigError("--ensemble.members must be at least 2: one member alone cannot disagree")
-    if config.explorer_reward != "disagreement" and config.mode != "explore":
-        raise ConfigError(f"--explorer-reward {config.explorer_reward} is for --mode explore, not {config.mode}")
-    if config.explorer_critics == "sum" and config.mode != "mix":
-        raise ConfigError(f"--explorer-critics sum needs two rewards to sum: --mode mix, not {config.mode}")
-    if config.ensemble.updates and config.ensemble.target == "probs":
-        raise ConfigError(
-            "--ensemble.updates needs a target that replayed rows hold, not --ensemble.target probs: stoch, say"
-        )
-    if config.adapt_steps and config.mode == "task":
-        raise ConfigError("--adapt-steps follows --mode explore, mix or random; in mode task give --steps alone")
-    rows = config.prefill * config.envs
-    if rows > config.steps:
-        flag = "--replay.prefill" if replay.prefill >= rows else "--replay.batch-length"
-        raise ConfigError(
-            f"a batch of length {replay.batch_length} needs {rows} rows ({config.prefill} of each environment) before "
-            f"the first update, but only {config.steps} will be collected: raise --steps or lower {flag}"
-        )
-    asked = replay.train_ratio * config.envs / (replay.batch_size * replay.batch_length)
-    if asked > MOST_UPDATES:
-        raise ConfigError(
-            f"--replay.train-ratio {replay.train_ratio} gives {asked:.2g} updates a step, more than {MOST_UPDATES:,}: "
-            "lower it, or raise --replay.batch-size or --replay.batch-length"
-        )
-    steps, updates = config.schedule
-    if updates == 0 or abs(updates / steps - asked) > 0.01 * asked:
-        raise ConfigError(
-            f"--replay.train-ratio {replay.train_ratio} gives {asked:.2g} updates a step, which no schedule of up to "
-            f"{MOST_STEPS} steps meets: raise it, or lower --replay.batch-size or --replay.batch-length"
-        )
-    if replay.capacity < (replay.batch_length + 1) * config.envs:
-        raise ConfigError(
-            f"--replay.capacity {replay.capacity} is below one window of each environment "
-            f"({(replay.batch_length + 1) * config.envs} rows): raise it"
-        )

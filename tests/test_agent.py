@@ -13,7 +13,8 @@ import pytest
 
 from envs.environment import ActionSpace, ObsSpace
 from stages.agent import Agent, Targets, collector, parameter_counts
-from stages.config import Config, EnsembleConfig, preset
+from stages.config import Config, EnsembleConfig
+from stages.presets import preset
 
 close = chex.assert_trees_all_close
 OBS, ACTIONS = ObsSpace((50,), "real"), ActionSpace("discrete", 3)

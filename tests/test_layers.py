@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # From the bottom up. A module may import from the lines before its own, and from those before it on its line.
 LAYERS = [
-    ["config"],
+    ["config", "presets", "validate"],
     ["fast", "finite"],
     ["networks"],
     ["replay", "returns", "encode", "rssm", "decode"],

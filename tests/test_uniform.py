@@ -13,9 +13,10 @@ import pytest
 from envs.environment import ActionSpace
 from stages import train
 from stages.agent import Agent, collector
-from stages.config import ConfigError, validate
+from stages.config import ConfigError
 from stages.replay import Clock
 from stages.uniform import Uniform
+from stages.validate import validate
 from tests.conftest import arbitrary
 
 DRAWS = 4000

@@ -5,14 +5,16 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from stages.config import Config, ConfigError, Hypers, preset, validate
+from stages.config import Config, ConfigError, Hypers
+from stages.presets import preset
+from stages.validate import validate
 
 
 def configure(preset_name: str = "tiny", /, **settings: Any) -> tuple[Config, Hypers]:
     """The settings of a run: those of a preset, but for what is given.
 
     Args:
-        preset_name: a key of `stages.config.PRESETS`.
+        preset_name: a key of `stages.presets.PRESETS`.
         settings: fields of `Config` by their names, such as `env="DeepSea-bsuite"`, `mode="mix"`, `steps=2_000`; groups
             as mappings of theirs, `model={"units": 64}`, and so `ensemble`, `replay`, `hypers` and `env_args`.
 

@@ -10,19 +10,11 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from stages.config import (
-    PRESETS,
-    Config,
-    ConfigError,
-    EnsembleConfig,
-    Hypers,
-    ModelConfig,
-    ReplayConfig,
-    preset,
-    validate,
-)
+from stages.config import Config, ConfigError, EnsembleConfig, Hypers, ModelConfig, ReplayConfig
+from stages.presets import PRESETS, preset
 from stages.runs.settings_file import flat, without_gone, words_of
 from stages.runs.sink import Kind, check_sink
+from stages.validate import validate
 
 DESCRIPTION = """Train a sweep of DreamerV3 agents, with Plan2Explore if asked: `python run.py --seeds 32`.
 

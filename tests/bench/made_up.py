@@ -7,7 +7,8 @@ import jax.random as jr
 import sizes
 
 from envs.environment import ActionSpace, Environment, ObsSpace, Timestep
-from stages.config import Config, Hypers, preset
+from stages.config import Config, Hypers
+from stages.presets import preset
 
 
 class Vector(Environment):
