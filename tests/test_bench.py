@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent / "bench"))  # run by hand, so not 
 import deepsea
 import flops
 import made_up
+import settings
 import sizes
 
 from stages.config import EnsembleConfig, ModelConfig, ReplayConfig
@@ -23,6 +24,7 @@ from stages.fast import scan as fast_scan
 from stages.networks.convolution import Conv
 from stages.networks.layers import BlockLinear, Linear
 from stages.presets import PRESETS
+from stages.runs import arguments
 
 # Widths large enough for sums taken as products, and the sampler's (K - 1 of each class), to stay small beside layers.
 MODEL = ModelConfig(deter=128, blocks=4, hidden=128, units=128, stoch=4, classes=4, bins=63)
@@ -178,3 +180,15 @@ def test_psi_is_the_share_of_seeds_per_step_of_the_way():
     assert deepsea.psi(30, 12, 12) == f"N = 30: 12 of 12, 1.000 (at least {0.05 ** (1 / 12 / 30):.3f})"
     assert deepsea.psi(10, 4, 8).startswith(f"N = 10: 4 of 8, {0.5**0.1:.3f} ")
     assert deepsea.psi(10, 0, 8) == "N = 10: 0 of 8, 0.000 (at least 0.000)"
+
+
+# ---- settings ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", settings.TASKS)
+def test_every_setting_of_the_table_is_one_that_runs(task):
+    plain = arguments.parse(settings.words(task, "base").split())
+    for name in settings.SETTINGS.keys() - {"base"}:
+        asked = arguments.parse(settings.words(task, name).split())
+        assert asked.config.mode == ("random" if name == "random" else "explore"), name
+        assert asked.flat != plain.flat, f"{name} is what the preset has"

@@ -67,7 +67,7 @@ SETTINGS = {
     "horizon15": "--horizon 15",
     "entropy02": "--hypers.explorer-entropy 0.02",
     "entropy10": "--hypers.explorer-entropy 0.1",
-    "free01": "--hypers.free-nats 0.1",
+    "free1": "--hypers.free-nats 1",
     "free03": "--hypers.free-nats 0.3",
     "free0": "--hypers.free-nats 0",
     "members3": "--ensemble.members 3",
@@ -81,32 +81,28 @@ SEEDS = 8
 TURNS, UPDATES = 5, 8  # of the cost: turns of each, updates of a turn
 
 
-def words(task: str, setting: str, seeds: int = SEEDS) -> str:
-    """The words of run.py for one run of the table, but for its folder."""
-    return f"{TASKS[task]} {COMMON} --seeds {seeds} {SETTINGS[setting]}"
+def words(task: str, setting: str, seeds: int = SEEDS, add: str = "") -> str:
+    """The words of run.py for one run of the table, but for its folder. A setting goes before what is added to all."""
+    return f"{TASKS[task]} {COMMON} --seeds {seeds} --log-points 20 {add} {SETTINGS[setting]}"
 
 
-def row(setting: str, runs: dict[str, Result]) -> dict[str, str]:
-    """A line of the table, of the tasks that were run."""
-    line = {"setting": f"`{SETTINGS[setting] or 'tiny-explore'}`"}
-    seen = lambda run, rows: interval(at(run, "novelty/visited_states", rows), np.mean, decimals=1)
-    came = lambda first: f"{np.isfinite(first).sum()} of {first.size}"
-    if run := runs.get("deepsea10"):
+def cells(task: str, run: Result) -> dict[str, str]:
+    """What the table says of a setting's run of a task."""
+    seen = lambda rows: interval(at(run, "novelty/visited_states", rows), np.mean, decimals=1)
+    first = common.first(run, "goal_episode")
+    came = lambda episodes: f"{(first <= episodes).sum()} of {first.size}"
+    if task == "deepsea10":
         correlation, pairs = (at(run, f"novelty/{name}", AT * 11) for name in ("correlation", "visited_pairs"))
-        first = common.first(run, "goal_episode")
-        line |= {
+        return {
             f"10: rank correlation at {AT} episodes": interval(correlation, np.mean),
             "pairs by then": f"{pairs.mean():.1f}",
-            "corner within 200": came(first),
+            "corner within 200": came(200),
             "first there, median episode": interval(first, np.median),
             "zero-shot score": interval(run.per_seed("score"), np.mean),
         }
-    if run := runs.get("deepsea20"):
-        first = common.first(run, "goal_episode")
-        line |= {"20: cells at 500 episodes": seen(run, 10_500), "corner within 500": came(first)}
-    if run := runs.get("fourrooms"):
-        line |= {f"FourRooms: cells at {rows:,} rows": seen(run, rows) for rows in (1_500, 3_000)}
-    return line
+    if task == "deepsea20":
+        return {"20: cells at 500 episodes": seen(10_500), "corner within 500": came(500)}
+    return {f"FourRooms: cells at {rows:,} rows": seen(rows) for rows in (1_500, 3_000)}
 
 
 def cost(point: common.Result) -> common.Result:
@@ -154,16 +150,16 @@ def main() -> None:
     place = lambda task, name: asked.out / task / name
     for task in asked.tasks if not asked.table else ():
         for name in asked.only:
-            kept = "--log-points 20 --checkpoint-minutes 5"
-            common.train(f"{words(task, name, asked.seeds)} {kept} {asked.add}", place(task, name))
-    there = {
-        name: {
-            task: read_run(place(task, name)) for task in asked.tasks if (place(task, name) / "metrics.jsonl").exists()
-        }
-        for name in asked.only
-    }
-    columns = {column: None for name, runs in there.items() for column in row(name, runs)}
-    common.table([row(name, runs) for name, runs in there.items() if runs], list(columns))
+            common.train(words(task, name, asked.seeds, asked.add), place(task, name))
+    rows = [{"setting": f"`{SETTINGS[name] or 'tiny-explore'}`"} for name in asked.only]
+    columns = ["setting"]
+    for task in asked.tasks:
+        for name, row in zip(asked.only, rows, strict=True):
+            if (place(task, name) / "metrics.jsonl").exists():
+                found = cells(task, read_run(place(task, name)))
+                row |= found
+                columns += [column for column in found if column not in columns]
+    common.table([row for row in rows if len(row) > 1], columns)
 
 
 if __name__ == "__main__":
