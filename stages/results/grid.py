@@ -251,7 +251,9 @@ def _draw_setting(axes: Axes, grid: Grid, name: str) -> None:
     numbers = [float(value) for value in values] if numeric else []
     if numeric and min(numbers) > 0 and max(numbers) >= 10 * min(numbers):
         axes.set_xscale("log")
-    if not numeric:
+    elif numeric:
+        axes.locator_params("x", nbins=5)  # a panel is narrow: more labels would touch
+    else:
         axes.set_xticks(range(len(values)), values, fontsize=8, rotation=20, ha="right", parse_math=False)
     axes.set_xlabel(name, fontsize=9, color=INK)
     when = "last" if grid.halved else "final"

@@ -38,6 +38,8 @@ def shade(rung: int, last: int) -> tuple[float, float, float]:
 
 def draw_climbs(axes: Axes, climbs: Sequence[Climb]) -> None:
     """Score against steps: a line for each trial, which ends in a cross where the trial was stopped."""
+    from matplotlib.patheffects import withStroke
+
     last = max(len(climb.steps) for climb in climbs) - 1
     order = sorted(climbs, key=lambda climb: (len(climb.steps), climb.finished))
     best = sorted((climb for climb in climbs if climb.finished), key=lambda climb: -np.nan_to_num(climb.scores[-1]))
@@ -55,6 +57,7 @@ def draw_climbs(axes: Axes, climbs: Sequence[Climb]) -> None:
     axes.set_xticks(ends, [f"{step:,}" for step in ends])
     axes.set_xticks([], minor=True)
     beside: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "fontsize": 7, "color": INK}
+    beside["path_effects"] = [withStroke(linewidth=2.5, foreground="white")]  # names lie over lines
     for climb in best[:MOST_NAMED]:
         if np.isfinite(climb.scores[-1]):
             at = (climb.steps[-1], climb.scores[-1])
