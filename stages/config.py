@@ -140,6 +140,9 @@ class Hypers(eqx.Module):
     """Smallest divisor of extrinsic advantages."""
     intrinsic_floor: float = 1e-8
     """Smallest divisor of intrinsic advantages: disagreement shrinks as it is learned, a floor of 1 would hide it."""
+    mix_intrinsic_floor: float = 1e-8
+    """The same in mode mix, where it says when novelty has faded: of a range below it, advantages are no longer brought
+    to unit size, and the reward decides. In units of disagreement, so it suits one kind of ensemble and not another."""
     extrinsic_scale: float = 1.0
     """Weight of the normalised extrinsic advantage in mode mix; of the reward itself in a sum (explorer_critics)."""
     intrinsic_scale: float = 1.0

@@ -138,6 +138,8 @@ DISAGREEMENT = Reward(
     debias=True,
     network=Network("ensemble", Ensemble, ensemble_loss, update_ensemble, ensemble_moments),
 )
+# Beside a reward it is to fade once there is nothing new.
+FADING = DISAGREEMENT._replace(floor=lambda h: h.mix_intrinsic_floor)
 # Scaled as rewards are; the ensemble learns beside it, so that what it would have paid is measured.
 CONSTANT = TASK._replace(
     name="constant", imagined=imagined_constant, replayed=replayed_constant, network=DISAGREEMENT.network
@@ -146,7 +148,7 @@ CONSTANT = TASK._replace(
 BEHAVIORS: dict[Mode, dict[str, tuple[Reward, ...]]] = {
     "task": {"tasker": (TASK,)},
     "explore": {"tasker": (TASK,), "explorer": (DISAGREEMENT,)},
-    "mix": {"tasker": (TASK,), "explorer": (DISAGREEMENT, EXTRINSIC)},
+    "mix": {"tasker": (TASK,), "explorer": (FADING, EXTRINSIC)},
     "random": {"tasker": (TASK,)},
 }
 """Mode -> its behaviours, and the rewards of each. Mode random trains what mode task trains (rewards shape the world

@@ -37,7 +37,10 @@ _MOST = {
         **dict.fromkeys(("capacity", "prefill"), MOST_ROWS),
     },
 }
-_POSITIVE_HYPERS = ("lr", "agc", "discount_horizon", "return_floor", "intrinsic_floor", "ensemble_lr")
+_POSITIVE_HYPERS = (
+    *("lr", "agc", "discount_horizon", "ensemble_lr"),
+    *("return_floor", "intrinsic_floor", "mix_intrinsic_floor"),
+)
 _UNIT_HYPERS = ("unimix", "policy_unimix", "lam", "slow_rate", "return_rate")
 
 

@@ -34,7 +34,13 @@ BEHAVIOR = ("policy", "value", "repval")
 EXPLORE = ("ensemble", *(f"explorer_{name}" for name in BEHAVIOR))
 NAMES = {"task": (*MODEL, *BEHAVIOR), "explore": (*MODEL, *BEHAVIOR, *EXPLORE), "mix": (*MODEL, *BEHAVIOR, *EXPLORE)}
 HYPERS = Hypers(
-    policy_unimix=0.02, free_nats=0.0, intrinsic_scale=0.7, extrinsic_scale=0.4, intrinsic_floor=1e-3, return_floor=2.0
+    policy_unimix=0.02,
+    free_nats=0.0,
+    intrinsic_scale=0.7,
+    extrinsic_scale=0.4,
+    intrinsic_floor=1e-3,
+    mix_intrinsic_floor=5e-3,
+    return_floor=2.0,
 )
 KEY = jr.key(9)
 arrays = functools.partial(jax.tree.map, np.asarray)
@@ -338,7 +344,7 @@ def test_objective_of_each_behaviour():
             assert objective(mode, "tasker") == ((1.0,), ("returns",), (2.0,), (False,), HYPERS.entropy)
         bonus, explore, mix = HYPERS.explorer_entropy, objective("explore", "explorer"), objective("mix", "explorer")
         assert explore == ((0.7,), (norm,), (1e-3,), (True,), bonus)
-        assert mix == ((0.7, 0.4), (norm, "returns"), (1e-3, 2.0), (True, False), bonus)
+        assert mix == ((0.7, 0.4), (norm, "returns"), (5e-3, 2.0), (True, False), bonus)
 
 
 # ---- a constant, the control -----------------------------------------------------------------------------------------

@@ -34,7 +34,9 @@ SIZES = ModelConfig(deter=2, stoch=1, classes=2, units=2, hidden=2, blocks=1, la
 MODEL = arbitrary(  # of which no reward here reads a number
     lambda: WorldModel(Config(model=SIZES), ObsSpace((3,), "real"), ActionSpace("discrete", 2), key=jr.key(0))
 )
-HYPERS = Hypers(intrinsic_scale=0.25, extrinsic_scale=3.0, return_floor=2.0, intrinsic_floor=1e-3)
+HYPERS = Hypers(
+    intrinsic_scale=0.25, extrinsic_scale=3.0, return_floor=2.0, intrinsic_floor=1e-3, mix_intrinsic_floor=0.3
+)
 
 
 def rows_of(is_first, reward=0.0) -> Row:
@@ -82,7 +84,9 @@ def test_a_network_is_learned_where_an_intrinsic_reward_is_and_nowhere_else():
 
 def test_weights_and_divisors_are_the_hypers():
     disagreement, extrinsic = behaviors(Config(mode="mix"))["explorer"]
-    assert (disagreement.scale(HYPERS), disagreement.floor(HYPERS), disagreement.debias) == (0.25, 1e-3, True)
+    assert (disagreement.scale(HYPERS), disagreement.floor(HYPERS), disagreement.debias) == (0.25, 0.3, True)
+    (alone,) = behaviors(Config(mode="explore"))["explorer"]
+    assert (alone.scale(HYPERS), alone.floor(HYPERS), alone.debias) == (0.25, 1e-3, True)
     assert (extrinsic.scale(HYPERS), extrinsic.floor(HYPERS), extrinsic.debias) == (3.0, 2.0, False)
     for norm in ("returns", "advantages"):
         assert disagreement.norm(Config(intrinsic_norm=norm)) == norm
