@@ -3,13 +3,13 @@
     python tests/bench/settings.py --out runs/settings              # 8 seeds each, three tasks: a day on two cores
     python tests/bench/settings.py --out runs/settings --tasks deepsea20 --only base stoch
     python tests/bench/settings.py --out runs/settings --table      # of the runs that are there
-    python tests/bench/settings.py --cost                           # seconds of an update, beside the preset's
+    python tests/bench/settings.py --cost 10                        # seconds of an update, beside the preset's
 
 Of size 10 of Deep Sea it says how disagreement is ranked by visits, when the corner is first reached, and what the
 tasker scores that was never paid; of size 20 and of FourRooms how much has been seen. Runs that are there already are
 not run again, and those that were stopped go on. Intervals are 95 % percentile bootstraps over seeds. Costs are of
-updates alone, on made-up rows (update.py): of each setting in a process of its own, where it takes turns with the
-preset.
+updates alone of a size of Deep Sea, on made-up rows (update.py): of each setting in a process of its own, where it
+takes turns with the preset.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import numpy as np
 import update
 from common import at, interval
 
+from envs import registry
 from stages.results.read import Result, read_run
 from stages.runs import arguments
 from stages.runs.start import start_jax
@@ -111,18 +112,18 @@ def cost(point: common.Result) -> common.Result:
     Processor seconds, as other work on the machine then counts for less; a device at a time.
     """
     start_jax()
-    chunks = [_chunk(name) for name in (point["setting"], "base")]
+    chunks = [_chunk(name, point["size"]) for name in (point["setting"], "base")]
     spent = np.array([[chunk() for chunk in chunks] for _ in range(TURNS + 1)])[1:]  # [turns, 2], less a warm-up
     ours, base = spent.T
     return point | {"seconds": float(np.median(ours)), "of_preset": float(np.median(ours / base))}
 
 
-def _chunk(setting: str) -> Callable[[], float]:
+def _chunk(setting: str, size: int) -> Callable[[], float]:
     """A function that makes some updates of 8 seeds with a setting, and returns the seconds of one of one."""
     asked = arguments.parse(words("deepsea10", setting).split())
-    mesh = mesh_for(SEEDS, jax.devices()[:1])
-    compiled = update.compile_updates(asked.config, asked.hypers, mesh, SEEDS, UPDATES)
-    state, clock = update.made_up_state(asked.config, asked.hypers, mesh, SEEDS)
+    mesh, env = mesh_for(SEEDS, jax.devices()[:1]), registry.make(asked.config.env, {"size": size})
+    compiled = update.compile_updates(asked.config, asked.hypers, mesh, SEEDS, UPDATES, env)
+    state, clock = update.made_up_state(asked.config, asked.hypers, mesh, SEEDS, env)
 
     def chunk():
         nonlocal state, clock
@@ -142,10 +143,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=SEEDS)
     common.add_argument(parser)
     parser.add_argument("--table", action="store_true", help="run nothing")
-    parser.add_argument("--cost", action="store_true", help="measure what an update costs, and nothing else")
+    parser.add_argument("--cost", type=int, metavar="SIZE", help="measure what an update of it costs, and nothing else")
     asked = parser.parse_args()
     if asked.cost:
-        common.table([common.in_process(__file__, {"setting": name}) for name in asked.only])
+        common.table([common.in_process(__file__, {"setting": name, "size": asked.cost}) for name in asked.only])
         return
     place = lambda task, name: asked.out / task / name
     for task in asked.tasks if not asked.table else ():

@@ -37,6 +37,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import run
+from envs.environment import Environment
 from stages import train
 from stages.config import Config, Hypers
 from stages.replay import Clock
@@ -45,6 +46,7 @@ from stages.runs.sweep import lane_of, mesh_for, over_seeds
 from stages.world_model import compute_dtype
 
 MODES = ("task", "explore", "mix")
+VECTOR = made_up.Vector()
 
 
 # ---- one point -----------------------------------------------------------------------------------------------------
@@ -128,7 +130,9 @@ def chunk(gflop: float, seconds: float) -> int:
     return max(2, min(50, round(seconds * guess / gflop)))
 
 
-def compile_updates(config: Config, hypers: Hypers, mesh: Mesh, seeds: int, updates: int) -> Any:
+def compile_updates(
+    config: Config, hypers: Hypers, mesh: Mesh, seeds: int, updates: int, env: Environment = VECTOR
+) -> Any:
     """The compiled scan of `updates` updates of all seeds, made from shapes alone."""
 
     def advance(state, clock):
@@ -143,7 +147,7 @@ def compile_updates(config: Config, hypers: Hypers, mesh: Mesh, seeds: int, upda
         where = NamedSharding(mesh, spec)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
 
-    state = jax.eval_shape(lambda: jax.vmap(functools.partial(full, config, hypers))(keys_of(seeds)))
+    state = jax.eval_shape(lambda: jax.vmap(functools.partial(full, env, config, hypers))(keys_of(seeds)))
     program = jax.jit(over_seeds(mesh, advance, 1, True, lane_of(config, mesh)), donate_argnums=0)
     return program.lower(placed(state, P("seeds")), placed(jax.eval_shape(Clock.zero), P())).compile()
 
@@ -153,23 +157,25 @@ def keys_of(seeds: int) -> Any:
     return jax.vmap(jr.key)(jnp.arange(seeds, dtype=jnp.uint32))
 
 
-def full(config: Config, hypers: Hypers, key: Any) -> train.TrainState:
+def full(env: Environment, config: Config, hypers: Hypers, key: Any) -> train.TrainState:
     """A seed whose ring is full of made-up rows, all of one long episode."""
-    state = train.init(made_up.Vector(), config, hypers, key=key)
+    state = train.init(env, config, hypers, key=key)
     ring = state.ring
     key_obs, key_action, key_reward, key_stoch = jr.split(key, 4)
     rows = (
-        jr.normal(key_obs, ring.obs.shape),
-        jr.randint(key_action, ring.action.shape, 0, sizes.ACTIONS),
+        jr.normal(key_obs, ring.obs.shape).astype(ring.obs.dtype),
+        jr.randint(key_action, ring.action.shape, 0, env.action_space.size),
         jr.normal(key_reward, ring.reward.shape),
         jr.randint(key_stoch, ring.stoch.shape, 0, config.model.classes).astype(ring.stoch.dtype),
     )
     return eqx.tree_at(lambda s: (s.ring.obs, s.ring.action, s.ring.reward, s.ring.stoch), state, rows)
 
 
-def made_up_state(config: Config, hypers: Hypers, mesh: Mesh, seeds: int) -> tuple[train.TrainState, Clock]:
+def made_up_state(
+    config: Config, hypers: Hypers, mesh: Mesh, seeds: int, env: Environment = VECTOR
+) -> tuple[train.TrainState, Clock]:
     """States of all seeds, sharded, and a clock at which the ring is full and no window waits to be served."""
-    fill = jax.jit(over_seeds(mesh, functools.partial(full, config, hypers), 1, False))
+    fill = jax.jit(over_seeds(mesh, functools.partial(full, env, config, hypers), 1, False))
     keys = jax.device_put(keys_of(seeds), NamedSharding(mesh, P("seeds")))
     clock = Clock(jnp.int32(train.capacity(config)), jnp.int32(2**30))
     return jax.block_until_ready((fill(keys), jax.device_put(clock, NamedSharding(mesh, P()))))
