@@ -14,8 +14,8 @@ def _model(deter: int, width: int, classes: int, depth: int) -> ModelConfig:
 # less surely; with entropy 3e-3 the actor commits before the model is worth trusting, and with 0.03 six of 32 seeds
 # stayed near 0.6 for good; 16 replayed rows a step beat 32 at equal updates.
 _TINY_MODEL = ModelConfig(deter=64, blocks=4, hidden=32, units=32, stoch=8, classes=4, depth=4, bins=63)
-# The range of the explorer's advantages is 0.1 to 0.6 while much of Deep Sea 10 or 20 is new, and falls to some hundredths
-# once it is known: with a floor of 0.1 mode mix then takes the reward, where it would explore for good.
+# The range of the explorer's advantages is 0.1 to 0.6 while much of Deep Sea 10 or 20 is new, and falls to some
+# hundredths once it is known: with a floor of 0.1 mode mix then takes the reward, where it would explore for good.
 _TINY_HYPERS = Hypers(
     lr=5e-3, warmup=50.0, entropy=0.06, explorer_entropy=0.05, action_scale=10.0, mix_intrinsic_floor=0.1
 )
