@@ -119,13 +119,14 @@ def inputs_of(
     ensemble: Ensemble, model: WorldModel, feat: Float[Array, "*b F"], action: Float[Array, "*b A"], hypers: Hypers
 ) -> Float[Array, "*b I"]:
     """What members read of states and actions. Sends no gradient."""
-    state = feat
-    if ensemble.config.input != "feat":
+    state, read = feat, ensemble.config.input
+    if read in ("decoded", "projected"):
         state = level(ensemble, model, expected(model.decoder, latent_of(model.rssm, feat)))
-        state = (project(ensemble, state) if ensemble.config.input == "projected" else state).astype(feat.dtype)
+    if read == "projected":
+        state = project(ensemble, state)
     # An action beyond the bounds is the bound, as the dynamics see it, and must not look new.
     action = (hypers.action_scale * bound_action(action)).astype(feat.dtype)
-    return sg(jnp.concatenate([state, action], -1))
+    return sg(jnp.concatenate([state.astype(feat.dtype), action], -1))
 
 
 def target_of(

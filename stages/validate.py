@@ -38,8 +38,13 @@ _MOST = {
     },
 }
 _POSITIVE_HYPERS = (
-    *("lr", "agc", "discount_horizon", "ensemble_lr"),
-    *("return_floor", "intrinsic_floor", "mix_intrinsic_floor"),
+    "lr",
+    "agc",
+    "discount_horizon",
+    "return_floor",
+    "intrinsic_floor",
+    "mix_intrinsic_floor",
+    "ensemble_lr",
 )
 _UNIT_HYPERS = ("unimix", "policy_unimix", "lam", "slow_rate", "return_rate")
 

@@ -83,7 +83,7 @@ TURNS, UPDATES = 5, 8  # of the cost: turns of each, updates of a turn
 
 
 def words(task: str, setting: str, seeds: int = SEEDS, add: str = "") -> str:
-    """The words of run.py for one run of the table, but for its folder. A setting goes before what is added to all."""
+    """The words of run.py for one run of the table, but for its folder. A setting's own come last, and win."""
     return f"{TASKS[task]} {COMMON} --seeds {seeds} --log-points 20 {add} {SETTINGS[setting]}"
 
 
@@ -121,7 +121,10 @@ def cost(point: common.Result) -> common.Result:
 def _chunk(setting: str, size: int) -> Callable[[], float]:
     """A function that makes some updates of 8 seeds with a setting, and returns the seconds of one of one."""
     asked = arguments.parse(words("deepsea10", setting).split())
-    mesh, env = mesh_for(SEEDS, jax.devices()[:1]), registry.make(asked.config.env, {"size": size})
+    mesh, env = (
+        mesh_for(SEEDS, jax.devices()[:1]),
+        registry.make(asked.config.env, dict(asked.config.env_args) | {"size": size}),
+    )
     compiled = update.compile_updates(asked.config, asked.hypers, mesh, SEEDS, UPDATES, env)
     state, clock = update.made_up_state(asked.config, asked.hypers, mesh, SEEDS, env)
 
