@@ -88,8 +88,8 @@ def behavior_loss(
     `replayed.feat` was computed from.
 
     Returns:
-        losses: means over rows. policy [] and value [], over imagined ones, summed over rewards; repval [R], over
-            replayed ones but a window's last, which has no successor.
+        losses: policy [] and value [], means over imagined rows, and repval [T-1, B] (the last row has no successor),
+            summed over rewards.
         the new return scales [R]
         metrics: [], or [R] where each reward has its own
     """
@@ -138,7 +138,7 @@ def _critic_loss(critics: Stacked, slow: Stacked, trajectory: Trajectory, reward
         returns = sg(jax.vmap(to_returns)(reward, value))
         targets = jnp.concatenate([returns, value[:, -1:]], 1)
         losses = _value_loss(critics, logits, targets, _values(slow, trajectory.feat), hypers.slow_regularizer)
-        return (weight * losses.sum(0))[:-1].sum(), (value, returns)
+        return (weight * losses)[:-1].sum(), (value, returns)
 
     return blocks.sum_over(block_loss, critics, (slow, hypers), (trajectory, reward, weight))
 
@@ -187,15 +187,15 @@ def _actor_loss(actor: Actor, trajectory: Trajectory, advantage, weight, bonus, 
 
 
 def _replay_loss(critics: Stacked, slow: Stacked, replayed: Replayed, bootstrap, hypers: Hypers):
-    """Each critic's loss on replayed rows [R]; `bootstrap` [R, T, B]: the imagined returns that start there."""
+    """The critics' loss on replayed rows [T-1, B]; `bootstrap` [R, T, B]: the imagined returns that start there."""
     logits = critics.map(lambda critic: critic(replayed.feat))
     discount = (1 - replayed.is_terminal.astype(jnp.float32)) * (1 - 1 / hypers.discount_horizon)
     to_returns = lambda reward, value: lambda_return(reward, value, discount, replayed.is_last, hypers.lam)
     returns = sg(jax.vmap(to_returns)(replayed.reward, bootstrap))
     targets = jnp.concatenate([returns, bootstrap[:, -1:]], 1)
-    losses = _value_loss(critics, logits, targets, _values(slow, sg(replayed.feat)), hypers.slow_regularizer)
+    losses = _value_loss(critics, logits, targets, _values(slow, sg(replayed.feat)), hypers.slow_regularizer)[:-1]
     # Past an episode's last row lies the next reset: nothing to predict there.
-    return ((1 - replayed.is_last[:-1].astype(jnp.float32)) * losses[:, :-1]).mean((1, 2))
+    return (1 - replayed.is_last[:-1].astype(jnp.float32)) * losses
 
 
 def _values(critics: Stacked, feat: Float[Array, "*b F"]) -> Float[Array, "R *b"]:
@@ -204,9 +204,9 @@ def _values(critics: Stacked, feat: Float[Array, "*b F"]) -> Float[Array, "R *b"
 
 
 def _value_loss(critics: Stacked, logits, returns, slow, regularizer):
-    """Cross-entropy to the two-hot return and, `regularizer` times, to the slow critic's prediction; [R, *b]."""
+    """Cross-entropy to the two-hot return and, `regularizer` times, to the slow critic's prediction; summed over R."""
     loss = lambda critic, logits, *targets: critic.loss(logits, *targets, weights=(1.0, regularizer))
-    return critics.map(loss, logits, returns, slow)
+    return critics.map(loss, logits, returns, slow).sum(0)
 
 
 def update_target(target: BehaviorTarget, behavior: Behavior, scale: ReturnScale, rate) -> BehaviorTarget:

@@ -164,10 +164,8 @@ class Hypers(eqx.Module):
     scale_repval: float = 0.3
     """Loss scale: the tasker's critic on replayed rows."""
     scale_explorer_repval: float = 0.0
-    """Loss scale: the explorer's critic of disagreement on replayed rows. Disagreement is low there, as the ensemble
-    has learned from them; Plan2Explore has no such loss."""
-    scale_mix_repval: float = 0.0
-    """Loss scale: the explorer's critic of the reward on replayed rows, in mode mix."""
+    """Loss scale: the explorer's critics on replayed rows. Disagreement is low there, as the ensemble has learned from
+    them; Plan2Explore has no such loss."""
     scale_ensemble: float = 1.0
     """Loss scale: ensemble, where it learns with the model."""
     ensemble_lr: float = 2e-3

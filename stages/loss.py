@@ -71,7 +71,7 @@ def agent_loss(
         objective = objective_of(name, rewards, config, hypers)
         learned = behavior_loss(behavior, target, trajectory, reward, replayed, objective, hypers)
         own_losses, scales[name], own_metrics = learned
-        losses |= {PREFIX[name] + key: loss for key, loss in _by_reward(own_losses, rewards).items()}
+        losses |= {PREFIX[name] + key: loss for key, loss in own_losses.items()}
         metrics |= {PREFIX[name] + key: value for key, value in _by_reward(own_metrics, rewards).items()}
 
     total, means = _weighted_sum(losses, loss_scales(hypers, config))
@@ -96,7 +96,7 @@ def objective_of(name: str, rewards: tuple[Reward, ...], config: Config, hypers:
 
 
 def _by_reward(metrics: dict[str, Array], rewards: tuple[Reward, ...]) -> dict[str, Float[Array, ""]]:
-    """Losses or metrics [R] as R of them, each with its reward's name behind its own."""
+    """Metrics [R] as R metrics, each with its reward's name behind its own."""
     single = {name: value for name, value in metrics.items() if value.ndim == 0}
     several = {name: value for name, value in metrics.items() if value.ndim == 1}
     return single | {f"{name}_{r.name}": value[i] for name, value in several.items() for i, r in enumerate(rewards)}
@@ -105,9 +105,9 @@ def _by_reward(metrics: dict[str, Array], rewards: tuple[Reward, ...]) -> dict[s
 def loss_scales(hypers: Hypers, config: Config) -> dict[str, Float[Array, ""] | float]:
     """Weight of each of the run's losses, by name."""
     scales = {name: getattr(hypers, f"scale_{name}") for name in ("recon", "reward", "cont", "dyn", "rep")}
-    for name, rewards in behaviors(config).items():
+    for name in behaviors(config):
         scales |= {PREFIX[name] + key: getattr(hypers, f"scale_{key}") for key in ("policy", "value")}
-        scales |= {f"{PREFIX[name]}repval_{reward.name}": reward.repval(hypers) for reward in rewards}
+        scales[PREFIX[name] + "repval"] = getattr(hypers, f"scale_{PREFIX[name]}repval")
     if (network := network_of(config.mode)) and learns_with_model(config):
         scales[network.name] = getattr(hypers, f"scale_{network.name}")
     return scales

@@ -45,7 +45,6 @@ class Reward(NamedTuple):
     scale: Callable[[Hypers], Any]  # weight of its normalised advantages
     floor: Callable[[Hypers], Any]  # smallest divisor of its advantages
     debias: bool  # whether the return scale is corrected for its start at zero, which only a small floor shows
-    repval: Callable[[Hypers], Any]  # loss scale of its critic on replayed rows
     network: Network | None = None
 
 
@@ -127,9 +126,8 @@ TASK = Reward(
     lambda h: 1.0,
     lambda h: h.return_floor,
     debias=False,
-    repval=lambda h: h.scale_repval,
 )
-EXTRINSIC = TASK._replace(scale=lambda h: h.extrinsic_scale, repval=lambda h: h.scale_mix_repval)
+EXTRINSIC = TASK._replace(scale=lambda h: h.extrinsic_scale)
 DISAGREEMENT = Reward(
     "disagreement",
     imagined_disagreement,
@@ -138,18 +136,13 @@ DISAGREEMENT = Reward(
     lambda h: h.intrinsic_scale,
     lambda h: h.intrinsic_floor,
     debias=True,
-    repval=lambda h: h.scale_explorer_repval,
     network=Network("ensemble", Ensemble, ensemble_loss, update_ensemble, ensemble_moments),
 )
 # Beside a reward it is to fade once there is nothing new.
 FADING = DISAGREEMENT._replace(floor=lambda h: h.mix_intrinsic_floor)
 # Scaled as rewards are; the ensemble learns beside it, so that what it would have paid is measured.
 CONSTANT = TASK._replace(
-    name="constant",
-    imagined=imagined_constant,
-    replayed=replayed_constant,
-    repval=DISAGREEMENT.repval,
-    network=DISAGREEMENT.network,
+    name="constant", imagined=imagined_constant, replayed=replayed_constant, network=DISAGREEMENT.network
 )
 
 BEHAVIORS: dict[Mode, dict[str, tuple[Reward, ...]]] = {
@@ -176,7 +169,7 @@ def total(rewards: tuple[Reward, ...]) -> Reward:
         return jnp.stack(each).sum(0)
 
     (network,) = {r.network for r in rewards if r.network}
-    return TASK._replace(name="sum", imagined=imagined, replayed=replayed, repval=DISAGREEMENT.repval, network=network)
+    return TASK._replace(name="sum", imagined=imagined, replayed=replayed, network=network)
 
 
 def behaviors(config: Config) -> dict[str, tuple[Reward, ...]]:

@@ -218,7 +218,7 @@ def slow_loss(behavior, target, imagined, replayed, objective, hypers, believed=
         scales.append((low, high, weight))
         divisors.append(max(objective.floor[r], (high - low) / (weight if objective.debias[r] else 1)))
 
-    losses = {"policy": np.zeros((H, n)), "value": np.zeros((H, n)), "repval": np.zeros((rewards, T - 1, B))}
+    losses = {"policy": np.zeros((H, n)), "value": np.zeros((H, n)), "repval": np.zeros((T - 1, B))}
     advantages, entropies = np.zeros((2, H, n))
     for t in range(H):
         for i in range(n):
@@ -245,8 +245,8 @@ def slow_loss(behavior, target, imagined, replayed, objective, hypers, believed=
                     continue
                 goal = slow_return(replayed.reward[r, :, b], boot, live, replayed.is_last[:, b], hypers.lam, t)
                 fit, stay = (two_hot_nats(logits_rows[t, b], x) for x in (goal, slow_rows[t, b]))
-                losses["repval"][r, t, b] = fit + hypers.slow_regularizer * stay
-    losses = {name: loss.mean((-2, -1)) for name, loss in losses.items()}
+                losses["repval"][t, b] += fit + hypers.slow_regularizer * stay
+    losses |= {name: losses[name].mean() for name in ("policy", "value")}
     metrics = {
         "adv_mag": np.abs(advantages).mean(),
         "ent": entropies.mean(),

@@ -30,10 +30,9 @@ from tests.conftest import arbitrary
 
 T, B, H, A = 4, 2, 3, 3
 MODEL = ("recon", "reward", "cont", "dyn", "rep")
-TASK = (*MODEL, "policy", "value", "repval_extrinsic")
-EXPLORER = ("ensemble", "explorer_policy", "explorer_value")  # and a critic's loss on replayed rows for each reward
-EXPLORE = (*TASK, *EXPLORER, "explorer_repval_disagreement")
-NAMES = {"task": TASK, "explore": EXPLORE, "mix": (*EXPLORE, "explorer_repval_extrinsic")}
+BEHAVIOR = ("policy", "value", "repval")
+EXPLORE = ("ensemble", *(f"explorer_{name}" for name in BEHAVIOR))
+NAMES = {"task": (*MODEL, *BEHAVIOR), "explore": (*MODEL, *BEHAVIOR, *EXPLORE), "mix": (*MODEL, *BEHAVIOR, *EXPLORE)}
 HYPERS = Hypers(
     policy_unimix=0.02,
     free_nats=0.0,
@@ -89,7 +88,7 @@ class Case:
 
     def __call__(self, rows=None, **weights) -> Lost:
         """Losses that `weights` does not name count 0; without any, each counts 1."""
-        every = {name: float(weights.get(name, not weights)) for name in loss_scales(HYPERS, self.config)}
+        every = {name: float(weights.get(name, not weights)) for name in NAMES[self.mode]}
         (total, outcome), grads = self._run(self.agent, self.rows if rows is None else rows, every, self.targets)
         return Lost(*arrays((total, grads, outcome)))
 
@@ -164,15 +163,12 @@ def test_losses_are_those_that_have_a_scale(config, env, mode):
 def test_scales_are_the_hypers_by_name():
     hypers = Hypers(*map(float, range(len(dataclasses.fields(Hypers)))))
     scales = loss_scales(hypers, Config(mode="mix"))
-    for name in (*MODEL, "policy", "value", "ensemble"):
+    for name in (*MODEL, *BEHAVIOR, "ensemble", "explorer_repval"):
         assert scales[name] == getattr(hypers, f"scale_{name}")
     for name in ("policy", "value"):
         assert scales[f"explorer_{name}"] == scales[name]
-    assert scales["repval_extrinsic"] == hypers.scale_repval
-    assert scales["explorer_repval_disagreement"] == hypers.scale_explorer_repval
-    assert scales["explorer_repval_extrinsic"] == hypers.scale_mix_repval
     defaults = loss_scales(Hypers(), Config())
-    assert defaults == {n: {"rep": 0.1, "repval_extrinsic": 0.3}.get(n, 1.0) for n in NAMES["task"]}
+    assert defaults == {n: {"rep": 0.1, "repval": 0.3}.get(n, 1.0) for n in NAMES["task"]}
 
 
 @pytest.mark.parametrize("mode", ["explore", "mix"])
@@ -226,15 +222,13 @@ REACHES = {
     "rep": STATE,
     "policy": {"actor"},
     "value": {"critics"},
-    "repval_extrinsic": STATE | {"critics"},
+    "repval": STATE | {"critics"},
     "ensemble": {"novelty"},
     "explorer_policy": {"explorer_actor"},
     "explorer_value": {"explorer_critics"},
-    **{
-        f"explorer_repval_{reward}": {"explorer_critics"} for reward in ("disagreement", "extrinsic", "constant", "sum")
-    },
+    "explorer_repval": {"explorer_critics"},
 }
-REWARD_FREE = {"reward": {"reward"}, "cont": {"cont"}, "repval_extrinsic": {"critics"}}
+REWARD_FREE = {"reward": {"reward"}, "cont": {"cont"}, "repval": {"critics"}}
 
 
 def reached(grads) -> set[str]:
@@ -261,13 +255,6 @@ def test_every_member_and_every_critic_learns(case, mode):
     for count, part in ((3, grads.novelty), (paid, grads.explorer.critics), (1, grads.tasker.critics)):
         for leaf in jax.tree.leaves(part):
             assert (np.abs(leaf).reshape(count, -1).max(-1) > 0).all()
-
-
-def test_a_replayed_loss_moves_the_critic_of_its_own_reward_alone(case):
-    for r, name in enumerate(("disagreement", "extrinsic")):
-        critics = case("mix")(**{f"explorer_repval_{name}": 1.0}).grads.explorer.critics
-        for leaf in jax.tree.leaves(critics):
-            assert list(np.flatnonzero(np.abs(leaf).reshape(2, -1).max(-1))) == [r]
 
 
 # ---- rewards -------------------------------------------------------------------------------------------------------
@@ -301,8 +288,7 @@ def test_metrics_tell_of_every_reward(case, mode):
         for reward in each
         for metric in ("ret", "ret_scale", "val", "rew", "replay_rew")
     }
-    named = {name for name in reported if name.endswith(("_extrinsic", "_disagreement"))}
-    assert {name for name in named if not name.startswith("loss/")} == expected
+    assert {name for name in reported if name.endswith(("_extrinsic", "_disagreement"))} == expected
 
 
 def disagree(case, feat, action):
@@ -376,7 +362,7 @@ def test_a_constant_pays_every_action_and_no_reset(constant):
     np.testing.assert_array_equal(explorer.replayed[0], [[0, 0], [1, 1], [0, 1], [1, 1]])
 
 
-@pytest.mark.parametrize("name", (*EXPLORER, "explorer_repval_constant"))
+@pytest.mark.parametrize("name", EXPLORE)
 def test_with_a_constant_each_loss_moves_its_own_parts_and_no_other(constant, name):
     assert reached(constant(**{name: 1.0}).grads) == REACHES[name]
 
@@ -439,7 +425,7 @@ def test_a_sums_advantage_is_divided_once_by_the_range_of_its_returns(summed):
     np.testing.assert_allclose(metrics["explorer_ret_scale_sum"], high - low, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", (*EXPLORER, "explorer_repval_sum"))
+@pytest.mark.parametrize("name", EXPLORE)
 def test_with_a_sum_each_loss_moves_its_own_parts_and_no_other(summed, name):
     assert reached(summed(**{name: 1.0}).grads) == REACHES[name]
 
