@@ -46,8 +46,10 @@ UNAVAILABLE: Mapping[str, str] = {
     "MNISTBandit-bsuite": "gymnax downloads the MNIST images to make it, and nothing is downloaded here",
 }
 
-# Settings that gymnax has not, with their defaults.
+# Settings that gymnax has not, with their defaults; RESCALE is offered where observations have finite bounds.
 OWN_SETTINGS: Mapping[str, Mapping[str, Value]] = {"DeepSea-bsuite": {deep_sea.SETTING: False}}
+RESCALE = "rescale_observations"
+LARGEST_BOUND = 1e6  # gymnax declares the largest float where there is none
 
 MOST_CLASSES = 1024  # an integer with a larger bound is a number, not a category
 
@@ -89,8 +91,13 @@ def build(
     if not overrides:
         return _adapt(name, *make(name))
     try:
-        inner, params, own = apply_overrides(name, make, overrides, OWN_SETTINGS.get(name, {}), factory)
+        own = dict(OWN_SETTINGS.get(name, {}))
+        if _obs_range(_adapt(name, *make(name))) is not None:
+            own[RESCALE] = False
+        inner, params, own = apply_overrides(name, make, overrides, own, factory)
         env = _adapt(name, inner, params)
+        if own.get(RESCALE):
+            env = dataclasses.replace(env, obs_range=_obs_range(env))
         return deep_sea.per_seed(env) if own.get(deep_sea.SETTING) else env
     except EnvError:
         raise
@@ -115,12 +122,13 @@ class GymnaxEnvironment(Environment):
     action_reach: np.ndarray  # [A], half of the range; continuous only
     states: StateSpace | None
     goal: float | None
+    obs_range: tuple[np.ndarray, np.ndarray] | None = None  # (centre, half of the range) that is brought to [-1, 1]
 
     def reset(self, key: PRNGKeyArray) -> tuple[State, Timestep]:
         with own_broadcasting():
             obs, state = self.inner.reset_env(key, self.params)
         return self._strong(state), Timestep(
-            obs=jnp.asarray(obs, self.obs_space.dtype),
+            obs=self._own_obs(obs),
             reward=jnp.zeros((), jnp.float32),
             is_first=jnp.array(True),
             is_last=jnp.array(False),
@@ -135,12 +143,20 @@ class GymnaxEnvironment(Environment):
         terminated = jnp.asarray(terminated, jnp.bool_)
         truncated = jnp.asarray(truncated, jnp.bool_)
         return self._strong(state), Timestep(
-            obs=jnp.asarray(obs, self.obs_space.dtype),
+            obs=self._own_obs(obs),
             reward=jnp.asarray(reward, jnp.float32),
             is_first=jnp.array(False),
             is_last=terminated | truncated,
             is_terminal=terminated,
         )
+
+    def _own_obs(self, obs: Array) -> Array:
+        """From gymnax's observation to ours: in storage type, and within [-1, 1] where that is asked for."""
+        obs = jnp.asarray(obs, self.obs_space.dtype)
+        if self.obs_range is None:
+            return obs
+        center, reach = self.obs_range
+        return (obs - center) / reach
 
     def _own_action(self, action: Array) -> Array:
         """From our action to gymnax's: int32 as it is, [-1, 1] to the environment's range."""
@@ -157,7 +173,17 @@ class GymnaxEnvironment(Environment):
         return jax.tree.map(jnp.asarray, state, self.state_dtypes)
 
 
-def _adapt(name: str, inner: Any, params: Any) -> Environment:
+def _obs_range(env: GymnaxEnvironment) -> tuple[np.ndarray, np.ndarray] | None:
+    """(centre, half of the range) of real observations, as declared; None without finite bounds."""
+    declared = env.inner.observation_space(env.params)
+    if env.obs_space.kind != "real" or not hasattr(declared, "low"):
+        return None
+    low, high = (np.broadcast_to(np.asarray(x, np.float32), env.obs_space.shape) for x in (declared.low, declared.high))
+    bounded = (np.abs([low, high]) < LARGEST_BOUND).all() and (low < high).all()
+    return ((high + low) / 2, (high - low) / 2) if bounded else None
+
+
+def _adapt(name: str, inner: Any, params: Any) -> GymnaxEnvironment:
     """Read off the spaces, the time limit and the state's dtypes, without running anything."""
     action_space, low, high = _actions(name, inner.action_space(params))
     action = jax.ShapeDtypeStruct((), jnp.int32)

@@ -13,7 +13,7 @@ SCALES: Mapping[str, tuple[float, float]] = {
     "SimpleBandit-bsuite": (0.0, 1.0),
     "UmbrellaChain-bsuite": (-1.0, 1.0),  # what it adds at random is 0 on average
 }
-HARMLESS = {"size", "rows", "columns", "action_map_per_seed", "num_bits", "n_distractor"}
+HARMLESS = {"size", "rows", "columns", "action_map_per_seed", "rescale_observations", "num_bits", "n_distractor"}
 """Settings that change no scale."""
 
 

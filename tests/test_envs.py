@@ -270,6 +270,24 @@ def test_overrides(name, overrides, shape, actions, limit):
     assert env.reset(jr.key(0))[1].obs.shape == shape
 
 
+def test_observations_with_bounds_are_rescaled_where_asked_for():
+    """MountainCar: position -1.2 to 0.6, velocity -0.07 to 0.07; what happens is the same."""
+    actions = jnp.array([2] * 60 + [0] * 60)
+    plain = play(make("MountainCar-v0"), actions, jr.key(5))
+    scaled = play(envs.make("MountainCar-v0", {"rescale_observations": "true"}), actions, jr.key(5))
+    position, velocity = plain.obs.T
+    np.testing.assert_allclose(scaled.obs, np.stack([(position + 0.3) / 0.9, velocity / 0.07], 1), rtol=1e-4, atol=1e-5)
+    assert 0.1 < np.abs(scaled.obs[:, 1]).max() <= 1
+    for name in ("reward", "is_first", "is_last", "is_terminal"):
+        np.testing.assert_array_equal(getattr(scaled, name), getattr(plain, name))
+
+
+@pytest.mark.parametrize("name", ["CartPole-v1", "Catch-bsuite", "FourRooms-misc"])
+def test_observations_without_finite_bounds_or_that_are_no_reals_are_not_rescaled(name):
+    with pytest.raises(envs.BadOverride, match="no setting 'rescale_observations'"):
+        envs.make(name, {"rescale_observations": "true"})
+
+
 def test_an_override_reaches_the_physics():
     weak = envs.make("Pendulum-v1", {"max_torque": "0.5", "g": 0})
     state, timestep = weak.reset(jr.key(0))
