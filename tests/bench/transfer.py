@@ -28,7 +28,7 @@ TASKS = {
     "fourrooms": ("--env FourRooms-misc --eval-steps 100", 3000),
     "metamaze": ("--env MetaMaze-misc", 3000),
     "acrobot": ("--env Acrobot-v1 --eval-episodes 16", 4000),
-    "mountaincar": ("--env MountainCar-v0 --eval-episodes 16", 12000),
+    "mountaincar": ("--env MountainCar-v0 --env.rescale_observations true --eval-episodes 16", 12000),
 }
 """Name -> the environment and how it is evaluated; N, rows of a seed before the reward is used."""
 EXPLORERS = {
