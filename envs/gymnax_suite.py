@@ -175,12 +175,15 @@ class GymnaxEnvironment(Environment):
 
 def _obs_range(env: GymnaxEnvironment) -> tuple[np.ndarray, np.ndarray] | None:
     """(centre, half of the range) of real observations, as declared; None without finite bounds."""
-    declared = env.inner.observation_space(env.params)
+    declared, shape = env.inner.observation_space(env.params), env.obs_space.shape
     if env.obs_space.kind != "real" or not hasattr(declared, "low"):
         return None
-    low, high = (np.broadcast_to(np.asarray(x, np.float32), env.obs_space.shape) for x in (declared.low, declared.high))
-    bounded = (np.abs([low, high]) < LARGEST_BOUND).all() and (low < high).all()
-    return ((high + low) / 2, (high - low) / 2) if bounded else None
+    low, high = (np.asarray(x, np.float64) for x in (declared.low, declared.high))  # float32's largest is among them
+    if {low.shape, high.shape} - {(), shape} or not (low < high).all():
+        return None
+    if np.abs(low).max() > LARGEST_BOUND or np.abs(high).max() > LARGEST_BOUND:
+        return None
+    return np.asarray((high + low) / 2, np.float32), np.asarray((high - low) / 2, np.float32)
 
 
 def _adapt(name: str, inner: Any, params: Any) -> GymnaxEnvironment:
