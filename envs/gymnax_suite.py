@@ -178,7 +178,8 @@ def _obs_range(env: GymnaxEnvironment) -> tuple[np.ndarray, np.ndarray] | None:
     declared, shape = env.inner.observation_space(env.params), env.obs_space.shape
     if env.obs_space.kind != "real" or not hasattr(declared, "low"):
         return None
-    low, high = (np.asarray(x, np.float64) for x in (declared.low, declared.high))  # float32's largest is among them
+    # In double precision: between float32's largest and its negative lies more than float32 holds.
+    low, high = (np.asarray(x, np.float64) for x in (declared.low, declared.high))
     if {low.shape, high.shape} - {(), shape} or not (low < high).all():
         return None
     if np.abs(low).max() > LARGEST_BOUND or np.abs(high).max() > LARGEST_BOUND:

@@ -121,10 +121,8 @@ def cost(point: common.Result) -> common.Result:
 def _chunk(setting: str, size: int) -> Callable[[], float]:
     """A function that makes some updates of 8 seeds with a setting, and returns the seconds of one of one."""
     asked = arguments.parse(words("deepsea10", setting).split())
-    mesh, env = (
-        mesh_for(SEEDS, jax.devices()[:1]),
-        registry.make(asked.config.env, dict(asked.config.env_args) | {"size": size}),
-    )
+    mesh = mesh_for(SEEDS, jax.devices()[:1])
+    env = registry.make(asked.config.env, dict(asked.config.env_args) | {"size": size})
     compiled = update.compile_updates(asked.config, asked.hypers, mesh, SEEDS, UPDATES, env)
     state, clock = update.made_up_state(asked.config, asked.hypers, mesh, SEEDS, env)
 
