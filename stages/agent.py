@@ -1,7 +1,5 @@
 """Agent: everything that learns, and what follows it without gradient."""
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.random as jr
@@ -10,32 +8,29 @@ from jaxtyping import PRNGKeyArray
 from envs.environment import ActionSpace, ObsSpace
 from stages.behavior import Behavior, BehaviorTarget, update_target
 from stages.config import Config, Hypers, Mode
+from stages.intrinsic import IntrinsicReward
 from stages.returns import ReturnScale
-from stages.rewards import behaviors, learns_with_model, network_of
+from stages.rewards import INTRINSIC_REWARDS, explorer_rewards, tasker_rewards
 from stages.uniform import Uniform
 from stages.world_model import WorldModel
 
 
 class Agent(eqx.Module):
-    """World model and tasker; and for exploration the explorer and the network of its intrinsic reward."""
+    """World model and tasker; and for exploration the explorer and its intrinsic reward."""
 
     model: WorldModel
     tasker: Behavior
     explorer: Behavior | None
-    novelty: Any  # Plan2Explore's Ensemble, or what another intrinsic reward learns with; None without one
+    intrinsic: IntrinsicReward | None
 
     def __init__(self, config: Config, obs: ObsSpace, actions: ActionSpace, *, key: PRNGKeyArray):
-        key_model, key_tasker, key_explorer, key_novelty = jr.split(key, 4)
+        key_model, key_tasker, key_explorer, key_intrinsic = jr.split(key, 4)
         self.model = WorldModel(config, obs, actions, key=key_model)
-        rewards = {name: len(each) for name, each in behaviors(config).items()}
-        self.tasker = Behavior(config.model, actions, rewards["tasker"], key=key_tasker)
-        self.explorer = None
-        if "explorer" in rewards:
-            self.explorer = Behavior(config.model, actions, rewards["explorer"], key=key_explorer)
-        network = network_of(config.mode)
-        self.novelty = None
-        if network:
-            self.novelty = network.make(config, obs, actions.size, key=key_novelty)
+        self.tasker = Behavior(config.model, actions, len(tasker_rewards(Hypers())), key=key_tasker)
+        self.explorer = self.intrinsic = None
+        if rewards := explorer_rewards(config, Hypers()):
+            self.explorer = Behavior(config.model, actions, len(rewards), key=key_explorer)
+            self.intrinsic = INTRINSIC_REWARDS[config.explorer_reward](config, obs, actions, key=key_intrinsic)
 
 
 class Targets(eqx.Module):
@@ -51,22 +46,26 @@ class Targets(eqx.Module):
         return Targets(BehaviorTarget.of(agent.tasker), explorer)
 
 
-def update_targets(targets: Targets, agent: Agent, scales: dict[str, ReturnScale], hypers: Hypers) -> Targets:
-    """Slow critics one step towards the critics; return scales replaced by each behaviour's new ones."""
-    tasker, explorer = update_target(targets.tasker, agent.tasker, scales["tasker"], hypers.slow_rate), None
-    if targets.explorer is not None and agent.explorer is not None:
-        explorer = update_target(targets.explorer, agent.explorer, scales["explorer"], hypers.slow_rate)
+def update_targets(
+    targets: Targets, agent: Agent, tasker_scale: ReturnScale, explorer_scale: ReturnScale | None, hypers: Hypers
+) -> Targets:
+    """Slow critics one step towards the critics; return scales replaced by the new ones."""
+    tasker, explorer = update_target(targets.tasker, agent.tasker, tasker_scale, hypers.slow_rate), None
+    if targets.explorer is not None and agent.explorer is not None and explorer_scale is not None:
+        explorer = update_target(targets.explorer, agent.explorer, explorer_scale, hypers.slow_rate)
     return Targets(tasker, explorer)
 
 
-def learned(config: Config, agent: Agent) -> Agent:
-    """What the one optimiser moves: all of the agent, but not a network that learns by updates of its own."""
-    return agent if learns_with_model(config) else replace_novelty(agent, None)
+def trainable(agent: Agent) -> Agent:
+    """A filter for `eqx.partition`: what the agent's optimiser moves. An intrinsic reward with own updates is not."""
+    alone = agent.intrinsic is not None and agent.intrinsic.updates > 0
+    everything = jax.tree.map(lambda _: True, agent)
+    return eqx.tree_at(lambda a: a.intrinsic, everything, False) if alone else everything
 
 
-def replace_novelty(agent: Agent, novelty: Any) -> Agent:
-    """The agent with this network."""
-    return eqx.tree_at(lambda a: a.novelty, agent, novelty, is_leaf=lambda x: x is None)
+def replace_intrinsic(agent: Agent, intrinsic: IntrinsicReward | None) -> Agent:
+    """The agent with this intrinsic reward."""
+    return eqx.tree_at(lambda a: a.intrinsic, agent, intrinsic, is_leaf=lambda x: x is None)
 
 
 def collector(agent: Agent, mode: Mode) -> Behavior | Uniform:

@@ -62,13 +62,12 @@ class Replayed(eqx.Module):
 
 
 class Objective(NamedTuple):
-    """What a behaviour maximises: each reward's weight and normaliser [R], and the actor's entropy bonus []."""
+    """How the advantages of one reward enter what the actor maximises."""
 
-    scale: tuple[Float[Array, ""] | float, ...]
-    norm: tuple[Norm, ...]  # whose range divides the advantages
-    floor: tuple[Float[Array, ""] | float, ...]
-    debias: tuple[bool, ...]
-    entropy: Float[Array, ""] | float
+    weight: Float[Array, ""] | float  # of the normalised advantages
+    norm: Norm  # whose range divides them
+    floor: Float[Array, ""] | float  # the smallest divisor
+    debias: bool  # whether the range is corrected for the start of its averages at zero
 
 
 def behavior_loss(
@@ -77,15 +76,20 @@ def behavior_loss(
     trajectory: Trajectory,
     reward: Float[Array, "blocks R L c"],
     replayed: Replayed,
-    objective: Objective,
+    objectives: tuple[Objective, ...],
+    entropy: Float[Array, ""] | float,
     hypers: Hypers,
 ) -> tuple[dict[str, Array], ReturnScale, dict[str, Array]]:
     """Actor and critic losses.
 
-    The actor ascends sum_r scale_r (R_r - v_r) / max(floor_r, S_r) by REINFORCE, plus entropy; S_r is the range of the
+    The actor ascends sum_r weight_r (R_r - v_r) / max(floor_r, S_r) by REINFORCE, plus entropy; S_r is the range of the
     returns R_r (DreamerV3, eq. 7) or of the advantages R_r - v_r, as norm_r says. Each critic matches its
     lambda-returns, and its slow copy, on imagined and on replayed rows. Only actor and critics get gradient, and what
     `replayed.feat` was computed from.
+
+    Args:
+        objectives: one for each of the R rewards.
+        entropy: weight of the actor's entropy.
 
     Returns:
         losses: policy [] and value [], means over imagined rows, and repval [T-1, B] (the last row has no successor),
@@ -99,9 +103,9 @@ def behavior_loss(
 
     value_loss, (value, returns) = _critic_loss(behavior.critics, target.slow, trajectory, reward, weight, hypers)
     gain = returns - value[:, :, :-1]
-    scale = _scales(target.scale, returns, gain, weight[:, :-1], objective, hypers)
-    advantage = _advantage(gain, scale, objective)
-    policy_loss, entropy = _actor_loss(behavior.actor, trajectory, advantage, weight, objective.entropy, hypers)
+    scale = _scales(target.scale, returns, gain, weight[:, :-1], objectives, hypers)
+    advantage = _advantage(gain, scale, objectives)
+    policy_loss, entropy_sum = _actor_loss(behavior.actor, trajectory, advantage, weight, entropy, hypers)
 
     # Blocks hold consecutive starts, and a start is a replayed row: [R, blocks, c] is [R, T, B].
     bootstrap = jnp.moveaxis(returns[:, :, 0], 1, 0).reshape(replayed.reward.shape)
@@ -113,7 +117,7 @@ def behavior_loss(
     per_reward = lambda x: x.mean((0, 2, 3))
     metrics = {
         "adv_mag": jnp.abs(advantage).mean(),
-        "ent": entropy / rows,
+        "ent": entropy_sum / rows,
         "weight": weight.mean(),
         "ret": per_reward(returns),
         "ret_scale": scale.high - scale.low,
@@ -143,16 +147,18 @@ def _critic_loss(critics: Stacked, slow: Stacked, trajectory: Trajectory, reward
     return blocks.sum_over(block_loss, critics, (slow, hypers), (trajectory, reward, weight))
 
 
-def _scales(scale: ReturnScale, returns, gain, weight, objective: Objective, hypers: Hypers) -> ReturnScale:
+def _scales(
+    scale: ReturnScale, returns, gain, weight, objectives: tuple[Objective, ...], hypers: Hypers
+) -> ReturnScale:
     """The new scale of each reward, [R]: of its returns, or of its advantages `gain`.
 
     Advantages count by their weight in the actor's loss: behind an imagined end no critic has learned, and its errors
     there, which nothing is made of, would set the scale.
     """
     new = []
-    for r, norm in enumerate(objective.norm):
+    for r, objective in enumerate(objectives):
         old = jax.tree.map(lambda x, r=r: x[r], scale)
-        if norm == "advantages":
+        if objective.norm == "advantages":
             new.append(update_scale(old, gain[:, r], hypers.return_rate, weight))
         else:
             new.append(update_scale(old, returns[:, r], hypers.return_rate))
@@ -160,13 +166,13 @@ def _scales(scale: ReturnScale, returns, gain, weight, objective: Objective, hyp
 
 
 def _advantage(
-    gain: Float[Array, "blocks R H c"], scale: ReturnScale, objective: Objective
+    gain: Float[Array, "blocks R H c"], scale: ReturnScale, objectives: tuple[Objective, ...]
 ) -> Float[Array, "blocks H c"]:
     """Advantages `gain` of all rewards, each divided by its scale and weighted, summed (DreamerV3, eq. 7)."""
     total = jnp.zeros((gain.shape[0], *gain.shape[2:]))
-    for r, (factor, floor, debias) in enumerate(zip(objective.scale, objective.floor, objective.debias, strict=True)):
-        one = jax.tree.map(lambda x, r=r: x[r], scale)
-        total += factor * gain[:, r] / divisor(one, floor, debias)
+    for r, objective in enumerate(objectives):
+        spread = divisor(jax.tree.map(lambda x, r=r: x[r], scale), objective.floor, objective.debias)
+        total += objective.weight * gain[:, r] / spread
     return total
 
 

@@ -15,7 +15,7 @@ from tyro.conf import Suppress
 Mode = Literal["task", "explore", "mix", "random"]
 Norm = Literal["returns", "advantages"]
 Critics = Literal["each", "sum"]
-Pay = Literal["disagreement", "constant"]
+ExplorerReward = Literal["disagreement", "constant", "rnd"]
 
 MOST_STEPS = 4096  # of one iteration, and so the least frequent schedule: one update after so many steps
 
@@ -199,9 +199,10 @@ class Config:
     intrinsic_norm: Norm = "returns"
     """What divides the explorer's intrinsic advantages: the range of the returns (DreamerV3's), or of the advantages.
     In episodes of one length, intrinsic returns differ mostly by the time that is left, which no action changes."""
-    explorer_reward: Pay = "disagreement"
-    """What mode explore pays the explorer: the ensemble's disagreement, or 1 for every step. The latter is a control:
-    it asks for long episodes and nothing new, while the ensemble learns, and is measured, all the same."""
+    explorer_reward: ExplorerReward = "disagreement"
+    """The explorer's intrinsic reward: the ensemble's disagreement; random network distillation (rnd) of states and
+    actions, with the ensemble's inputs, sizes and updates; or 1 for every step (constant; mode explore only). The
+    constant is a control: it asks for long episodes and nothing new, while the ensemble learns and is measured."""
     explorer_critics: Critics = "each"
     """Critics of mode mix: one for each reward, its advantages divided by their own range (two value heads, as Burda et
     al. 2018, arXiv 1810.12894, section 2.3); or one for the plain sum of both rewards (Plan2Explore's code), whose

@@ -1,11 +1,9 @@
-"""Plan2Explore's ensemble: M one-step predictors whose disagreement is the explorer's reward.
+"""Plan2Explore's ensemble: M one-step predictors and their disagreement.
 
-A member is a network that learns, and a frozen random one that is added to it where `prior_layers` asks for one: so
-members differ where nothing was learned. They learn with the model, from its batch and in its optimiser
-(`ensemble_loss`), or by updates of their own on pairs of replayed rows (`update_ensemble`), which may be more and
-faster: disagreement has to fall within a handful of visits for an explorer to be able to follow it.
-
-Members share nothing; each has its own keys.
+A member is a network that learns. With `prior_layers` a frozen random network is added to it, so that members differ
+where nothing was learned. Members learn with the world model (`ensemble_loss`) or by updates of their own on pairs of
+replayed rows (`update_ensemble`). Own updates may be more and faster: an explorer can follow disagreement only if it
+falls within a handful of visits. Members share no weights; each has its own keys.
 
 Axes: M members, T time, B windows, n pairs, F feat, A action vector, I inputs, P numbers of an observation, Q numbers
 of its projection, Y target dimensions. Source: Sekar et al. 2020 (arXiv 2005.05960), section 3 and eq. 1-2; priors:
@@ -13,7 +11,6 @@ Osband et al. 2018 (arXiv 1806.03335).
 """
 
 import math
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -34,21 +31,23 @@ from stages.replay import Row
 from stages.rssm import Latent, bound_action, latent_of
 from stages.world_model import Observed, WorldModel, action_vector
 
-STANDARD_RATE = 0.01  # of a Standard's moving averages, for each of the ensemble's own updates
+NORMALIZER_RATE = 0.01  # of a RunningNormalizer's moving averages, for each of the ensemble's own updates
+
+# ---- an observation as members read and predict it -----------------------------------------------------------------
 
 
-class Standard(eqx.Module):
-    """Moving averages of real observations and their squares, by which they are brought to mean 0 and variance 1: a
-    velocity of 0.07 says as much as a position of 1."""
+class RunningNormalizer(eqx.Module):
+    """Brings the numbers of real observations to mean 0 and variance 1 by moving averages of them and their squares: a
+    velocity of 0.07 then counts as much as a position of 1."""
 
     mean: Float[Array, " P"]
     square: Float[Array, " P"]
-    weight: Float[Array, ""]  # what the averages sum to: they start at zero
+    weight: Float[Array, ""]  # the sum of the averages' weights: the averages start at zero
 
     @staticmethod
-    def zero(size: int) -> "Standard":
-        """Before any observation: numbers pass as they are."""
-        return Standard(jnp.zeros(size), jnp.zeros(size), jnp.zeros(()))
+    def zero(size: int) -> "RunningNormalizer":
+        """Before any observation: numbers pass unchanged."""
+        return RunningNormalizer(jnp.zeros(size), jnp.zeros(size), jnp.zeros(()))
 
     def __call__(self, x: Float[Array, "... P"]) -> Float[Array, "... P"]:
         weight = jnp.maximum(self.weight, 1e-8)
@@ -57,37 +56,95 @@ class Standard(eqx.Module):
         deviation = jnp.sqrt(jnp.maximum(self.square / weight - jnp.square(mean), 0) + 1e-4)
         return jnp.where(self.weight > 0, (x - mean) / deviation, x)
 
-    def updated(self, x: Float[Array, "n P"]) -> "Standard":
+    def updated(self, x: Float[Array, "n P"]) -> "RunningNormalizer":
         """One step of the averages towards these numbers."""
-        average = lambda old, new: (1 - STANDARD_RATE) * old + STANDARD_RATE * new
-        new = Standard(x.mean(0), jnp.square(x).mean(0), jnp.ones(()))
+        average = lambda old, new: (1 - NORMALIZER_RATE) * old + NORMALIZER_RATE * new
+        new = RunningNormalizer(x.mean(0), jnp.square(x).mean(0), jnp.ones(()))
         return jax.tree.map(average, self, new)
 
 
+class ObsNumbers(eqx.Module):
+    """Brings an observation's numbers to a mean square of 1, and projects them. Nothing in it learns by gradient."""
+
+    projection: Float[Array, "P Q"] | None  # fixed and random
+    normalizer: RunningNormalizer | None  # of real observations, where own updates feed it
+
+    def __init__(self, obs: ObsSpace, config: EnsembleConfig, *, key: PRNGKeyArray):
+        size, projects = math.prod(features(obs)), "projected" in (config.input, config.target)
+        self.projection = jr.normal(key, (size, config.projection)) if projects else None
+        self.normalizer = RunningNormalizer.zero(size) if obs.kind == "real" and config.updates else None
+
+    def normalize(self, space: ObsSpace, numbers: Float[Array, "... P"]) -> Float[Array, "... P"]:
+        """Reals one by one, over what was seen; all other kinds together.
+
+        One cell of a grid of 100 is then as loud as a hundred cells, beside the action and to the prior networks.
+        """
+        if space.kind == "real":
+            return numbers if self.normalizer is None else self.normalizer(numbers)
+        return numbers * math.sqrt(numbers.shape[-1]) / jnp.sqrt(jnp.square(numbers).sum(-1, keepdims=True) + 0.01)
+
+    def project(self, numbers: Float[Array, "... P"]) -> Float[Array, "... Q"]:
+        """Normalised numbers in the fixed random projection, of the same mean square in expectation."""
+        assert self.projection is not None
+        return numbers @ self.projection / math.sqrt(numbers.shape[-1])
+
+    def updated(self, space: ObsSpace, obs: Shaped[Array, "n ..."]) -> "ObsNumbers":
+        """The normaliser moved towards observations [n, *obs] in storage type."""
+        if self.normalizer is None:
+            return self
+        seen = numeric(space, obs).reshape(obs.shape[0], -1)
+        return eqx.tree_at(lambda numbers: numbers.normalizer, self, self.normalizer.updated(seen))
+
+
+def state_action_inputs(
+    numbers: ObsNumbers,
+    config: EnsembleConfig,
+    model: WorldModel,
+    feat: Float[Array, "*b F"],
+    action: Float[Array, "*b A"],
+    hypers: Hypers,
+) -> Float[Array, "*b I"]:
+    """A state, as `config.input` says, and the action scaled by `hypers.action_scale`. Sends no gradient."""
+    state = feat
+    if config.input in ("decoded", "projected"):
+        state = numbers.normalize(model.decoder.space, expected(model.decoder, latent_of(model.rssm, feat)))
+    if config.input == "projected":
+        state = numbers.project(state)
+    # An action beyond the bounds is the bound, as the dynamics see it, and must not look new.
+    action = (hypers.action_scale * bound_action(action)).astype(feat.dtype)
+    return sg(jnp.concatenate([state.astype(feat.dtype), action], -1))
+
+
+def input_size(obs: ObsSpace, action: int, config: Config) -> int:
+    """I: how many numbers `state_action_inputs` gives."""
+    sizes = {"feat": config.model.feat, "decoded": math.prod(features(obs)), "projected": config.ensemble.projection}
+    return sizes[config.ensemble.input] + action
+
+
+# ---- members, and their disagreement -------------------------------------------------------------------------------
+
+
 class Ensemble(eqx.Module):
-    """M heads: (what is known of a state, action) -> the next row's target."""
+    """M heads: (state, action) -> the next row's target."""
 
     members: Stacked
     prior: Stacked | None  # frozen random networks, one for each member
-    projection: Float[Array, "P Q"] | None  # fixed: of input and target projected
-    standard: Standard | None  # of real observations, where there are updates of its own to follow them
+    numbers: ObsNumbers
     config: EnsembleConfig = eqx.field(static=True)
 
     def __init__(self, config: Config, obs: ObsSpace, action: int, *, key: PRNGKeyArray):
         key_members, key_prior, key_projection = jr.split(key, 3)
         model, sizes = config.model, config.ensemble
-        units, pixels, latent = sizes.units or model.units, math.prod(features(obs)), model.stoch * model.classes
-        inputs = {"feat": model.feat, "decoded": pixels, "projected": sizes.projection}[sizes.input] + action
+        inputs, units, latent = input_size(obs, action, config), sizes.units or model.units, model.stoch * model.classes
         outputs = {"probs": latent, "stoch": latent, "deter": model.deter, "projected": sizes.projection}
         size = outputs.get(sizes.target) or embed_size(obs, model)
-        make = lambda layers, key: Stacked(
-            lambda k: Head(inputs, units, layers, size, key=k), jr.split(key, sizes.members)
-        )
-        self.members = make(sizes.layers, key_members)
-        self.prior = make(sizes.prior_layers, key_prior) if sizes.prior_layers else None
-        projects = "projected" in (sizes.input, sizes.target)
-        self.projection = jr.normal(key_projection, (pixels, sizes.projection)) if projects else None
-        self.standard = Standard.zero(pixels) if obs.kind == "real" and sizes.updates else None
+
+        def heads(layers: int, key: PRNGKeyArray) -> Stacked:
+            return Stacked(lambda k: Head(inputs, units, layers, size, key=k), jr.split(key, sizes.members))
+
+        self.members = heads(sizes.layers, key_members)
+        self.prior = heads(sizes.prior_layers, key_prior) if sizes.prior_layers else None
+        self.numbers = ObsNumbers(obs, sizes, key=key_projection)
         self.config = sizes
 
 
@@ -104,32 +161,22 @@ def disagreement(
 ) -> Float[Array, "*b"]:
     """D(s_t, a_t) >= 0: spread of the members' predictions, averaged over target dimensions (eq. 2).
 
-    It is the reward for choosing a_t at s_t, so in arrival-indexed returns it belongs to t+1. Sends no gradient.
+    Sends no gradient.
     """
-    predictions = predict(ensemble, inputs_of(ensemble, model, feat, action, hypers), hypers)
+    predictions = predict(ensemble, ensemble_inputs(ensemble, model, feat, action, hypers), hypers)
     # Deviations from one member first: M equal predictions must give exactly 0, which a rounded mean would not.
     variance = jnp.var(predictions - predictions[:1], 0)
     return sg((jnp.sqrt(variance) if ensemble.config.spread == "std" else variance).mean(-1))
 
 
-# ---- what members read, and what they are asked --------------------------------------------------------------------
-
-
-def inputs_of(
+def ensemble_inputs(
     ensemble: Ensemble, model: WorldModel, feat: Float[Array, "*b F"], action: Float[Array, "*b A"], hypers: Hypers
 ) -> Float[Array, "*b I"]:
     """What members read of states and actions. Sends no gradient."""
-    state, read = feat, ensemble.config.input
-    if read in ("decoded", "projected"):
-        state = level(ensemble, model, expected(model.decoder, latent_of(model.rssm, feat)))
-    if read == "projected":
-        state = project(ensemble, state)
-    # An action beyond the bounds is the bound, as the dynamics see it, and must not look new.
-    action = (hypers.action_scale * bound_action(action)).astype(feat.dtype)
-    return sg(jnp.concatenate([state.astype(feat.dtype), action], -1))
+    return state_action_inputs(ensemble.numbers, ensemble.config, model, feat, action, hypers)
 
 
-def target_of(
+def ensemble_target(
     ensemble: Ensemble,
     model: WorldModel,
     latent: Latent,
@@ -143,36 +190,21 @@ def target_of(
         post: the posterior of these rows, for target probs.
         obs: [*b, *obs] in storage type, for target projected.
     """
-    flat = lambda x: x.reshape(*latent.deter.shape[:-1], -1)
+    lead, space = latent.deter.shape[:-1], model.decoder.space
     match ensemble.config.target:
         case "probs":
-            assert post is not None, "the ring keeps no probabilities"
-            target = flat(post.probs)
+            assert post is not None, "replay keeps no probabilities"
+            target = post.probs.reshape(*lead, -1)
         case "stoch":
-            target = flat(latent.stoch)
+            target = latent.stoch.reshape(*lead, -1)
         case "embed":
             target = embed
         case "deter":
             target = latent.deter
         case "projected":
-            target = project(ensemble, level(ensemble, model, flat(numeric(model.decoder.space, obs))))
+            seen = ensemble.numbers.normalize(space, numeric(space, obs).reshape(*lead, -1))
+            target = ensemble.numbers.project(seen)
     return sg(target).astype(jnp.float32)
-
-
-def level(ensemble: Ensemble, model: WorldModel, numbers: Float[Array, "... P"]) -> Float[Array, "... P"]:
-    """An observation's numbers at a mean square of 1: reals each by itself, over what was seen, all else together.
-
-    One cell of a grid of 100 is then as loud as a hundred cells, beside the action and to the prior networks.
-    """
-    if model.decoder.space.kind == "real":
-        return numbers if ensemble.standard is None else ensemble.standard(numbers)
-    return numbers * math.sqrt(numbers.shape[-1]) / jnp.sqrt(jnp.square(numbers).sum(-1, keepdims=True) + 0.01)
-
-
-def project(ensemble: Ensemble, numbers: Float[Array, "... P"]) -> Float[Array, "... Q"]:
-    """An observation's levelled numbers in a fixed random projection, of the same mean square in expectation."""
-    assert ensemble.projection is not None
-    return numbers @ ensemble.projection / math.sqrt(numbers.shape[-1])
 
 
 # ---- learning with the model ---------------------------------------------------------------------------------------
@@ -187,14 +219,14 @@ def ensemble_loss(
     successor: both are 0. Gradients are stopped at inputs and target, so only the members learn from it.
     """
     # Of all rows, though the last one's is not used: disagreement on the same rows then costs no second prediction.
-    inputs = inputs_of(ensemble, model, observed.latent.feat, action, hypers)
-    target = target_of(ensemble, model, observed.latent, observed.embed, observed.post, rows.obs)
+    inputs = ensemble_inputs(ensemble, model, observed.latent.feat, action, hypers)
+    target = ensemble_target(ensemble, model, observed.latent, observed.embed, observed.post, rows.obs)
     error = 0.5 * jnp.square(predict(ensemble, inputs, hypers)[:, :-1] - target[1:]).sum(-1).mean(0)
     loss = jnp.where(rows.is_first[1:], 0.0, error)
     return jnp.concatenate([loss, jnp.zeros_like(loss[:1])])
 
 
-# ---- learning by updates of its own --------------------------------------------------------------------------------
+# ---- learning by own updates ---------------------------------------------------------------------------------------
 
 
 def replace_members(ensemble: Ensemble, members: Stacked) -> Ensemble:
@@ -202,42 +234,42 @@ def replace_members(ensemble: Ensemble, members: Stacked) -> Ensemble:
     return eqx.tree_at(lambda e: e.members, ensemble, members)
 
 
-def ensemble_moments(ensemble: Ensemble, hypers: Hypers) -> Any:
+def init_opt_state(ensemble: Ensemble, hypers: Hypers) -> optax.OptState:
     """The state of the members' own optimiser before its first step."""
-    return _optimizer(hypers).init(ensemble.members)
+    return own_optimizer(hypers).init(eqx.filter(ensemble.members, eqx.is_array))
 
 
-def _optimizer(hypers: Hypers) -> Any:
+def own_optimizer(hypers: Hypers) -> optax.GradientTransformation:
+    """The optimiser of what learns by updates of its own."""
     # With b2 at 0.99 it forgets within a hundred updates how large gradients were: new states make large ones.
     return optax.chain(optax.scale_by_adam(b1=0.9, b2=0.99), optax.scale_by_learning_rate(hypers.ensemble_lr))
 
 
 def update_ensemble(
-    ensemble: Ensemble, moments: Any, model: WorldModel, pairs: Row, hypers: Hypers
-) -> tuple[Ensemble, Any, Float[Array, ""]]:
+    ensemble: Ensemble, opt_state: optax.OptState, model: WorldModel, pairs: Row, hypers: Hypers
+) -> tuple[Ensemble, optax.OptState, Float[Array, ""]]:
     """One step of the members' own optimiser.
 
     Args:
-        moments: the optimiser's state.
         pairs: replayed rows [2, n, ...], one after the other, with the states that are stored with them.
 
     Returns:
-        (ensemble, moments, loss []): of the loss, nats, the mean over members and pairs.
+        (ensemble, optimiser state, loss []): the loss in nats, the mean over members and pairs.
     """
     latent = Latent.stored(pairs.deter, pairs.stoch, model.rssm.classes, model.dtype)
-    if ensemble.standard is not None:
-        seen = numeric(model.decoder.space, pairs.obs[1]).reshape(pairs.is_first.shape[1], -1)
-        ensemble = eqx.tree_at(lambda e: e.standard, ensemble, ensemble.standard.updated(seen))
+    numbers = ensemble.numbers.updated(model.decoder.space, pairs.obs[1])
+    ensemble = eqx.tree_at(lambda e: e.numbers, ensemble, numbers)
     action = action_vector(model, pairs.action)
-    inputs = inputs_of(ensemble, model, latent.feat[0], action[0], hypers)
-    after = jax.tree.map(lambda x: x[1], latent)
-    target = target_of(ensemble, model, after, model.encoder(pairs.obs[1], model.dtype), None, pairs.obs[1])
+    inputs = ensemble_inputs(ensemble, model, latent.feat[0], action[0], hypers)
+    successor = jax.tree.map(lambda x: x[1], latent)
+    embed = model.encoder(pairs.obs[1], model.dtype)
+    target = ensemble_target(ensemble, model, successor, embed, None, pairs.obs[1])
 
-    def loss(members):
+    def loss(members: Stacked) -> Float[Array, ""]:
         error = 0.5 * jnp.square(predict(replace_members(ensemble, members), inputs, hypers) - target).sum(-1)
         return jnp.where(pairs.is_first[1], 0.0, error).mean(1).sum()  # over members: each learns as it would alone
 
     total, grads = jax.value_and_grad(loss)(ensemble.members)
-    updates, moments = _optimizer(hypers).update(grads, moments)
+    updates, opt_state = own_optimizer(hypers).update(grads, opt_state)
     ensemble = replace_members(ensemble, eqx.apply_updates(ensemble.members, updates))
-    return ensemble, moments, total / len(ensemble.members)
+    return ensemble, opt_state, total / len(ensemble.members)

@@ -12,7 +12,7 @@ from stages.agent import Agent
 from stages.behavior import Behavior
 from stages.collect import Rollout, collect, start
 from stages.config import Config, Hypers
-from stages.finite import finite
+from stages.finite import all_finite
 from stages.uniform import Uniform
 
 
@@ -55,7 +55,7 @@ def evaluate(
         key_step = jr.fold_in(key_loop, loop.step)
         rollout, row, _ = collect(env, agent, player, loop.rollout, hypers, greedy=config.eval_greedy, key=key_step)
         counts = ~loop.done
-        reward = jnp.where(jax.vmap(finite)(row), row.reward, jnp.nan)
+        reward = jnp.where(jax.vmap(all_finite)(row), row.reward, jnp.nan)
         score, length = loop.score + jnp.where(counts, reward, 0.0), loop.length + counts
         return _Loop(rollout, loop.step + 1, loop.done | row.is_last, score, length)
 

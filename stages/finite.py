@@ -1,28 +1,31 @@
-"""Finite: whether numbers are, and keeping what was where they are not.
+"""Divergence: whether numbers are finite, and the last finite state where they are not.
 
-A seed in which something is not finite has diverged: it stays what it was before. Nothing here branches, since under
-vmap a branch would be taken by all seeds.
+Nothing here branches: under vmap every seed would take a branch that one seed takes.
 """
 
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Int, PyTree
+
+Tree = TypeVar("Tree")
 
 
-def finite(tree: Any) -> Bool[Array, ""]:
+def all_finite(tree: PyTree[Array]) -> Bool[Array, ""]:
     """Whether all numbers of a tree of arrays are finite."""
     return jnp.stack(
         [jnp.isfinite(x).all() for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
     ).all()
 
 
-def keep(taken: Bool[Array, ""], new: Any, old: Any) -> Any:
-    """The new tree if it is taken, else the old one."""
-    return jax.tree.map(lambda new, old: jnp.where(taken, new, old), new, old)
+def tree_where(condition: Bool[Array, ""], new: Tree, old: Tree | float) -> Tree:
+    """`new` where the condition holds, else `old`: a tree like `new`, or one number for all of its leaves."""
+    if isinstance(old, float):
+        return jax.tree.map(lambda new: jnp.where(condition, new, old), new)
+    return jax.tree.map(lambda new, old: jnp.where(condition, new, old), new, old)
 
 
-def mark(diverged: Int[Array, ""], taken: Bool[Array, ""], step: Int[Array, ""]) -> Int[Array, ""]:
-    """The step at which a seed diverged, 0 before: the first whose outcome is not taken."""
-    return jnp.where(taken | (diverged > 0), diverged, step)
+def update_diverged_step(diverged: Int[Array, ""], is_finite: Bool[Array, ""], step: Int[Array, ""]) -> Int[Array, ""]:
+    """The first step whose outcome was not finite; 0 while all were."""
+    return jnp.where(is_finite | (diverged > 0), diverged, step)

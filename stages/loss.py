@@ -4,8 +4,6 @@ borders between the parts.
 Axes: T time, B windows, n = T B starts of imagination, R rewards.
 """
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -14,25 +12,32 @@ from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from stages.agent import Agent, Targets
-from stages.behavior import Objective, Replayed, behavior_loss
-from stages.config import Config, Hypers, Norm
+from stages.behavior import Behavior, BehaviorTarget, Replayed, behavior_loss
+from stages.config import Config, Hypers
 from stages.imagine import draw_noise, imagine
 from stages.replay import Row
 from stages.returns import ReturnScale
-from stages.rewards import Reward, behaviors, imagined_rewards, learns_with_model, network_of, replayed_rewards
+from stages.rewards import Reward, Scalar, explorer_rewards, imagined_rewards, replayed_rewards, tasker_rewards
 from stages.rssm import Latent
 from stages.world_model import action_vector, model_loss, observe
-
-PREFIX = {"tasker": "", "explorer": "explorer_"}
-"""Behaviour -> what the names of its losses and metrics begin with."""
 
 
 class Outcome(eqx.Module):
     """What an update needs besides its gradient."""
 
     latent: Latent  # fresh latents of the trained rows, [T, B, ...]
-    scales: dict[str, ReturnScale]  # new return scales of each behaviour
+    tasker_scale: ReturnScale  # new return scales, [R]
+    explorer_scale: ReturnScale | None
     metrics: dict[str, Float[Array, ""]]
+
+
+class Batch(eqx.Module):
+    """A batch and the model's account of it: what behaviours learn from."""
+
+    rows: Row  # [T, B, ...]
+    action: Float[Array, "T B A"]  # vectors of the rows' actions
+    latent: Latent  # [T, B, ...]
+    feat: Float[Array, "T B F"]
 
 
 def agent_loss(
@@ -47,52 +52,68 @@ def agent_loss(
         loss [] and the Outcome.
     """
     key_observe, key_imagine = jr.split(key)
-    keys = dict(zip(PREFIX, jr.split(key_imagine), strict=True))
-    model, frozen, reward_free = agent.model, sg(agent), config.mode == "explore"
-    context, rows, before, action = _window(agent, rows)
+    key_tasker, key_explorer = jr.split(key_imagine)
+    model, reward_free = agent.model, config.mode == "explore"
 
-    observed = observe(model, context, before, rows.obs, rows.is_first, hypers.unimix, key=key_observe)
-    feat, start = observed.latent.feat, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), observed.latent)
-    losses, metrics = model_loss(model, observed, rows.obs, rows.reward, rows.is_terminal, hypers, reward_free)
-    if (network := network_of(config.mode)) and learns_with_model(config):
-        losses[network.name] = network.loss(agent.novelty, frozen.model, observed, rows, action, hypers)
-
-    scales = {}
-    for name, rewards in behaviors(config).items():
-        behavior, target = getattr(agent, name), getattr(targets, name)
-        noise = draw_noise(model, behavior.actor, config.horizon, feat.shape[0] * feat.shape[1], key=keys[name])
-        trajectory = imagine(model, behavior.actor, start, noise, hypers.unimix, hypers.policy_unimix, config.block)
-        reward = imagined_rewards(rewards, frozen.model, frozen.novelty, trajectory, hypers)
-
-        # Only the tasker's replayed values shape the world model, and nothing of a reward does where it is reward-free.
-        read = feat if name == "tasker" and not reward_free else sg(feat)
-        replayed_reward = replayed_rewards(rewards, frozen.model, frozen.novelty, rows, read, action, hypers)
-        replayed = Replayed(read, replayed_reward, rows.is_last, rows.is_terminal)
-        objective = objective_of(name, rewards, config, hypers)
-        learned = behavior_loss(behavior, target, trajectory, reward, replayed, objective, hypers)
-        own_losses, scales[name], own_metrics = learned
-        losses |= {PREFIX[name] + key: loss for key, loss in own_losses.items()}
-        metrics |= {PREFIX[name] + key: value for key, value in _by_reward(own_metrics, rewards).items()}
-
-    total, means = _weighted_sum(losses, loss_scales(hypers, config))
-    metrics |= {f"loss/{name}": mean for name, mean in means.items()}
-    return total, Outcome(sg(observed.latent), scales, metrics)
-
-
-def _window(agent: Agent, rows: Row) -> tuple[Latent, Row, Float[Array, "T B A"], Float[Array, "T B A"]]:
-    """(context latent [B, ...], trained rows, the action vectors before them, their own action vectors)."""
-    model = agent.model
-    action = action_vector(model, rows.action)
     context = Latent.stored(rows.deter[0], rows.stoch[0], model.rssm.classes, model.dtype)
-    return context, jax.tree.map(lambda x: x[1:], rows), action[:-1], action[1:]
+    action, rows = action_vector(model, rows.action), jax.tree.map(lambda x: x[1:], rows)
+    observed = observe(model, context, action[:-1], rows.obs, rows.is_first, hypers.unimix, key=key_observe)
+    batch = Batch(rows, action[1:], observed.latent, observed.latent.feat)
+    losses, metrics = model_loss(model, observed, rows.obs, rows.reward, rows.is_terminal, hypers, reward_free)
+    if agent.intrinsic is not None and agent.intrinsic.updates == 0:
+        loss = agent.intrinsic.loss(sg(model), observed, rows, batch.action, hypers)
+        losses[agent.intrinsic.loss_name] = loss
+
+    # Only the tasker's replayed values shape the world model, and no reward does where it is reward-free.
+    tasker_batch = sg(batch) if reward_free else batch
+    learn = (agent.tasker, targets.tasker, tasker_rewards(hypers), hypers.entropy)
+    tasker_losses, tasker_scale, tasker_metrics = learn_behavior(
+        agent, *learn, tasker_batch, config, hypers, key=key_tasker
+    )
+    losses, metrics, explorer_scale = losses | tasker_losses, metrics | tasker_metrics, None
+    if agent.explorer is not None and targets.explorer is not None:
+        learn = (agent.explorer, targets.explorer, explorer_rewards(config, hypers), hypers.explorer_entropy)
+        explorer_losses, explorer_scale, explorer_metrics = learn_behavior(
+            agent, *learn, sg(batch), config, hypers, key=key_explorer
+        )
+        losses |= {f"explorer_{name}": loss for name, loss in explorer_losses.items()}
+        metrics |= {f"explorer_{name}": value for name, value in explorer_metrics.items()}
+
+    total, means = _weighted_sum(losses, loss_scales(hypers, agent))
+    metrics |= {f"loss/{name}": mean for name, mean in means.items()}
+    return total, Outcome(sg(observed.latent), tasker_scale, explorer_scale, metrics)
 
 
-def objective_of(name: str, rewards: tuple[Reward, ...], config: Config, hypers: Hypers) -> Objective:
-    """What a behaviour maximises: its rewards' settings, and its entropy bonus."""
-    entropy = {"tasker": hypers.entropy, "explorer": hypers.explorer_entropy}[name]
-    scale, floor = tuple(r.scale(hypers) for r in rewards), tuple(r.floor(hypers) for r in rewards)
-    norm: tuple[Norm, ...] = tuple(r.norm(config) for r in rewards)
-    return Objective(scale, norm, floor, tuple(r.debias for r in rewards), entropy)
+def learn_behavior(
+    agent: Agent,
+    behavior: Behavior,
+    target: BehaviorTarget,
+    rewards: tuple[Reward, ...],
+    entropy: Scalar,
+    batch: Batch,
+    config: Config,
+    hypers: Hypers,
+    *,
+    key: PRNGKeyArray,
+) -> tuple[dict[str, Array], ReturnScale, dict[str, Array]]:
+    """Imagine from every replayed state, compute the rewards, and learn from them: losses, new scales [R], metrics.
+
+    Args:
+        behavior: the agent's tasker or explorer.
+        entropy: weight of its actor's entropy.
+        batch: its feat carries the gradient of the replayed values into the world model, if any.
+    """
+    model, intrinsic = sg((agent.model, agent.intrinsic))
+    start = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch.latent)
+    noise = draw_noise(model, behavior.actor, config.horizon, start.deter.shape[0], key=key)
+    trajectory = imagine(model, behavior.actor, start, noise, hypers.unimix, hypers.policy_unimix, config.block)
+    imagined = imagined_rewards(rewards, model, intrinsic, trajectory, hypers)
+    replayed = replayed_rewards(rewards, model, intrinsic, batch.rows, batch.feat, batch.action, hypers)
+
+    replay = Replayed(batch.feat, replayed, batch.rows.is_last, batch.rows.is_terminal)
+    objectives = tuple(reward.objective for reward in rewards)
+    losses, scale, metrics = behavior_loss(behavior, target, trajectory, imagined, replay, objectives, entropy, hypers)
+    return losses, scale, _by_reward(metrics, rewards)
 
 
 def _by_reward(metrics: dict[str, Array], rewards: tuple[Reward, ...]) -> dict[str, Float[Array, ""]]:
@@ -102,18 +123,30 @@ def _by_reward(metrics: dict[str, Array], rewards: tuple[Reward, ...]) -> dict[s
     return single | {f"{name}_{r.name}": value[i] for name, value in several.items() for i, r in enumerate(rewards)}
 
 
-def loss_scales(hypers: Hypers, config: Config) -> dict[str, Float[Array, ""] | float]:
-    """Weight of each of the run's losses, by name."""
-    scales = {name: getattr(hypers, f"scale_{name}") for name in ("recon", "reward", "cont", "dyn", "rep")}
-    for name in behaviors(config):
-        scales |= {PREFIX[name] + key: getattr(hypers, f"scale_{key}") for key in ("policy", "value")}
-        scales[PREFIX[name] + "repval"] = getattr(hypers, f"scale_{PREFIX[name]}repval")
-    if (network := network_of(config.mode)) and learns_with_model(config):
-        scales[network.name] = getattr(hypers, f"scale_{network.name}")
+def loss_scales(hypers: Hypers, agent: Agent) -> dict[str, Scalar]:
+    """Weight of each of the agent's losses, by name."""
+    scales: dict[str, Scalar] = {
+        "recon": hypers.scale_recon,
+        "reward": hypers.scale_reward,
+        "cont": hypers.scale_cont,
+        "dyn": hypers.scale_dyn,
+        "rep": hypers.scale_rep,
+        "policy": hypers.scale_policy,
+        "value": hypers.scale_value,
+        "repval": hypers.scale_repval,
+    }
+    if agent.explorer is not None:
+        scales |= {
+            "explorer_policy": hypers.scale_policy,
+            "explorer_value": hypers.scale_value,
+            "explorer_repval": hypers.scale_explorer_repval,
+        }
+    if agent.intrinsic is not None and agent.intrinsic.updates == 0:
+        scales[agent.intrinsic.loss_name] = hypers.scale_ensemble
     return scales
 
 
-def _weighted_sum(losses: dict[str, Array], scales: dict[str, Any]) -> tuple[Float[Array, ""], dict[str, Array]]:
+def _weighted_sum(losses: dict[str, Array], scales: dict[str, Scalar]) -> tuple[Float[Array, ""], dict[str, Array]]:
     """The sum of the losses' means, each with its scale; and the means."""
     assert losses.keys() == scales.keys(), (sorted(losses), sorted(scales))
     means = {name: loss.mean() for name, loss in losses.items()}

@@ -20,7 +20,7 @@ from stages.agent import Agent
 from stages.collect import collect, start
 from stages.config import Config, Hypers
 from stages.coverage import Coverage, action_vectors
-from stages.ensemble import Ensemble, disagreement, replace_members
+from stages.intrinsic import IntrinsicReward
 from stages.open_loop import AHEAD, open_loop_errors
 from stages.replay import Clock, Replay, Row, capacity_of, choose, read
 from stages.rssm import Latent
@@ -85,7 +85,7 @@ def measure(
     ahead, by_state, beside = foresight(agent.model, ring, step, hypers, key=jr.fold_in(key, 0)), None, None
     if coverage is not None:
         by_state = novelty(env, agent, ring, coverage, hypers, key=key)
-    elif agent.novelty is not None:
+    elif agent.intrinsic is not None:
         beside = contrast(env, config, agent, ring, step, hypers, key=key)
     return Measurement(ahead, by_state, beside)
 
@@ -110,11 +110,11 @@ def novelty(
     Rows are read with their stored latents. Each state has the same number of them, however seldom it was visited.
     """
     about = jnp.full(coverage.visits.shape, jnp.nan)
-    if isinstance(agent.novelty, Ensemble):
+    if (reward := agent.intrinsic) is not None:
         rows, present = rows_of_states(coverage.where, env.states.size if env.states else 0, key=key)
         actions = action_vectors(env.action_space)
-        each = lax.map(lambda at: _disagreements(agent, ring, at, actions, hypers), rows.T)  # [K, X, U]
-        about = jnp.where(present[:, None], each.mean(0), jnp.nan)
+        by_row = lax.map(lambda at: _novelty_of_rows(reward, agent.model, ring, at, actions, hypers), rows.T)
+        about = jnp.where(present[:, None], by_row.mean(0), jnp.nan)  # over K
     return Novelty(coverage.visits, about, coverage.episodes, coverage.goal_episode, coverage.solved_episode)
 
 
@@ -145,31 +145,37 @@ def contrast(
 
     begun = start(env, agent.model, RANDOM_ENVS, key=key_start)
     _, fresh = lax.scan(act, begun, jr.split(key_steps, RANDOM_STEPS))
-    new = Ensemble(config, env.obs_space, env.action_space.size, key=key_members)
-    untrained = replace_members(agent.novelty, new.members)
-    mean = lambda ensemble, rows, there: _mean_disagreement(agent.model, ensemble, rows, there, hypers)
+    intrinsic = agent.intrinsic
+    assert intrinsic is not None
+    untrained = intrinsic.untrained(config, env.obs_space, env.action_space, key=key_members)
+    mean = lambda reward, rows, there: _mean_novelty(reward, agent.model, rows, there, hypers)
     return Contrast(
-        mean(agent.novelty, recent, there), mean(untrained, recent, there), mean(agent.novelty, fresh, ~fresh.is_last)
+        mean(intrinsic, recent, there), mean(untrained, recent, there), mean(intrinsic, fresh, ~fresh.is_last)
     )
 
 
-def _mean_disagreement(
-    model: WorldModel, ensemble: Ensemble, rows: Row, there: Bool[Array, "R N"], hypers: Hypers
+def _mean_novelty(
+    reward: IntrinsicReward, model: WorldModel, rows: Row, there: Bool[Array, "R N"], hypers: Hypers
 ) -> Float[Array, ""]:
     """Over the rows that are there. An episode's last row has no action that was taken."""
     feat = Latent.stored(rows.deter, rows.stoch, model.rssm.classes, model.dtype).feat
-    each = disagreement(ensemble, model, feat, action_vector(model, rows.action), hypers)
-    return jnp.where(there, each, 0.0).sum() / there.sum()
+    by_row = reward.novelty(model, feat, action_vector(model, rows.action), hypers)
+    return jnp.where(there, by_row, 0.0).sum() / there.sum()
 
 
-def _disagreements(
-    agent: Agent, ring: Replay, at: Int[Array, " X"], actions: Float[Array, "U A"], hypers: Hypers
-) -> Array:
-    """The disagreement about each action at these rows of the ring, [X, U]."""
-    model, index = agent.model, jnp.unravel_index(at, ring.reward.shape)
+def _novelty_of_rows(
+    reward: IntrinsicReward,
+    model: WorldModel,
+    ring: Replay,
+    at: Int[Array, " X"],
+    actions: Float[Array, "U A"],
+    hypers: Hypers,
+) -> Float[Array, "X U"]:
+    """The novelty of each action at these rows of the ring."""
+    index = jnp.unravel_index(at, ring.reward.shape)
     feat = Latent.stored(ring.deter[index], ring.stoch[index], model.rssm.classes, model.dtype).feat
     spread = lambda action: jnp.broadcast_to(action, (*at.shape, *action.shape))
-    about = lambda action: disagreement(agent.novelty, model, feat, spread(action), hypers)
+    about = lambda action: reward.novelty(model, feat, spread(action), hypers)
     return lax.map(about, actions).T.astype(jnp.float32)
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from stages.config import Hypers
 from stages.fast.kernels import last_sum
@@ -19,13 +19,16 @@ from stages.fast.rows import WIDTH, from_rows, tensor_rows, tensor_sums, to_rows
 
 def optimizer(hypers: Hypers) -> Any:
     """LaProp (Ziyin et al. 2020, arXiv 2002.04839) after adaptive gradient clipping, with linear warm-up."""
-    # From a first step of 0 (the reference's), unless there is no warm-up at all.
-    warmth = lambda count: jnp.where(hypers.warmup < 1, 1.0, jnp.minimum(1.0, count / jnp.maximum(1.0, hypers.warmup)))
-    warmup = lambda count: -hypers.lr * warmth(count)
+
+    def step_size(count: ArrayLike) -> Array:
+        # From a first step of 0 (the reference's), unless there is no warm-up at all.
+        warmup_fraction = jnp.minimum(1.0, count / jnp.maximum(1.0, hypers.warmup))
+        return -hypers.lr * jnp.where(hypers.warmup < 1, 1.0, warmup_fraction)
+
     laprop = optax.chain(
         optax.scale_by_rms(decay=0.999, eps=1e-20, eps_in_sqrt=False, bias_correction=True),
         optax.ema(0.9, debias=True),
-        optax.scale_by_schedule(warmup),
+        optax.scale_by_schedule(step_size),
     )
 
     def init(params: Any) -> Any:
@@ -60,13 +63,16 @@ def adaptive_clip(
     return grads / excess[np.repeat(np.arange(len(counts)), counts)][:, None]
 
 
-def shed(state: Any, before: Any, after: Any) -> Any:
+def drop_opt_state(state: Any, before: Any, after: Any) -> Any:
     """The state of an optimiser of `before` -> of `after`, which is `before` without some of its parts (None there)."""
 
-    keep = lambda there, x: None if there is None else x
-
-    def moments(rows: Float[Array, "R 64"]) -> Float[Array, "Q 64"]:
-        return to_rows(jax.tree.map(keep, after, from_rows(rows, before), is_leaf=lambda x: x is None))
+    def kept(rows: Float[Array, "R 64"]) -> Float[Array, "Q 64"]:
+        moments = from_rows(rows, before)
+        return to_rows(jax.tree.map(lambda part, x: None if part is None else x, after, moments, is_leaf=_is_none))
 
     shape = (tensor_rows(before).sum(), WIDTH)
-    return jax.tree.map(lambda x: moments(x) if x.shape == shape else x, state)
+    return jax.tree.map(lambda x: kept(x) if x.shape == shape else x, state)
+
+
+def _is_none(x: object) -> bool:
+    return x is None

@@ -1,216 +1,128 @@
-"""Rewards: what each behaviour is paid, by mode. This is the file where disagreement becomes a reward.
+"""Rewards: what each behaviour maximises, by mode.
 
 A reward is computed twice: along imagined trajectories, for actor and critic, and on replayed rows, for the critic.
-Both are indexed by arrival: reward[t] came with state t. `BEHAVIORS` is the table of modes; another intrinsic reward is
-a `Reward` here, with a file of its own if it learns a network, and a mode or a place in the table.
+Both are indexed by arrival: reward[t] came with state t. The intrinsic reward itself is in intrinsic.py.
 
 Axes: R rewards, T time, B windows, L = H + 1 imagined states, c starts of a block, F feat, A action vector.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import functools
+import operator
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from stages.config import Config, Hypers, Mode, Norm
-from stages.ensemble import Ensemble, disagreement, ensemble_loss, ensemble_moments, update_ensemble
+from stages.behavior import Objective
+from stages.config import Config, Hypers
 from stages.imagine import Trajectory
+from stages.intrinsic import ConstantReward, Disagreement, IntrinsicReward
 from stages.replay import Row
+from stages.rnd import RND
 from stages.world_model import WorldModel
 
+Source = Literal["extrinsic", "intrinsic"]
+Scalar = Float[Array, ""] | float
 
-class Network(NamedTuple):
-    """What an intrinsic reward learns with."""
-
-    name: str  # of its loss, and of the loss' scale in Hypers: scale_NAME
-    make: Callable[..., Any]  # (config, observations, action size, *, key) -> the network
-    # Learning with the model, from its batch: (network, model, observed, rows, action, hypers) -> nats [T, B]
-    loss: Callable[..., Float[Array, "T B"]]
-    # Or by updates of its own: (network, moments, model, pairs, hypers) -> (network, moments, loss)
-    update: Callable[..., tuple[Any, Any, Float[Array, ""]]]
-    moments: Callable[[Any, Hypers], Any]  # of its own optimiser, at the start
+INTRINSIC_REWARDS: dict[str, type[IntrinsicReward]] = {
+    reward.name: reward for reward in (Disagreement, ConstantReward, RND)
+}
+"""Config.explorer_reward -> its class."""
 
 
 class Reward(NamedTuple):
-    """One of a behaviour's rewards: how it is computed, and how its advantages are scaled."""
+    """A weighted sum of sources, learned by a critic of its own."""
 
-    name: str  # in metrics
-    # Of one block: (model, network, trajectory, hypers)
-    imagined: Callable[[WorldModel, Any, Trajectory, Hypers], Float[Array, "L c"]]
-    # (model, network, rows, feat, action, hypers)
-    replayed: Callable[[WorldModel, Any, Row, Array, Array, Hypers], Float[Array, "T B"]]
-    norm: Callable[[Config], Norm]  # whose range divides its advantages
-    scale: Callable[[Hypers], Any]  # weight of its normalised advantages
-    floor: Callable[[Hypers], Any]  # smallest divisor of its advantages
-    debias: bool  # whether the return scale is corrected for its start at zero, which only a small floor shows
-    network: Network | None = None
+    name: str  # in the names of metrics
+    weights: Mapping[Source, Scalar]
+    objective: Objective
 
 
-# ---- the extrinsic reward ------------------------------------------------------------------------------------------
+def tasker_rewards(hypers: Hypers) -> tuple[Reward, ...]:
+    """The environment's reward, as DreamerV3 normalises it (eq. 7)."""
+    return (Reward("extrinsic", {"extrinsic": 1.0}, _like_dreamer(hypers)),)
 
 
-def imagined_extrinsic(model: WorldModel, network: Any, trajectory: Trajectory, hypers: Hypers) -> Float[Array, "L c"]:
-    """The reward head's expectation on arrival in each imagined state."""
-    del network, hypers
-    return model.reward.mean(model.reward(trajectory.feat))
+def explorer_rewards(config: Config, hypers: Hypers) -> tuple[Reward, ...]:
+    """The explorer's rewards; none where the mode has no explorer."""
+    if config.mode in ("task", "random"):
+        return ()
+    name = config.explorer_reward
+    if name == ConstantReward.name:
+        return (Reward(name, {"intrinsic": 1.0}, _like_dreamer(hypers)),)
+    # Averages of small ranges show their start at zero: they are debiased.
+    floor = hypers.intrinsic_floor if config.mode == "explore" else hypers.mix_intrinsic_floor
+    intrinsic = Objective(hypers.intrinsic_scale, config.intrinsic_norm, floor, debias=True)
+    if config.mode == "explore":
+        return (Reward(name, {"intrinsic": 1.0}, intrinsic),)
+    if config.explorer_critics == "sum":
+        weights: dict[Source, Scalar] = {"intrinsic": hypers.intrinsic_scale, "extrinsic": hypers.extrinsic_scale}
+        return (Reward("sum", weights, _like_dreamer(hypers)),)
+    extrinsic = _like_dreamer(hypers)._replace(weight=hypers.extrinsic_scale)
+    return (
+        Reward(name, {"intrinsic": 1.0}, intrinsic),
+        Reward("extrinsic", {"extrinsic": 1.0}, extrinsic),
+    )
 
 
-def replayed_extrinsic(
-    model: WorldModel, network: Any, rows: Row, feat: Array, action: Array, hypers: Hypers
-) -> Float[Array, "T B"]:
-    """The rewards that arrived."""
-    del model, network, feat, action, hypers
-    return rows.reward
-
-
-# ---- disagreement --------------------------------------------------------------------------------------------------
-
-
-def imagined_disagreement(
-    model: WorldModel, ensemble: Ensemble, trajectory: Trajectory, hypers: Hypers
-) -> Float[Array, "L c"]:
-    """The disagreement about each imagined action (Plan2Explore, eq. 2): D(s_t, a_t) arrives with s_{t+1}."""
-    feat, action = trajectory.feat[:-1], trajectory.action[:-1]
-    return shift_to_arrival(disagreement(ensemble, model, feat, action, hypers))
-
-
-def replayed_disagreement(
-    model: WorldModel,
-    ensemble: Ensemble,
-    rows: Row,
-    feat: Float[Array, "T B F"],
-    action: Float[Array, "T B A"],
-    hypers: Hypers,
-) -> Float[Array, "T B"]:
-    """The ensemble's disagreement about each replayed action."""
-    return replayed_on_arrival(disagreement(ensemble, model, feat, action, hypers), rows)
-
-
-def shift_to_arrival(reward: Float[Array, "H *b"]) -> Float[Array, "L *b"]:
-    """Rewards indexed by the step of the action they pay -> by the step they arrive at: one later, 0 at the first."""
-    return jnp.concatenate([jnp.zeros_like(reward[:1]), reward])
-
-
-def replayed_on_arrival(paid: Float[Array, "T B"], rows: Row) -> Float[Array, "T B"]:
-    """What each replayed action is paid, by the step it arrives at; the last row's arrives after the window."""
-    # What would arrive with a reset was not earned by the action before it.
-    return jnp.where(rows.is_first, 0.0, shift_to_arrival(paid[:-1]))
-
-
-# ---- a constant, the control ---------------------------------------------------------------------------------------
-
-
-def imagined_constant(model: WorldModel, network: Any, trajectory: Trajectory, hypers: Hypers) -> Float[Array, "L c"]:
-    """1 for every imagined action, arriving with the state after it."""
-    del model, network, hypers
-    return shift_to_arrival(jnp.ones_like(trajectory.cont[:-1]))
-
-
-def replayed_constant(
-    model: WorldModel, network: Any, rows: Row, feat: Array, action: Array, hypers: Hypers
-) -> Float[Array, "T B"]:
-    """1 for every replayed action, as disagreement pays them."""
-    del model, network, feat, action, hypers
-    return replayed_on_arrival(jnp.ones_like(rows.reward), rows)
-
-
-# ---- the table of modes --------------------------------------------------------------------------------------------
-
-TASK = Reward(
-    "extrinsic",
-    imagined_extrinsic,
-    replayed_extrinsic,
-    lambda c: "returns",
-    lambda h: 1.0,
-    lambda h: h.return_floor,
-    debias=False,
-)
-EXTRINSIC = TASK._replace(scale=lambda h: h.extrinsic_scale)
-DISAGREEMENT = Reward(
-    "disagreement",
-    imagined_disagreement,
-    replayed_disagreement,
-    lambda c: c.intrinsic_norm,
-    lambda h: h.intrinsic_scale,
-    lambda h: h.intrinsic_floor,
-    debias=True,
-    network=Network("ensemble", Ensemble, ensemble_loss, update_ensemble, ensemble_moments),
-)
-# Beside a reward it is to fade once there is nothing new.
-FADING = DISAGREEMENT._replace(floor=lambda h: h.mix_intrinsic_floor)
-# Scaled as rewards are; the ensemble learns beside it, so that what it would have paid is measured.
-CONSTANT = TASK._replace(
-    name="constant", imagined=imagined_constant, replayed=replayed_constant, network=DISAGREEMENT.network
-)
-
-BEHAVIORS: dict[Mode, dict[str, tuple[Reward, ...]]] = {
-    "task": {"tasker": (TASK,)},
-    "explore": {"tasker": (TASK,), "explorer": (DISAGREEMENT,)},
-    "mix": {"tasker": (TASK,), "explorer": (FADING, EXTRINSIC)},
-    "random": {"tasker": (TASK,)},
-}
-"""Mode -> its behaviours, and the rewards of each. Mode random trains what mode task trains (rewards shape the world
-model in both), on rows that uniformly random actions collect."""
-
-
-def total(rewards: tuple[Reward, ...]) -> Reward:
-    """Several rewards as one: the sum of scale times reward, as they come. One range divides its advantages, that of
-    its returns, with the floor of the extrinsic ones (DreamerV3, eq. 7)."""
-
-    def imagined(model: WorldModel, network: Any, trajectory: Trajectory, hypers: Hypers) -> Float[Array, "L c"]:
-        return jnp.stack([r.scale(hypers) * r.imagined(model, network, trajectory, hypers) for r in rewards]).sum(0)
-
-    def replayed(
-        model: WorldModel, network: Any, rows: Row, feat: Array, action: Array, hypers: Hypers
-    ) -> Float[Array, "T B"]:
-        each = [r.scale(hypers) * r.replayed(model, network, rows, feat, action, hypers) for r in rewards]
-        return jnp.stack(each).sum(0)
-
-    (network,) = {r.network for r in rewards if r.network}
-    return TASK._replace(name="sum", imagined=imagined, replayed=replayed, network=network)
-
-
-def behaviors(config: Config) -> dict[str, tuple[Reward, ...]]:
-    """The run's behaviours, and the rewards of each; every reward has a critic of its own."""
-    table = BEHAVIORS[config.mode]
-    if config.explorer_reward == "constant":
-        instead = lambda rewards: tuple(CONSTANT if reward is DISAGREEMENT else reward for reward in rewards)
-        return {name: instead(rewards) for name, rewards in table.items()}
-    if config.explorer_critics == "each":
-        return table
-    return {name: rewards if len(rewards) == 1 else (total(rewards),) for name, rewards in table.items()}
-
-
-def learns_with_model(config: Config) -> bool:
-    """Whether the mode's network learns in the model's batch and optimiser, and not by updates of its own."""
-    return config.ensemble.updates == 0
-
-
-def network_of(mode: Mode) -> Network | None:
-    """What the mode's intrinsic reward learns with."""
-    networks = {r.network for rewards in BEHAVIORS[mode].values() for r in rewards if r.network}
-    assert len(networks) <= 1, networks
-    return next(iter(networks), None)
+def _like_dreamer(hypers: Hypers) -> Objective:
+    """Advantages divided by the range of returns, but by no less than the floor (DreamerV3, eq. 7)."""
+    return Objective(1.0, "returns", hypers.return_floor, debias=False)
 
 
 def imagined_rewards(
-    rewards: tuple[Reward, ...], model: WorldModel, network: Any, trajectory: Trajectory, hypers: Hypers
+    rewards: tuple[Reward, ...],
+    model: WorldModel,
+    intrinsic: IntrinsicReward | None,
+    trajectory: Trajectory,
+    hypers: Hypers,
 ) -> Float[Array, "blocks R L c"]:
-    """All of a behaviour's rewards along its imagined trajectory, block by block."""
-    each = lambda block: jnp.stack([reward.imagined(model, network, block, hypers) for reward in rewards])
-    return lax.map(each, trajectory)
+    """All of a behaviour's rewards along its imagined trajectory, block by block.
+
+    Extrinsic ones are the reward head's expectation on arrival in each imagined state.
+    """
+
+    def of_block(block: Trajectory) -> Float[Array, "R L c"]:
+        def extrinsic() -> Float[Array, "L c"]:
+            return model.reward.mean(model.reward(block.feat))
+
+        def earned() -> Float[Array, "L c"]:
+            assert intrinsic is not None
+            return shift_to_arrival(intrinsic(model, block.feat[:-1], block.action[:-1], hypers))
+
+        return _weighted(rewards, {"extrinsic": extrinsic, "intrinsic": earned})
+
+    return lax.map(of_block, trajectory)
 
 
 def replayed_rewards(
     rewards: tuple[Reward, ...],
     model: WorldModel,
-    network: Any,
+    intrinsic: IntrinsicReward | None,
     rows: Row,
     feat: Float[Array, "T B F"],
     action: Float[Array, "T B A"],
     hypers: Hypers,
 ) -> Float[Array, "R T B"]:
-    """All of a behaviour's rewards on replayed rows."""
-    return jnp.stack([reward.replayed(model, network, rows, feat, action, hypers) for reward in rewards])
+    """All of a behaviour's rewards on replayed rows. Extrinsic ones are the rewards that arrived."""
+
+    def earned() -> Float[Array, "T B"]:
+        assert intrinsic is not None
+        arrived = shift_to_arrival(intrinsic(model, feat, action, hypers)[:-1])
+        return jnp.where(rows.is_first, 0.0, arrived)  # no action led to a reset
+
+    return _weighted(rewards, {"extrinsic": lambda: rows.reward, "intrinsic": earned})
+
+
+def shift_to_arrival(reward: Float[Array, "H *b"]) -> Float[Array, "L *b"]:
+    """Rewards indexed by the step of their action -> by the step at which they arrive: one later, 0 at the first."""
+    return jnp.concatenate([jnp.zeros_like(reward[:1]), reward])
+
+
+def _weighted(rewards: tuple[Reward, ...], sources: Mapping[Source, Callable[[], Array]]) -> Float[Array, "R ..."]:
+    """Each reward as the weighted sum of its sources, of which only those that are used are computed."""
+    used = {source: compute() for source, compute in sources.items() if any(source in r.weights for r in rewards)}
+    parts = ([weight * used[source] for source, weight in reward.weights.items()] for reward in rewards)
+    return jnp.stack([functools.reduce(operator.add, terms) for terms in parts])

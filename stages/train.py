@@ -4,8 +4,8 @@ An iteration is `steps` env steps and then `updates` updates (`Config.schedule`)
 never becomes batched, so that writes to the ring stay slices. `Hypers` are part of the state, so that a sweep may give
 each of its places its own.
 
-A seed diverges where an observation, a reward, a loss or a gradient is not finite. From then on nothing of it is taken,
-neither rows nor updates: it stays at its last finite state, while time goes on for the others.
+A seed diverges where an observation, a reward, a loss or a gradient is not finite. From then on it stays at its last
+finite state: its rows and updates are dropped, while the other seeds train on.
 """
 
 import dataclasses
@@ -15,20 +15,20 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import optax
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from envs.environment import Environment
 from stages import optimizer, replay
-from stages.agent import Agent, Targets, collector, learned, replace_novelty, update_targets
+from stages.agent import Agent, Targets, collector, replace_intrinsic, trainable, update_targets
 from stages.collect import Episodes, Rollout, collect, start
 from stages.config import Config, Hypers
 from stages.coverage import Coverage, count, start_coverage
 from stages.fast import rows
-from stages.finite import finite, keep, mark
-from stages.loss import agent_loss
+from stages.finite import all_finite, tree_where, update_diverged_step
+from stages.loss import Outcome, agent_loss
 from stages.replay import Clock, Replay
-from stages.rewards import learns_with_model, network_of
 
 
 class TrainState(eqx.Module):
@@ -36,8 +36,8 @@ class TrainState(eqx.Module):
 
     agent: Agent
     targets: Targets
-    optimizer: Any
-    novelty_optimizer: Any  # of a network that learns by updates of its own, else None
+    opt_state: optax.OptState
+    intrinsic_opt_state: optax.OptState | None  # of an intrinsic reward with own updates
     ring: Replay
     rollout: Rollout
     hypers: Hypers
@@ -50,7 +50,7 @@ class TrainState(eqx.Module):
 class Progress(eqx.Module):
     """What a stretch of training reports: episodes that ended in it, and means over its updates by metric name.
 
-    They are NaN where one of the updates was not taken.
+    Means are NaN where an update was not finite.
     """
 
     episodes: Episodes
@@ -74,14 +74,22 @@ def init(env: Environment, config: Config, hypers: Hypers, *, key: PRNGKeyArray)
     rollout = start(env, agent.model, config.envs, key=key_rollout)
     row = jax.eval_shape(lambda: collect(env, agent, agent.tasker, rollout, hypers, key=key_row)[1])
     ring = replay.empty(row, capacity(config))
-    moments = optimizer.optimizer(hypers).init(learned(config, agent))
-    own = None
-    if (network := network_of(config.mode)) and not learns_with_model(config):
-        own = network.moments(agent.novelty, hypers)
-    coverage = start_coverage(env, capacity(config), config.envs)
-    never = jnp.zeros((), jnp.int32)
-    rest = (rollout, hypers, key_train, env_params, coverage, never)
-    return TrainState(agent, Targets.of(agent), moments, own, ring, *rest)
+    intrinsic_opt_state = None
+    if agent.intrinsic is not None and agent.intrinsic.updates:
+        intrinsic_opt_state = agent.intrinsic.init_opt_state(hypers)
+    return TrainState(
+        agent=agent,
+        targets=Targets.of(agent),
+        opt_state=optimizer.optimizer(hypers).init(eqx.filter(agent, trainable(agent))),
+        intrinsic_opt_state=intrinsic_opt_state,
+        ring=ring,
+        rollout=rollout,
+        hypers=hypers,
+        key=key_train,
+        env_params=env_params,
+        coverage=start_coverage(env, capacity(config), config.envs),
+        diverged=jnp.zeros((), jnp.int32),
+    )
 
 
 def collect_steps(
@@ -94,18 +102,18 @@ def collect_steps(
     def step(carry, key_step):
         before, ring, coverage, diverged, clock = carry
         rollout, row, episodes = collect(env, state.agent, behavior, before, state.hypers, key=key_step)
-        taken = (diverged == 0) & finite((row, rollout.timestep))
-        ring = replay.add(ring, row, clock.step, taken)
-        coverage = count(env, coverage, before, row, clock.step, taken)
-        later = Clock(clock.step + 1, clock.online_cursor)
-        diverged = mark(diverged, taken, later.step)
-        none = jax.tree.map(jnp.zeros_like, episodes)
-        return (keep(taken, rollout, before), ring, coverage, diverged, later), keep(taken, episodes, none)
+        is_finite = (diverged == 0) & all_finite((row, rollout.timestep))
+        ring = replay.add(ring, row, clock.step, is_finite)
+        coverage = count(env, coverage, before, row, clock.step, is_finite)
+        clock = Clock(clock.step + 1, clock.online_cursor)
+        diverged = update_diverged_step(diverged, is_finite, clock.step)
+        no_episodes = jax.tree.map(jnp.zeros_like, episodes)
+        carry = (tree_where(is_finite, rollout, before), ring, coverage, diverged, clock)
+        return carry, tree_where(is_finite, episodes, no_episodes)
 
     carry = (state.rollout, state.ring, state.coverage, state.diverged, clock)
     (rollout, ring, coverage, diverged, clock), episodes = lax.scan(step, carry, jr.split(key_steps, steps))
-    changed = {"rollout": rollout, "ring": ring, "coverage": coverage}
-    state = dataclasses.replace(state, **changed, diverged=diverged, key=key)
+    state = dataclasses.replace(state, rollout=rollout, ring=ring, coverage=coverage, diverged=diverged, key=key)
     return state, clock, jax.tree.map(jnp.sum, episodes)
 
 
@@ -116,54 +124,62 @@ def update(config: Config, state: TrainState, clock: Clock) -> tuple[TrainState,
     windows = replay.choose(clock, *shape, config.replay.online, key=key_choose)
     batch = replay.read(state.ring, windows, config.replay.batch_length)
 
-    moved = learned(config, state.agent)
-    whole = lambda moved: replace_novelty(moved, state.agent.novelty) if moved.novelty is None else moved
-    loss = lambda moved: agent_loss(whole(moved), state.targets, batch, config, state.hypers, key=key_loss)
-    (total, outcome), grads = jax.value_and_grad(loss, has_aux=True)(moved)
-    updates, moments = optimizer.optimizer(state.hypers).update(grads, state.optimizer, moved)
-    agent: Agent = whole(eqx.apply_updates(moved, updates))
-    targets = update_targets(state.targets, agent, outcome.scales, state.hypers)
+    trained, fixed = eqx.partition(state.agent, trainable(state.agent))
+
+    def loss(trained: Agent) -> tuple[Float[Array, ""], Outcome]:
+        return agent_loss(eqx.combine(trained, fixed), state.targets, batch, config, state.hypers, key=key_loss)
+
+    (total, outcome), grads = jax.value_and_grad(loss, has_aux=True)(trained)
+    updates, opt_state = optimizer.optimizer(state.hypers).update(grads, state.opt_state, trained)
+    agent: Agent = eqx.combine(eqx.apply_updates(trained, updates), fixed)
+    targets = update_targets(state.targets, agent, outcome.tasker_scale, outcome.explorer_scale, state.hypers)
+    latents = (outcome.latent.deter.astype(state.ring.deter.dtype), outcome.latent.classes)
 
     norms = {"opt/grad_norm": rows.norm(grads), "opt/update_norm": rows.norm(updates)}
-    taken = (state.diverged == 0) & finite((total, norms))
-    was = (state.agent, state.targets, state.optimizer, (batch.deter[1:], batch.stoch[1:]))
-    fresh = (outcome.latent.deter.astype(state.ring.deter.dtype), outcome.latent.classes)
-    agent, targets, moments, fresh = keep(taken, (agent, targets, moments, fresh), was)
-
-    ring = replay.write_back(state.ring, windows, *fresh)
-    changed = {"agent": agent, "targets": targets, "optimizer": moments, "ring": ring}
-    state = dataclasses.replace(state, **changed, key=key, diverged=mark(state.diverged, taken, clock.step))
-    metrics = _of_taken(taken, outcome.metrics | norms)
-    if state.novelty_optimizer is not None:
-        state, own_metrics = update_novelty(config, state, clock)
-        metrics |= own_metrics
+    is_finite = (state.diverged == 0) & all_finite((total, norms))
+    before = (state.agent, state.targets, state.opt_state, (batch.deter[1:], batch.stoch[1:]))
+    agent, targets, opt_state, latents = tree_where(is_finite, (agent, targets, opt_state, latents), before)
+    state = dataclasses.replace(
+        state,
+        agent=agent,
+        targets=targets,
+        opt_state=opt_state,
+        ring=replay.write_back(state.ring, windows, *latents),
+        key=key,
+        diverged=update_diverged_step(state.diverged, is_finite, clock.step),
+    )
+    metrics = tree_where(is_finite, outcome.metrics | norms, jnp.nan)
+    if state.intrinsic_opt_state is not None:
+        state, intrinsic_metrics = update_intrinsic(config, state, clock)
+        metrics |= intrinsic_metrics
     return state, replay.advance_cursor(clock, *shape), metrics
 
 
-def _of_taken(taken: Bool[Array, ""], metrics: dict[str, Float[Array, ""]]) -> dict[str, Float[Array, ""]]:
-    """The metrics of an update that is taken, else NaN."""
-    return {name: jnp.where(taken, value, jnp.nan) for name, value in metrics.items()}
-
-
-def update_novelty(config: Config, state: TrainState, clock: Clock) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-    """`config.ensemble.updates` steps of the novelty network's own optimiser, each on pairs of rows of its own."""
-    network = network_of(config.mode)
-    assert network is not None
+def update_intrinsic(config: Config, state: TrainState, clock: Clock) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+    """The intrinsic reward's own updates, each on pairs of rows drawn for it."""
+    reward = state.agent.intrinsic
+    assert reward is not None
     shape = (replay.capacity_of(state.ring), config.envs, config.ensemble.batch_size)
     key, key_steps = jr.split(state.key)
 
     def step(carry, key):
+        reward, opt_state = carry
         pairs = replay.read(state.ring, replay.choose_pairs(clock, *shape, key=key), 1)
-        *carry, loss = network.update(*carry, state.agent.model, pairs, state.hypers)
-        return tuple(carry), loss
+        reward, opt_state, loss = reward.update(opt_state, state.agent.model, pairs, state.hypers)
+        return (reward, opt_state), loss
 
-    before = (state.agent.novelty, state.novelty_optimizer)
-    after, losses = lax.scan(step, before, jr.split(key_steps, config.ensemble.updates))
-    taken = (state.diverged == 0) & finite((losses, rows.norm(after[0])))
-    novelty, moments = keep(taken, after, before)
-    changed = {"agent": replace_novelty(state.agent, novelty), "novelty_optimizer": moments, "key": key}
-    state = dataclasses.replace(state, **changed, diverged=mark(state.diverged, taken, clock.step))
-    return state, _of_taken(taken, {f"loss/{network.name}": losses.mean()})
+    before = (reward, state.intrinsic_opt_state)
+    after, losses = lax.scan(step, before, jr.split(key_steps, reward.updates))
+    is_finite = (state.diverged == 0) & all_finite((losses, rows.norm(after[0])))
+    intrinsic, opt_state = tree_where(is_finite, after, before)
+    state = dataclasses.replace(
+        state,
+        agent=replace_intrinsic(state.agent, intrinsic),
+        intrinsic_opt_state=opt_state,
+        key=key,
+        diverged=update_diverged_step(state.diverged, is_finite, clock.step),
+    )
+    return state, tree_where(is_finite, {f"loss/{reward.loss_name}": losses.mean()}, jnp.nan)
 
 
 def iteration(env: Environment, config: Config, state: TrainState, clock: Clock) -> tuple[TrainState, Clock, Progress]:
@@ -194,10 +210,9 @@ def advance(
 
 
 def adapt(state: TrainState) -> TrainState:
-    """Leave the explorer and its reward's network behind: the state that mode task goes on with."""
-    agent = eqx.tree_at(lambda a: (a.explorer, a.novelty), state.agent, (None, None), is_leaf=lambda x: x is None)
-    before = state.agent if state.novelty_optimizer is None else replace_novelty(state.agent, None)
-    moments = optimizer.shed(state.optimizer, before, agent)
+    """Drop the explorer and its intrinsic reward: the state with which mode task continues."""
+    agent = eqx.tree_at(lambda a: (a.explorer, a.intrinsic), state.agent, (None, None), is_leaf=lambda x: x is None)
+    trained = eqx.filter(state.agent, trainable(state.agent))
+    opt_state = optimizer.drop_opt_state(state.opt_state, trained, agent)
     targets = Targets(state.targets.tasker, None)
-    changed = {"agent": agent, "targets": targets, "optimizer": moments, "novelty_optimizer": None}
-    return dataclasses.replace(state, **changed)
+    return dataclasses.replace(state, agent=agent, targets=targets, opt_state=opt_state, intrinsic_opt_state=None)

@@ -1,8 +1,9 @@
 """Validate: settings that cannot work are refused in one line, before anything compiles."""
 
 import dataclasses
+from typing import get_args
 
-from stages.config import MOST_STEPS, Config, ConfigError, Hypers
+from stages.config import MOST_STEPS, Config, ConfigError, Hypers, Mode
 
 MOST_UPDATES = 4096  # after one step
 MOST_ROWS = 2_000_000_000  # of a seed: steps are counted in 32 bits, and a run's last chunk may go a little further
@@ -91,8 +92,10 @@ def validate(config: Config, hypers: Hypers) -> None:
         raise ConfigError(f"--model.bins must be odd and at least 3, not {model.bins}")
     if config.mode in ("explore", "mix") and config.ensemble.members < 2:
         raise ConfigError("--ensemble.members must be at least 2: one member alone cannot disagree")
-    if config.explorer_reward != "disagreement" and config.mode != "explore":
-        raise ConfigError(f"--explorer-reward {config.explorer_reward} is for --mode explore, not {config.mode}")
+    modes = {"disagreement": get_args(Mode), "constant": ("explore",), "rnd": ("explore", "mix")}
+    if config.mode not in modes[config.explorer_reward]:
+        allowed = " or ".join(modes[config.explorer_reward])
+        raise ConfigError(f"--explorer-reward {config.explorer_reward} is for --mode {allowed}, not {config.mode}")
     if config.explorer_critics == "sum" and config.mode != "mix":
         raise ConfigError(f"--explorer-critics sum needs two rewards to sum: --mode mix, not {config.mode}")
     if config.ensemble.updates and config.ensemble.target == "probs":

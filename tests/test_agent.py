@@ -56,8 +56,7 @@ def test_parameters_of_exploration(mode, rewards):
     assert counts["explorer.critics"] == rewards * counts["tasker.critics"]
     feat, units, outputs = 512 + 32 * 4, 64, 32 * 4
     member = (feat + 3) * units + 2 * units + units * units + 2 * units + units * outputs + outputs
-    assert counts["novelty.members"] == config.ensemble.members * member
-    assert "novelty.prior" not in counts and "novelty.projection" not in counts
+    assert counts["intrinsic.ensemble"] == config.ensemble.members * member  # no priors, no projection
 
 
 def test_parameters_of_decoded_input_fixed_target_and_priors():
@@ -66,9 +65,8 @@ def test_parameters_of_decoded_input_fixed_target_and_priors():
     )
     counts = parameter_counts(shapes_of(dataclasses.replace(preset("1m")[0], mode="explore", ensemble=ensemble)))
     first, last = (50 + 3) * 16 + 2 * 16, 16 * 32 + 32
-    assert counts["novelty.members"] == 5 * (first + 16 * 16 + 2 * 16 + last)
-    assert counts["novelty.prior"] == 5 * (first + last)
-    assert counts["novelty.projection"] == 50 * 32
+    members, priors, projection = 5 * (first + 16 * 16 + 2 * 16 + last), 5 * (first + last), 50 * 32
+    assert counts["intrinsic.ensemble"] == members + priors + projection
 
 
 def test_every_leaf_is_a_float32_array(mix_agent):
@@ -80,7 +78,7 @@ def test_every_leaf_is_a_float32_array(mix_agent):
 
 def test_modes_have_the_parts_that_they_need(config):
     task, explore, mix = (shapes_of(dataclasses.replace(config, mode=m)) for m in ("task", "explore", "mix"))
-    assert task.explorer is None and task.novelty is None and jax.eval_shape(Targets.of, task).explorer is None
+    assert task.explorer is None and task.intrinsic is None and jax.eval_shape(Targets.of, task).explorer is None
     chex.assert_shape([a.tasker.critics.each.head.out.bias for a in (task, explore, mix)], (1, config.model.bins))
     chex.assert_shape(explore.explorer.critics.each.head.out.bias, (1, config.model.bins))
     chex.assert_shape(mix.explorer.critics.each.head.out.bias, (2, config.model.bins))
@@ -89,13 +87,13 @@ def test_modes_have_the_parts_that_they_need(config):
 def test_who_collects(mix_agent):
     assert collector(mix_agent, "task") is mix_agent.tasker
     assert collector(mix_agent, "mix") is collector(mix_agent, "explore") is mix_agent.explorer
-    adapted = eqx.tree_at(lambda a: (a.explorer, a.novelty), mix_agent, (None, None))
+    adapted = eqx.tree_at(lambda a: (a.explorer, a.intrinsic), mix_agent, (None, None))
     assert collector(adapted, "mix") is adapted.tasker
 
 
 def stacked_weights(agent: Agent):
     """(name, weight) of every matrix that has a leading axis of members or rewards."""
-    parts = {"novelty": agent.novelty, "critics": agent.explorer.critics}
+    parts = {"ensemble": agent.intrinsic, "critics": agent.explorer.critics}
     for name, part in parts.items():
         for path, leaf in LEAVES(part):
             if leaf.ndim == 3 and leaf.any():  # not the critics' output layer: zero at the start

@@ -30,6 +30,7 @@ n = T * B
 SIZES = ModelConfig(deter=2, stoch=2, classes=2, units=8, layers=2, bins=BINS)  # deter + stoch * classes = F
 DISCRETE, CONTINUOUS = ActionSpace("discrete", 3), ActionSpace("continuous", 2)
 HYPERS = Hypers(lam=0.9, discount_horizon=20.0, return_rate=0.1, slow_regularizer=0.7, unimix=0.3, policy_unimix=0.05)
+ENTROPY = 0.03  # the bonus
 arrays = functools.partial(jax.tree.map, np.asarray)
 
 
@@ -79,32 +80,35 @@ def in_blocks(imagined, count):
     return Trajectory(feat, action, cont), reward
 
 
-def given_loss(behavior, target, imagined, replayed, objective, hypers, count=1):
+def given_loss(behavior, target, imagined, replayed, objectives, hypers, count=1, entropy=ENTROPY):
     """behavior_loss of imagined experience in `count` blocks."""
-    return behavior_loss(behavior, target, *in_blocks(imagined, count), replayed, objective, hypers)
+    return behavior_loss(behavior, target, *in_blocks(imagined, count), replayed, objectives, entropy, hypers)
 
 
 CASES = {
-    "one reward, discrete": (DISCRETE, 1, Objective((1.0,), ("returns",), (1.0,), (False,), 0.03)),
-    "one reward, continuous": (CONTINUOUS, 1, Objective((2.0,), ("advantages",), (1e-8,), (True,), 0.03)),
-    "two rewards": (DISCRETE, 2, Objective((1.0, 0.5), ("advantages", "returns"), (1e-8, 6.0), (True, False), 0.03)),
+    "one reward, discrete": (DISCRETE, (Objective(1.0, "returns", 1.0, False),)),
+    "one reward, continuous": (CONTINUOUS, (Objective(2.0, "advantages", 1e-8, True),)),
+    "two rewards": (
+        DISCRETE,
+        (Objective(1.0, "advantages", 1e-8, True), Objective(0.5, "returns", 6.0, False)),
+    ),
 }
 
 
 @functools.cache
 def arguments_of(name):
     """Arguments of given_loss."""
-    actions, rewards, objective = CASES[name]
-    return (*make(actions, rewards), *experience(actions, rewards), objective, HYPERS)
+    actions, objectives = CASES[name]
+    return (*make(actions, len(objectives)), *experience(actions, len(objectives)), objectives, HYPERS)
 
 
 @functools.cache
 def case(name, count=1):
     """What behavior_loss gives for trajectories in `count` blocks, and the behaviour's gradients by loss."""
-    *arguments, objective, hypers = arguments_of(name)
+    *arguments, objectives, hypers = arguments_of(name)
 
     def run(behavior, *arguments):
-        losses = lambda behavior: given_loss(behavior, *arguments, objective, hypers, count)
+        losses = lambda behavior: given_loss(behavior, *arguments, objectives, hypers, count)
         total = lambda name: lambda behavior: losses(behavior)[0][name].sum()
         return losses(behavior), {name: jax.grad(total(name))(behavior) for name in LOSSES}
 
@@ -187,7 +191,7 @@ def slow_policy(actor, feat, action):
     return dist.logpdf(action).sum(), dist.entropy().sum()
 
 
-def slow_loss(behavior, target, imagined, replayed, objective, hypers, believed=None):
+def slow_loss(behavior, target, imagined, replayed, objectives, hypers, believed=None):
     """behavior_loss, one number at a time; returns (losses, scales, metrics).
 
     Values that returns are made of are those of `believed`, critics that stay where they are when others are moved.
@@ -211,12 +215,12 @@ def slow_loss(behavior, target, imagined, replayed, objective, hypers, believed=
     for r in range(rewards):
         old = [float(x[r]) for x in (target.scale.low, target.scale.high, target.scale.weight)]
         new = [np.percentile(returns[r], 5), np.percentile(returns[r], 95), 1.0]
-        if objective.norm[r] == "advantages":  # those of states that are reached count
+        if objectives[r].norm == "advantages":  # those of states that are reached count
             pairs = zip((returns[r] - value[r, :H]).ravel(), np.cumprod(imagined.cont, 0)[:H].ravel(), strict=True)
             new = [*slow_percentiles(sorted(pairs), (5, 95)), 1.0]
         low, high, weight = (0.9 * o + 0.1 * x for o, x in zip(old, new, strict=True))
         scales.append((low, high, weight))
-        divisors.append(max(objective.floor[r], (high - low) / (weight if objective.debias[r] else 1)))
+        divisors.append(max(objectives[r].floor, (high - low) / (weight if objectives[r].debias else 1)))
 
     losses = {"policy": np.zeros((H, n)), "value": np.zeros((H, n)), "repval": np.zeros((T - 1, B))}
     advantages, entropies = np.zeros((2, H, n))
@@ -224,11 +228,11 @@ def slow_loss(behavior, target, imagined, replayed, objective, hypers, believed=
         for i in range(n):
             weight = np.prod(imagined.cont[: t + 1, i])
             advantage = sum(
-                objective.scale[r] * (returns[r, t, i] - value[r, t, i]) / divisors[r] for r in range(rewards)
+                objectives[r].weight * (returns[r, t, i] - value[r, t, i]) / divisors[r] for r in range(rewards)
             )
             logp, entropy = slow_policy(behavior.actor, imagined.feat[t, i], imagined.action[t, i])
             advantages[t, i], entropies[t, i] = advantage, entropy
-            losses["policy"][t, i] = -weight * (logp * advantage + objective.entropy * entropy)
+            losses["policy"][t, i] = -weight * (logp * advantage + ENTROPY * entropy)
             for r in range(rewards):
                 fit = two_hot_nats(logits[r, t, i], returns[r, t, i])
                 stay = two_hot_nats(logits[r, t, i], slow_value[r, t, i])
@@ -327,11 +331,12 @@ def policy_gradient(arrival, lam):
     reward = jnp.zeros((1, H + 1, 1)).at[0, arrival].set(1.0)
     imagined = Imagined(feat, action, reward, jnp.ones((H + 1, 1)))
     replayed = Replayed(feat[:1], jnp.zeros((1, 1, 1)), jnp.zeros((1, 1), bool), jnp.zeros((1, 1), bool))
-    objective = Objective((1.0,), ("returns",), (1.0,), (False,), 0.0)
+    objectives = (Objective(1.0, "returns", 1.0, False),)
     hypers = Hypers(lam=lam, policy_unimix=0.0)
 
     def loss(behavior):
-        losses, _, _ = given_loss(behavior, BehaviorTarget.of(behavior), imagined, replayed, objective, hypers)
+        target = BehaviorTarget.of(behavior)
+        losses, _, _ = given_loss(behavior, target, imagined, replayed, objectives, hypers, entropy=0.0)
         return H * losses["policy"]
 
     return jax.grad(loss)(actor_critic).actor.head.out.weight
@@ -361,14 +366,14 @@ def test_the_last_step_pays_the_action_before_the_last():
 
 @pytest.mark.parametrize("lam", [0.0, 0.95])
 def test_an_end_shuts_off_what_comes_after(lam):
-    behavior, target, imagined, replayed, objective, _ = arguments_of("one reward, discrete")
+    behavior, target, imagined, replayed, objectives, _ = arguments_of("one reward, discrete")
     ended = imagined._replace(cont=imagined.cont.at[2].set(0.0))
     later = ended._replace(
         reward=ended.reward.at[:, 3:].add(5.0), feat=ended.feat.at[2:].add(1.0), action=ended.action.at[2:].set(0.0)
     )
     sooner = ended._replace(reward=ended.reward.at[:, 2].add(5.0))
     hypers = Hypers(lam=lam, return_rate=0.0)
-    loss = jax.jit(lambda imagined: given_loss(behavior, target, imagined, replayed, objective, hypers)[0])
+    loss = jax.jit(lambda imagined: given_loss(behavior, target, imagined, replayed, objectives, hypers)[0])
     one, other, before = loss(ended), loss(later), loss(sooner)
     for name in ("policy", "value"):
         np.testing.assert_array_equal(one[name], other[name])
@@ -381,7 +386,7 @@ def test_an_end_shuts_off_what_comes_after(lam):
 @functools.cache
 def gradients(loss, stopped=False):
     """Gradients of one summed loss with respect to (behaviour, target, imagined, replayed) of the two-reward case."""
-    *arguments, objective, hypers = arguments_of("two rewards")
+    *arguments, objectives, hypers = arguments_of("two rewards")
     flags = lambda x: not jnp.issubdtype(x.dtype, jnp.floating)
     fixed, free = eqx.partition(tuple(arguments), jax.tree.map(flags, tuple(arguments)))
 
@@ -389,7 +394,7 @@ def gradients(loss, stopped=False):
         behavior, target, imagined, replayed = eqx.combine(free, fixed)
         if stopped:
             replayed = dataclasses.replace(replayed, feat=jax.lax.stop_gradient(replayed.feat))
-        return given_loss(behavior, target, imagined, replayed, objective, hypers, count=2)[0][loss].sum()
+        return given_loss(behavior, target, imagined, replayed, objectives, hypers, count=2)[0][loss].sum()
 
     return arrays(jax.jit(jax.grad(total))(free, fixed))
 

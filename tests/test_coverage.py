@@ -178,7 +178,7 @@ def test_disagreement_of_a_state_is_the_mean_over_its_rows(short):
     rows, present = rows_of_states(one.coverage.where, SIZE * SIZE, key=jr.key(0))
     measured = jax.jit(lambda s: novelty(sea, s.agent, s.ring, s.coverage, s.hypers, key=jr.key(0)))(one)
     expected = jax.jit(
-        lambda feat, vectors: disagreement(one.agent.novelty, one.agent.model, feat, vectors, one.hypers)
+        lambda feat, vectors: disagreement(one.agent.intrinsic.ensemble, one.agent.model, feat, vectors, one.hypers)
     )
     where = np.asarray(one.coverage.where).ravel()
     stoch = jax.nn.one_hot(one.ring.stoch, one.agent.model.rssm.classes)

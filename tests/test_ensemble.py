@@ -22,14 +22,13 @@ from stages.decode import expected
 from stages.encode import numeric
 from stages.ensemble import (
     Ensemble,
-    Standard,
+    RunningNormalizer,
     disagreement,
+    ensemble_inputs,
     ensemble_loss,
-    ensemble_moments,
-    inputs_of,
-    level,
+    ensemble_target,
+    init_opt_state,
     predict,
-    target_of,
     update_ensemble,
 )
 from stages.loss import agent_loss
@@ -291,7 +290,7 @@ def test_the_ensembles_loss_moves_nothing_else_of_the_agent(config, env):
     agent, targets, batch = agent_and_batch(config, env)
     loss = lambda agent: agent_loss(agent, targets, batch, config, hypers, key=jr.key(5))[0]
     grads = jax.jit(jax.grad(loss))(agent)
-    assert all(reached(leaf) for leaf in jax.tree.leaves(grads.novelty))
+    assert all(reached(leaf) for leaf in jax.tree.leaves(grads.intrinsic))
     for part in (grads.model, grads.tasker, grads.explorer):
         assert not reached(part)
 
@@ -307,7 +306,7 @@ def test_every_target_has_its_size(config, env, target, size):
 
     def run():
         agent, targets, batch = agent_and_batch(config, env)
-        return agent.novelty, agent_loss(agent, targets, batch, config, Hypers(), key=jr.key(5))[0]
+        return agent.intrinsic.ensemble, agent_loss(agent, targets, batch, config, Hypers(), key=jr.key(5))[0]
 
     ensemble, loss = jax.eval_shape(run)  # the error's subtraction fails on two different sizes
     assert ensemble.members.each.out.weight.shape == (2, 8, size)
@@ -325,7 +324,9 @@ def test_every_target_is_what_its_name_says(rows):
     }
     for name, target in expected.items():
         named = Ensemble(Config(model=SIZES, ensemble=EnsembleConfig(target=name)), VECTOR, A, key=jr.key(0))
-        given = target_of(named, MODEL, window.latent, window.embed, window.post, jnp.zeros((T, B, *VECTOR.shape)))
+        given = ensemble_target(
+            named, MODEL, window.latent, window.embed, window.post, jnp.zeros((T, B, *VECTOR.shape))
+        )
         chex.assert_trees_all_equal(given, target)
 
 
@@ -354,17 +355,17 @@ def test_members_read_the_decoded_observation_and_the_action(kind):
         "image": lambda: sigmoid(raw) - 0.5,
     }[kind]().reshape(T, B, -1)
     read, bounded = leveled(kind, numbers), 3.0 * np.asarray(action) / np.maximum(1, np.abs(action))
-    inputs = inputs_of(made(space, input="decoded"), model, feat, action, HYPERS)
+    inputs = ensemble_inputs(made(space, input="decoded"), model, feat, action, HYPERS)
     np.testing.assert_allclose(inputs, np.concatenate([read, bounded], -1), rtol=1e-4, atol=1e-5)
     projected = made(space, input="projected", projection=6)
-    by_hand = read @ np.asarray(projected.projection, np.float64) / np.sqrt(read.shape[-1])
-    inputs = inputs_of(projected, model, feat, action, HYPERS)
+    by_hand = read @ np.asarray(projected.numbers.projection, np.float64) / np.sqrt(read.shape[-1])
+    inputs = ensemble_inputs(projected, model, feat, action, HYPERS)
     np.testing.assert_allclose(inputs, np.concatenate([by_hand, bounded], -1), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(expected(model.decoder, latent), numbers, rtol=1e-4, atol=1e-5)
 
 
 def test_members_read_features_and_the_action(ensemble, rows):
-    inputs = inputs_of(ensemble, MODEL, rows.feat, rows.action, HYPERS)
+    inputs = ensemble_inputs(ensemble, MODEL, rows.feat, rows.action, HYPERS)
     np.testing.assert_allclose(inputs, np.concatenate([rows.feat, 3.0 * rows.action], -1), rtol=1e-6)
 
 
@@ -372,7 +373,7 @@ def test_members_read_in_the_compute_type(ensemble, rows):
     scaled = eqx.tree_at(lambda h: h.action_scale, HYPERS, jnp.float32(3.0))
     feat, action = rows.feat.astype(jnp.bfloat16), rows.action.astype(jnp.bfloat16)
     for each in (ensemble, made(input="decoded"), made(input="projected")):
-        assert inputs_of(each, MODEL, feat, action, scaled).dtype == jnp.bfloat16
+        assert ensemble_inputs(each, MODEL, feat, action, scaled).dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize("kind", SPACES)
@@ -380,25 +381,25 @@ def test_the_projected_target_is_a_fixed_product_with_the_next_observation(kind,
     space, model = SPACES[kind], model_of(SPACES[kind])
     ensemble, obs = made(space, target="projected", projection=6), observations(space, (T, B))
     window = observed(rows.feat, rows.target)
-    target = target_of(ensemble, model, window.latent, window.embed, None, obs)
+    target = ensemble_target(ensemble, model, window.latent, window.embed, None, obs)
     numbers = np.asarray(numeric(space, obs), np.float64).reshape(T, B, -1)
-    by_hand = leveled(kind, numbers) @ np.asarray(ensemble.projection, np.float64) / np.sqrt(numbers.shape[-1])
+    by_hand = leveled(kind, numbers) @ np.asarray(ensemble.numbers.projection, np.float64) / np.sqrt(numbers.shape[-1])
     np.testing.assert_allclose(target, by_hand, rtol=1e-4, atol=1e-5)
-    assert abs(np.std(np.asarray(ensemble.projection)) - 1) < 0.2
+    assert abs(np.std(np.asarray(ensemble.numbers.projection)) - 1) < 0.2
 
 
 @pytest.mark.parametrize("size", [4, 100])
 def test_a_single_cell_is_as_loud_in_every_grid(size):
     space = ObsSpace((size,), "binary")
-    model, ensemble = model_of(space), made(space, target="projected")
-    np.testing.assert_allclose(jnp.square(level(ensemble, model, jnp.eye(size))).mean(-1), 1, rtol=0.02)
-    np.testing.assert_array_equal(level(ensemble, model, jnp.zeros(size)), 0)
+    ensemble = made(space, target="projected")
+    np.testing.assert_allclose(jnp.square(ensemble.numbers.normalize(space, jnp.eye(size))).mean(-1), 1, rtol=0.02)
+    np.testing.assert_array_equal(ensemble.numbers.normalize(space, jnp.zeros(size)), 0)
 
 
 def test_real_observations_are_standardised_by_what_was_seen():
     rng = np.random.default_rng(0)
     seen = rng.normal(size=(300, 40, 2)) * [0.07, 30.0] + [0.0, -400.0]
-    standard = Standard.zero(2)
+    standard = RunningNormalizer.zero(2)
     np.testing.assert_array_equal(standard(jnp.float32(seen[0])), np.float32(seen[0]))
     mean, square = np.zeros(2), np.zeros(2)
     follow = jax.jit(lambda standard, x: standard.updated(x))
@@ -415,26 +416,28 @@ def test_own_updates_follow_real_observations(pairs):
     ensemble = made(input="decoded", target="projected", updates=1)
     real = dataclasses.replace(pairs, obs=observations(VECTOR, (2, n)))
     run = jax.jit(update_ensemble)
-    learned, _, loss = run(ensemble, ensemble_moments(ensemble, HYPERS), MODEL, real, HYPERS)
+    learned, _, loss = run(ensemble, init_opt_state(ensemble, HYPERS), MODEL, real, HYPERS)
     assert np.isfinite(loss)
-    expected = ensemble.standard.updated(numeric(VECTOR, real.obs[1]))
-    chex.assert_trees_all_close(learned.standard, expected, rtol=1e-5)
-    target = target_of(learned, MODEL, Latent(real.deter[1], jnp.zeros((n, 2, 2))), real.deter[1], None, real.obs[1])
-    by_hand = np.asarray(expected(numeric(VECTOR, real.obs[1]))) @ np.asarray(ensemble.projection) / np.sqrt(7)
+    expected = ensemble.numbers.normalizer.updated(numeric(VECTOR, real.obs[1]))
+    chex.assert_trees_all_close(learned.numbers.normalizer, expected, rtol=1e-5)
+    target = ensemble_target(
+        learned, MODEL, Latent(real.deter[1], jnp.zeros((n, 2, 2))), real.deter[1], None, real.obs[1]
+    )
+    by_hand = np.asarray(expected(numeric(VECTOR, real.obs[1]))) @ np.asarray(ensemble.numbers.projection) / np.sqrt(7)
     np.testing.assert_allclose(target, by_hand, rtol=1e-4, atol=1e-5)
     # What was found of an ensemble's grids is not there.
-    assert made(SPACES["binary"], updates=1).standard is None and made().standard is None
+    assert made(SPACES["binary"], updates=1).numbers.normalizer is None and made().numbers.normalizer is None
 
 
 def test_input_and_target_share_one_projection_of_a_size_of_its_own():
     both = made(SPACES["image"], input="projected", target="projected", projection=6, prior_layers=1)
     pixels = np.prod(SPACES["image"].shape)
-    assert both.projection.shape == (pixels, 6)
+    assert both.numbers.projection.shape == (pixels, 6)
     for heads in (both.members, both.prior):
         assert heads.each.mlp.layers[0].linear.weight.shape[1] == 6 + A and heads.each.out.weight.shape[2] == 6
     # The target's size is not the projection's where members only read it.
     alone = made(SPACES["image"], input="projected", target="deter", projection=6)
-    assert alone.projection.shape == (pixels, 6) and alone.members.each.out.weight.shape[2] == SIZES.deter
+    assert alone.numbers.projection.shape == (pixels, 6) and alone.members.each.out.weight.shape[2] == SIZES.deter
 
 
 # ---- priors --------------------------------------------------------------------------------------------------------
@@ -493,7 +496,7 @@ def slow_targets(target, ensemble, model, pairs):
     """What is predicted of the second rows, in plain numpy (but for the encoder)."""
     onehot = np.eye(2)[np.asarray(pairs.stoch[1])].reshape(n, -1)
     grid = np.asarray(pairs.obs[1], np.float64).reshape(n, -1)
-    projection = np.zeros((12, 1)) if ensemble.projection is None else np.asarray(ensemble.projection)
+    projection = np.zeros((12, 1)) if ensemble.numbers.projection is None else np.asarray(ensemble.numbers.projection)
     return {
         "stoch": onehot,
         "deter": np.asarray(pairs.deter[1]),
@@ -510,11 +513,11 @@ def test_own_updates_are_adam_on_the_squared_error(pairs, source, target):
     space = SPACES["binary"]
     model, ensemble = model_of(space), made(space, input=source, target=target, prior_layers=1)
     feat = np.concatenate([pairs.deter[0], np.eye(2)[np.asarray(pairs.stoch[0])].reshape(n, -1)], -1)
-    inputs = inputs_of(ensemble, model, jnp.asarray(feat, jnp.float32), jnp.eye(A)[pairs.action[0]], HYPERS)
+    inputs = ensemble_inputs(ensemble, model, jnp.asarray(feat, jnp.float32), jnp.eye(A)[pairs.action[0]], HYPERS)
     goal = slow_targets(target, ensemble, model, pairs)
     counts = np.array([i not in (3, 4) for i in range(n)])
     step = jax.jit(update_ensemble)
-    learned, moments, first = step(ensemble, ensemble_moments(ensemble, HYPERS), model, pairs, HYPERS)
+    learned, moments, first = step(ensemble, init_opt_state(ensemble, HYPERS), model, pairs, HYPERS)
 
     predicted = np.stack(
         [forward(ensemble.members.each, inputs, m) + 0.6 * forward(ensemble.prior.each, inputs, m) for m in range(M)]
@@ -541,13 +544,15 @@ def test_own_updates_are_adam_on_the_squared_error(pairs, source, target):
             assert last < first
         mine = pick(learned.members.each, m)
         chex.assert_trees_all_close(mine, head, rtol=1e-3, atol=1e-5)
-    chex.assert_trees_all_equal((learned.prior, learned.projection), (ensemble.prior, ensemble.projection))
+    chex.assert_trees_all_equal(
+        (learned.prior, learned.numbers.projection), (ensemble.prior, ensemble.numbers.projection)
+    )
 
 
 def test_a_pair_across_an_episodes_end_teaches_nothing(pairs):
     space = SPACES["binary"]
     model, ensemble = model_of(space), made(space, target="projected")
-    moments = ensemble_moments(ensemble, HYPERS)
+    moments = init_opt_state(ensemble, HYPERS)
     run = jax.jit(lambda pairs: update_ensemble(ensemble, moments, model, pairs, HYPERS))
     at = lambda x, i: x.at[1, i].set(~x[1, i])
     learned = run(pairs)[0]

@@ -12,7 +12,7 @@ import pytest
 
 from envs.environment import ActionSpace, Environment, ObsSpace, Timestep
 from stages.config import EnsembleConfig
-from stages.finite import finite, keep, mark
+from stages.finite import all_finite, tree_where, update_diverged_step
 from stages.runs.sweep import Sweep, mesh_for
 
 SEEDS, BROKEN, ITERATIONS = [3, 4, 5], 1, 8
@@ -110,7 +110,7 @@ def test_a_seed_diverges_alone_and_is_frozen(sweep, hypers, healthy, wrong, own)
     in_env = any(wrong)
     assert last.diverged[BROKEN] == AT if in_env else prefill < last.diverged[BROKEN] < AT
     assert progress.diverged[BROKEN] == later.diverged[BROKEN] == last.diverged[BROKEN]
-    frozen = lambda s: (s.agent, s.targets, s.optimizer, s.novelty_optimizer, s.ring, s.rollout)
+    frozen = lambda s: (s.agent, s.targets, s.opt_state, s.intrinsic_opt_state, s.ring, s.rollout)
     for x, y in zip(*(leaves(frozen(s), BROKEN) for s in (first, last)), strict=True):
         np.testing.assert_array_equal(x, y)
     assert all(np.isfinite(x).all() for x in leaves(frozen(last), BROKEN))
@@ -123,14 +123,14 @@ def test_a_seed_diverges_alone_and_is_frozen(sweep, hypers, healthy, wrong, own)
 def test_the_parts_by_hand():
     whole, key = jnp.arange(3), jr.key(0)
     assert (
-        finite((whole, key, jnp.ones(2)))
-        and not finite((whole, jnp.array([1.0, NAN])))
-        and not finite([jnp.float32(INF)])
+        all_finite((whole, key, jnp.ones(2)))
+        and not all_finite((whole, jnp.array([1.0, NAN])))
+        and not all_finite([jnp.float32(INF)])
     )
     new, old = {"a": jnp.float32(NAN), "b": key}, {"a": jnp.float32(2.0), "b": jr.key(1)}
-    kept = keep(jnp.array(False), new, old)
+    kept = tree_where(jnp.array(False), new, old)
     assert kept["a"] == 2 and (jr.key_data(kept["b"]) == jr.key_data(old["b"])).all()
-    assert np.isnan(keep(jnp.array(True), new, old)["a"])
+    assert np.isnan(tree_where(jnp.array(True), new, old)["a"])
     steps = [(0, True, 5, 0), (0, False, 5, 5), (5, True, 9, 5), (5, False, 9, 5)]
     for before, taken, step, after in steps:
-        assert mark(jnp.int32(before), jnp.array(taken), jnp.int32(step)) == after
+        assert update_diverged_step(jnp.int32(before), jnp.array(taken), jnp.int32(step)) == after

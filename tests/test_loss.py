@@ -18,12 +18,12 @@ import pytest
 
 from stages import loss as loss_stage
 from stages import rewards
-from stages.agent import Agent, Targets, learned, replace_novelty
-from stages.config import Config, EnsembleConfig, Hypers
+from stages.agent import Agent, Targets, trainable
+from stages.config import EnsembleConfig, Hypers
 from stages.ensemble import disagreement
 from stages.fast.blocks import count as count_blocks
 from stages.imagine import draw_noise, imagine
-from stages.loss import agent_loss, loss_scales, objective_of
+from stages.loss import agent_loss, loss_scales
 from stages.replay import Row
 from stages.world_model import action_vector
 from tests.conftest import arbitrary
@@ -104,17 +104,23 @@ class Case:
         start = jax.tree.map(lambda x: x.reshape(T * B, *x.shape[2:]), latent)
         rows = jax.tree.map(lambda x: x[1:], self.rows)
         parts = jax.jit(functools.partial(self._experience, latent, start, rows), static_argnums=0)
-        return {name: Experience(*arrays(parts(name))) for name in rewards.behaviors(self.config)}
+        names = ("tasker", "explorer") if self.agent.explorer is not None else ("tasker",)
+        return {name: Experience(*arrays(parts(name))) for name in names}
 
     def _experience(self, latent, start, rows, name):
-        model, actor, paid = self.agent.model, getattr(self.agent, name).actor, rewards.behaviors(self.config)[name]
+        model, actor, paid = self.agent.model, getattr(self.agent, name).actor, rewards_of(self.config, name)
         key = dict(zip(("tasker", "explorer"), jr.split(jr.split(KEY)[1]), strict=True))[name]
         noise = draw_noise(model, actor, H, T * B, key=key)
         out = imagine(model, actor, start, noise, HYPERS.unimix, HYPERS.policy_unimix, block=T * B)
-        reward = rewards.imagined_rewards(paid, model, self.agent.novelty, out, HYPERS)
+        reward = rewards.imagined_rewards(paid, model, self.agent.intrinsic, out, HYPERS)
         action = action_vector(model, rows.action)
-        replayed = rewards.replayed_rewards(paid, model, self.agent.novelty, rows, latent.feat, action, HYPERS)
+        replayed = rewards.replayed_rewards(paid, model, self.agent.intrinsic, rows, latent.feat, action, HYPERS)
         return out.feat[0], out.action[0], out.cont[0], reward[0], replayed
+
+
+def rewards_of(config, name):
+    """The rewards of tasker or explorer."""
+    return rewards.tasker_rewards(HYPERS) if name == "tasker" else rewards.explorer_rewards(config, HYPERS)
 
 
 def made_up(sizes, env) -> Row:
@@ -149,25 +155,30 @@ exploring = pytest.mark.parametrize("mode", ["explore", "mix"])
 @every_mode
 def test_losses_are_those_that_have_a_scale(config, env, mode):
     config = dataclasses.replace(config, mode=mode)
+    agent = shapes_of(config, env)
 
-    def run():
-        agent = Agent(config, env.obs_space, env.action_space, key=jr.key(0))
+    def run(agent):
         return agent_loss(agent, Targets.of(agent), made_up(config.model, env), config, HYPERS, key=jr.key(1))
 
-    total, outcome = jax.eval_shape(run)
+    total, outcome = jax.eval_shape(run, agent)
     assert total.shape == ()
     assert {name for name in outcome.metrics if name.startswith("loss/")} == {f"loss/{name}" for name in NAMES[mode]}
-    assert loss_scales(HYPERS, config).keys() == set(NAMES[mode])
+    assert loss_scales(HYPERS, agent).keys() == set(NAMES[mode])
 
 
-def test_scales_are_the_hypers_by_name():
+def shapes_of(config, env) -> Agent:
+    """An agent's shapes; nothing is computed."""
+    return jax.eval_shape(lambda: Agent(config, env.obs_space, env.action_space, key=jr.key(0)))
+
+
+def test_scales_are_the_hypers_by_name(config, env):
     hypers = Hypers(*map(float, range(len(dataclasses.fields(Hypers)))))
-    scales = loss_scales(hypers, Config(mode="mix"))
+    scales = loss_scales(hypers, shapes_of(dataclasses.replace(config, mode="mix"), env))
     for name in (*MODEL, *BEHAVIOR, "ensemble", "explorer_repval"):
         assert scales[name] == getattr(hypers, f"scale_{name}")
     for name in ("policy", "value"):
         assert scales[f"explorer_{name}"] == scales[name]
-    defaults = loss_scales(Hypers(), Config())
+    defaults = loss_scales(Hypers(), shapes_of(dataclasses.replace(config, mode="task"), env))
     assert defaults == {n: {"rep": 0.1, "repval": 0.3}.get(n, 1.0) for n in NAMES["task"]}
 
 
@@ -178,16 +189,15 @@ def test_an_ensemble_with_updates_of_its_own_has_no_loss_here_and_is_not_moved_w
 
     def run():
         agent = Agent(config, env.obs_space, env.action_space, key=jr.key(0))
-        moved, batch = learned(config, agent), made_up(config.model, env)
-        loss = lambda moved: agent_loss(
-            replace_novelty(moved, agent.novelty), Targets.of(agent), batch, config, HYPERS, key=jr.key(1)
-        )
-        return jax.grad(loss, has_aux=True)(moved)
+        trained, fixed = eqx.partition(agent, trainable(agent))
+        targets, batch = Targets.of(agent), made_up(config.model, env)
+        loss = lambda trained: agent_loss(eqx.combine(trained, fixed), targets, batch, config, HYPERS, key=jr.key(1))
+        return jax.grad(loss, has_aux=True)(trained)
 
     grads, outcome = jax.eval_shape(run)
-    assert grads.novelty is None and grads.explorer is not None
+    assert jax.tree.leaves(grads.intrinsic) == [] and grads.explorer is not None
     names = {name.removeprefix("loss/") for name in outcome.metrics if name.startswith("loss/")}
-    assert names == set(NAMES[mode]) - {"ensemble"} == loss_scales(HYPERS, config).keys()
+    assert names == set(NAMES[mode]) - {"ensemble"} == loss_scales(HYPERS, shapes_of(config, env)).keys()
 
 
 @every_mode
@@ -211,7 +221,7 @@ PARTS = {
     "critics": lambda a: a.tasker.critics,
     "explorer_actor": lambda a: a.explorer and a.explorer.actor,
     "explorer_critics": lambda a: a.explorer and a.explorer.critics,
-    "novelty": lambda a: a.novelty,
+    "intrinsic": lambda a: a.intrinsic,
 }
 STATE = {"encoder", "rssm"}
 REACHES = {
@@ -223,7 +233,7 @@ REACHES = {
     "policy": {"actor"},
     "value": {"critics"},
     "repval": STATE | {"critics"},
-    "ensemble": {"novelty"},
+    "ensemble": {"intrinsic"},
     "explorer_policy": {"explorer_actor"},
     "explorer_value": {"explorer_critics"},
     "explorer_repval": {"explorer_critics"},
@@ -252,7 +262,7 @@ def test_every_weight_learns_from_some_loss(case, mode):
 def test_every_member_and_every_critic_learns(case, mode):
     grads = case(mode).lost.grads
     paid = {"explore": 1, "mix": 2}[mode]
-    for count, part in ((3, grads.novelty), (paid, grads.explorer.critics), (1, grads.tasker.critics)):
+    for count, part in ((3, grads.intrinsic), (paid, grads.explorer.critics), (1, grads.tasker.critics)):
         for leaf in jax.tree.leaves(part):
             assert (np.abs(leaf).reshape(count, -1).max(-1) > 0).all()
 
@@ -263,8 +273,8 @@ def test_every_member_and_every_critic_learns(case, mode):
 @every_mode
 def test_behaviours_learn_from_the_experience_that_the_stages_give(case, mode):
     metrics = case(mode).lost.outcome.metrics
-    for name, paid in rewards.BEHAVIORS[mode].items():
-        prefix, experience = {"tasker": "", "explorer": "explorer_"}[name], case(mode).experience[name]
+    for name, experience in case(mode).experience.items():
+        prefix, paid = {"tasker": "", "explorer": "explorer_"}[name], rewards_of(case(mode).config, name)
         np.testing.assert_allclose(
             metrics[f"{prefix}weight"], np.cumprod(experience.cont, 0, dtype=np.float64).mean(), rtol=1e-4
         )
@@ -293,7 +303,9 @@ def test_metrics_tell_of_every_reward(case, mode):
 
 def disagree(case, feat, action):
     agent = case.agent
-    return np.asarray(disagreement(agent.novelty, agent.model, jnp.asarray(feat), jnp.asarray(action), HYPERS))
+    return np.asarray(
+        disagreement(agent.intrinsic.ensemble, agent.model, jnp.asarray(feat), jnp.asarray(action), HYPERS)
+    )
 
 
 @exploring
@@ -336,17 +348,6 @@ def test_mix_pays_the_explorer_with_both(case):
     np.testing.assert_array_equal(explorer.replayed[1], case("mix").rows.reward[1:])
 
 
-def test_objective_of_each_behaviour():
-    for norm in ("returns", "advantages"):
-        config = Config(intrinsic_norm=norm)
-        objective = lambda mode, name, c=config: tuple(objective_of(name, rewards.BEHAVIORS[mode][name], c, HYPERS))
-        for mode in NAMES:
-            assert objective(mode, "tasker") == ((1.0,), ("returns",), (2.0,), (False,), HYPERS.entropy)
-        bonus, explore, mix = HYPERS.explorer_entropy, objective("explore", "explorer"), objective("mix", "explorer")
-        assert explore == ((0.7,), (norm,), (1e-3,), (True,), bonus)
-        assert mix == ((0.7, 0.4), (norm, "returns"), (5e-3, 2.0), (True, False), bonus)
-
-
 # ---- a constant, the control -----------------------------------------------------------------------------------------
 
 
@@ -367,16 +368,9 @@ def test_with_a_constant_each_loss_moves_its_own_parts_and_no_other(constant, na
     assert reached(constant(**{name: 1.0}).grads) == REACHES[name]
 
 
-def test_a_constant_is_left_behind_with_the_explorer_it_paid(config):
-    """The phase that adapts keeps the run's settings, but for its mode."""
-    paid = dataclasses.replace(config, mode="explore", explorer_reward="constant")
-    assert rewards.behaviors(paid)["explorer"] == (rewards.CONSTANT,)
-    assert rewards.behaviors(dataclasses.replace(paid, mode="task")) == rewards.BEHAVIORS["task"]
-
-
 def test_a_constant_changes_nothing_but_the_explorer(case, constant):
     paid, grads = case("explore").lost.grads, constant.lost.grads
-    others = lambda grads: (grads.model, grads.tasker, grads.novelty)
+    others = lambda grads: (grads.model, grads.tasker, jax.tree.leaves(grads.intrinsic))
     chex.assert_trees_all_close(others(grads), others(paid), rtol=1e-4, atol=1e-6)
     assert not np.allclose(grads.explorer.critics.each.head.out.weight, paid.explorer.critics.each.head.out.weight)
 
@@ -430,12 +424,9 @@ def test_with_a_sum_each_loss_moves_its_own_parts_and_no_other(summed, name):
     assert reached(summed(**{name: 1.0}).grads) == REACHES[name]
 
 
-def test_one_critic_changes_nothing_for_model_and_tasker_nor_where_one_reward_is(case, summed):
+def test_one_critic_changes_nothing_for_model_and_tasker(case, summed):
     each, grads = case("mix").lost.grads, summed.lost.grads
     chex.assert_trees_all_close((grads.model, grads.tasker), (each.model, each.tasker), rtol=1e-4, atol=1e-6)
-    for mode in ("task", "explore"):
-        other = Config(mode=mode, explorer_critics="sum")
-        assert rewards.behaviors(other) == rewards.BEHAVIORS[mode]
 
 
 # ---- reward-free ---------------------------------------------------------------------------------------------------
@@ -454,7 +445,7 @@ def test_in_explore_no_reward_changes_model_explorer_or_ensemble(case):
     grads, other = case("explore").lost.grads, case("explore")(other_reward(case("explore"))).grads
     for name in ("encoder", "rssm", "decoder", "cont"):
         chex.assert_trees_all_equal(getattr(other.model, name), getattr(grads.model, name))
-    chex.assert_trees_all_equal((other.explorer, other.novelty), (grads.explorer, grads.novelty))
+    chex.assert_trees_all_equal((other.explorer, other.intrinsic), (grads.explorer, grads.intrinsic))
     assert not same(other.model.reward, grads.model.reward)
     assert not same(other.tasker.critics, grads.tasker.critics)
 
@@ -466,7 +457,7 @@ def test_elsewhere_rewards_do_change_the_model(case, mode):
     assert not same(other.model.rssm, grads.model.rssm)
     if mode == "mix":
         assert not same(other.explorer.critics, grads.explorer.critics)
-        assert same(other.novelty, grads.novelty)
+        assert same(other.intrinsic, grads.intrinsic)
 
 
 # ---- context and starts --------------------------------------------------------------------------------------------
@@ -515,9 +506,10 @@ def test_explorer_and_tasker_imagine_apart(case, mode):
 
 @every_mode
 def test_new_scales_are_of_the_behaviours_that_exist(case, mode):
-    scales = case(mode).lost.outcome.scales
-    expected = {"tasker": 1} | {"task": {}, "explore": {"explorer": 1}, "mix": {"explorer": 2}}[mode]
-    assert {name: len(scale.low) for name, scale in scales.items()} == expected
+    outcome = case(mode).lost.outcome
+    assert len(outcome.tasker_scale.low) == 1
+    explorer = None if outcome.explorer_scale is None else len(outcome.explorer_scale.low)
+    assert explorer == {"task": None, "explore": 1, "mix": 2}[mode]
 
 
 # ---- blocks --------------------------------------------------------------------------------------------------------

@@ -127,7 +127,7 @@ def test_disagreement_at_the_newest_rows_by_hand(uncounted):
 
     @jax.jit
     def expected(deter, stoch, action):
-        return disagreement(agent.novelty, agent.model, Latent(deter, stoch).feat, action, state.hypers)
+        return disagreement(agent.intrinsic.ensemble, agent.model, Latent(deter, stoch).feat, action, state.hypers)
 
     one_hot = lambda index, classes: np.eye(classes, dtype=np.float32)[index]
     assert int(clock.step) == 23 < RECENT_ROWS
@@ -145,8 +145,8 @@ def test_an_untrained_ensemble_sees_as_much_before_training_and_more_than_one_wh
     seeds = [take(state, clock.step, jr.key(seed)) for seed in range(8)]
     assert {float(one.collected) for one in seeds} == {float(seeds[0].collected)}
     assert 0.5 < float(seeds[0].collected) / np.mean([one.untrained for one in seeds]) < 2
-    same = jax.tree.map(lambda x: jnp.broadcast_to(x[:1], x.shape), state.agent.novelty.members)
-    agreed = take(eqx.tree_at(lambda s: s.agent.novelty.members, state, same), clock.step, jr.key(0))
+    same = jax.tree.map(lambda x: jnp.broadcast_to(x[:1], x.shape), state.agent.intrinsic.ensemble.members)
+    agreed = take(eqx.tree_at(lambda s: s.agent.intrinsic.ensemble.members, state, same), clock.step, jr.key(0))
     assert agreed.collected == agreed.random == 0 and agreed.untrained == seeds[0].untrained
 
 

@@ -20,7 +20,7 @@ from stages.fast.rows import WIDTH, from_rows, norm, tensor_rows, tensor_sums, t
 from stages.fast.stacked import Stacked
 from stages.networks.heads import Actor
 from stages.networks.layers import Linear
-from stages.optimizer import adaptive_clip, optimizer, shed
+from stages.optimizer import adaptive_clip, drop_opt_state, optimizer
 
 close = chex.assert_trees_all_close
 HYPERS = Hypers(lr=1e-2, warmup=4.0)
@@ -30,7 +30,7 @@ LEAVES = jax.tree_util.tree_leaves_with_path
 def is_stacked(path) -> bool:
     """Whether a leaf has a leading axis of members or rewards, from its name."""
     name = jax.tree_util.keystr(path)
-    return name.startswith(".novelty") or ".critics" in name
+    return name.startswith(".intrinsic") or ".critics" in name
 
 
 def gradients(agent: Agent, step: int) -> Agent:
@@ -123,11 +123,11 @@ def test_a_small_gradient_passes_untouched(start):
 
 
 def test_one_members_gradient_does_not_clip_another(start):
-    small = jax.tree.map(lambda x: x * 1e-12, gradients(start, 0).novelty)
+    small = jax.tree.map(lambda x: x * 1e-12, gradients(start, 0).intrinsic)
     one_huge = jax.tree.map(lambda x: x.at[1].set(1e6), small)
-    grads = eqx.tree_at(lambda a: a.novelty, gradients(start, 0), one_huge)
+    grads = eqx.tree_at(lambda a: a.intrinsic, gradients(start, 0), one_huge)
     clipped = clip(grads, start)
-    for x, y in zip(jax.tree.leaves(clipped.novelty), jax.tree.leaves(one_huge), strict=True):
+    for x, y in zip(jax.tree.leaves(clipped.intrinsic), jax.tree.leaves(one_huge), strict=True):
         chex.assert_trees_all_equal(x[0], y[0])
         chex.assert_trees_all_equal(x[2], y[2])
         assert jnp.abs(x[1]).max() < 1e6
@@ -135,16 +135,16 @@ def test_one_members_gradient_does_not_clip_another(start):
 
 def test_a_member_trains_as_it_would_alone(start):
     pick = lambda ensemble, m: jax.tree.map(lambda x: x[m : m + 1], ensemble)
-    alone_of = lambda tree, m: eqx.tree_at(lambda a: a.novelty, tree, pick(tree.novelty, m))
+    alone_of = lambda tree, m: eqx.tree_at(lambda a: a.intrinsic, tree, pick(tree.intrinsic, m))
     together, state = start, optimizer(HYPERS).init(start)
     alone = [(a, optimizer(HYPERS).init(a)) for a in (alone_of(start, m) for m in range(3))]
     for step in range(4):
         grads = gradients(start, step)
         together, state = train(together, state, grads)
         alone = [train(*pair, alone_of(grads, m)) for m, pair in enumerate(alone)]
-    members = [agent.novelty for agent, _ in alone]
+    members = [agent.intrinsic.ensemble for agent, _ in alone]
     joined = jax.tree.map(lambda *x: jnp.concatenate(x), *members)
-    close(together.novelty, joined, rtol=1e-6)
+    close(together.intrinsic.ensemble, joined, rtol=1e-6)
     assert isinstance(joined, Ensemble)
 
 
@@ -268,7 +268,7 @@ def test_shed_moments_are_those_of_the_parts_that_stay(gone):
         grads = jax.tree.map(lambda x, seed=seed: jr.normal(jr.key(seed), x.shape), parts)
         _, state = optimizer(HYPERS).update(grads, state, parts)
     after = eqx.tree_at(lambda p: getattr(p, gone), parts, None)
-    kept = shed(state, parts, after)
+    kept = drop_opt_state(state, parts, after)
     chex.assert_trees_all_equal_shapes(kept, optimizer(HYPERS).init(after))
     for now, then in zip(jax.tree.leaves(kept), jax.tree.leaves(state), strict=True):
         if not then.ndim:

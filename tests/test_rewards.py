@@ -1,5 +1,5 @@
-"""rewards.py by hand: the table of modes, when a reward arrives, sums, blocks. What agent_loss makes of them, and what
-disagreement is, stand in test_loss.py and test_ensemble.py."""
+"""rewards.py by hand: what each behaviour maximises, when a reward arrives, sums, blocks. What agent_loss makes of them
+stands in test_loss.py, the intrinsic rewards in test_intrinsic.py."""
 
 import jax.numpy as jnp
 import jax.random as jr
@@ -7,36 +7,44 @@ import numpy as np
 import pytest
 
 from envs.environment import ActionSpace, ObsSpace
+from stages.agent import Agent
+from stages.behavior import Objective
 from stages.config import Config, EnsembleConfig, Hypers, ModelConfig
 from stages.imagine import Trajectory
+from stages.intrinsic import ConstantReward, Disagreement
 from stages.replay import Row
 from stages.rewards import (
-    BEHAVIORS,
-    CONSTANT,
-    DISAGREEMENT,
-    TASK,
+    INTRINSIC_REWARDS,
     Reward,
-    behaviors,
-    imagined_constant,
+    explorer_rewards,
     imagined_rewards,
-    learns_with_model,
-    network_of,
-    replayed_constant,
-    replayed_on_arrival,
     replayed_rewards,
     shift_to_arrival,
-    total,
+    tasker_rewards,
 )
+from stages.rnd import RND
 from stages.world_model import WorldModel
 from tests.conftest import arbitrary
 
 SIZES = ModelConfig(deter=2, stoch=1, classes=2, units=2, hidden=2, blocks=1, layers=1, bins=3)
-MODEL = arbitrary(  # of which no reward here reads a number
-    lambda: WorldModel(Config(model=SIZES), ObsSpace((3,), "real"), ActionSpace("discrete", 2), key=jr.key(0))
-)
+OBS, ACTIONS = ObsSpace((3,), "real"), ActionSpace("discrete", 2)
+MODEL = arbitrary(lambda: WorldModel(Config(model=SIZES), OBS, ACTIONS, key=jr.key(0)))
 HYPERS = Hypers(
     intrinsic_scale=0.25, extrinsic_scale=3.0, return_floor=2.0, intrinsic_floor=1e-3, mix_intrinsic_floor=0.3
 )
+DREAMER = Objective(1.0, "returns", 2.0, debias=False)  # DreamerV3's divisor, and no weight
+
+
+class FeatureReward(ConstantReward):
+    """Twice the first number of the feature: easy to follow by hand."""
+
+    def __call__(self, model, feat, action, hypers):
+        return 2 * feat[..., 0]
+
+
+SMALL = Config(mode="explore", model=SIZES, ensemble=EnsembleConfig(members=2, layers=1))
+FEATURE = FeatureReward(SMALL, OBS, ACTIONS, key=jr.key(0))
+CONSTANT = ConstantReward(SMALL, OBS, ACTIONS, key=jr.key(0))
 
 
 def rows_of(is_first, reward=0.0) -> Row:
@@ -48,99 +56,92 @@ def rows_of(is_first, reward=0.0) -> Row:
     return Row(jnp.zeros((*lead, 3)), jnp.zeros(lead, jnp.int32), reward, is_first, never, never, *latent)
 
 
-def named(rewards):
-    return {behavior: tuple(reward.name for reward in each) for behavior, each in rewards.items()}
-
-
 @pytest.mark.parametrize(
-    ("settings", "rewards"),
+    ("settings", "names"),
     [
-        ({"mode": "task"}, {"tasker": ("extrinsic",)}),
-        ({"mode": "random"}, {"tasker": ("extrinsic",)}),
-        ({"mode": "explore"}, {"tasker": ("extrinsic",), "explorer": ("disagreement",)}),
-        ({"mode": "mix"}, {"tasker": ("extrinsic",), "explorer": ("disagreement", "extrinsic")}),
-        ({"mode": "mix", "explorer_critics": "sum"}, {"tasker": ("extrinsic",), "explorer": ("sum",)}),
-        ({"mode": "explore", "explorer_reward": "constant"}, {"tasker": ("extrinsic",), "explorer": ("constant",)}),
+        ({"mode": "task"}, ()),
+        ({"mode": "random"}, ()),
+        ({"mode": "explore"}, ("disagreement",)),
+        ({"mode": "mix"}, ("disagreement", "extrinsic")),
+        ({"mode": "mix", "explorer_critics": "sum"}, ("sum",)),
+        ({"mode": "explore", "explorer_critics": "sum"}, ("disagreement",)),
+        ({"mode": "explore", "explorer_reward": "constant"}, ("constant",)),
+        ({"mode": "explore", "explorer_reward": "rnd"}, ("rnd",)),
+        ({"mode": "mix", "explorer_reward": "rnd"}, ("rnd", "extrinsic")),
+        # The phase that adapts keeps the run's settings, but for its mode.
+        ({"mode": "task", "explorer_reward": "constant"}, ()),
     ],
     ids=str,
 )
-def test_what_each_behaviour_is_paid(settings, rewards):
-    found = behaviors(Config(**settings))
-    assert named(found) == rewards
-    # The tasker is paid alike in all modes: no weight, and DreamerV3's divisor.
-    (task,) = found["tasker"]
-    assert task is TASK and (task.scale(HYPERS), task.floor(HYPERS), task.norm(Config())) == (1.0, 2.0, "returns")
+def test_what_the_explorer_is_paid(settings, names):
+    assert tuple(reward.name for reward in explorer_rewards(Config(**settings), HYPERS)) == names
+    # The tasker is paid alike in all modes.
+    assert tasker_rewards(HYPERS) == (Reward("extrinsic", {"extrinsic": 1.0}, DREAMER),)
 
 
-def test_a_network_is_learned_where_an_intrinsic_reward_is_and_nowhere_else():
-    assert BEHAVIORS.keys() == {"task", "explore", "mix", "random"}
-    assert {mode: network_of(mode) is not None for mode in BEHAVIORS} == {
-        "task": False, "random": False, "explore": True, "mix": True,
-    }  # fmt: skip
-    assert network_of("explore") is network_of("mix") is DISAGREEMENT.network is CONSTANT.network
-    for updates in (0, 1, 4):
-        assert learns_with_model(Config(ensemble=EnsembleConfig(updates=updates))) == (updates == 0)
+@pytest.mark.parametrize("mode", ["task", "random", "explore", "mix"])
+@pytest.mark.parametrize(("name", "cls"), [("disagreement", Disagreement), ("constant", ConstantReward), ("rnd", RND)])
+def test_an_agent_has_the_intrinsic_reward_of_its_config(mode, name, cls):
+    import equinox as eqx
+
+    assert INTRINSIC_REWARDS[name] is cls and cls.name == name
+    for updates in (0, 2):
+        ensemble = EnsembleConfig(members=2, layers=1, updates=updates, target="stoch")
+        config = Config(mode=mode, model=SIZES, ensemble=ensemble, explorer_reward=name)
+        agent = eqx.filter_eval_shape(lambda c=config: Agent(c, OBS, ACTIONS, key=jr.key(0)))
+        if mode in ("task", "random"):
+            assert agent.intrinsic is None and agent.explorer is None
+        else:
+            assert type(agent.intrinsic) is cls and agent.intrinsic.updates == updates
 
 
-def test_weights_and_divisors_are_the_hypers():
-    disagreement, extrinsic = behaviors(Config(mode="mix"))["explorer"]
-    assert (disagreement.scale(HYPERS), disagreement.floor(HYPERS), disagreement.debias) == (0.25, 0.3, True)
-    (alone,) = behaviors(Config(mode="explore"))["explorer"]
-    assert (alone.scale(HYPERS), alone.floor(HYPERS), alone.debias) == (0.25, 1e-3, True)
-    assert (extrinsic.scale(HYPERS), extrinsic.floor(HYPERS), extrinsic.debias) == (3.0, 2.0, False)
-    for norm in ("returns", "advantages"):
-        assert disagreement.norm(Config(intrinsic_norm=norm)) == norm
-        assert extrinsic.norm(Config(intrinsic_norm=norm)) == "returns"
+@pytest.mark.parametrize("norm", ["returns", "advantages"])
+def test_weights_and_divisors_are_the_hypers(norm):
+    mix, explore = Config(mode="mix", intrinsic_norm=norm), Config(mode="explore", intrinsic_norm=norm)
+    intrinsic, extrinsic = explorer_rewards(mix, HYPERS)
+    assert intrinsic.objective == Objective(0.25, norm, 0.3, debias=True)
+    assert extrinsic.objective == Objective(3.0, "returns", 2.0, debias=False)
+    (alone,) = explorer_rewards(explore, HYPERS)
+    assert alone.objective == Objective(0.25, norm, 1e-3, debias=True)
+    (constant,) = explorer_rewards(Config(mode="explore", intrinsic_norm=norm, explorer_reward="constant"), HYPERS)
+    (summed,) = explorer_rewards(Config(mode="mix", intrinsic_norm=norm, explorer_critics="sum"), HYPERS)
+    assert constant.objective == summed.objective == DREAMER
+    assert summed.weights == {"intrinsic": 0.25, "extrinsic": 3.0}
 
 
 def test_a_reward_arrives_one_step_after_the_action_it_pays():
     np.testing.assert_array_equal(shift_to_arrival(jnp.array([5.0, 7.0])), [0, 5, 7])
-    paid = jnp.array([[1.0, 10.0], [2.0, 20.0], [3.0, 30.0], [4.0, 40.0]])
+    feat = jnp.array([[1.0, 10.0], [2.0, 20.0], [3.0, 30.0], [4.0, 40.0]])[..., None] / 2
     # Window 0 goes on; window 1 is reset at row 2, which nothing earned. The last row's is beyond the window.
     rows = rows_of([[0, 1], [0, 0], [0, 1], [0, 0]])
-    np.testing.assert_array_equal(replayed_on_arrival(paid, rows), [[0, 0], [1, 10], [2, 0], [3, 30]])
+    paid = replayed_rewards(explorer_rewards(SMALL, HYPERS), MODEL, FEATURE, rows, feat, feat, HYPERS)
+    np.testing.assert_array_equal(paid, [[[0, 0], [1, 10], [2, 0], [3, 30]]])
 
 
 def test_a_constant_is_one_for_every_action():
-    trajectory = Trajectory(jnp.zeros((4, 2, 3)), jnp.zeros((4, 2, 1)), jnp.full((4, 2), 0.5))
-    np.testing.assert_array_equal(imagined_constant(MODEL, None, trajectory, HYPERS), [[0, 0], [1, 1], [1, 1], [1, 1]])
+    rewards = explorer_rewards(SMALL, HYPERS)
+    trajectory = Trajectory(jnp.zeros((1, 4, 2, 4)), jnp.zeros((1, 4, 2, 2)), jnp.full((1, 4, 2), 0.5))
+    paid = imagined_rewards(rewards, MODEL, CONSTANT, trajectory, HYPERS)
+    np.testing.assert_array_equal(paid, [[[[0, 0], [1, 1], [1, 1], [1, 1]]]])
     rows = rows_of([[0, 1], [0, 0], [0, 1]])
-    paid = replayed_constant(MODEL, None, rows, jnp.zeros((3, 2, 4)), jnp.zeros((3, 2, 1)), HYPERS)
-    np.testing.assert_array_equal(paid, [[0, 0], [1, 1], [1, 0]])
-
-
-def made_up(name, factor, scale, network=None) -> Reward:
-    """A reward that is `factor` times the first number of a feature, in imagination and on replayed rows."""
-    return TASK._replace(
-        name=name,
-        imagined=lambda model, network, trajectory, hypers: factor * trajectory.feat[..., 0],
-        replayed=lambda model, network, rows, feat, action, hypers: factor * feat[..., 0] + rows.reward,
-        scale=scale,
-        network=network,
-    )
+    paid = replayed_rewards(rewards, MODEL, CONSTANT, rows, jnp.zeros((3, 2, 4)), jnp.zeros((3, 2, 2)), HYPERS)
+    np.testing.assert_array_equal(paid, [[[0, 0], [1, 1], [1, 0]]])
 
 
 def test_a_sum_is_of_each_reward_times_its_weight_as_it_comes():
-    network = object()
-    parts = (
-        made_up("a", 2.0, lambda h: h.intrinsic_scale, network),
-        made_up("b", 10.0, lambda h: h.extrinsic_scale),
-    )
-    both, feat = total(parts), jnp.arange(6.0).reshape(3, 2, 1)
-    assert (both.name, both.scale(HYPERS), both.floor(HYPERS), both.norm(Config())) == ("sum", 1.0, 2.0, "returns")
-    assert both.network is network
-    trajectory = Trajectory(feat, feat, feat[..., 0])
-    by_hand = (0.25 * 2 + 3 * 10) * np.arange(6.0).reshape(3, 2)
-    np.testing.assert_allclose(both.imagined(MODEL, None, trajectory, HYPERS), by_hand)
-    rows = rows_of(np.zeros((3, 2)), reward=1.0)
-    np.testing.assert_allclose(both.replayed(MODEL, None, rows, feat, feat, HYPERS), by_hand + 0.25 + 3)
+    (summed,) = explorer_rewards(Config(mode="mix", explorer_critics="sum"), HYPERS)
+    rows = rows_of(np.zeros((3, 2)), reward=[[1.0, 2.0]] * 3)
+    feat = jnp.arange(6.0).reshape(3, 2, 1)
+    by_hand = 3.0 * np.array([[1.0, 2.0]] * 3)
+    by_hand[1:] += 0.25 * 2 * np.arange(4.0).reshape(2, 2)
+    np.testing.assert_allclose(replayed_rewards((summed,), MODEL, FEATURE, rows, feat, feat, HYPERS)[0], by_hand)
 
 
 def test_rewards_keep_their_order_in_every_block():
-    rewards = (made_up("a", 1.0, TASK.scale), made_up("b", -2.0, TASK.scale))
-    feat = jnp.arange(24.0).reshape(2, 3, 4, 1)  # two blocks of four starts, three states of each
-    found = imagined_rewards(rewards, MODEL, None, Trajectory(feat, feat, feat[..., 0]), HYPERS)
-    np.testing.assert_array_equal(found, np.stack([feat[..., 0], -2 * feat[..., 0]], 1))
-    rows, feat = rows_of(np.zeros((3, 4)), reward=0.5), feat[0]
-    found = replayed_rewards(rewards, MODEL, None, rows, feat, feat, HYPERS)
-    np.testing.assert_array_equal(found, np.stack([feat[..., 0] + 0.5, -2 * feat[..., 0] + 0.5]))
+    rewards = explorer_rewards(Config(mode="mix"), HYPERS)
+    feat = jnp.arange(96.0).reshape(2, 3, 4, 4) / 100  # two blocks of four starts, three states of each
+    found = imagined_rewards(rewards, MODEL, FEATURE, Trajectory(feat, feat[..., :2], feat[..., 0]), HYPERS)
+    intrinsic = np.zeros((2, 3, 4))
+    intrinsic[:, 1:] = 2 * feat[:, :-1, :, 0]
+    extrinsic = MODEL.reward.mean(MODEL.reward(feat))
+    np.testing.assert_allclose(found, np.stack([intrinsic, extrinsic], 1), rtol=1e-5, atol=1e-5)

@@ -128,7 +128,7 @@ def test_adapt_is_what_each_seed_does_alone(env, config, hypers):
     wanted = [adapt(pick(state, i)) for i in range(4)]
     shapes = sweep.adapted(sweep.shapes(4)[0])
     adapted = sweep.adapt(state)
-    assert adapted.agent.explorer is None and adapted.agent.novelty is None and adapted.targets.explorer is None
+    assert adapted.agent.explorer is None and adapted.agent.intrinsic is None and adapted.targets.explorer is None
     assert jax.tree.structure(adapted) == jax.tree.structure(shapes) == jax.tree.structure(wanted[0])
     same = lambda x, y: x.shape == y.shape and x.dtype == y.dtype and x.sharding.is_equivalent_to(y.sharding, x.ndim)
     assert all(jax.tree.leaves(jax.tree.map(same, adapted, shapes)))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from stages import train
-from stages.agent import learned, replace_novelty
+from stages.agent import replace_intrinsic, trainable
 from stages.config import EnsembleConfig
 from stages.fast.rows import WIDTH, from_rows, tensor_rows
 from stages.replay import Clock
@@ -149,20 +149,20 @@ def test_exploring_seed_trains_then_adapts(env, explored, config, advance, mode,
     exploring, _, state, _, after, clock, progress = explored(mode)
     assert float(progress.metrics["explorer_replay_rew_disagreement"]) > 0
     assert not tree_equal(state.agent.explorer, after.agent.explorer)
-    for old, new in zip(*(jax.tree.leaves(s.agent.novelty.members) for s in (state, after)), strict=True):
+    for old, new in zip(*(jax.tree.leaves(s.agent.intrinsic.ensemble.members) for s in (state, after)), strict=True):
         assert not np.array_equal(old, new)
-    assert (state.novelty_optimizer is not None) == own
+    assert (state.intrinsic_opt_state is not None) == own
     assert float(progress.metrics["loss/ensemble"]) > 0
 
     adapted = jax.jit(train.adapt)(after)
-    assert adapted.agent.explorer is None and adapted.agent.novelty is None and adapted.targets.explorer is None
+    assert adapted.agent.explorer is None and adapted.agent.intrinsic is None and adapted.targets.explorer is None
     assert tree_equal(adapted.agent.model, after.agent.model)
     # The optimiser's moments of what goes on are kept, and of what is left behind dropped.
-    assert adapted.novelty_optimizer is None
-    before = learned(exploring, after.agent)
-    assert (before.novelty is None) == own
+    assert adapted.intrinsic_opt_state is None
+    before = eqx.filter(after.agent, trainable(after.agent))
+    assert (jax.tree.leaves(before.intrinsic) == []) == own
     kept, whole = (tensor_rows(agent).sum() for agent in (adapted.agent, before))
-    moments = zip(jax.tree.leaves(adapted.optimizer), jax.tree.leaves(after.optimizer), strict=True)
+    moments = zip(jax.tree.leaves(adapted.opt_state), jax.tree.leaves(after.opt_state), strict=True)
     rows = [(now, then) for now, then in moments if then.ndim]
     assert len(rows) == 2
     for now, then in rows:
@@ -194,19 +194,20 @@ def exploring(env, config, hypers):
 def test_own_updates_move_members_alone_and_the_models_update_all_else(exploring):
     config, step, states, clock = exploring
     state = pick(states, 0)
-    after, metrics = jax.jit(functools.partial(train.update_novelty, config))(state, clock)
+    after, metrics = jax.jit(functools.partial(train.update_intrinsic, config))(state, clock)
     assert list(metrics) == ["loss/ensemble"]
-    for old, new in zip(*(jax.tree.leaves(s.agent.novelty.members) for s in (state, after)), strict=True):
+    for old, new in zip(*(jax.tree.leaves(s.agent.intrinsic.ensemble.members) for s in (state, after)), strict=True):
         assert not np.array_equal(old, new)
-    fixed = lambda s: (s.agent.novelty.prior, s.agent.novelty.projection, replace_novelty(s.agent, None), s.ring)
+    frozen = lambda ensemble: (ensemble.prior, ensemble.numbers.projection)
+    fixed = lambda s: (frozen(s.agent.intrinsic.ensemble), replace_intrinsic(s.agent, None), s.ring)
     assert tree_equal(fixed(state), fixed(after))
 
     # The model learns the same whether the ensemble learns beside it or not.
     with_own, _, _ = step(state, clock)
-    alone, _, _ = step(dataclasses.replace(state, novelty_optimizer=None), clock)
-    assert tree_equal(replace_novelty(with_own.agent, None), replace_novelty(alone.agent, None))
-    assert tree_equal(alone.agent.novelty, state.agent.novelty)
-    assert not tree_equal(with_own.agent.novelty.members, state.agent.novelty.members)
+    alone, _, _ = step(dataclasses.replace(state, intrinsic_opt_state=None), clock)
+    assert tree_equal(replace_intrinsic(with_own.agent, None), replace_intrinsic(alone.agent, None))
+    assert tree_equal(alone.agent.intrinsic, state.agent.intrinsic)
+    assert not tree_equal(with_own.agent.intrinsic.ensemble.members, state.agent.intrinsic.ensemble.members)
     assert tree_equal(fixed(with_own)[:2], fixed(state)[:2])
 
 
@@ -220,7 +221,7 @@ def test_a_seed_alone_learns_what_it_learns_in_a_sweep(exploring):
         alone, _, _ = step(pick(states, seed), clock)
         mine = pick(together, seed)
         chex.assert_trees_all_close(
-            (mine.agent, mine.novelty_optimizer), (alone.agent, alone.novelty_optimizer), rtol=1e-3, atol=1e-4
+            (mine.agent, mine.intrinsic_opt_state), (alone.agent, alone.intrinsic_opt_state), rtol=1e-3, atol=1e-4
         )
         assert tree_equal(mine.key, alone.key)
 

@@ -48,7 +48,7 @@ def test_continuous_actions_fill_their_bounds():
 def test_it_has_no_weights_and_is_who_collects_in_mode_random(config, env):
     random = dataclasses.replace(config, mode="random")
     agent = arbitrary(lambda: Agent(random, env.obs_space, env.action_space, key=jr.key(0)))
-    assert agent.explorer is None and agent.novelty is None
+    assert agent.explorer is None and agent.intrinsic is None
     behavior = collector(agent, "random")
     assert isinstance(behavior, Uniform) and not jax.tree.leaves(behavior)
 

@@ -255,7 +255,7 @@ class Sweep:
         return self._compiled[iterations](state, clock)
 
     def adapt(self, state: TrainState) -> TrainState:
-        """The state of an exploring phase without explorer and novelty, as mode task trains it. Consumes `state`."""
+        """An exploring phase's state without the explorer, as mode task trains it. Consumes `state`."""
         return self._run("adapt", state)
 
     def evaluate(self, state: TrainState, seeds: Sequence[int], point: int) -> tuple[jax.Array, jax.Array]:

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from envs.environment import Environment
 from stages.decode import reconstruct
-from stages.ensemble import Ensemble, disagreement
 from stages.open_loop import CONTEXT, episode_step, errors, open_loop, play_rows, posterior
 from stages.runs.load import Trained, player_of, take_seeds
 from stages.runs.sweep import keys_of
@@ -61,9 +60,9 @@ def shoot(group: Trained, seed: int, policy: str, rows: int, point: int) -> Scen
         observed = where % (CONTEXT + BLIND) < CONTEXT
         latent = open_loop(model, taken.rows, observed, hypers.unimix, key=key_predict)
         spread = None
-        if isinstance(agent.novelty, Ensemble):
+        if agent.intrinsic is not None:
             action = action_vector(model, taken.rows.action)
-            spread = disagreement(agent.novelty, model, posterior(model, taken.rows).feat, action, hypers)
+            spread = agent.intrinsic.novelty(model, posterior(model, taken.rows).feat, action, hypers)
             spread = jnp.where(taken.rows.is_last, 0.0, spread)  # the action there leads nowhere
         error = errors(model.decoder, latent, taken.rows.obs).loss
         each = (taken.rows, reconstruct(model.decoder, latent), error, observed, where, spread, taken.state)

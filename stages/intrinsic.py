@@ -1,0 +1,166 @@
+"""Intrinsic rewards: what the explorer earns for novelty. Here disagreement becomes a reward.
+
+`IntrinsicReward` is the interface, `Disagreement` is Plan2Explore's reward, and `ConstantReward` is its control. To add
+one, write a class with these methods (rnd.py is an example) and add a line to `rewards.INTRINSIC_REWARDS`.
+
+Axes: T time, B windows, n pairs, F feat, A action vector. "*b" are any leading axes.
+"""
+
+import abc
+from typing import ClassVar
+
+import equinox as eqx
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from envs.environment import ActionSpace, ObsSpace
+from stages.config import Config, Hypers
+from stages.ensemble import (
+    Ensemble,
+    disagreement,
+    ensemble_loss,
+    init_opt_state,
+    replace_members,
+    update_ensemble,
+)
+from stages.replay import Row
+from stages.world_model import Observed, WorldModel
+
+
+class IntrinsicReward(eqx.Module):
+    """A reward that the agent computes itself, with the networks it learns for that."""
+
+    name: ClassVar[str]
+    """In the names of metrics."""
+    loss_name: ClassVar[str]
+    """The metric of its loss is loss/LOSS_NAME."""
+
+    @abc.abstractmethod
+    def __init__(self, config: Config, obs: ObsSpace, actions: ActionSpace, *, key: PRNGKeyArray): ...
+
+    @property
+    @abc.abstractmethod
+    def updates(self) -> int:
+        """Calls of `update` after each update of the agent; 0: it learns with the agent, by `loss`."""
+
+    @abc.abstractmethod
+    def __call__(
+        self, model: WorldModel, feat: Float[Array, "*b F"], action: Float[Array, "*b A"], hypers: Hypers
+    ) -> Float[Array, "*b"]:
+        """The reward for choosing `action` at `feat`. It arrives with the next state, and sends no gradient."""
+
+    @abc.abstractmethod
+    def novelty(
+        self, model: WorldModel, feat: Float[Array, "*b F"], action: Float[Array, "*b A"], hypers: Hypers
+    ) -> Float[Array, "*b"]:
+        """How new `action` at `feat` is, as measure.py compares it with visits. Sends no gradient."""
+
+    @abc.abstractmethod
+    def loss(
+        self, model: WorldModel, observed: Observed, rows: Row, action: Float[Array, "T B A"], hypers: Hypers
+    ) -> Float[Array, "T B"]:
+        """Its loss on a batch, nats. Sends gradient to its own weights only."""
+
+    @abc.abstractmethod
+    def init_opt_state(self, hypers: Hypers) -> optax.OptState:
+        """The state of its own optimiser before the first `update`."""
+
+    @abc.abstractmethod
+    def update(
+        self, opt_state: optax.OptState, model: WorldModel, pairs: Row, hypers: Hypers
+    ) -> tuple["IntrinsicReward", optax.OptState, Float[Array, ""]]:
+        """One step of its own optimiser, on rows [2, n, ...] and their successors: (reward, state, loss [] in nats)."""
+
+    @abc.abstractmethod
+    def untrained(self, config: Config, obs: ObsSpace, actions: ActionSpace, *, key: PRNGKeyArray) -> "IntrinsicReward":
+        """This reward with new trainable weights; whatever does not learn by gradient stays."""
+
+
+class Disagreement(IntrinsicReward):
+    """Plan2Explore's reward: the spread of an ensemble's predictions (Sekar et al. 2020, arXiv 2005.05960, eq. 2)."""
+
+    ensemble: Ensemble
+    name: ClassVar[str] = "disagreement"
+    loss_name: ClassVar[str] = "ensemble"
+
+    def __init__(self, config: Config, obs: ObsSpace, actions: ActionSpace, *, key: PRNGKeyArray):
+        self.ensemble = Ensemble(config, obs, actions.size, key=key)
+
+    @property
+    def updates(self) -> int:
+        return self.ensemble.config.updates
+
+    def __call__(
+        self, model: WorldModel, feat: Float[Array, "*b F"], action: Float[Array, "*b A"], hypers: Hypers
+    ) -> Float[Array, "*b"]:
+        return disagreement(self.ensemble, model, feat, action, hypers)
+
+    def novelty(
+        self, model: WorldModel, feat: Float[Array, "*b F"], action: Float[Array, "*b A"], hypers: Hypers
+    ) -> Float[Array, "*b"]:
+        return self(model, feat, action, hypers)
+
+    def loss(
+        self, model: WorldModel, observed: Observed, rows: Row, action: Float[Array, "T B A"], hypers: Hypers
+    ) -> Float[Array, "T B"]:
+        return ensemble_loss(self.ensemble, model, observed, rows, action, hypers)
+
+    def init_opt_state(self, hypers: Hypers) -> optax.OptState:
+        return init_opt_state(self.ensemble, hypers)
+
+    def update(
+        self, opt_state: optax.OptState, model: WorldModel, pairs: Row, hypers: Hypers
+    ) -> tuple["Disagreement", optax.OptState, Float[Array, ""]]:
+        ensemble, opt_state, loss = update_ensemble(self.ensemble, opt_state, model, pairs, hypers)
+        return eqx.tree_at(lambda reward: reward.ensemble, self, ensemble), opt_state, loss
+
+    def untrained(self, config: Config, obs: ObsSpace, actions: ActionSpace, *, key: PRNGKeyArray) -> "Disagreement":
+        ensemble = replace_members(self.ensemble, Ensemble(config, obs, actions.size, key=key).members)
+        return eqx.tree_at(lambda reward: reward.ensemble, self, ensemble)
+
+
+class ConstantReward(IntrinsicReward):
+    """1 for every action: the control, which asks for long episodes and nothing new.
+
+    An ensemble learns beside it, so that the disagreement which it does not pay is measured all the same.
+    """
+
+    unpaid: Disagreement
+    name: ClassVar[str] = "constant"
+    loss_name: ClassVar[str] = Disagreement.loss_name
+
+    def __init__(self, config: Config, obs: ObsSpace, actions: ActionSpace, *, key: PRNGKeyArray):
+        self.unpaid = Disagreement(config, obs, actions, key=key)
+
+    @property
+    def updates(self) -> int:
+        return self.unpaid.updates
+
+    def __call__(
+        self, model: WorldModel, feat: Float[Array, "*b F"], action: Float[Array, "*b A"], hypers: Hypers
+    ) -> Float[Array, "*b"]:
+        del model, action, hypers
+        return jnp.ones(feat.shape[:-1])
+
+    def novelty(
+        self, model: WorldModel, feat: Float[Array, "*b F"], action: Float[Array, "*b A"], hypers: Hypers
+    ) -> Float[Array, "*b"]:
+        return self.unpaid.novelty(model, feat, action, hypers)
+
+    def loss(
+        self, model: WorldModel, observed: Observed, rows: Row, action: Float[Array, "T B A"], hypers: Hypers
+    ) -> Float[Array, "T B"]:
+        return self.unpaid.loss(model, observed, rows, action, hypers)
+
+    def init_opt_state(self, hypers: Hypers) -> optax.OptState:
+        return self.unpaid.init_opt_state(hypers)
+
+    def update(
+        self, opt_state: optax.OptState, model: WorldModel, pairs: Row, hypers: Hypers
+    ) -> tuple["ConstantReward", optax.OptState, Float[Array, ""]]:
+        unpaid, opt_state, loss = self.unpaid.update(opt_state, model, pairs, hypers)
+        return eqx.tree_at(lambda reward: reward.unpaid, self, unpaid), opt_state, loss
+
+    def untrained(self, config: Config, obs: ObsSpace, actions: ActionSpace, *, key: PRNGKeyArray) -> "ConstantReward":
+        return eqx.tree_at(lambda r: r.unpaid, self, self.unpaid.untrained(config, obs, actions, key=key))
