@@ -54,7 +54,8 @@ def explorer_rewards(config: Config, hypers: Hypers) -> tuple[Reward, ...]:
         return (Reward(name, {"intrinsic": 1.0}, _like_dreamer(hypers)),)
     # Averages of small ranges show their start at zero: they are debiased.
     floor = hypers.intrinsic_floor if config.mode == "explore" else hypers.mix_intrinsic_floor
-    intrinsic = Objective(hypers.intrinsic_scale, config.intrinsic_norm, floor, debias=True)
+    share = 0.0 if config.mode == "explore" else hypers.mix_intrinsic_peak_share
+    intrinsic = Objective(hypers.intrinsic_scale, config.intrinsic_norm, floor, True, share, config.intrinsic_episodic)
     if config.mode == "explore":
         return (Reward(name, {"intrinsic": 1.0}, intrinsic),)
     if config.explorer_critics == "sum":

@@ -47,7 +47,15 @@ _POSITIVE_HYPERS = (
     "mix_intrinsic_floor",
     "ensemble_lr",
 )
-_UNIT_HYPERS = ("unimix", "policy_unimix", "lam", "slow_rate", "return_rate")
+_UNIT_HYPERS = (
+    "unimix",
+    "policy_unimix",
+    "lam",
+    "slow_rate",
+    "return_rate",
+    "entropy_least",
+    "mix_intrinsic_peak_share",
+)
 
 
 def _setting(config: Config, group: str, name: str) -> tuple[str, float]:
