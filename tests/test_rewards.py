@@ -95,6 +95,16 @@ def test_an_agent_has_the_intrinsic_reward_of_its_config(mode, name, cls):
             assert type(agent.intrinsic) is cls and agent.intrinsic.updates == updates
 
 
+def test_past_an_end_and_peaks_are_the_intrinsic_rewards_alone():
+    hypers = Hypers(mix_intrinsic_peak_share=0.2)
+    intrinsic, extrinsic = explorer_rewards(Config(mode="mix", intrinsic_episodic=False), hypers)
+    assert (intrinsic.objective.episodic, intrinsic.objective.peak_share) == (False, 0.2)
+    assert (extrinsic.objective.episodic, extrinsic.objective.peak_share) == (True, 0.0)
+    (alone,) = explorer_rewards(Config(mode="explore", intrinsic_episodic=False), hypers)
+    assert (alone.objective.episodic, alone.objective.peak_share) == (False, 0.0)
+    assert tasker_rewards(hypers)[0].objective.episodic
+
+
 @pytest.mark.parametrize("norm", ["returns", "advantages"])
 def test_weights_and_divisors_are_the_hypers(norm):
     mix, explore = Config(mode="mix", intrinsic_norm=norm), Config(mode="explore", intrinsic_norm=norm)
