@@ -145,13 +145,13 @@ PRINTS = """
 import sys
 from stages.runs import figures, terminal
 from stages.runs.statistics import summarise
-terminal.forgive()
+terminal.replace_unencodable()
 for _ in range(2):
     terminal.say("a line of größe")
     with terminal.printing():
         figures.print_table(summarise([0.5], [0]), "größe")
 terminal.say("alive", error=True)
-terminal.drop_unread()
+terminal.discard_unflushed()
 """
 
 

@@ -17,10 +17,20 @@ from stages.replay import Clock
 from stages.runs import log as log_module
 from stages.runs import round_log
 from stages.runs.folder import RunFolder, plain
-from stages.runs.log import RunLog, peak_memory_mb
-from stages.runs.processes import Processes
-from stages.runs.round_log import Curve, RoundLog, metric_rows
+from stages.runs.log import (
+    RunLog,
+    RunSetup,
+    chunk_rows,
+    log_chunk,
+    log_finish,
+    log_plan,
+    log_round,
+    log_start,
+    peak_memory_mb,
+)
+from stages.runs.round_log import RoundLog, ScoreCurve, metric_rows
 from stages.runs.rounds import Evaluator, Plan, Round
+from stages.runs.trials import Trial
 from stages.train import Progress
 from tests.test_rounds import STATE, Scored
 from tests.test_run import rows as read
@@ -41,7 +51,8 @@ def clock(monkeypatch):
 def make(folder=None, words=(), **changes):
     """The log of a run with so many words on its command line."""
     arguments = run.parse(["--envs", "2", "--steps", "1000", *words])
-    return RunLog(arguments, folder, Processes(), NOW, **changes)
+    folders = [] if folder is None else [folder]
+    return RunLog(RunSetup(arguments, [Trial("", arguments)], folder=folder, folders=folders), NOW, **changes)
 
 
 def at(step):
@@ -63,7 +74,7 @@ def progress(scores, counts, loss=(), diverged=()):
 def test_rows_by_hand(clock):
     config = make(
         words=["--replay.batch-size", "4", "--replay.batch-length", "8", "--replay.train-ratio", "16"]
-    ).arguments.config
+    ).setup.arguments.config
     assert config.schedule == (1, 1)  # 16 rows a step of 2 environments are one update of 4 times 8
     clock.now = NOW + 4.0
     found = metric_rows(progress([3.0, 0.0], [2, 0], [0.25, 0.75]), [7, 9], config, 60, 10, NOW)
@@ -83,7 +94,7 @@ def test_rows_by_hand(clock):
 
 
 def test_rows_leave_out_seeds_that_fill_a_place():
-    found = metric_rows(progress([1.0, 2.0, 2.0], [1, 1, 1]), [3, 4], make().arguments.config, 1, 1, NOW - 1)
+    found = metric_rows(progress([1.0, 2.0, 2.0], [1, 1, 1]), [3, 4], make().setup.arguments.config, 1, 1, NOW - 1)
     assert [(row["seed"], row["episode/score"]) for row in found] == [(3, 1.0), (4, 2.0)]
 
 
@@ -120,7 +131,7 @@ def test_rounds_become_one():
 
 def test_curves_of_different_lengths_are_refused():
     with pytest.raises(ValueError, match="shorter"):
-        Curve.of_all([Curve([1, 2], [np.zeros(1)] * 2), Curve([1], [np.zeros(1)])])
+        ScoreCurve.of_all([ScoreCurve([1, 2], [np.zeros(1)] * 2), ScoreCurve([1], [np.zeros(1)])])
 
 
 # ---- lines and files -----------------------------------------------------------------------------------------------
@@ -128,11 +139,11 @@ def test_curves_of_different_lengths_are_refused():
 
 def test_lines_and_rows_of_a_chunk(tmp_path, capsys, clock):
     log = make(RunFolder.open(tmp_path / "run"), ["--mode", "explore", "--adapt-steps", "500"])
-    config = log.arguments.config
-    log.on_round(0, Round([0, 1], [0, 1]))
+    config = log.setup.arguments.config
+    log_round(log, 0, Round([0, 1], [0, 1]))
     clock.now = NOW + 10.0
-    rows = log.rows(progress([1.0, 0.0], [1, 0]), config, at(100), 50, NOW)
-    log.on_chunk(config, rows, np.array([0.25, 0.75]), 50, 0.2, 125.9)
+    rows = chunk_rows(log, progress([1.0, 0.0], [1, 0]), config, at(100), 50, NOW)
+    log_chunk(log, config, rows, np.array([0.25, 0.75]), 50, 0.2, 125.9)
     said, warned = capsys.readouterr()
     speed = 2 * 50 * config.schedule[0] * 2 / 10
     assert said == f"explore  20%  200/1,000 steps  score 1.00  zero-shot 0.50  {speed:,.0f} steps/s  2:05 left\n"
@@ -142,20 +153,19 @@ def test_lines_and_rows_of_a_chunk(tmp_path, capsys, clock):
         (1, None, 0.75),
     ]
     log.round.adapt_step = 200
-    log.on_chunk(config, rows, None, 50, 1.0, 0.0)
+    log_chunk(log, config, rows, None, 50, 1.0, 0.0)
     assert "200/1,500 steps" in capsys.readouterr().out
 
 
 def test_a_seed_that_diverges_is_warned_of_once_and_marked_in_every_file(tmp_path, capsys):
     """Seed 4 of three, in two environments: after row 3 of each."""
     log = make(RunFolder.open(tmp_path / "run"))
-    log.on_round(0, Round([3, 4, 5], [3, 4, 5]))
+    log_round(log, 0, Round([3, 4, 5], [3, 4, 5]))
     log.round.untrained = np.array([0.0, NAN, 1.0])
     for step, loss, diverged in ((2, 0.5, 0), (4, NAN, 3), (6, math.inf, 3)):
         done = progress([1.0] * 3, [1] * 3, [0.5, loss, 0.5], [0, diverged, 0])
-        log.on_chunk(
-            log.arguments.config, log.rows(done, log.arguments.config, at(step), 1, NOW - 1), None, 1, 1.0, 0.0
-        )
+        config = log.setup.arguments.config
+        log_chunk(log, config, chunk_rows(log, done, config, at(step), 1, NOW - 1), None, 1, 1.0, 0.0)
     _, warned = capsys.readouterr()
     assert warned.startswith("run.py: warning: seed 4 at step 6: ") and warned.count("\n") == 1
     np.testing.assert_array_equal(log.round.training.scores, [[1, 1, 1], [1, NAN, 1], [1, NAN, 1]])
@@ -167,7 +177,7 @@ def test_a_seed_that_diverges_is_warned_of_once_and_marked_in_every_file(tmp_pat
     kept = RoundLog.load(json.loads(json.dumps(plain(dataclasses.asdict(log.round)))))
     assert kept.diverged_at == {4: 6} and kept.diverged.dtype == log.round.diverged.dtype
     log.round.final = np.array([1.0, NAN, 3.0])
-    log.on_finish()
+    log_finish(log)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text(), parse_constant=pytest.fail)
     assert summary["diverged"] == {"4": 6} and summary["nonfinite"] == [4] and summary["iqm"] == 2.0
     assert "frozen: seed 4 at step 6" in capsys.readouterr().out
@@ -175,33 +185,33 @@ def test_a_seed_that_diverges_is_warned_of_once_and_marked_in_every_file(tmp_pat
 
 def test_a_process_that_does_not_lead_prints_and_writes_nothing(capsys):
     log = make(planned_rounds=2)
-    log.on_start([0, 1], [SimpleNamespace(platform="cpu")])
-    log.on_plan(Plan([], [Round([0], [0])] * 2, {"actor": 1}, "a line"))
+    log_start(log, [0, 1], [SimpleNamespace(platform="cpu")])
+    log_plan(log, Plan([], [Round([0], [0])] * 2, {"actor": 1}, "a line"))
     for seed in (0, 1):
-        log.on_round(seed, Round([seed], [seed]))
-        rows = log.rows(progress([1.0], [1]), log.arguments.config, at(1), 1, NOW - 1)
-        log.on_chunk(log.arguments.config, rows, None, 1, 1.0, 0.0)
-    log.on_finish()
+        log_round(log, seed, Round([seed], [seed]))
+        rows = chunk_rows(log, progress([1.0], [1]), log.setup.arguments.config, at(1), 1, NOW - 1)
+        log_chunk(log, log.setup.arguments.config, rows, None, 1, 1.0, 0.0)
+    log_finish(log)
     log.on_abort()
     assert capsys.readouterr() == ("", "")
 
 
 def test_a_run_of_two_rounds_from_its_first_line_to_its_last(tmp_path, capsys, clock):
     log = make(RunFolder.open(tmp_path / "run"), ["--seeds", "3", "--replay.train-ratio", "192"])
-    log.on_start([0, 1, 2], [SimpleNamespace(platform="cpu")] * 2)
+    log_start(log, [0, 1, 2], [SimpleNamespace(platform="cpu")] * 2)
     clock.now += 7.0
-    log.on_plan(Plan([], [Round([0, 1], [0, 1]), Round([2], [2, 2])], {"actor": 1200, "critic": 34}, "two rounds"))
+    log_plan(log, Plan([], [Round([0, 1], [0, 1]), Round([2], [2, 2])], {"actor": 1200, "critic": 34}, "two rounds"))
     for index, (seeds, mine) in enumerate((([0, 1], [0, 1]), ([2], [2, 2]))):
-        evaluate = Evaluator(Round(seeds, mine), log.processes)
-        log.on_round(index, evaluate.round)
+        evaluate = Evaluator(Round(seeds, mine), log.setup.processes)
+        log_round(log, index, evaluate.round)
         log.round.untrained = evaluate(Scored(), STATE, at(0))
         for step in (250, 500):
             done = progress([float(seed) for seed in mine], [1] * len(mine))
-            rows = log.rows(done, log.arguments.config, at(step), 3, clock.now - 1)
-            log.on_chunk(log.arguments.config, rows, None, 3, step / 500, 0.0)
+            rows = chunk_rows(log, done, log.setup.arguments.config, at(step), 3, clock.now - 1)
+            log_chunk(log, log.setup.arguments.config, rows, None, 3, step / 500, 0.0)
         log.round.final = evaluate(Scored(), STATE, at(1))
     clock.now += 13.0
-    log.on_finish()
+    log_finish(log)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"Catch-bsuite, task, preset tiny: seeds 0 to 2 on 2 cpu device(s); files in {tmp_path / 'run'}"
     assert lines[1:6] == [
@@ -212,7 +222,10 @@ def test_a_run_of_two_rounds_from_its_first_line_to_its_last(tmp_path, capsys, c
         "1,234 parameters a seed: actor 1,200, critic 34",
     ]
     assert lines[6] == "round 1 of 2: seeds 0 to 1" and lines[9] == "round 2 of 2: seeds 2 to 2"
-    assert log.arguments.config.schedule == (1, 3)  # 192 rows a step of 2 environments are three updates of 8 times 16
+    assert log.setup.arguments.config.schedule == (
+        1,
+        3,
+    )  # 192 rows a step of 2 environments are three updates of 8 times 16
     assert lines[-1].startswith("1,000 env steps and 18 updates a seed in 20 s (7 s compiling), ")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         "config.json", "metrics.jsonl", "summary.json", "curves.png", ".lock",

@@ -100,4 +100,4 @@ def test_the_compilers_account():
     ("size", "says"), [(9.14e9, "9.1 GB"), (1.2e12, "1,200.0 GB"), (48.9e6, "48.9 MB"), (0, "0.0 kB")]
 )
 def test_words(size, says):
-    assert memory.words(size) == says
+    assert memory.format_bytes(size) == says

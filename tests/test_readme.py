@@ -1,4 +1,4 @@
-"""README's examples, as they stand there; and the trained example in docs/example."""
+"""The examples of README and docs/runs.md, as they stand there; and the trained example in docs/example."""
 
 import json
 import re
@@ -17,9 +17,9 @@ ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "docs" / "example" / "catch"
 
 
-def fenced(section: str) -> str:
-    """The Python code of a section of README."""
-    text = (ROOT / "README.md").read_text().split(f"\n## {section}\n")[1].split("\n## ")[0]
+def fenced(section: str, page: str = "README.md") -> str:
+    """The Python code of a section of a page."""
+    text = (ROOT / page).read_text().split(f"\n## {section}\n")[1].split("\n## ")[0]
     [code] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     return code
 
@@ -30,6 +30,22 @@ def test_the_library_example_runs(monkeypatch, capsys):
     exec(compile(fenced("Use it as a library"), "README.md", "exec"), names)
     assert names["caught"] >= 9 and "caught 10 of 10" in capsys.readouterr().out
     assert names["training"].score.shape == (2,) and names["actions"].shape == (2,)
+
+
+def test_optuna_stops_trials_early(compiled_once, monkeypatch, capsys):
+    """The example with three trials of two shares: a trial goes on where no earlier one scored more at its first."""
+    pytest.importorskip("optuna")
+    monkeypatch.setattr(start, "start_jax", lambda: None)  # the tests' jax has started
+    code, sizes = fenced("Sweep settings", "docs/runs.md"), "36_000, 4, 9, (9, 3, 1)"
+    assert sizes in code
+    names = {}
+    exec(compile(code.replace(sizes, "240, 1, 3, (3, 1)"), "docs/runs.md", "exec"), names)
+    trials = names["study"].trials
+    first = [trial.intermediate_values[1] for trial in trials]
+    goes_on = [score == max(first[: place + 1]) for place, score in enumerate(first)]
+    assert [trial.state.name == "COMPLETE" for trial in trials] == goes_on
+    assert [sorted(trial.intermediate_values) for trial in trials] == [[1, 3] if on else [1] for on in goes_on]
+    assert "best: {'lr': " in capsys.readouterr().out
 
 
 def test_the_own_environment_trains_by_the_command_beside_it(tmp_path, monkeypatch, capsys):

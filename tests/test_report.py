@@ -1,5 +1,6 @@
-"""The report of a run: one page, whole and by itself, by its elements and words; pictures by their paths."""
+"""The report of a run: one page, whole and by itself, by its elements and words; pictures by their lines."""
 
+import base64
 import dataclasses
 import math
 import re
@@ -10,9 +11,9 @@ import numpy as np
 import pytest
 
 from stages.results.commands import command
+from stages.results.metric_figure import metric_figure
 from stages.results.read import read_runs
 from stages.results.report import page
-from stages.results.vector import COLOURS, metric_figure, svg
 from tests.test_results import COUNTED, listed, write_run
 
 NAN = math.nan
@@ -60,11 +61,18 @@ def test_a_page_is_whole_and_needs_nothing_else(tmp_path):
     text = page(read_runs([path])[0])
     elements = Elements(text)
     # Two curves, and recon, length and speed, small.
-    assert elements.seen.count("svg") == 5 and elements.seen.count("img") == 1 and "script" not in elements.seen
-    for link in elements.links:
-        assert link.startswith(("#", "data:image/png;base64,")), link
-    assert not re.search(r"@import|url\((?!#)", text)
+    assert elements.seen.count("img") == 6 and not {"script", "link"} & set(elements.seen)
+    kinds = [link.split(";base64,")[0] for link in elements.links]
+    assert sorted(kinds) == ["data:image/png"] + ["data:image/svg+xml"] * 5
+    assert not re.search(r"@import|url\(", text)
     assert "data:image/png;base64,cGljdHVyZQ==" in elements.links
+    assert text == page(read_runs([path])[0]), "the same run, the same page"
+    for link in elements.links[:5]:
+        drawing = ElementTree.fromstring(base64.b64decode(link.split(",")[1]))
+        assert drawing.tag == "{http://www.w3.org/2000/svg}svg" and "viewBox" in drawing.attrib
+        refers = [value for each in drawing.iter() for name, value in each.attrib.items() if name.endswith("href")]
+        assert all(value.startswith("#") for value in refers), refers
+    assert 'alt="training score over env steps"' in text and 'alt="train/loss/recon"' in text
     found = cards(text)
     assert found["interquartile mean"][0] == "0.745" and found["untrained"][0] == "0.000"
     # Shares of 0.99 that are missing: 0.495 and none.
@@ -89,17 +97,6 @@ def test_a_page_of_a_run_at_work(tmp_path, training):
 def test_a_preset_that_is_gone_is_no_obstacle(tmp_path):
     [run] = read_runs([write_run(tmp_path / "a")])
     Elements(page(dataclasses.replace(run, settings={**run.settings, "preset": "gone"})))
-
-
-def test_a_picture_takes_the_pages_colours_and_is_well_formed():
-    values = np.array([[1.0, 2.0, NAN, 4.0], [2.0, 1.0, NAN, 1.0]])
-    figure = metric_figure(np.arange(1.0, 5.0), values, marker=2.0)
-    text = svg(figure, 'a "name" <b> & c')
-    root = ElementTree.fromstring(text)
-    assert root.attrib["aria-label"] == 'a "name" <b> & c' and "width" not in root.attrib
-    assert "var(--accent)" in text and "var(--ink)" in text
-    assert not set(re.findall(r"#[0-9a-f]{6}", text)) - {"#000000"} and not set(COLOURS) & set(text.split())
-    assert text == svg(metric_figure(np.arange(1.0, 5.0), values, marker=2.0), 'a "name" <b> & c')
 
 
 def test_a_metric_over_decades_is_on_a_logarithmic_scale():

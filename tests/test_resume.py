@@ -11,7 +11,7 @@ import time
 import pytest
 
 import run
-from stages.runs.log import RunLog
+from stages.runs import loop
 from stages.runs.signals import Signals
 from tests.bench.kills import differences
 from tests.test_run import PHASES, TINY
@@ -55,15 +55,15 @@ def heard():
 
 def at_chunk(monkeypatch, number, act):
     """`act()` at the end of the run's chunk `number`, from 1, before it is saved."""
-    on_chunk, count = RunLog.on_chunk, [0]
+    log_chunk, count = loop.log_chunk, [0]
 
-    def wrapped(self, *args):
-        on_chunk(self, *args)
+    def wrapped(*args):
+        log_chunk(*args)
         count[0] += 1
         if count[0] == number:
             act()
 
-    monkeypatch.setattr(RunLog, "on_chunk", wrapped)
+    monkeypatch.setattr(loop, "log_chunk", wrapped)
 
 
 def ask(number):

@@ -1,14 +1,11 @@
 """Rounds: seeds assigned, and the width that fits found, on sweeps that only pretend to compile."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import run
-from envs import registry
 from stages.config import ConfigError
 from stages.replay import Clock
 from stages.runs.processes import Processes
@@ -17,14 +14,11 @@ from stages.runs.rounds import (
     Phase,
     Round,
     assign,
-    fit,
-    phases_of,
+    fit_width,
     plan,
     side_by_side,
     split_chunks,
-    until,
 )
-from stages.runs.rung import END, Rung
 from stages.runs.sweep import Sweep, mesh_for
 from stages.train import TrainState
 
@@ -97,32 +91,32 @@ def test_every_seed_is_trained_once_in_order(count, width):
 
 def test_what_fits_is_compiled_once():
     build, compiled = pretend()
-    fitted = fit(7, jax.devices(), build, lambda: 8 * 1500)
+    fitted = fit_width(7, jax.devices(), build, lambda: 8 * 1500)
     assert (fitted.width, fitted.need, compiled) == (8, 8 * 1500, [8])
 
 
 def test_too_many_seeds_are_narrowed_to_what_fits():
     build, compiled = pretend()
-    fitted = fit(110, jax.devices(), build, lambda: 90_000)  # 60 seeds, or two equal rounds
+    fitted = fit_width(110, jax.devices(), build, lambda: 90_000)  # 60 seeds, or two equal rounds
     assert fitted.width == 56 and fitted.need == 56 * 1500 and fitted.all_need == pytest.approx(110 * 1500)
     assert compiled == [56], "the states of 112 seeds alone take more, so that compiling for them would be in vain"
     build, compiled = pretend()
-    assert fit(110, jax.devices(), build, lambda: 120_000).width == 56
+    assert fit_width(110, jax.devices(), build, lambda: 120_000).width == 56
     assert compiled == [112, 56], "their states fit, but not what is needed in addition"
 
 
 def test_fewer_seeds_than_devices_where_memory_is_shared():
     build, _ = pretend()
-    assert fit(110, jax.devices(), build, lambda: 3 * 1500).width == 3
-    assert fit(110, jax.devices(), build, lambda: 1500).width == 1
-    nothing = fit(110, jax.devices(), build, lambda: 999)
+    assert fit_width(110, jax.devices(), build, lambda: 3 * 1500).width == 3
+    assert fit_width(110, jax.devices(), build, lambda: 1500).width == 1
+    nothing = fit_width(110, jax.devices(), build, lambda: 999)
     assert nothing.width == 0 and nothing.need == 1000
 
 
 def test_memory_that_shrinks_while_compiling_is_noticed():
     build, _ = pretend()
     room = iter([8 * 1500, 4 * 1500, 4 * 1500, 4 * 1500])
-    assert fit(8, jax.devices(), build, lambda: next(room)).width == 4
+    assert fit_width(8, jax.devices(), build, lambda: next(room)).width == 4
 
 
 def planned(seeds, allowed, parallel="auto"):
@@ -200,7 +194,7 @@ def test_a_compiler_that_runs_out_of_memory_means_narrower(monkeypatch):
         return 1.0
 
     monkeypatch.setattr(Pretended, "prepare", refuse)
-    assert fit(32, jax.devices(), build, lambda: 1e9).width == 8 and compiled == [32, 16, 8]
+    assert fit_width(32, jax.devices(), build, lambda: 1e9).width == 8 and compiled == [32, 16, 8]
 
 
 STATE = object.__new__(TrainState)  # for sweeps that never look at it
@@ -235,24 +229,3 @@ def test_chunks_are_equal_and_cover_the_steps():
             iterations, chunks = split_chunks(config, todo, points)
             steps = iterations * chunks * config.schedule[0]
             assert todo <= steps < todo + config.schedule[0] * (1 + chunks) and chunks <= points
-
-
-def test_a_rung_is_a_part_of_the_first_phase(config):
-    """What is compiled, and the ring, are of the whole run."""
-    explore = dataclasses.replace(config, mode="explore", adapt_steps=50)
-    phases = phases_of(registry.make("Catch-bsuite", {}), explore, jax.devices()[:1], 1, 10)
-    assert until(phases, END) == phases and until(phases, Rung(1, (2, 1))) == phases
-    [half] = until(phases, Rung(0, (2, 1)))
-    assert half.sweep is phases[0].sweep and half.iterations == phases[0].iterations
-    assert half.chunks == phases[0].chunks // 2
-
-
-@pytest.mark.parametrize(("seeds", "trials", "rounds", "width"), [(4, 9, 9, 4), (8, 3, 3, 8), (2, 9, 5, 4)])
-def test_rounds_of_rungs_on_a_cpu_are_of_one_trial_or_a_seed_for_each_device(seeds, trials, rounds, width):
-    build, _ = pretend()
-    for rung, going in ((Rung(0, (3, 1)), range(trials)), (Rung(1, (3, 1)), [1])):
-        result = plan(list(range(seeds)), jax.devices(), Processes(), build, trials=going, allowed=10**9, rung=rung)
-        assert len(result.rounds) == (1 if going == [1] else rounds)
-        assert {len(each.mine) for each in result.rounds} == {width if seeds >= 4 or len(going) > 1 else seeds}
-        assert {each.rung for each in result.rounds} == {rung.number}
-        assert {trial for each in result.rounds for trial in each.trials} == set(going)

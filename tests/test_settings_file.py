@@ -1,14 +1,12 @@
 """Settings from a file: the same as on the command line, before the words that are typed."""
 
 import dataclasses
-import functools
 import json
 
 import pytest
 
 from stages.config import ConfigError
 from stages.runs.arguments import parse
-from stages.runs.settings_file import GONE
 
 WORDS = [
     *("--preset micro --seeds 5 --env DeepSea-bsuite --env.size 6 --mode mix --eval-greedy True".split()),
@@ -55,24 +53,6 @@ def test_a_runs_config_makes_it_again(tmp_path):
     arguments = parse([*WORDS, "--logdir", "somewhere", "--steps", "1e5"])
     text = json.dumps(dataclasses.asdict(arguments) | {"versions": {"jax": "1"}})
     assert parsed(tmp_path, text) == dataclasses.replace(arguments, logdir="")
-
-
-def older(arguments, **settings):
-    """The config.json of a run of a version that had what is gone, and these settings of it."""
-    text = json.loads(json.dumps(dataclasses.asdict(arguments)))
-    for path, value in {**GONE, **settings}.items():
-        *groups, name = path.split(".")
-        functools.reduce(dict.__getitem__, groups, text)[name] = value
-    return json.dumps(text)
-
-
-def test_an_older_runs_config_makes_it_again_if_it_left_alone_what_is_gone(tmp_path):
-    arguments = parse(WORDS)
-    assert not GONE.keys() & arguments.flat.keys()
-    assert parsed(tmp_path, older(arguments)) == arguments
-    for path, value in {"config.ensemble.trunk": 1, "config.replay.correct": True, "hypers.bootstrap": 0.5}.items():
-        with pytest.raises(ConfigError, match=f"there is no setting '{path.removeprefix('config.')}'"):
-            parsed(tmp_path, older(arguments, **{path: value}))
 
 
 @pytest.mark.parametrize(

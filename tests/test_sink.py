@@ -10,10 +10,10 @@ import run
 from stages.config import ConfigError
 from stages.runs import sink as sink_module
 from stages.runs.folder import RunFolder
-from stages.runs.log import RunLog
-from stages.runs.processes import Processes
+from stages.runs.log import RunLog, RunSetup, log_chunk, log_round
 from stages.runs.rounds import Round
-from stages.runs.sink import open_sink, series
+from stages.runs.sink import Tracker, open_sink, series
+from stages.runs.trials import Trial
 
 NAN = math.nan
 
@@ -95,15 +95,16 @@ def test_the_other_trackers_know_the_run_again(tmp_path, stub, kind):
 
 
 def log_of_a_run(path):
-    log = RunLog(run.parse(["--log", "trackio", "--steps", "1000"]), RunFolder.open(path), Processes(), 0.0)
-    log.on_round(0, Round([3, 4], [3, 4]))
-    log.tracked(lambda folder: setattr(log, "sink", open_sink("trackio", folder, {})))
+    arguments, folder = run.parse(["--log", "trackio", "--steps", "1000"]), RunFolder.open(path)
+    log = RunLog(RunSetup(arguments, [Trial("", arguments)], folder=folder, folders=[folder]), 0.0)
+    log_round(log, 0, Round([3, 4], [3, 4]))
+    log.tracker = Tracker.open("trackio", folder.path, {})
     return log
 
 
 def test_a_run_tells_it_of_every_chunk_and_closes_it(tmp_path, stub):
     log = log_of_a_run(tmp_path / "run")
-    log.on_chunk(log.arguments.config, rows(1.0, 3.0), None, 1, 0.5, 0.0)
+    log_chunk(log, log.setup.arguments.config, rows(1.0, 3.0), None, 1, 0.5, 0.0)
     log.on_stop()
     assert [name for name, _, _ in stub] == ["init", "log", "finish"]
     [told] = [args[0] for name, args, _ in stub if name == "log"]
@@ -116,9 +117,9 @@ def test_a_tracker_that_breaks_costs_no_run(tmp_path, stub, capsys):
     def gone(step, values):
         raise ConnectionError("the server\nis gone")
 
-    log.sink = log.sink._replace(write=gone)
+    log.tracker.sink = log.tracker.sink._replace(write=gone)
     for step in (100, 200):
-        log.on_chunk(log.arguments.config, rows(1.0, 2.0, step=step), None, 1, 0.5, 0.0)
+        log_chunk(log, log.setup.arguments.config, rows(1.0, 2.0, step=step), None, 1, 0.5, 0.0)
     assert capsys.readouterr().err == (
         "run.py: warning: no more of this run goes to trackio (the server is gone); metrics.jsonl has all\n"
     )

@@ -40,8 +40,6 @@ def test_hyperparameters_share_a_program():
     alone = dataclasses.replace(parse(words), logdir="here/lr=1e-3,intrinsic_scale=0.5")
     assert program.trials[4].arguments == alone
     assert describe([program]) == "sweep of lr, intrinsic_scale: 6 trials, side by side in one program"
-    halved = planned("--sweep", "lr=1e-4,1e-3,1e-2", "--halving", "3")
-    assert describe(halved) == "sweep of lr: 3 trials, of which the worse stop early, in one program"
 
 
 def test_what_sets_shapes_is_a_program_for_each_choice():

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 import envs
-import run
 from envs.environment import Environment
 from stages.config import Config, Hypers
 from stages.library.agents import joined
@@ -19,11 +18,10 @@ from stages.replay import Clock
 from stages.results.read import tabulated
 from stages.runs.arguments import Arguments, check
 from stages.runs.load import Trained, take_seeds
-from stages.runs.log import RunLog
-from stages.runs.processes import Processes
+from stages.runs.log import RunLog, RunSetup
+from stages.runs.loop import train_rounds
 from stages.runs.round_log import RoundLog
-from stages.runs.rounds import Phase
-from stages.runs.trials import Program
+from stages.runs.trials import Trial
 from stages.train import TrainState
 
 Floats = NDArray[np.float64]
@@ -41,34 +39,12 @@ class Training(NamedTuple):
     zero_shot: Floats | None  # [S], the same at the end of mode explore; None in other modes
 
 
-class _Kept:
-    """Keeps each round's agents as they are at its end; to the training loop it is what `runs.keeper.Keeper` is."""
-
-    def __init__(self, env: Environment, config: Config, log: RunLog):
-        self._env, self._config, self._log = env, config, log
-        self.chunks: list[int] = []
-        self.side_by_side = 0
-        self.groups: list[Trained] = []
-
-    def on_plan(self, phases: list[Phase]) -> None:
-        del phases
-
-    def restore(self, index: int) -> None:
-        del index
-
-    def on_chunk(self, state: TrainState, clock: Clock) -> None:
-        del state, clock
-
-    def on_round_end(self, index: int, state: TrainState, clock: Clock) -> None:
-        log, config = self._log.rounds[index], self._config
-        places = np.arange(len(log.round.seeds))  # without padding
-        parts = take_seeds((state.agent, state.hypers, state.env_params), places)
-        config = config if log.phase == 0 else dataclasses.replace(config, mode="task")
-        step = int(clock.step) * config.envs
-        self.groups.append(Trained(self._env, config, log.round.seeds, step, True, log.diverged_at, *parts))
-
-    def close(self) -> None:
-        pass
+def _trained(env: Environment, config: Config, log: RoundLog, state: TrainState, clock: Clock) -> Trained:
+    """A round's agents at its end, without padding."""
+    parts = take_seeds((state.agent, state.hypers, state.env_params), np.arange(len(log.round.seeds)))
+    config = config if log.phase == 0 else dataclasses.replace(config, mode="task")
+    step = int(clock.step) * config.envs
+    return Trained(env, config, log.round.seeds, step, True, log.diverged_at, *parts)
 
 
 def train(
@@ -114,10 +90,10 @@ def train(
     )
     check(arguments)
     env = envs.make(config.env, dict(config.env_args)) if env is None else env
-    log = RunLog(arguments, None, Processes(), time.time(), states=env.states, has_goal=env.goal is not None, table=[])
-    kept = _Kept(env, config, log)
-    run.run(Program("", arguments, log.trials), env, log.processes, kept, log)
-    agents, whole = joined(kept.groups), RoundLog.of_all(log.rounds)
+    setup = RunSetup(arguments, [Trial("", arguments)], states=env.states, has_goal=env.goal is not None)
+    log, groups = RunLog(setup, time.time(), table=[]), []
+    train_rounds(env, log, on_round_end=lambda *end: groups.append(_trained(env, config, *end)))
+    agents, whole = joined(groups), RoundLog.of_all(log.rounds)
     steps, phases, metrics = tabulated(log.table or [], agents.seeds)
     zero_shot = whole.zero_shot if config.mode == "explore" else None
     return Training(agents, steps, phases, metrics, whole.final, whole.untrained, zero_shot)

@@ -146,7 +146,7 @@ def export_run(run: Run, /, out: str, seeds: int | None = None) -> None:
     from stages.runs.copy import copy_run
 
     folder = copy_run(run, out, seeds)
-    size = sum(each.stat().st_size for each in folder.rglob("*") if each.is_file())
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     terminal.say(f"see {folder}: {size / 1e6:.2f} MB")
 
 
@@ -180,7 +180,7 @@ def command(argv: Sequence[str]) -> int | None:
     """Do what the first word says; the exit code, or None if it is no command."""
     if not argv or argv[0] not in COMMANDS:
         return None
-    terminal.forgive()
+    terminal.replace_unencodable()
     try:
         tyro.cli(COMMANDS[argv[0]], args=argv[1:], prog=f"run.py {argv[0]}")
     except (ConfigError, EnvError) as error:
@@ -191,5 +191,5 @@ def command(argv: Sequence[str]) -> int | None:
         terminal.say(f"run.py: error: {str(error).replace('--logdir', '--out')}", error=True)
         return 2
     finally:
-        terminal.drop_unread()
+        terminal.discard_unflushed()
     return 0

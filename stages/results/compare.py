@@ -77,8 +77,8 @@ def compare(runs: Sequence[Result]) -> Comparison:
     lines, pairs, notes = _over(groups, [name for name in differing if name not in LENGTH or name in varied])
     versions = {name for run in runs for name in run.settings if name.startswith("versions.")}
     for name in sorted(versions):
-        if len(there := dict.fromkeys(str(run.settings.get(name)) for run in runs)) > 1:
-            notes.append(f"the runs were made with different versions of {name.split('.')[1]}: {', '.join(there)}")
+        if len(values := dict.fromkeys(str(run.settings.get(name)) for run in runs)) > 1:
+            notes.append(f"the runs were made with different versions of {name.split('.')[1]}: {', '.join(values)}")
     return Comparison(list(runs), differing, groups, lines, pairs, notes)
 
 
@@ -134,75 +134,73 @@ def normalised(scores: Floats, scale: tuple[float, float]) -> Floats:
 
 def novelty_of(run: Result) -> dict[str, float]:
     """What is known of a run's exploring: medians over seeds, and how many reached the goal; empty without any."""
-    found: dict[str, float] = {}
+    medians: dict[str, float] = {}
     for name in EXPLORED:
         values = run.per_seed(name)
         if name.endswith("_episode") and values.size:
-            found[f"{name.split('_')[0]}_seeds"] = float(np.isfinite(values).sum())
+            medians[f"{name.split('_')[0]}_seeds"] = float(np.isfinite(values).sum())
             # Of all seeds: those that have not been there yet will be later than those that have.
             median = float(np.median(np.nan_to_num(values, nan=np.inf)))
-            found |= {name: median} if np.isfinite(median) else {}
+            medians |= {name: median} if np.isfinite(median) else {}
         elif np.isfinite(values).any():
-            found[name] = float(np.median(values[np.isfinite(values)]))
-    if found:
-        found["seeds"] = float(len(run.seeds))
-        found["states"] = float(run.summary["states"])
-    return found
+            medians[name] = float(np.median(values[np.isfinite(values)]))
+    if medians:
+        medians["seeds"] = float(len(run.seeds))
+        medians["states"] = float(run.summary["states"])
+    return medians
 
 
 def _notes(runs: list[Result]) -> list[str]:
     """What keeps runs of one environment from being compared fairly, in a line each."""
     notes = []
     if len({run.done for run in runs if run.finished}) > 1:
-        listed = ", ".join(f"{run.name} {run.done:,}" for run in runs if run.finished)
-        notes.append(f"final scores are after different numbers of steps: {listed}")
+        done = ", ".join(f"{run.name} {run.done:,}" for run in runs if run.finished)
+        notes.append(f"final scores are after different numbers of steps: {done}")
     for run in runs:
-        if run.stopped:
-            notes.append(f"{run.name} was stopped by --halving ({run.done:,} of {run.planned:,} steps): no final score")
-        elif not run.finished:
+        if not run.finished:
             notes.append(f"{run.name} is not finished ({run.done:,} of {run.planned:,} steps): no final score of it")
         if not run.steps.size:
             notes.append(f"{run.name} has no line in its metrics.jsonl: no curve of it")
         elif len(missing := np.flatnonzero(~np.isfinite(run.curve(TRAINING)).any(1))) and run.finished:
             notes.append(f"{run.name}: no episode with a finite score of seeds {_listed(run, missing)} in training")
         if run.diverged:
-            at = [f"{seed} at step {step:,}" for seed, step in run.diverged.items()]
-            notes.append(f"{run.name}: seeds diverged: {_some(at)}")
+            seeds = [f"{seed} at step {step:,}" for seed, step in run.diverged.items()]
+            notes.append(f"{run.name}: seeds diverged: {_some(seeds)}")
         if len(broken := np.flatnonzero(~np.isfinite(final_scores(run)))):
             notes.append(f"{run.name}: no finite final score of seeds {_listed(run, broken)}: they are left out")
     return notes
 
 
-def _listed(run: Result, places: Any) -> str:
-    return _some([str(run.seeds[i]) for i in places])
+def _listed(run: Result, indices: Any) -> str:
+    return _some([str(run.seeds[i]) for i in indices])
 
 
-def _some(words: list[str], most: int = 8) -> str:
-    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
+def _some(items: list[str], limit: int = 8) -> str:
+    return ", ".join(items[:limit]) + (f" and {len(items) - limit} more" if len(items) > limit else "")
 
 
 def _over(groups: list[Group], differing: list[str]) -> tuple[list[Line], list[Pair], list[str]]:
     """Ways of learning over the environments that all of them have: the same settings, the same way."""
     if len(groups) < 2:
         return [], [], []
-    ways: dict[str, dict[str, list[Result]]] = {}  # way -> environment -> its runs
+    methods: dict[str, dict[str, list[Result]]] = {}  # settings in words -> environment -> its runs
     for group in groups:
         for run in group.runs:
             if final_scores(run).size:
-                ways.setdefault(described(run, differing), {}).setdefault(group.env, []).append(run)
-    ways = {way: envs for way, envs in ways.items() if len(envs) > 1}
-    shared = [group.env for group in groups if ways and all(group.env in envs for envs in ways.values())]
+                methods.setdefault(described(run, differing), {}).setdefault(group.env, []).append(run)
+    methods = {method: envs for method, envs in methods.items() if len(envs) > 1}
+    shared = [group.env for group in groups if methods and all(group.env in envs for envs in methods.values())]
     if len(shared) < 2:
         return [], [], ["nothing is said over environments: no two of them have finished runs of the same settings"]
     scale = {group.env: group.runs[0].scale for group in groups}
     known, unknown = [env for env in shared if scale[env]], [env for env in shared if not scale[env]]
-    scores = {way: {env: np.concatenate([final_scores(r) for r in envs[env]]) for env in shared}
-              for way, envs in ways.items()}  # fmt: skip
-    name = lambda way: way or "all runs"
+    scores = {method: {env: np.concatenate([final_scores(r) for r in envs[env]]) for env in shared}
+              for method, envs in methods.items()}  # fmt: skip
+    name = lambda method: method or "all runs"
     lines = [
-        Line(name(way), sum(int(np.isfinite(s).sum()) for s in tasks.values()),
+        Line(name(method), sum(int(np.isfinite(s).sum()) for s in tasks.values()),
              _estimates([tasks[env] for env in known], [scale[env] for env in known]), {})
-        for way, tasks in scores.items() if len(known) > 1
+        for method, tasks in scores.items() if len(known) > 1
     ]  # fmt: skip
     pairs = [
         Pair(name(a), name(b), improvement(list(scores[a].values()), list(scores[b].values())))

@@ -50,14 +50,14 @@ def plot_comparison(path: Path, comparison: Comparison) -> None:
     figure = Figure(figsize=(sum(widths), sum(heights) + 0.6), dpi=DPI, layout=layout, facecolor="white")
     panels = figure.subplots(len(groups), len(widths), squeeze=False, width_ratios=widths, height_ratios=heights)
     for row, group in zip(panels, groups, strict=True):
-        rest = list(row[1:])
+        panels_left = list(row[1:])
         _draw_curves(row[0], group, colours)
         if scored:
-            _draw_finals(rest.pop(0), group, colours)
+            _draw_finals(panels_left.pop(0), group, colours)
         if visited:
-            _draw_visited(rest.pop(0), group.runs, colours)
+            _draw_visited(panels_left.pop(0), group.runs, colours)
         if better:
-            _draw_pairs(rest.pop(0), group.pairs)
+            _draw_pairs(panels_left.pop(0), group.pairs)
     handles, labels = [], []
     for axes in panels[:, 0]:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -77,15 +77,15 @@ def colours_of(groups: Sequence[Group]) -> dict[str, str]:
     """
     varied = {name for group in groups for name in differing_settings(group.runs)} - LENGTH
     colours: dict[str, str] = {}
-    taken: dict[tuple[str, int], str] = {}  # (way, which of its runs in the environment) -> colour
+    assigned: dict[tuple[str, int], str] = {}  # (settings, which of the environment's runs) -> colour
     for group in groups:
-        ways = [described(run, sorted(varied)) for run in group.runs]
-        keys = [(way, ways[:place].count(way)) for place, way in enumerate(ways)]
-        here = {taken[key] for key in keys if key in taken}
+        methods = [described(run, sorted(varied)) for run in group.runs]
+        keys = [(method, methods[:index].count(method)) for index, method in enumerate(methods)]
+        used = {assigned[key] for key in keys if key in assigned}
         for run, key in zip(group.runs, keys, strict=True):
-            free = [c for c in COLOURS if c not in taken.values()] or [c for c in COLOURS if c not in here]
-            colours[run.name] = taken.setdefault(key, free[0] if free else COLOURS[len(taken) % len(COLOURS)])
-            here.add(colours[run.name])
+            free = [c for c in COLOURS if c not in assigned.values()] or [c for c in COLOURS if c not in used]
+            colours[run.name] = assigned.setdefault(key, free[0] if free else COLOURS[len(assigned) % len(COLOURS)])
+            used.add(colours[run.name])
     return colours
 
 
@@ -100,12 +100,12 @@ def _draw_curves(axes: Axes, group: Group, colours: Mapping[str, str]) -> None:
 
 
 def _draw_visited(axes: Axes, runs: Sequence[Result], colours: Mapping[str, str]) -> None:
-    there = [run for run in runs if VISITED in run.metrics]
-    if not there:
+    counted = [run for run in runs if VISITED in run.metrics]
+    if not counted:
         return _draw_nothing(axes, "no countable states")
-    _dress_steps(axes, there)
+    _dress_steps(axes, counted)
     axes.set_title("states visited", loc="left", fontsize=10, color=INK)
-    for run in there:
+    for run in counted:
         _draw_band(axes, run, run.metrics[VISITED], colours[run.name])
     axes.set_ylim(bottom=0)
     return None
@@ -125,12 +125,12 @@ def _draw_finals(axes: Axes, group: Group, colours: Mapping[str, str]) -> None:
     scored = [(run, line) for run, line in zip(group.runs, group.lines, strict=True) if line.seeds]
     if not scored:
         return _draw_nothing(axes, "no final score yet")
-    for place, (run, line) in enumerate(scored):
+    for y, (run, line) in enumerate(scored):
         scores, colour = final_scores(run), colours[run.name]
         scores = np.sort(scores[np.isfinite(scores)])
         shown = scores[np.linspace(0, len(scores) - 1, min(len(scores), MOST_DOTS)).astype(int)]
-        axes.scatter(shown, np.full(shown.size, place + 0.17), s=12, color=colour, alpha=0.45, linewidth=0)
-        _draw_estimate(axes, line.estimates["iqm"], place - 0.12, colour)
+        axes.scatter(shown, np.full(shown.size, y + 0.17), s=12, color=colour, alpha=0.45, linewidth=0)
+        _draw_estimate(axes, line.estimates["iqm"], y - 0.12, colour)
     _dress_rows(axes, [run.name for run, _ in scored])
     axes.set_title("final scores", loc="left", fontsize=10, color=INK)
     return None
@@ -139,8 +139,8 @@ def _draw_finals(axes: Axes, group: Group, colours: Mapping[str, str]) -> None:
 def _draw_pairs(axes: Axes, pairs: Sequence[Pair]) -> None:
     if not pairs:
         return _draw_nothing(axes, "nothing to compare with")
-    for place, pair in enumerate(pairs):
-        _draw_estimate(axes, pair.probability, place, INK)
+    for y, pair in enumerate(pairs):
+        _draw_estimate(axes, pair.probability, y, INK)
     axes.axvline(0.5, color=GREY, linewidth=1, linestyle=":")
     axes.set_xlim(-0.03, 1.03)
     _dress_rows(axes, [f"{pair.ours}\nover {pair.theirs}" for pair in pairs])
@@ -148,10 +148,10 @@ def _draw_pairs(axes: Axes, pairs: Sequence[Pair]) -> None:
     return None
 
 
-def _draw_estimate(axes: Axes, estimate: Estimate, place: float, colour: str) -> None:
+def _draw_estimate(axes: Axes, estimate: Estimate, y: float, colour: str) -> None:
     if np.isfinite(estimate.value):
-        axes.plot([estimate.low, estimate.high], [place, place], color=colour, linewidth=3, alpha=0.45)
-        axes.plot([estimate.value], [place], color=colour, marker="o", markersize=6)
+        axes.plot([estimate.low, estimate.high], [y, y], color=colour, linewidth=3, alpha=0.45)
+        axes.plot([estimate.value], [y], color=colour, marker="o", markersize=6)
 
 
 def _dress_rows(axes: Axes, names: Sequence[str]) -> None:

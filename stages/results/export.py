@@ -22,9 +22,8 @@ def write_table(path: Path, runs: Sequence[Result], differing: Sequence[str]) ->
 
     Columns: run, env, each setting of `differing`, seed, phase, step (env steps of the seed), kind, score. Kinds:
     training (mean of the episodes that ended since the last point), evaluation (of the tasker, at that point),
-    untrained, zero_shot (after exploring) and final (of evaluation episodes); with --halving also rung (where trials
-    were compared) and, of one that was stopped there, stopped instead. A score that there is none of, or that is not
-    finite, has no line.
+    untrained, zero_shot (after exploring) and final (of evaluation episodes). A score that is missing or not finite has
+    no line.
 
     Raises:
         RunFolderError: the disk refuses.
@@ -55,9 +54,6 @@ def _scores(run: Result) -> Iterator[tuple[int, str, int, str, float]]:
             for step, phase, score in zip(run.steps.tolist(), run.phases, scores, strict=True):
                 if np.isfinite(score):
                     yield seed, phase, step, kind, score
-    steps, rungs = run.rungs
-    kinds = ["rung"] * (len(steps) - 1) + ["stopped" if run.stopped else "rung"]
-    ends += tuple((kind, first, step, scores) for kind, step, scores in zip(kinds, steps, rungs, strict=False))
     for kind, phase, step, scores in ends:
         for seed, score in zip(run.seeds, scores.tolist(), strict=bool(scores.size)):
             if np.isfinite(score):
@@ -73,16 +69,16 @@ def write_scores(folder: Path, runs: Sequence[Result]) -> None:
     Raises:
         RunFolderError: the disk refuses.
     """
-    part = lambda words: re.sub(r"\W+", "_", words).strip("_")
+    part = lambda text: re.sub(r"\W+", "_", text).strip("_")
     for run in runs:
-        found = [name for name in (TRAINING, EVALUATION) if name in run.metrics]
+        names = [name for name in (TRAINING, EVALUATION) if name in run.metrics]
         for i, seed in enumerate(run.seeds):
             lines = []
             for p, step in enumerate(run.steps.tolist()):
-                row: dict[str, Any] = {name: float(run.metrics[name][i, p]) for name in found}
+                row: dict[str, Any] = {name: float(run.metrics[name][i, p]) for name in names}
                 if np.isfinite(row.get(TRAINING, np.nan)):
                     lines.append(json.dumps({"step": step} | {k: v for k, v in row.items() if np.isfinite(v)}) + "\n")
             if lines:  # plot.py takes no empty file
-                place = folder / f"dreamsweep-env_{part(run.env)}-{part(run.name)}-{seed}"
-                place.mkdir(parents=True, exist_ok=True)
-                write_whole(place / "scores.jsonl", "".join(lines).encode())
+                path = folder / f"dreamsweep-env_{part(run.env)}-{part(run.name)}-{seed}"
+                path.mkdir(parents=True, exist_ok=True)
+                write_whole(path / "scores.jsonl", "".join(lines).encode())

@@ -1,10 +1,10 @@
 """Page: the frame and the looks of a report, in light and in dark."""
 
 STYLE = """
-:root { color-scheme: light dark; --paper: #ffffff; --back: #f5f6f8; --ink: #1d2430; --grey: #667080; --grid: #e4e7eb;
-  --accent: #1f5a94; --line: #dfe3e8; --warn: #a04510; }
+:root { color-scheme: light dark; --paper: #ffffff; --back: #f5f6f8; --ink: #1d2430; --grey: #667080;
+  --line: #dfe3e8; --warn: #a04510; }
 @media (prefers-color-scheme: dark) { :root { --paper: #1b1f26; --back: #12151a; --ink: #e4e8ee; --grey: #97a1af;
-  --grid: #2c323b; --accent: #6fb1ee; --line: #2f3640; --warn: #f0a06a; } }
+  --line: #2f3640; --warn: #f0a06a; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 76rem; background: var(--back); color: var(--ink);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
@@ -29,9 +29,9 @@ figcaption { display: flex; flex-wrap: wrap; justify-content: space-between; gap
   font-size: .85rem; }
 figcaption b { font-weight: 600; }
 code { color: var(--grey); font-size: .75rem; line-height: 1.7; overflow-wrap: anywhere; }
-svg, img { display: block; width: 100%; height: auto; }
-.large svg { max-height: 34rem; }
-svg text { font-family: inherit !important; fill: var(--ink); }
+img { display: block; width: 100%; height: auto; }
+.large img { max-height: 34rem; }
+@media (prefers-color-scheme: dark) { figure:not(.paper) img { filter: invert(0.9) hue-rotate(180deg); } }
 .paper { background: #ffffff; margin-top: .8rem; }
 .paper img { max-width: 60rem; margin: 0 auto; }
 summary { cursor: pointer; font-size: 1.2rem; font-weight: 600; }

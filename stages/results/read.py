@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.scales import scale_of
-from stages.runs.arguments import DEFAULTS
+from stages.runs.arguments import DEFAULTS, env_title
 from stages.runs.folder import RunFolder, RunFolderError, read_config, read_json
-from stages.runs.settings_file import flat, without_gone
+from stages.runs.settings_file import flat
 
 Floats = NDArray[np.float64]
 
@@ -44,9 +44,8 @@ class Result:
 
     @property
     def env(self) -> str:
-        """The environment with its settings, as people write it."""
-        listed = ", ".join(f"{name} {value}" for name, value in self._env_args.items())
-        return self.settings["config.env"] + (f" ({listed})" if listed else "")
+        """The environment with its settings, for people."""
+        return env_title(self.settings["config.env"], self._env_args.items())
 
     @property
     def scale(self) -> tuple[float, float] | None:
@@ -57,17 +56,6 @@ class Result:
     def finished(self) -> bool:
         """Whether it came to its end, with a final evaluation."""
         return bool(self.summary.get("finished"))
-
-    @property
-    def stopped(self) -> bool:
-        """Whether `--halving` stopped it before its end: then its scores are of fewer steps than others'."""
-        return "stopped" in self.summary
-
-    @property
-    def rungs(self) -> tuple[list[int], Floats]:
-        """Rungs R where it was compared with other trials: env steps of a seed [R], evaluation scores [R, S]."""
-        rungs = self.summary.get("rungs") or {"steps": [], "scores": []}
-        return rungs["steps"], np.array(rungs["scores"], np.float64).reshape(len(rungs["steps"]), len(self.seeds))
 
     @property
     def planned(self) -> int:
@@ -104,9 +92,9 @@ class Result:
         last = np.maximum.accumulate(np.where(np.isfinite(values), np.arange(values.shape[1]), 0), axis=1)
         started = np.logical_or.accumulate(np.isfinite(values), axis=1)
         # A seed whose lines end earlier than others' (its round is at work) is not carried to where it has not been.
-        there = np.isfinite(self.metrics["episode/count"])
-        there &= ~np.isfinite(self.metrics.get("diverged", np.full_like(values, np.nan)))
-        return np.where(started & there, np.take_along_axis(values, last, 1), np.nan)
+        trained = np.isfinite(self.metrics["episode/count"])
+        trained &= ~np.isfinite(self.metrics.get("diverged", np.full_like(values, np.nan)))
+        return np.where(started & trained, np.take_along_axis(values, last, 1), np.nan)
 
     @property
     def diverged(self) -> dict[int, int]:
@@ -152,10 +140,10 @@ def runs_in(folder: Path) -> list[Path]:
     config = read_json(folder / RunFolder.CONFIG)
     if config is not None and not (config.get("sweep") and any(folder.glob(f"*/{RunFolder.CONFIG}"))):
         return [folder]
-    inside = sorted({each.parent for each in folder.glob(f"*/{RunFolder.CONFIG}")})
+    inside = sorted({path.parent for path in folder.glob(f"*/{RunFolder.CONFIG}")})
     if not inside:
         read_config(folder)  # says what is missing
-    return [run for each in inside for run in runs_in(each)]
+    return [run for path in inside for run in runs_in(path)]
 
 
 def _names(folders: list[Path]) -> list[str]:
@@ -167,7 +155,7 @@ def _names(folders: list[Path]) -> list[str]:
 
 
 def _read_run(path: Path, name: str) -> Result:
-    settings = SETTINGS | flat(without_gone(read_config(path)))
+    settings = SETTINGS | flat(read_config(path))
     try:
         seeds = list(range(settings["seed_start"], settings["seed_start"] + settings["seeds"]))
         steps, phases, metrics = _read_metrics(path / RunFolder.METRICS, seeds)
@@ -194,15 +182,15 @@ def tabulated(
     """Rows of metrics.jsonl -> steps [P], phases [P], and name -> [S, P], where NaN stands for null and for no row."""
     phase_at = {row["step"]: row["phase"] for row in rows}
     steps = sorted(phase_at)
-    column, place = {step: i for i, step in enumerate(steps)}, {seed: i for i, seed in enumerate(seeds)}
+    column_of, row_of = {step: i for i, step in enumerate(steps)}, {seed: i for i, seed in enumerate(seeds)}
     metrics: dict[str, Floats] = {}
     for row in rows:
-        at = place[row["seed"]], column[row["step"]]
+        index = row_of[row["seed"]], column_of[row["step"]]
         for name, value in row.items():
             if name in ("step", "seed", "phase"):
                 continue
             if name not in metrics:
                 metrics[name] = np.full((len(seeds), len(steps)), np.nan)
             # What is not finite is null.
-            metrics[name][at] = np.nan if value is None else float(value)
+            metrics[name][index] = np.nan if value is None else float(value)
     return np.array(steps, np.int64), [phase_at[step] for step in steps], metrics

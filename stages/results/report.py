@@ -6,20 +6,24 @@ Axes: S seeds, P log points.
 from __future__ import annotations
 
 import base64
+import io
 import re
 import shlex
 from collections.abc import Iterable, Sequence
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stages.results.compare import NO_SETTING, Line, compare, described
+from stages.results.metric_figure import metric_figure
 from stages.results.page import PAGE
 from stages.results.read import EVALUATION, EXPLORED, TRAINING, Result
-from stages.results.vector import metric_figure, svg
-from stages.runs.arguments import beyond_preset, mode_in_words
+from stages.runs.arguments import beyond_preset, mode_title
 from stages.runs.figures import curves_figure, decimals, number
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SECTIONS = (
     ("Losses", "what the model, the behaviours and the ensemble learn from", r"^train/loss/"),
@@ -95,7 +99,7 @@ def page(run: Result) -> str:
         _seeds(run),
         _settings(run),
     ]
-    return PAGE.format(title=escape(f"{run.env}, {mode_in_words(run.settings)}"), body="\n".join(filter(None, body)))
+    return PAGE.format(title=escape(f"{run.env}, {mode_title(run.settings)}"), body="\n".join(filter(None, body)))
 
 
 def _head(run: Result) -> str:
@@ -106,13 +110,12 @@ def _head(run: Result) -> str:
         command += ["--preset", str(run.settings["preset"])]
     changed = [name for name in beyond_preset(run.settings) if name not in NO_SETTING]
     env = [] if run.settings["config.env"] == "Catch-bsuite" else ["--env", run.settings["config.env"]]
-    args = [word for name, value in run.settings["config.env_args"] for word in (f"--env.{name}", value)]
-    words = shlex.join([*command, *env, *args]) + " " + described(run, changed)
-    cut = "stopped by --halving" if run.stopped else "not finished"
-    state = "finished" if run.finished else f"{cut}: {run.done:,} of {run.planned:,} steps"
+    args = [part for name, value in run.settings["config.env_args"] for part in (f"--env.{name}", value)]
+    command_line = shlex.join([*command, *env, *args]) + " " + described(run, changed)
+    state = "finished" if run.finished else f"not finished: {run.done:,} of {run.planned:,} steps"
     return (
-        f"<header><h1>{escape(run.env)}</h1><p>mode {escape(mode_in_words(run.settings))} · preset "
-        f"{escape(str(run.settings['preset']))} · {state}</p><pre>{escape(words.strip())}</pre></header>"
+        f"<header><h1>{escape(run.env)}</h1><p>mode {escape(mode_title(run.settings))} · preset "
+        f"{escape(str(run.settings['preset']))} · {state}</p><pre>{escape(command_line.strip())}</pre></header>"
     )
 
 
@@ -120,18 +123,18 @@ def _cards(run: Result, line: Line) -> str:
     """The numbers that one asks for first."""
     cards: list[tuple[str, str, str]] = []
     shown = [abs(x) for name in ("iqm", "median", "mean") for x in line.estimates.get(name, ()) if np.isfinite(x)]
-    places = max(decimals(max(shown, default=0.0)) - 1, 0)
-    for name, words in (("iqm", "interquartile mean"), ("median", "median"), ("mean", "mean")):
-        if each := line.estimates.get(name):
-            between = f"{number(each.low, places)} to {number(each.high, places)}"
-            cards.append((words, number(each.value, places), between))
+    digits = max(decimals(max(shown, default=0.0)) - 1, 0)
+    for name, label in (("iqm", "interquartile mean"), ("median", "median"), ("mean", "mean")):
+        if estimate := line.estimates.get(name):
+            between = f"{number(estimate.low, digits)} to {number(estimate.high, digits)}"
+            cards.append((label, number(estimate.value, digits), between))
     gap = line.estimates.get("optimality_gap")
     if gap is not None and np.isfinite(gap.value):
         cards.append(("optimality gap", f"{gap.value:.0%}", f"{gap.low:.0%} to {gap.high:.0%} of the scale"))
     if np.isfinite(untrained := run.per_seed("untrained")).any():
-        cards.append(("untrained", number(float(np.nanmean(untrained)), places), "mean over seeds"))
+        cards.append(("untrained", number(float(np.nanmean(untrained)), digits), "mean over seeds"))
     if np.isfinite(zero_shot := run.per_seed("zero_shot")).any():
-        cards.append(("zero-shot", number(float(np.nanmedian(zero_shot)), places), "median, after exploring"))
+        cards.append(("zero-shot", number(float(np.nanmedian(zero_shot)), digits), "median, after exploring"))
     cards.append(("seeds", f"{len(run.seeds):,}", f"{run.seeds[0]} to {run.seeds[-1]}"))
     cards.append(("env steps", f"{run.done:,}", "a seed"))
     if (speed := _middle(run, "fps/policy")) is not None:
@@ -163,7 +166,7 @@ def _curves(run: Result) -> str:
             baseline=(float(np.nanmean(untrained)), "untrained") if np.isfinite(untrained).any() else None,
             diverged=[run.diverged.get(seed, 0) for seed in run.seeds],
         )
-        pictures.append(f'<figure class="large">{svg(figure, f"{label} over env steps")}</figure>')
+        pictures.append(f'<figure class="large">{_drawing(figure, f"{label} over env steps")}</figure>')
     if not pictures:
         return ""
     return f'<section><h2>Learning curves</h2><div class="curves">{"".join(pictures)}</div></section>'
@@ -171,23 +174,23 @@ def _curves(run: Result) -> str:
 
 def _metrics(run: Result) -> list[str]:
     """A section of small pictures for each of SECTIONS."""
-    left = [name for name in sorted(run.metrics) if np.isfinite(run.metrics[name]).any()]
-    left = [name for name in left if name not in (TRAINING, EVALUATION, "episode/count", "diverged")]
+    remaining = [name for name in sorted(run.metrics) if np.isfinite(run.metrics[name]).any()]
+    remaining = [name for name in remaining if name not in (TRAINING, EVALUATION, "episode/count", "diverged")]
     known = list(MEANINGS)
-    found = []
-    for title, words, mark in SECTIONS:
-        here = [name for name in left if re.search(mark, name)]
-        left = [name for name in left if name not in here]
+    sections = []
+    for title, text, mark in SECTIONS:
+        matching = [name for name in remaining if re.search(mark, name)]
+        remaining = [name for name in remaining if name not in matching]
         pictures = []
-        for name in sorted(here, key=lambda name: known.index(name) if name in known else len(known)):
+        for name in sorted(matching, key=lambda name: known.index(name) if name in known else len(known)):
             figure = metric_figure(run.steps.astype(float), run.metrics[name], run.adapt_step)
             meaning = f"<b>{MEANINGS[name]}</b> " if name in MEANINGS else ""
             caption = f"<figcaption>{meaning}<code>{escape(name)}</code></figcaption>"
-            pictures.append(f"<figure>{caption}{svg(figure, name)}</figure>")
+            pictures.append(f"<figure>{caption}{_drawing(figure, name)}</figure>")
         if pictures:
             grid = f'<div class="grid">{"".join(pictures)}</div>'
-            found.append(f"<section><h2>{title}</h2><p>{words}</p>{grid}</section>")
-    return found
+            sections.append(f"<section><h2>{title}</h2><p>{text}</p>{grid}</section>")
+    return sections
 
 
 def _novelty(run: Result) -> str:
@@ -195,9 +198,23 @@ def _novelty(run: Result) -> str:
     path = run.path / "novelty.png"
     if not path.exists():
         return ""
-    picture = base64.b64encode(path.read_bytes()).decode()
-    image = f'<img alt="visits and disagreement of states" src="data:image/png;base64,{picture}">'
+    image = _image("visits and disagreement of states", "png", path.read_bytes())
     return f'<section><h2>Where it has been</h2><figure class="paper">{image}</figure></section>'
+
+
+def _drawing(figure: Figure, label: str) -> str:
+    """A figure as an <img> of SVG without a background, read out as `label`; the same bytes for the same figure."""
+    import matplotlib
+
+    drawing = io.BytesIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": label}):  # text stays text
+        figure.savefig(drawing, format="svg", transparent=True, metadata={"Date": None})
+    return _image(label, "svg+xml", drawing.getvalue())
+
+
+def _image(label: str, kind: str, content: bytes) -> str:
+    """An <img> that holds its content."""
+    return f'<img alt="{escape(label)}" src="data:image/{kind};base64,{base64.b64encode(content).decode()}">'
 
 
 def _seeds(run: Result) -> str:
@@ -216,9 +233,9 @@ def _seeds(run: Result) -> str:
 def _settings(run: Result) -> str:
     """All settings, those that differ from their preset first; and versions."""
     changed = beyond_preset(run.settings)
-    rest = [name for name in run.settings if name not in changed and not name.startswith("versions.")]
+    unchanged = [name for name in run.settings if name not in changed and not name.startswith("versions.")]
     rows = [[name.removeprefix("config."), _word(run.settings[name]), _word(was)] for name, was in changed.items()]
-    rows += [[name.removeprefix("config."), _word(run.settings[name]), ""] for name in rest]
+    rows += [[name.removeprefix("config."), _word(run.settings[name]), ""] for name in unchanged]
     versions = [
         [name.split(".")[1], str(value)] for name, value in run.settings.items() if name.startswith("versions.")
     ]
@@ -242,8 +259,8 @@ def _middle(run: Result, name: str) -> float | None:
 
 
 def _duration(seconds: float) -> str:
-    whole = round(seconds)
-    return f"{whole} s" if whole < 120 else f"{whole // 60} min" if whole < 7200 else f"{whole / 3600:.1f} h"
+    rounded = round(seconds)
+    return f"{rounded} s" if rounded < 120 else f"{rounded // 60} min" if rounded < 7200 else f"{rounded / 3600:.1f} h"
 
 
 def _word(value: Any) -> str:

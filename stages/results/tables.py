@@ -31,20 +31,20 @@ class Table(NamedTuple):
 
 def tables(comparison: Comparison) -> list[Table]:
     """For each environment the scores, the probabilities of improvement, and novelty where it was measured."""
-    found = []
+    result = []
     for group in comparison.groups:
         differing = differing_settings(group.runs)
         apart = [f"{run.name}: {_short(described(run, differing))}" for run in group.runs if differing]
         steps = sorted({run.done for run in group.runs})
         after = f" after {steps[0]:,} steps a seed" if len(steps) == 1 else ""
-        found.append(_scores(f"{group.env}: final scores{after}", group.lines, group.notes + apart))
-        found += _improvement(group.env, group.pairs) + _novelty(group.env, group.lines)
+        result.append(_scores(f"{group.env}: final scores{after}", group.lines, group.notes + apart))
+        result += _improvement(group.env, group.pairs) + _novelty(group.env, group.lines)
     if comparison.over:
-        found.append(_scores("Over environments, 0 the lowest return and 1 the highest", comparison.over, []))
-    found += _improvement("Over environments", comparison.over_pairs)
+        result.append(_scores("Over environments, 0 the lowest return and 1 the highest", comparison.over, []))
+    result += _improvement("Over environments", comparison.over_pairs)
     if comparison.notes:
-        found.append(Table("", [], [], comparison.notes))
-    return found
+        result.append(Table("", [], [], comparison.notes))
+    return result
 
 
 def print_tables(tables: Sequence[Table], console: Console | None = None) -> None:
@@ -122,17 +122,17 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
 
 def _scores(title: str, lines: Sequence[Line], notes: list[str]) -> Table:
     shown = [name for name in STATISTICS if any(np.isfinite(_value(line, name)) for line in lines)]
-    places = {name: _places([line.estimates[name] for line in lines if name in line.estimates]) for name in shown}
+    digits = {name: _places([line.estimates[name] for line in lines if name in line.estimates]) for name in shown}
     rows = [
         [f"{line.name}\n{line.seeds} seed{'' if line.seeds == 1 else 's'}"]
-        + [_cell(line.estimates[name], places[name]) if name in line.estimates else "-" for name in shown]
+        + [_cell(line.estimates[name], digits[name]) if name in line.estimates else "-" for name in shown]
         for line in lines
     ]
     return Table(title, ["run", *(STATISTICS[name] for name in shown)], rows, notes)
 
 
 def _improvement(title: str, pairs: Sequence[Pair]) -> list[Table]:
-    rows = [[f"{each.ours} over {each.theirs}", _cell(each.probability, 2, " ")] for each in pairs]
+    rows = [[f"{pair.ours} over {pair.theirs}", _cell(pair.probability, 2, " ")] for pair in pairs]
     return [Table(f"{title}: probability of improvement", ["", "probability"], rows, [])] if pairs else []
 
 
@@ -146,17 +146,17 @@ def _novelty(title: str, lines: Sequence[Line]) -> list[Table]:
 
 def explored(novelty: Mapping[str, float]) -> list[str]:
     """Cells: states visited, how many seeds reached the goal and solved it, rank correlation; medians over seeds."""
-    at = lambda name: novelty.get(name, np.nan)
-    states = f"{at('visited_states'):g}\nof {at('states'):,g}" if novelty else "-"
-    ends = [_episodes(at(f"{name}_seeds"), at("seeds"), at(f"{name}_episode")) for name in ("goal", "solved")]
-    return [states, *ends, number(at("novelty_correlation"), 2)]
+    value = lambda name: novelty.get(name, np.nan)
+    states = f"{value('visited_states'):g}\nof {value('states'):,g}" if novelty else "-"
+    ends = [_episodes(value(f"{name}_seeds"), value("seeds"), value(f"{name}_episode")) for name in ("goal", "solved")]
+    return [states, *ends, number(value("novelty_correlation"), 2)]
 
 
-def _episodes(there: float, seeds: float, episode: float) -> str:
+def _episodes(reached: float, seeds: float, episode: float) -> str:
     """By how many seeds, and when half of all were there."""
-    if np.isnan(there):
+    if np.isnan(reached):
         return "-"
-    return f"by {there:g} of {seeds:g}" + ("" if np.isnan(episode) else f"\nepisode {episode:,g}")
+    return f"by {reached:g} of {seeds:g}" + ("" if np.isnan(episode) else f"\nepisode {episode:,g}")
 
 
 def _value(line: Line, name: str) -> float:
@@ -169,15 +169,15 @@ def _places(estimates: Sequence[Estimate]) -> int:
     return max(decimals(max(extreme, 1.0) if extreme > 0.1 else extreme) - 1, 0)
 
 
-def _cell(estimate: Estimate, places: int, between: str = "\n") -> str:
+def _cell(estimate: Estimate, digits: int, between: str = "\n") -> str:
     """A number and its interval; nothing but a dash without one."""
-    value, low, high = (number(x, places) for x in estimate)
+    value, low, high = (number(x, digits) for x in estimate)
     interval = f"{low} to {high}" if between == "\n" else f"({low} to {high})"
     return value + between + interval if np.isfinite(estimate.value) else "-"
 
 
-def _short(words: str) -> str:
-    flags = words.split(" --")
+def _short(text: str) -> str:
+    flags = text.split(" --")
     return " --".join(flags[:FEW_SETTINGS]) + (
         f" and {len(flags) - FEW_SETTINGS} more" if len(flags) > FEW_SETTINGS else ""
     )

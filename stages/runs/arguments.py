@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -12,7 +12,7 @@ import tyro
 
 from stages.config import Config, ConfigError, EnsembleConfig, Hypers, ModelConfig, ReplayConfig
 from stages.presets import PRESETS, preset
-from stages.runs.settings_file import flat, without_gone, words_of
+from stages.runs.settings_file import flat, words_of
 from stages.runs.sink import Kind, check_sink
 from stages.validate import validate
 
@@ -48,13 +48,6 @@ class Arguments:
     trials: int = 0
     """Random search: so many combinations, with values drawn from --sweep NAME=log:LOW:HIGH, uniform:LOW:HIGH or a
     list; 0: all combinations of the lists."""
-    halving: int = 0
-    """Successive halving of a sweep's trials (Jamieson & Talwalkar 2016; Hyperband's inner loop, Li et al. 2018): all
-    train to a rung at --steps / ETA^k, the best 1/ETA of them by the tasker's evaluation go on to ETA times as many
-    steps, and so on to --steps; 3, say. 0: every trial trains to the end."""
-    halving_start: int = 0
-    """No rung of --halving is before so many env steps of a seed: early scores are those of untrained agents, and who
-    goes on by them is chance. 0: as many rungs as leave one trial."""
     config_file: Annotated[str, tyro.conf.arg(name="config", metavar="FILE")] = ""
     """Settings from a file, JSON or TOML: {"preset": "tiny", "hypers": {"lr": 1e-3}, ...}, or the config.json of a run,
     which then is made again. Flags come after it."""
@@ -98,10 +91,8 @@ class Arguments:
 
     @property
     def title(self) -> str:
-        """What is run, for people: environment and its settings, mode, preset."""
-        settings = ", ".join(f"{name} {value}" for name, value in self.config.env_args)
-        env = f"{self.config.env} ({settings})" if settings else self.config.env
-        return f"{env}, {mode_in_words(self.flat)}, preset {self.preset}"
+        """Environment and its settings, mode, preset, for people."""
+        return f"{env_title(self.config.env, self.config.env_args)}, {mode_title(self.flat)}, preset {self.preset}"
 
     @property
     def flat(self) -> dict[str, Any]:
@@ -109,8 +100,14 @@ class Arguments:
         return flat(json.loads(json.dumps(dataclasses.asdict(self))))
 
 
-def mode_in_words(settings: Mapping[str, Any]) -> str:
-    """The mode of settings by their paths, and what the explorer is paid where that is not disagreement."""
+def env_title(name: str, args: Iterable[tuple[str, Any]]) -> str:
+    """An environment with its settings, such as "DeepSea-bsuite (size 10)"."""
+    settings = ", ".join(f"{key} {value}" for key, value in args)
+    return f"{name} ({settings})" if settings else name
+
+
+def mode_title(settings: Mapping[str, Any]) -> str:
+    """The mode of settings by their paths, with the explorer's reward where that is not disagreement."""
     mode, reward = settings["config.mode"], settings["config.explorer_reward"]
     return mode if reward == "disagreement" else f"{mode} ({reward} reward)"
 
@@ -144,8 +141,12 @@ def beyond_preset(settings: Mapping[str, Any]) -> dict[str, Any]:
         config, hypers = preset(settings["preset"])
     except ConfigError:
         return {}
-    there = flat(json.loads(json.dumps({"config": dataclasses.asdict(config), "hypers": dataclasses.asdict(hypers)})))
-    return {name: was for name, was in there.items() if name in settings and settings[name] != was}
+    records = {"config": dataclasses.asdict(config), "hypers": dataclasses.asdict(hypers)}
+    return {
+        name: was
+        for name, was in flat(json.loads(json.dumps(records))).items()
+        if name in settings and settings[name] != was
+    }
 
 
 def check_same_run(arguments: Arguments, saved: Mapping[str, Any]) -> bool:
@@ -157,17 +158,17 @@ def check_same_run(arguments: Arguments, saved: Mapping[str, Any]) -> bool:
     Raises:
         ConfigError: they ask for another run.
     """
-    ours = arguments.flat
-    named = {name: value for name, value in flat(without_gone(saved)).items() if not name.startswith("versions.")}
-    theirs = DEFAULTS | named  # what came after the run was off in it
-    differing = [name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)]
-    raised = [name for name in GROWING if name in differing and theirs.get(name) and ours[name] > theirs[name]]
+    new = arguments.flat
+    old = {name: value for name, value in flat(saved).items() if not name.startswith("versions.")}
+    old = DEFAULTS | old  # what came after the run was off in it
+    differing = [name for name in new.keys() | old.keys() if new.get(name) != old.get(name)]
+    raised = [name for name in GROWING if name in differing and old.get(name) and new[name] > old[name]]
     if refused := sorted(set(differing) - FREE - set(raised)):
-        listed = ", ".join(f"{flag_of(name)} {theirs.get(name)} (now {ours.get(name, 'gone')})" for name in refused[:5])
-        more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
+        named = [f"{flag_of(name)} {old.get(name)} (now {new.get(name, 'gone')})" for name in refused[:5]]
+        unlisted = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
         raise ConfigError(
-            f"the run in {arguments.logdir} was made with {listed}{more}: give it the same again (only --steps and "
-            "--adapt-steps may grow), or choose another --logdir"
+            f"the run in {arguments.logdir} was made with {', '.join(named)}{unlisted}: give it the same again (only "
+            "--steps and --adapt-steps may grow), or choose another --logdir"
         )
     return bool(raised)
 
@@ -175,7 +176,6 @@ def check_same_run(arguments: Arguments, saved: Mapping[str, Any]) -> bool:
 def settings_of(saved: Mapping[str, Any]) -> tuple[Config, Hypers]:
     """Config and Hypers of a run from its config.json. Raises ConfigError if they are of another program."""
     try:
-        saved = without_gone(saved)
         config = dict(saved["config"])
         parts = {"model": ModelConfig, "ensemble": EnsembleConfig, "replay": ReplayConfig}
         made: dict[str, Any] = {name: make(**config[name]) for name, make in parts.items()}
@@ -239,52 +239,34 @@ def check(arguments: Arguments) -> None:
         raise ConfigError(f"--checkpoint-keep must be 0 or more, not {arguments.checkpoint_keep}")
     if not 0 <= arguments.memory < float("inf"):
         raise ConfigError(f"--memory must be finite and 0 or more, not {arguments.memory}")
-    if arguments.halving < 0 or arguments.halving == 1:
-        raise ConfigError(
-            f"--halving must be 0 or 2 and more, since 1 of so many trials goes on; not {arguments.halving}"
-        )
-    if not 0 <= arguments.halving_start < arguments.config.steps:
-        raise ConfigError(
-            f"--halving-start must be 0 or more, and less than --steps ({arguments.config.steps}); not "
-            f"{arguments.halving_start}"
-        )
-    if arguments.halving_start and not arguments.halving:
-        raise ConfigError("--halving-start says where the first rung of --halving may be: give that, too")
-    if arguments.halving and arguments.several:
-        raise ConfigError(
-            "--halving does not share a sweep out over processes (--distributed): who goes on would move between them; "
-            "give up one of the two"
-        )
-    if arguments.halving and arguments.checkpoint_keep == 0:
-        raise ConfigError("--halving goes on from checkpoints: it needs --checkpoint-keep 1 or more, not 0")
     check_sink(arguments.log)
     validate(arguments.config, arguments.hypers)
 
 
 def _take_env_args(argv: list[str]) -> tuple[list[str], tuple[tuple[str, str], ...]]:
     """Split off `--env.NAME VALUE` and `--env.NAME=VALUE`: their names depend on the environment."""
-    rest, taken, words = [], {}, iter(argv)
-    for word in words:
-        match = re.fullmatch(r"--env\.([\w-]+)(?:=(.*))?", word)
+    remaining, env_args, tokens = [], {}, iter(argv)
+    for token in tokens:
+        match = re.fullmatch(r"--env\.([\w-]+)(?:=(.*))?", token)
         if not match:
-            rest.append(word)
+            remaining.append(token)
             continue
-        value = match[2] if match[2] is not None else next(words, None)
+        value = match[2] if match[2] is not None else next(tokens, None)
         if value is None:
-            raise ConfigError(f"{word} needs a value: {word} VALUE")
-        taken[match[1].replace("-", "_")] = value
-    return rest, tuple(sorted(taken.items()))
+            raise ConfigError(f"{token} needs a value: {token} VALUE")
+        env_args[match[1].replace("-", "_")] = value
+    return remaining, tuple(sorted(env_args.items()))
 
 
 def _peek(argv: list[str], flag: str, default: str) -> str:
     """A flag's last value before the parser sees it: the preset decides the others' defaults."""
-    found = default
-    for here, following in itertools.pairwise([*argv, default]):
-        if here == flag:
-            found = following
-        if here.startswith(flag + "="):
-            found = here.split("=", 1)[1]
-    return found
+    value = default
+    for token, successor in itertools.pairwise([*argv, default]):
+        if token == flag:
+            value = successor
+        if token.startswith(flag + "="):
+            value = token.split("=", 1)[1]
+    return value
 
 
 def _whole_number(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[int] | None:
@@ -300,8 +282,8 @@ def _whole_number(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructor
     )
 
 
-def _read_whole_number(words: list[str]) -> int:
-    number = float(words[0])
+def _read_whole_number(tokens: list[str]) -> int:
+    number = float(tokens[0])
     if not number.is_integer():
-        raise ValueError(f"{words[0]} is not a whole number")
-    return int(words[0]) if re.fullmatch(r"[+-]?\d+", words[0]) else int(number)
+        raise ValueError(f"{tokens[0]} is not a whole number")
+    return int(tokens[0]) if re.fullmatch(r"[+-]?\d+", tokens[0]) else int(number)

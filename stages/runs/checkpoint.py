@@ -21,14 +21,13 @@ import numpy as np
 from stages.config import Hypers
 from stages.runs.folder import RunFolderError, plain
 from stages.runs.processes import Processes
-from stages.runs.settings_file import GONE
 
 FOLDER = "checkpoints"
 ROOM = {".ring.": 0, ".coverage.where": -1}
 """Parts of the state with room for each row that the run will collect, and what stands where none is yet."""
 NEWER = {f"[0].hypers.{name}": value for name, value in vars(Hypers()).items()}
 """What hyperparameters that a checkpoint is too old to hold are in it: their defaults."""
-OLDER = {f"[0].{name}" for name in GONE if name.startswith("hypers.")}
+OLDER = {"[0].hypers.bootstrap", "[0].hypers.intrinsic_scale_lr"}
 """Hyperparameters that a checkpoint may still hold: config.json says whether its run left them alone."""
 
 

@@ -80,13 +80,11 @@ def _write_agents(folder: Path, loaded: Loaded, kept: Sequence[int]) -> None:
 
 def _summary_of(summary: Mapping[str, Any], kept: Sequence[int]) -> dict[str, Any]:
     """A summary of some of its seeds; the scores' interval is taken again, over these."""
-    places = [place for place, seed in enumerate(summary["seeds"]) if seed in kept]
+    indices = [index for index, seed in enumerate(summary["seeds"]) if seed in kept]
     lists = {name: summary[name] for name in PER_SEED if summary.get(name) is not None}
-    own: dict[str, Any] = {name: [values[place] for place in places] for name, values in lists.items()}
-    if rungs := summary.get("rungs"):
-        own_of = lambda at_rungs: [[values[place] for place in places] for values in at_rungs]
-        own["rungs"] = {**rungs, **{name: own_of(rungs[name]) for name in ("scores", "diverged")}}
-    own["diverged"] = {seed: at for seed, at in summary["diverged"].items() if int(seed) in kept}
-    if "score" in own:
-        own |= dataclasses.asdict(summarise(np.array(own["score"], np.float64), own["seeds"]))
-    return dict(summary) | own
+    kept_summary: dict[str, Any] = {name: [values[index] for index in indices] for name, values in lists.items()}
+    kept_summary["diverged"] = {seed: step for seed, step in summary["diverged"].items() if int(seed) in kept}
+    if "score" in kept_summary:
+        scores = np.array(kept_summary["score"], np.float64)
+        kept_summary |= dataclasses.asdict(summarise(scores, kept_summary["seeds"]))
+    return dict(summary) | kept_summary

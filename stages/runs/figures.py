@@ -62,12 +62,12 @@ def table(interval: Interval, title: str, diverged: Mapping[int, int]) -> Table:
     ):
         result.add_row(name, show(score), "" if seed is None else f"seed {seed}")
     if interval.nonfinite:
-        listed = ", ".join(str(seed) for seed in interval.nonfinite)
-        word = "seed" if len(interval.nonfinite) == 1 else "seeds"
-        result.add_row("no finite score", "-", f"left out above: {word} {listed}", style="red")
+        names = ", ".join(str(seed) for seed in interval.nonfinite)
+        noun = "seed" if len(interval.nonfinite) == 1 else "seeds"
+        result.add_row("no finite score", "-", f"left out above: {noun} {names}", style="red")
     if diverged:
-        listed = ", ".join(f"seed {seed} at step {step:,}" for seed, step in diverged.items())
-        result.add_row("diverged", str(len(diverged)), f"frozen: {listed}", style="red")
+        names = ", ".join(f"seed {seed} at step {step:,}" for seed, step in diverged.items())
+        result.add_row("diverged", str(len(diverged)), f"frozen: {names}", style="red")
     return result
 
 
@@ -100,14 +100,14 @@ BOLD: dict[str, Any] = {"color": BLUE, "linewidth": 2, "marker": "o", "markersiz
 THIN: dict[str, Any] = {"color": BLUE, "linewidth": 0.8, "marker": "o", "markersize": 2}
 
 
-def plot_curves(path: str | os.PathLike[str], steps: ArrayLike, scores: ArrayLike, **words: Any) -> None:
+def plot_curves(path: str | os.PathLike[str], steps: ArrayLike, scores: ArrayLike, **labels: Any) -> None:
     """Write `curves_figure(steps, scores, **words)` as a PNG of 1080 x 660 pixels.
 
     Raises:
         ValueError: `scores` is not [S, P] for these steps.
         RunFolderError: the file cannot be written.
     """
-    write_figure(path, curves_figure(steps, scores, **words))
+    write_figure(path, curves_figure(steps, scores, **labels))
 
 
 def write_figure(path: str | os.PathLike[str], figure: Figure) -> None:
@@ -221,12 +221,12 @@ def _draw_diverged(
 ) -> None:
     """A cross where a seed diverged, at the score that it had by then; on the axis if it had none."""
     label = f"{np.count_nonzero(diverged)} diverged"
-    for score, at in zip(scores, diverged, strict=False):
-        if at:
-            before = score[(steps <= at) & np.isfinite(score)]
-            place = axes.transData if before.size else axes.get_xaxis_transform()
+    for score, step in zip(scores, diverged, strict=False):
+        if step:
+            before = score[(steps <= step) & np.isfinite(score)]
+            transform = axes.transData if before.size else axes.get_xaxis_transform()
             height = before[-1] if before.size else 0.0
-            axes.plot([at], [height], "x", color=RED, transform=place, clip_on=False, label=label, zorder=4)
+            axes.plot([step], [height], "x", color=RED, transform=transform, clip_on=False, label=label, zorder=4)
             label = "_"  # one entry in the legend
 
 
@@ -248,8 +248,8 @@ def _draw_markers(axes: Axes, markers: Sequence[tuple[float, str]]) -> int:
     for step, label in markers:
         axes.axvline(step, color=GREY, linewidth=1, linestyle=":", zorder=2.4)
         width = 0.0125 * len(label) + 0.02  # of 8.5 pt text, a little generous
-        at = (step - left) / (right - left)
-        start = min(max(at - width / 2, 0.0), max(1 - width, 0.0))
+        fraction = (step - left) / (right - left)
+        start = min(max(fraction - width / 2, 0.0), max(1 - width, 0.0))
         row = next((row for row, end in enumerate(ends) if end <= start), len(ends))
         ends[row : row + 1] = [start + width]
         axes.annotate(

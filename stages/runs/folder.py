@@ -74,9 +74,9 @@ class RunFolder:
         if self.made and self.lock >= 0:
             with contextlib.suppress(OSError):
                 (self.path / self.LOCK).unlink()
-        for each in reversed(self.made):
+        for path in reversed(self.made):
             with contextlib.suppress(OSError):
-                each.rmdir()
+                path.rmdir()
 
     @property
     def config(self) -> dict[str, Any] | None:
@@ -165,12 +165,12 @@ def _lock(path: Path) -> int:
 
 def _make_folders(folder: Path, made: list[Path]) -> None:
     """`mkdir -p` that notes in `made` what was not there before."""
-    for each in reversed([folder, *folder.parents]):
-        if each.exists():
+    for path in reversed([folder, *folder.parents]):
+        if path.exists():
             continue
         with contextlib.suppress(FileExistsError):  # another process was faster, or a dangling link: seen below
-            each.mkdir()
-            made.append(each)
+            path.mkdir()
+            made.append(path)
     if not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
 
@@ -202,10 +202,10 @@ def _append(file: int, lines: bytes) -> None:
     end = _end_of_last_line(file)
     os.ftruncate(file, end)
     os.lseek(file, end, os.SEEK_SET)
-    left = memoryview(lines)
+    remaining = memoryview(lines)
     try:
-        while left:
-            left = left[os.write(file, left) :]
+        while remaining:
+            remaining = remaining[os.write(file, remaining) :]
     except BaseException:
         with contextlib.suppress(OSError):  # then the next append cuts the tail
             os.ftruncate(file, end)
@@ -218,9 +218,9 @@ def _end_of_last_line(file: int, block: int = 65536) -> int:
     while end:
         start = max(0, end - block)
         os.lseek(file, start, os.SEEK_SET)
-        found = os.read(file, end - start).rfind(b"\n")
-        if found >= 0:
-            return start + found + 1
+        newline = os.read(file, end - start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
         end = start
     return 0
 
@@ -239,7 +239,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The config.json of a run that is looked at. Raises RunFolderError where there is no run."""
     config = read_json(folder / RunFolder.CONFIG)
     if config is None:
-        inside = sorted(each.parent.name for each in folder.glob(f"*/{RunFolder.CONFIG}"))
+        inside = sorted(path.parent.name for path in folder.glob(f"*/{RunFolder.CONFIG}"))
         advice = f"it holds {len(inside)}, such as {inside[0]!r}" if inside else "give the folder that a run printed"
         raise RunFolderError(f"{str(folder)!r} is no run's folder ({RunFolder.CONFIG} is missing): {advice}")
     return config

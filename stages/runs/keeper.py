@@ -3,14 +3,13 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from stages.config import ConfigError
 from stages.replay import Clock
 from stages.runs.arguments import Arguments, check_same_run
 from stages.runs.checkpoint import Checkpoints, Place
 from stages.runs.folder import RunFolder, RunFolderError
-from stages.runs.halving import reached
 from stages.runs.log import RunLog
 from stages.runs.processes import Processes
 from stages.runs.rounds import Phase
@@ -48,13 +47,7 @@ def enter(program: Program, processes: Processes) -> Entered:
         try:
             if there := folder.config:
                 more = check_same_run(arguments, there)
-                if more and program.rung.halves:
-                    raise ConfigError(
-                        f"the sweep in {arguments.logdir} was halved on its way to fewer steps, which --steps and "
-                        "--adapt-steps cannot raise; choose another --logdir"
-                    )
-                done = (folder.summary or {}).get("finished") if program.rung.last else reached(program)
-                entered = entered._replace(finished=not more and bool(done))
+                entered = entered._replace(finished=not more and bool((folder.summary or {}).get("finished")))
             for trial in program.trials:
                 entered.trials.append(RunFolder.open(folder.path / trial.name) if trial.name else folder)
         except BaseException:
@@ -64,34 +57,14 @@ def enter(program: Program, processes: Processes) -> Entered:
     return entered._replace(path=Path(path), finished=finished)
 
 
-class Keeping(Protocol):
-    """What the training loop tells of a run's state: `on_plan`, for each round `restore` and `on_round_end`, after each
-    chunk `on_chunk`, and at the end `close`."""
-
-    chunks: list[int]
-    """Iterations of a chunk, in each phase, of the run that goes on; empty for a new one."""
-    side_by_side: int
-    """Seeds that it trains at once, in all processes; 0 for a new one."""
-
-    def on_plan(self, phases: list[Phase]) -> None: ...
-
-    def restore(self, index: int) -> tuple[TrainState, Clock] | None: ...
-
-    def on_chunk(self, state: TrainState, clock: Clock) -> None: ...
-
-    def on_round_end(self, index: int, state: TrainState, clock: Clock) -> None: ...
-
-    def close(self) -> None: ...
-
-
 class Keeper:
     """Saves the state between chunks, beside training. A save that fails costs the save, and not the run."""
 
     def __init__(self, arguments: Arguments, folder: Path, processes: Processes, signals: Signals, log: RunLog):
         """
         Raises:
-            RunFolderError: the newest checkpoint cannot be read, or is missing where trials shall go on from a rung.
-            ConfigError: the run had another number of processes or other rungs, or is a copy of its agents alone.
+            RunFolderError: the newest checkpoint cannot be read.
+            ConfigError: the run had another number of processes, or is a copy of its agents alone.
         """
         self._minutes, self._processes, self._signals, self._log = arguments.checkpoint_minutes, processes, signals, log
         self._checkpoints = Checkpoints(folder, processes, arguments.checkpoint_keep)
@@ -99,11 +72,9 @@ class Keeper:
         self._saved_at = self._chunk_at = time.time()
         signals.on_abort = log.on_abort
         newest = self._checkpoints.newest()
-        self.chunks: list[int] = []
-        self.side_by_side = 0
+        self.chunks: list[int] = []  # iterations of a chunk, in each phase, of a run that goes on
+        self.side_by_side = 0  # seeds that it trains at once, in all processes
         if not newest:
-            if log.rung.number:
-                raise RunFolderError(f"{str(folder)!r} holds no checkpoint to go on from; choose another --logdir")
             log.restart()
             return
         saved = self._checkpoints.progress(newest)
@@ -116,15 +87,9 @@ class Keeper:
             raise ConfigError(
                 f"the run was made by {saved['processes']} processes, not {processes.count}: start as many"
             )
-        if tuple(saved.get("rungs", [1])) != log.rung.shares:  # a run from before there were any has one
-            raise ConfigError(
-                f"the run in {str(folder)!r} was made by a sweep with another --halving (or with none): give it the "
-                "same again, or choose another --logdir"
-            )
         log.load(saved)
         self.chunks = saved["iterations"]
-        if log.rounds[newest.round].round.rung == log.rung.number:
-            self.side_by_side = saved["width"] * processes.count
+        self.side_by_side = saved["width"] * processes.count
 
     def on_plan(self, phases: list[Phase]) -> None:
         """All is compiled: from now on there is something to save."""
@@ -133,21 +98,14 @@ class Keeper:
         self._signals.between_chunks()
 
     def restore(self, index: int) -> tuple[TrainState, Clock] | None:
-        """State and clock of round `index` where it was left, or where its agents were at the rung before; None if they
-        have not begun. Raises RunFolderError."""
+        """State and clock of round `index` at its newest checkpoint; None if it has none. Raises RunFolderError."""
         logged = self._log.round
         if not logged.step:
             return None
         state, clock = self._phases[0].sweep.shapes(len(logged.round.mine))
         if logged.phase:
             state = self._phases[logged.phase].sweep.adapted(state)
-        if logged.step > logged.begun:
-            return self._checkpoints.restore(Place(index, logged.step), (state, clock))
-        before = [each for each in enumerate(self._log.rounds) if each[1].round.rung == logged.round.rung - 1]
-        there = {
-            agent: (Place(at, each.step), place) for at, each in before for place, agent in enumerate(each.round.agents)
-        }
-        return self._checkpoints.gather([there[agent] for agent in logged.round.my_agents], (state, clock))
+        return self._checkpoints.restore(Place(index, logged.step), (state, clock))
 
     def on_chunk(self, state: TrainState, clock: Clock) -> None:
         """Save if it is time. Raises Stopped, once all is saved, where a signal has asked any process to stop."""
@@ -165,11 +123,9 @@ class Keeper:
         self._chunk_at = time.time()
 
     def on_round_end(self, index: int, state: TrainState, clock: Clock) -> None:
-        """A round is over: keep its last state alone. Raises RunFolderError where others cannot go on from it."""
+        """Save the state at the end of a round, and keep that checkpoint alone."""
         if self._save(state, clock) and self._wait():
             self._checkpoints.prune(index)
-        elif not self._log.rung.last:
-            raise RunFolderError("trials go on from what is saved at a rung: free the disk; the same command goes on")
 
     def close(self) -> None:
         """All is written."""

@@ -51,7 +51,7 @@ def free_of_groups(root: Path = Path("/")) -> float:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
         return math.inf
-    left = math.inf
+    lowest = math.inf
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if not controllers:
@@ -63,23 +63,25 @@ def free_of_groups(root: Path = Path("/")) -> float:
             continue
         # A limit further up binds as well; and inside a container only the top may be there to be read.
         group = PurePosixPath(path)
-        left = min([left, *(_left(root / top / each.relative_to("/"), *names) for each in (group, *group.parents))])
-    return left
+        lowest = min(
+            [lowest, *(_left(root / top / folder.relative_to("/"), *names) for folder in (group, *group.parents))]
+        )
+    return lowest
 
 
 def _left(group: Path, limit: str, usage: str, cache: str) -> float:
     try:
-        most = (group / limit).read_text().strip()
-        if most == "max":
+        maximum = (group / limit).read_text().strip()
+        if maximum == "max":
             return math.inf
         stats = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         # The page cache counts as used, but is given back when memory is short.
-        return max(0, int(most) - int((group / usage).read_text()) + int(stats.get(cache, 0)))
+        return max(0, int(maximum) - int((group / usage).read_text()) + int(stats.get(cache, 0)))
     except (OSError, ValueError):
         return math.inf
 
 
-def words(size: float) -> str:
-    """Bytes, for people."""
+def format_bytes(size: float) -> str:
+    """A number of bytes with its unit, such as "1.2 GB"."""
     unit, name = next(((u, n) for u, n in ((1e9, "GB"), (1e6, "MB")) if size >= u), (1e3, "kB"))
     return f"{size / unit:,.1f} {name}"

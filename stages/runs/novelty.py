@@ -1,4 +1,4 @@
-"""Novelty: what a sweep has covered, and whether disagreement falls with visits. Numpy only, on the host.
+"""Novelty: what a sweep has covered, and whether disagreement falls with visits. On the host.
 
 If the ensemble's disagreement stands for novelty, it ranks (state, action) pairs against their visits: the rank
 correlation of the two is -1 at best, and 0 if disagreement says nothing about what was tried.
@@ -9,6 +9,7 @@ Axes: S seeds, X states, U actions that are told apart, P points of a run.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -23,20 +24,14 @@ BINS = {"never": (0, 0), "1_3": (1, 3), "4_15": (4, 15), "16_63": (16, 63), "64_
 """Name -> fewest and most visits of a bin of pairs."""
 
 
-def ranks(values: ArrayLike) -> Floats:
-    """Ranks from 1, ascending; equal values share the mean of theirs. [n] -> [n]."""
-    values = np.asarray(values)
-    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[group]
-
-
 def rank_correlation(x: ArrayLike, y: ArrayLike) -> float:
     """Spearman's rank correlation of [n] and [n], ties averaged; NaN where one of them does not vary."""
-    a, b = ranks(x), ranks(y)
-    a, b = a - a.mean() if a.size else a, b - b.mean() if b.size else b
-    scale = np.sqrt(np.square(a).sum() * np.square(b).sum())
-    return float((a * b).sum() / scale) if scale > 0 else float("nan")
+    from scipy import stats
+
+    if len(np.unique(x)) < 2 or len(np.unique(y)) < 2:
+        return math.nan
+    correlation, _ = stats.spearmanr(x, y)
+    return float(correlation)
 
 
 def novelty_metrics(visits: ArrayLike, disagreement: ArrayLike) -> dict[str, Floats]:
@@ -50,21 +45,21 @@ def novelty_metrics(visits: ArrayLike, disagreement: ArrayLike) -> dict[str, Flo
         name -> [S]. visited_states, visited_pairs; correlation (Spearman's, of disagreement with visits; -1 is best);
         disagreement_BIN, the mean over the pairs of a bin of visits; NaN where there is nothing to average.
     """
-    each = [_metrics(*pair) for pair in zip(np.asarray(visits), np.asarray(disagreement, np.float64), strict=True)]
-    return {name: np.array([one[name] for one in each]) for name in each[0]}
+    per_seed = [_metrics(*pair) for pair in zip(np.asarray(visits), np.asarray(disagreement, np.float64), strict=True)]
+    return {name: np.array([metrics[name] for metrics in per_seed]) for name in per_seed[0]}
 
 
 def _metrics(visits: Ints, disagreement: Floats) -> dict[str, float]:
     """The same of one seed, [X, U]."""
-    there = np.isfinite(disagreement)
-    tried, seen = visits[there], disagreement[there]
+    known = np.isfinite(disagreement)
+    tried, seen = visits[known], disagreement[known]
     metrics = {
         "visited_states": float((visits.sum(1) > 0).sum()),
         "visited_pairs": float((visits > 0).sum()),
         "correlation": rank_correlation(tried, seen),
     }
-    for name, (fewest, most) in BINS.items():
-        inside = (tried >= fewest) & (tried <= most)
+    for name, (low, high) in BINS.items():
+        inside = (tried >= low) & (tried <= high)
         metrics[f"disagreement_{name}"] = float(seen[inside].mean()) if inside.any() else float("nan")
     return metrics
 
@@ -76,10 +71,10 @@ def contrast_metrics(collected: ArrayLike, untrained: ArrayLike, random: ArrayLi
     have more of it than those that random actions collect.
     """
     means = {"collected": collected, "untrained": untrained, "random": random}
-    found = {f"disagreement_{name}": np.asarray(values, np.float64) for name, values in means.items()}
+    metrics = {f"disagreement_{name}": np.asarray(values, np.float64) for name, values in means.items()}
     with np.errstate(invalid="ignore", divide="ignore"):
-        share = found["disagreement_collected"] / found["disagreement_untrained"]
-    return found | {"untrained_share": share}
+        share = metrics["disagreement_collected"] / metrics["disagreement_untrained"]
+    return metrics | {"untrained_share": share}
 
 
 class Map(NamedTuple):
@@ -131,7 +126,7 @@ class NoveltyLog:
         """A log from its JSON, where NaN is null."""
         metrics = [{name: np.array(values, np.float64) for name, values in point.items()} for point in saved["metrics"]]
         goal, solved = (np.array(saved[f"{name}_episode"], np.int64) for name in ("goal", "solved"))
-        maps = {int(trial): Maps.load(each) for trial, each in saved["maps"].items()}  # JSON's keys are strings
+        maps = {int(trial): Maps.load(maps) for trial, maps in saved["maps"].items()}  # JSON's keys are strings
         return NoveltyLog(list(saved["steps"]), metrics, goal, solved, maps)
 
     def add(self, step: int, metrics: dict[str, Floats], goal_episode: Any, solved_episode: Any) -> None:
@@ -140,47 +135,47 @@ class NoveltyLog:
         self.metrics.append(metrics)
         self.goal_episode, self.solved_episode = goal_episode, solved_episode
 
-    def add_map(self, here: Map, half: int, trial: int = 0) -> None:
+    def add_map(self, new: Map, half: int, trial: int = 0) -> None:
         """The map of a trial's first seed at that point. `half`: half of the phase's steps."""
         before = self.maps.get(trial)
-        middle = here if before is None or here.step <= half else before.middle
-        self.maps[trial] = Maps(here if before is None else before.early, middle, here)
+        middle = new if before is None or new.step <= half else before.middle
+        self.maps[trial] = Maps(new if before is None else before.early, middle, new)
 
     def with_map_of(self, trial: int) -> NoveltyLog:
         """The same log with the maps of one trial alone."""
         return dataclasses.replace(self, maps={0: self.maps[trial]} if trial in self.maps else {})
 
-    def of_places(self, places: list[int]) -> NoveltyLog:
+    def of_places(self, slots: list[int]) -> NoveltyLog:
         """The log of the seeds at these places; as it is where nothing was measured."""
         if not self.metrics:
             return self
-        metrics = [{name: values[places] for name, values in point.items()} for point in self.metrics]
-        goal, solved = self.goal_episode[places], self.solved_episode[places]
+        metrics = [{name: values[slots] for name, values in point.items()} for point in self.metrics]
+        goal, solved = self.goal_episode[slots], self.solved_episode[slots]
         return NoveltyLog(list(self.steps), metrics, goal, solved, dict(self.maps))
 
     def curve(self, name: str) -> Floats:
         """A metric at every point, [S, P]."""
-        return np.stack([each[name] for each in self.metrics], 1)
+        return np.stack([point[name] for point in self.metrics], 1)
 
     @property
     def correlation(self) -> Floats:
         """Each seed's last correlation that there is, [S]; NaN where there never was one."""
         last = np.full(len(self.goal_episode), np.nan)
-        for each in self.metrics:
-            last = np.where(np.isfinite(each["correlation"]), each["correlation"], last)
+        for point in self.metrics:
+            last = np.where(np.isfinite(point["correlation"]), point["correlation"], last)
         return last
 
     @staticmethod
     def of_all(logs: Sequence[NoveltyLog]) -> NoveltyLog:
         """The logs of all rounds as one: they took the same steps, and a trial's first seed is in its first round."""
         metrics = [
-            {name: np.concatenate([each[name] for each in point]) for name in point[0]}
+            {name: np.concatenate([columns[name] for columns in point]) for name in point[0]}
             for point in zip(*(log.metrics for log in logs), strict=True)
         ]
         goal, solved = (
             np.concatenate([getattr(log, f"{name}_episode") for log in logs]) for name in ("goal", "solved")
         )
-        maps = {trial: each for log in reversed(logs) for trial, each in log.maps.items()}
+        maps = {trial: maps for log in reversed(logs) for trial, maps in log.maps.items()}
         return NoveltyLog(logs[0].steps, metrics, goal, solved, maps)
 
 
@@ -200,14 +195,14 @@ def summary(log: NoveltyLog | None, states: int | None) -> dict[str, Any]:
     return {"states": states} | dict(zip(names, values, strict=True))
 
 
-def words(log: NoveltyLog, states: int, has_goal: bool) -> str:
+def novelty_line(log: NoveltyLog, states: int, has_goal: bool) -> str:
     """The sweep's coverage in a line for the terminal."""
     seeds = len(log.goal_episode)
-    said = [f"visited {np.median(log.metrics[-1]['visited_states']):,g} of {states:,} states"]
+    parts = [f"visited {np.median(log.metrics[-1]['visited_states']):,g} of {states:,} states"]
     if np.isfinite(log.correlation).any():
-        said.append(f"rank correlation of disagreement with visits {np.nanmedian(log.correlation):.2f}")
+        parts.append(f"rank correlation of disagreement with visits {np.nanmedian(log.correlation):.2f}")
     if has_goal:
         reached = log.goal_episode[log.goal_episode > 0]
         when = f", first in episode {np.median(reached):,g}" if reached.size else ""
-        said.append(f"goal reached by {reached.size} of {seeds} seeds{when}")
-    return "; ".join(said) + (" (medians over seeds)" if seeds > 1 else "")
+        parts.append(f"goal reached by {reached.size} of {seeds} seeds{when}")
+    return "; ".join(parts) + (" (medians over seeds)" if seeds > 1 else "")

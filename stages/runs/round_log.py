@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from stages.train import Progress
 
 
 @dataclass
-class Curve:
+class ScoreCurve:
     """Points of the picture: env steps of a seed, and every seed's score there."""
 
     steps: list[int] = field(default_factory=list)
@@ -28,18 +28,18 @@ class Curve:
         self.scores.append(np.asarray(scores, np.float64))
 
     @staticmethod
-    def load(saved: Mapping[str, Any]) -> "Curve":
+    def load(saved: Mapping[str, Any]) -> "ScoreCurve":
         """A curve from its JSON, where no score is null."""
-        return Curve(list(saved["steps"]), [np.array(scores, np.float64) for scores in saved["scores"]])
+        return ScoreCurve(list(saved["steps"]), [np.array(scores, np.float64) for scores in saved["scores"]])
 
-    def of_places(self, places: list[int]) -> "Curve":
+    def of_places(self, slots: list[int]) -> "ScoreCurve":
         """The curve of some of its seeds."""
-        return Curve(list(self.steps), [scores[places] for scores in self.scores])
+        return ScoreCurve(list(self.steps), [scores[slots] for scores in self.scores])
 
     @staticmethod
-    def of_all(curves: "list[Curve]") -> "Curve":
+    def of_all(curves: "list[ScoreCurve]") -> "ScoreCurve":
         """Curves of the same steps -> one, of all their seeds."""
-        return Curve(
+        return ScoreCurve(
             curves[0].steps, [np.concatenate(scores) for scores in zip(*(c.scores for c in curves), strict=True)]
         )
 
@@ -49,8 +49,8 @@ class RoundLog:
     """The log of one round's seeds so far; scores are [seeds]."""
 
     round: Round
-    training: Curve = field(default_factory=Curve)
-    evaluation: Curve = field(default_factory=Curve)
+    training: ScoreCurve = field(default_factory=ScoreCurve)
+    evaluation: ScoreCurve = field(default_factory=ScoreCurve)
     untrained: np.ndarray = field(default_factory=lambda: np.zeros(0))
     zero_shot: np.ndarray = field(default_factory=lambda: np.zeros(0))
     final: np.ndarray = field(default_factory=lambda: np.zeros(0))
@@ -60,7 +60,6 @@ class RoundLog:
     adapt_step: int | None = None  # the step from which mode task goes on with what was explored
     phase: int = 0  # the one at work
     done: int = 0  # iterations of it
-    begun: int = 0  # step at which the round began: 0, or a rung's
     step: int = 0
     updates: int = 0
 
@@ -69,7 +68,7 @@ class RoundLog:
         """A round's log from its JSON."""
         names = ("untrained", "zero_shot", "final", "untrained_share")
         scores = {name: np.array(saved[name], np.float64) for name in names}
-        curves: dict[str, Any] = {name: Curve.load(saved[name]) for name in ("training", "evaluation")}
+        curves: dict[str, Any] = {name: ScoreCurve.load(saved[name]) for name in ("training", "evaluation")}
         curves["novelty"] = NoveltyLog.load(saved["novelty"])
         scores["diverged"] = np.array(saved["diverged"], int)
         return RoundLog(**{**saved, **scores, **curves, "round": Round(**saved["round"])})
@@ -79,36 +78,27 @@ class RoundLog:
         """The logs of all rounds as one. They took the same steps; only the seeds differ."""
         names = ("untrained", "zero_shot", "final", "diverged", "untrained_share")
         scores = {name: np.concatenate([getattr(r, name) for r in rounds]) for name in names}
-        seeds = [seed for each in rounds for seed in each.round.seeds]
-        training = Curve.of_all([each.training for each in rounds])
-        evaluation = Curve.of_all([each.evaluation for each in rounds])
-        trials = [trial for each in rounds for trial in each.round.trials]
+        seeds = [seed for log in rounds for seed in log.round.seeds]
+        training = ScoreCurve.of_all([log.training for log in rounds])
+        evaluation = ScoreCurve.of_all([log.evaluation for log in rounds])
+        trials = [trial for log in rounds for trial in log.round.trials]
         round = dataclasses.replace(rounds[-1].round, seeds=seeds, trials=trials)
-        novelty = NoveltyLog.of_all([each.novelty for each in rounds])
+        novelty = NoveltyLog.of_all([log.novelty for log in rounds])
         curves = {"training": training, "evaluation": evaluation, "novelty": novelty}
         return dataclasses.replace(rounds[-1], round=round, **curves, **scores)
 
     def of_trial(self, trial: int) -> "RoundLog":
         """The log of one trial's seeds alone."""
-        own = self._of_places(self.round.places(trial))
-        return dataclasses.replace(own, novelty=own.novelty.with_map_of(trial))
+        log = self._of_places(self.round.places(trial))
+        return dataclasses.replace(log, novelty=log.novelty.with_map_of(trial))
 
-    def _of_places(self, at: list[int]) -> "RoundLog":
+    def _of_places(self, slots: list[int]) -> "RoundLog":
         """The log of the seeds at these places, as of one trial."""
         names = ("untrained", "zero_shot", "final", "diverged", "untrained_share")
-        scores: dict[str, Any] = {name: getattr(self, name)[at] for name in names if getattr(self, name).size}
-        round = dataclasses.replace(self.round, seeds=[self.round.seeds[place] for place in at], trials=[])
-        curves: dict[str, Any] = {name: getattr(self, name).of_places(at) for name in ("training", "evaluation")}
-        return dataclasses.replace(self, round=round, novelty=self.novelty.of_places(at), **curves, **scores)
-
-    @staticmethod
-    def going_on(round: Round, rounds: "list[RoundLog]") -> "RoundLog":
-        """The log of a round that begins at a rung, where these rounds ended."""
-        none = {"final": np.zeros(0), "zero_shot": np.zeros(0)}  # of a round's end: what is saved before may lack them
-        before = RoundLog.of_all([dataclasses.replace(each, **none) for each in rounds])
-        there = {agent: place for place, agent in enumerate(before.round.agents)}
-        log = before._of_places([there[agent] for agent in round.agents])
-        return dataclasses.replace(log, round=round, begun=log.step)
+        scores: dict[str, Any] = {name: getattr(self, name)[slots] for name in names if getattr(self, name).size}
+        round = dataclasses.replace(self.round, seeds=[self.round.seeds[slot] for slot in slots], trials=[])
+        curves: dict[str, Any] = {name: getattr(self, name).of_places(slots) for name in ("training", "evaluation")}
+        return dataclasses.replace(self, round=round, novelty=self.novelty.of_places(slots), **curves, **scores)
 
     def finished(self, phases: list[Phase]) -> bool:
         """Whether the round has come to the end of these phases, and was evaluated there."""
@@ -121,7 +111,28 @@ class RoundLog:
     @property
     def diverged_at(self) -> dict[int, int]:
         """Seeds that diverged, with the env step at which each did. Of one trial."""
-        return {seed: int(at) for seed, at in zip(self.round.seeds, self.diverged, strict=False) if at}
+        return {seed: int(step) for seed, step in zip(self.round.seeds, self.diverged, strict=False) if step}
+
+    def add_chunk(
+        self, rows: Sequence[Mapping[str, Any]], tasker: np.ndarray | None, iterations: int, updates: int
+    ) -> list[int]:
+        """Add a log point; returns the slots of the seeds that have diverged since the one before.
+
+        Args:
+            rows: of metrics.jsonl, one for each seed.
+            tasker: evaluation scores [seeds], where it was evaluated.
+            iterations: of the chunk.
+            updates: of an iteration.
+        """
+        self.step = rows[0]["step"]
+        self.done += iterations
+        self.updates += iterations * updates
+        diverged = self.on_diverged(np.array([row["diverged"] or 0 for row in rows]))
+        scores = self.carried_forward(np.array([row["episode/score"] for row in rows]))
+        self.training.add(self.step, np.where(self.diverged > 0, np.nan, scores))
+        if tasker is not None:
+            self.evaluation.add(self.step, tasker)
+        return diverged
 
     def on_diverged(self, steps: np.ndarray) -> list[int]:
         """Notes at which env step each seed diverged, [seeds], 0 for none; returns the places of new ones."""

@@ -2,8 +2,7 @@
 
 A round is P seeds of each process, trained side by side from their first step to their last evaluation. All rounds run
 the same executables. A place that no seed is left for trains the last seed once more, and its results are dropped.
-Where several trials (settings) are trained, every trial has all seeds, and one place is a seed of a trial. With
-`--halving` a round ends at a rung, and rounds of those that go on begin there.
+Where several trials (settings) are trained, every trial has all seeds, and one place is a seed of a trial.
 """
 
 import dataclasses
@@ -19,8 +18,8 @@ from envs.environment import Environment
 from stages.config import Config, ConfigError, Hypers
 from stages.replay import Clock
 from stages.runs import memory
+from stages.runs.memory import format_bytes
 from stages.runs.processes import Processes
-from stages.runs.rung import END, Rung, chunks_until
 from stages.runs.sweep import Sweep, mesh_for
 from stages.train import TrainState
 
@@ -33,28 +32,17 @@ class Round:
     mine: list[int]  # [P], this process's, with padding
     trials: list[int] = field(default_factory=list)  # of each of `seeds`; empty: there is one trial
     mine_trials: list[int] = field(default_factory=list)  # of each of `mine`
-    rung: int = 0  # that it trains to
 
     def places(self, trial: int) -> list[int]:
         """Where among `seeds` those of a trial are."""
         if not self.trials:
             return list(range(len(self.seeds)))
-        return [place for place, each in enumerate(self.trials) if each == trial]
+        return [slot for slot, number in enumerate(self.trials) if number == trial]
 
-    @property
-    def agents(self) -> list[tuple[int, int]]:
-        """Trial and seed of each of `seeds`."""
-        return list(zip(self.trials or [0] * len(self.seeds), self.seeds, strict=True))
-
-    @property
-    def my_agents(self) -> list[tuple[int, int]]:
-        """Trial and seed of each of `mine`, [P]."""
-        return list(zip(self.mine_trials or [0] * len(self.mine), self.mine, strict=True))
-
-    def hypers(self, trials: Sequence[Hypers]) -> Hypers:
+    def hypers(self, of_trials: Sequence[Hypers]) -> Hypers:
         """The hyperparameters of each of `mine`, [P]."""
-        mine = [trials[each] for each in self.mine_trials or [0] * len(self.mine)]
-        return jax.tree.map(lambda *values: np.array(values, np.float32), *mine)
+        records = [of_trials[trial] for trial in self.mine_trials or [0] * len(self.mine)]
+        return jax.tree.map(lambda *values: np.array(values, np.float32), *records)
 
 
 class Phase(NamedTuple):
@@ -70,18 +58,10 @@ class Phase(NamedTuple):
         return self.iterations * self.chunks
 
 
-def until(phases: list[Phase], rung: Rung) -> list[Phase]:
-    """What of a run's phases is trained up to a rung: all of them, or the first one to the chunk nearest to it."""
-    if rung.last:
-        return phases
-    sweep, iterations, chunks = phases[0]
-    return [Phase(sweep, iterations, chunks_until(sweep.config, iterations, chunks, rung.share))]
-
-
 class Fit(NamedTuple):
     """What fits side by side in one process."""
 
-    width: int  # P; 0: not even the least
+    width: int  # P; 0: not even the minimum fits
     phases: list[Phase]  # compiled for it
     need: float  # bytes that it needs
     all_need: float  # bytes that all seeds of the process side by side would have needed
@@ -140,37 +120,42 @@ def phases_of(
         iterations: of a chunk, in each phase; of a run that goes on with the chunks that it had.
     """
     mesh, task = mesh_for(width, devices), dataclasses.replace(config, mode="task")
-    begun = config.prefill * config.envs
-    stretches = [(config, config.steps - begun)] + ([(task, config.adapt_steps)] if config.adapt_steps else [])
+    prefilled = config.prefill * config.envs
+    stretches = [(config, config.steps - prefilled)] + ([(task, config.adapt_steps)] if config.adapt_steps else [])
     if iterations:
-        split = [(n, _chunks(each, todo, n)) for (each, todo), n in zip(stretches, iterations, strict=True)]
+        split = [
+            (n, _chunks(phase_config, todo, n)) for (phase_config, todo), n in zip(stretches, iterations, strict=True)
+        ]
     else:
-        split = [split_chunks(each, todo, points) for each, todo in stretches]
+        split = [split_chunks(phase_config, todo, points) for phase_config, todo in stretches]
     # What is really collected, chunks being equal: so the ring holds all of it, and may grow if the run goes on.
-    rows = [n * chunks * each.schedule[0] * each.envs for (each, _), (n, chunks) in zip(stretches, split, strict=True)]
-    exact = {"steps": begun + rows[0], "adapt_steps": sum(rows[1:])}
+    rows = [
+        n * chunks * phase_config.schedule[0] * phase_config.envs
+        for (phase_config, _), (n, chunks) in zip(stretches, split, strict=True)
+    ]
+    exact = {"steps": prefilled + rows[0], "adapt_steps": sum(rows[1:])}
     return [
-        Phase(Sweep(env, dataclasses.replace(each, **exact), mesh), n, chunks)
-        for (each, _), (n, chunks) in zip(stretches, split, strict=True)
+        Phase(Sweep(env, dataclasses.replace(phase_config, **exact), mesh), n, chunks)
+        for (phase_config, _), (n, chunks) in zip(stretches, split, strict=True)
     ]
 
 
 def prepare(phases: list[Phase], width: int, usable: float) -> float:
     """Compile all that the phases run, and return the bytes needed: of all devices if they share memory, else of each.
 
-    Nothing is allocated. Nothing is compiled either if the seeds' states, and the least that one of them takes beside
+    Nothing is allocated. Nothing is compiled either if the seeds' states, and the minimum that one of them takes beside
     its own, are more than `usable`.
     """
     (first, iterations, _), *later = phases
     pools = first.mesh.size if memory.shared(list(first.mesh.devices)) else 1
     state, clock = first.shapes(width)
     held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)) / first.mesh.size * pools
-    least = held + first.least(state)
-    if least > usable:
-        return least
+    minimum = held + first.least(state)
+    if minimum > usable:
+        return minimum
     try:
         needs = [first.prepare(state, clock, iterations)]
-        needs += [each.sweep.prepare(state, clock, each.iterations, adapts=True) for each in later]
+        needs += [phase.sweep.prepare(state, clock, phase.iterations, adapts=True) for phase in later]
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):  # so says a TPU's compiler of a program too big for it
             raise
@@ -181,24 +166,24 @@ def prepare(phases: list[Phase], width: int, usable: float) -> float:
 # ---- what fits -----------------------------------------------------------------------------------------------------
 
 
-def side_by_side(seeds: int, devices: int, most: float) -> int:
-    """Seeds of a round, P, at most `most`: the fewest rounds, equally full, and equally many seeds on each device.
+def side_by_side(seeds: int, devices: int, limit: float) -> int:
+    """Seeds of a round, P, at most `limit`: the fewest rounds, equally full, and equally many seeds on each device.
 
     P is a multiple of the devices, or fewer than them. Rounded up, it can exceed `seeds`.
     """
     full = lambda n: n if n <= devices else -(-n // devices) * devices
-    most = int(min(full(seeds), most))
-    most = most if most <= devices else most // devices * devices
-    return full(-(-seeds // -(-seeds // most))) if most else 0
+    limit = int(min(full(seeds), limit))
+    limit = limit if limit <= devices else limit // devices * devices
+    return full(-(-seeds // -(-seeds // limit))) if limit else 0
 
 
-def fit(
+def fit_width(
     seeds: int,
     devices: Sequence[Any],
     build: Callable[[int], list[Phase]],
     usable: Callable[[], float],
-    most: float = math.inf,
-    least: int = 1,
+    limit: float = math.inf,
+    minimum: int = 1,
 ) -> Fit:
     """The widest round that fits into `usable()` bytes, compiled. What fits at the first try is compiled once.
 
@@ -206,10 +191,10 @@ def fit(
         seeds: of this process.
         build: width -> phases, not compiled.
         usable: bytes; asked after compiling, since the compiler's leftovers count.
-        most: seeds side by side at most.
-        least: give up where not even so many fit.
+        limit: seeds side by side at most.
+        minimum: give up where not even so many fit.
     """
-    width, all_need = side_by_side(seeds, len(devices), most), 0.0
+    width, all_need = side_by_side(seeds, len(devices), limit), 0.0
     while True:
         built = build(width)
         need = prepare(built, width, usable())
@@ -218,27 +203,25 @@ def fit(
             all_need = max(all_need, need * max(1, seeds / width))
         if need <= room:
             return Fit(width, built, need, all_need)
-        if width <= least:
+        if width <= minimum:
             return Fit(0, built, need, all_need)
         guess = width // 2 if math.isinf(need) else int(width * room / need)
-        width = side_by_side(seeds, len(devices), max(least, min(guess, width - 1)))
+        width = side_by_side(seeds, len(devices), max(minimum, min(guess, width - 1)))
 
 
 # ---- the sweep's rounds --------------------------------------------------------------------------------------------
 
 
-def assign(
-    seeds: list[int], width: int, processes: Processes, trials: Sequence[int] = (), rung: int = 0
-) -> list[Round]:
+def assign(seeds: list[int], width: int, processes: Processes, trials: Sequence[int] = ()) -> list[Round]:
     """The sweep's seeds, of each of these trials, in rounds of `width` places for each process; trial by trial."""
     pairs = [(trial, seed) for trial in trials or [0] for seed in seeds]
     block, rounds = width * processes.count, []
     for start in range(0, len(pairs), block):
         logged = pairs[start : start + block]
-        places = logged + logged[-1:] * (block - len(logged))
-        mine = places[processes.index * width :][:width]
+        slots = logged + logged[-1:] * (block - len(logged))
+        local = slots[processes.index * width :][:width]
         of = lambda pairs: [trial for trial, _ in pairs] if trials else []
-        rounds.append(Round([seed for _, seed in logged], [seed for _, seed in mine], of(logged), of(mine), rung))
+        rounds.append(Round([seed for _, seed in logged], [seed for _, seed in local], of(logged), of(local)))
     return rounds
 
 
@@ -251,7 +234,6 @@ def plan(
     trials: Sequence[int] = (),
     parallel: int | Literal["auto"] = "auto",
     allowed: float = 0.0,
-    rung: Rung = END,
 ) -> Plan:
     """Compile for as many seeds side by side as fit, in all processes.
 
@@ -262,8 +244,6 @@ def plan(
         trials: settings that each of the seeds is trained with, by their numbers; empty: there is one.
         parallel: seeds side by side in all processes together; then nothing narrower is tried.
         allowed: bytes that a process may use, of each device where they have their own; 0: a share of what is free.
-        rung: that they are trained to. A CPU computes one seed at a time however many are side by side: there all
-            rungs have rounds of one trial (or of a seed for each device), so that all run the same executables.
 
     Raises:
         ConfigError: not even one seed fits, or not as many as `parallel` wants; in all processes.
@@ -275,37 +255,36 @@ def plan(
     usable = lambda: allowed or memory.SHARE * free()
     if parallel == "auto":
         # On an accelerator fewer seeds than devices need no less of any device.
-        least = 1 if memory.shared(devices) else min(share, len(devices))
-        most = max(len(seeds), len(devices)) if rung.halves and memory.shared(devices) else math.inf
-        fitted = fit(share, devices, build, usable, most, least=least)
+        minimum = 1 if memory.shared(devices) else min(share, len(devices))
+        fitted = fit_width(share, devices, build, usable, minimum=minimum)
     else:
-        most = math.inf if parallel >= agents else max(1, parallel // processes.count)
-        fitted = fit(share, devices, build, free, most, least=side_by_side(share, len(devices), most))
+        limit = math.inf if parallel >= agents else max(1, parallel // processes.count)
+        fitted = fit_width(share, devices, build, free, limit, minimum=side_by_side(share, len(devices), limit))
     where = "" if memory.shared(devices) else " on each device"
-    there = f"{memory.words(free())} are {'allowed' if allowed else 'free'}{where}"
-    agreed = min(int(word) for word in processes.exchange(b"%d" % fitted.width))
+    room = f"{format_bytes(free())} are {'allowed' if allowed else 'free'}{where}"
+    agreed = min(int(answer) for answer in processes.exchange(b"%d" % fitted.width))
     if not agreed:
         if fitted.width:
             raise ConfigError("the sweep does not fit into the memory of another process")
-        what = "not even one seed fits" if parallel == "auto" else f"--parallel {parallel} does not fit"
+        problem = "not even one seed fits" if parallel == "auto" else f"--parallel {parallel} does not fit"
         advice = "or take a smaller --preset" if parallel == "auto" else "or leave --parallel at auto"
         raise ConfigError(
-            f"{what}: it needs {memory.words(fitted.need)}, and {there}; lower --replay.capacity, --envs or "
+            f"{problem}: it needs {format_bytes(fitted.need)}, and {room}; lower --replay.capacity, --envs or "
             f"--replay.batch-size, {advice}"
         )
     if agreed < fitted.width:
         built = build(agreed)
         fitted = Fit(agreed, built, prepare(built, agreed, math.inf), fitted.all_need)
-    rounds = assign(seeds, agreed, processes, trials, rung.number)
-    line = _announce(fitted, rounds, processes, there, tight=fitted.need > usable())
+    rounds = assign(seeds, agreed, processes, trials)
+    line = _announce(fitted, rounds, processes, room, tight=fitted.need > usable())
     return Plan(fitted.phases, rounds, fitted.phases[0].sweep.parameters(agreed), line)
 
 
-def _announce(fitted: Fit, rounds: list[Round], processes: Processes, there: str, tight: bool) -> str:
+def _announce(fitted: Fit, rounds: list[Round], processes: Processes, room: str, tight: bool) -> str:
     """What will run side by side, and why, in a line."""
-    seeds, width = sum(len(each.seeds) for each in rounds), fitted.width * processes.count
-    each = " in each process" if processes.count > 1 else ""
-    line = f"seeds side by side: {seeds}; they need {memory.words(fitted.need)}{each}, {there}"
+    seeds, width = sum(len(round.seeds) for round in rounds), fitted.width * processes.count
+    where = " in each process" if processes.count > 1 else ""
+    line = f"seeds side by side: {seeds}; they need {format_bytes(fitted.need)}{where}, {room}"
     if len(rounds) > 1:
-        line = f"{len(rounds)} rounds of {width}: {seeds} seeds need {memory.words(fitted.all_need)}{each}, {there}"
+        line = f"{len(rounds)} rounds of {width}: {seeds} seeds need {format_bytes(fitted.all_need)}{where}, {room}"
     return line + (": that is tight, and may fail; a smaller --parallel, or auto, is safe" if tight else "")

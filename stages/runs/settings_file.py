@@ -1,27 +1,16 @@
-"""Settings files: `--config FILE` -> the words of a command line, which those that are typed come after; and what the
-config.json of an older run has to say to this version."""
+"""Settings files: `--config FILE` -> the words of a command line, which those that are typed come after."""
 
-import difflib
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from envs.suggest import did_you_mean
 from stages.config import ConfigError
 
 NOT_TAKEN = {"config_file", "logdir", "process", "processes", "coordinator", "distributed", "versions"}
 """What a run's config.json says of one run on one cluster."""
-GONE = {
-    "config.adaptive_intrinsic_scale": False,
-    "config.ensemble.trunk": 0,
-    "config.replay.priority": 0.0,
-    "config.replay.correct": False,
-    "hypers.bootstrap": 1.0,
-    "hypers.intrinsic_scale_lr": 3e-4,
-}
-"""Settings that were measured, never helped and went (docs/exploration.md), by their paths in config.json, and what
-they were in a run that left them alone: such a run is one of this version."""
 
 
 def words_of(file: str, known: Sequence[str]) -> list[str]:
@@ -43,28 +32,17 @@ def words_of(file: str, known: Sequence[str]) -> list[str]:
         raise ConfigError(f"cannot read --config {file!r}: {' '.join(str(error).split())}") from error
     if not isinstance(settings, Mapping):
         raise ConfigError(f"--config {file!r} must hold settings by their names, not {type(settings).__name__}")
-    settings = {name: value for name, value in without_gone(settings).items() if name not in NOT_TAKEN}
+    settings = {name: value for name, value in settings.items() if name not in NOT_TAKEN}
     inner = settings.pop("config", {})  # as a run's config.json has them
     settings = {**settings, **inner} if isinstance(inner, Mapping) else settings
     pairs = settings.pop("env_args", {})
-    words = [f"--env.{name}={value}" for name, value in (pairs.items() if isinstance(pairs, Mapping) else pairs)]
+    flags = [f"--env.{name}={value}" for name, value in (pairs.items() if isinstance(pairs, Mapping) else pairs)]
     for name, value in flat(settings).items():
         if name not in known:
             raise ConfigError(f"--config {file!r}: there is no setting {name!r}{advice(name, known)}")
         values = value if isinstance(value, list) else [value]
-        words += [f"--{name.replace('_', '-')}={each}" for each in values]
-    return words
-
-
-def without_gone(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings as a run's config.json has them -> the same without those of GONE that the run left alone."""
-    kept: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            kept[name] = without_gone(value, f"{prefix}{name}.")
-        elif prefix + name not in GONE or GONE[prefix + name] != value:
-            kept[name] = value
-    return kept
+        flags += [f"--{name.replace('_', '-')}={item}" for item in values]
+    return flags
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -76,6 +54,5 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def advice(name: str, known: Sequence[str]) -> str:
-    """What to do about a name that is no setting's; it follows the line that says so."""
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(near)}?" if near else "; --help lists all settings"
+    """What to do about an unknown setting, to follow the line that names it."""
+    return f"; {did_you_mean(name, known) or '--help lists all settings'}"

@@ -5,17 +5,20 @@ Their packages are imported when a run begins, and only the one that is asked fo
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from stages.config import ConfigError
+from stages.runs import terminal
 from stages.runs.statistics import summarise
 
 Kind = Literal["none", "tensorboard", "wandb", "trackio"]
@@ -68,6 +71,44 @@ def open_sink(kind: Kind, folder: Path, config: Mapping[str, Any], last_step: in
     return Sink(lambda step, values: run.log({**values, "env_steps": step}), run.finish)
 
 
+@dataclass
+class Tracker:
+    """A run's sink, if it has one. Whatever goes wrong there costs the sink, and not the run."""
+
+    kind: Kind = "none"
+    sink: Sink | None = None
+
+    @staticmethod
+    def open(kind: Kind, folder: Path, config: Mapping[str, Any], last_step: int = 0) -> Tracker:
+        """As `open_sink`."""
+        tracker = Tracker(kind)
+        with tracker._guarded():
+            tracker.sink = open_sink(kind, folder, config, last_step)
+        return tracker
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Numbers by their names, after `step` env steps of a seed."""
+        with self._guarded():
+            if self.sink is not None:
+                self.sink.write(step, values)
+
+    def close(self) -> None:
+        """Nothing more will be written."""
+        sink, self.sink = self.sink, None
+        with self._guarded():
+            if sink is not None:
+                sink.close()
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of a library that only some have, over a network perhaps
+            self.sink = None
+            why = " ".join(str(error).split()) or type(error).__name__
+            terminal.warn(f"no more of this run goes to {self.kind} ({why}); metrics.jsonl has all")
+
+
 def series(rows: Sequence[Mapping[str, Any]], prefix: str = "", trial: str = "") -> dict[str, float]:
     """What a sink is told of a chunk: every metric's mean over seeds, and of scores also the interquartile mean with
     its interval, and each seed's own. Numbers that are not finite are left out.
@@ -79,7 +120,7 @@ def series(rows: Sequence[Mapping[str, Any]], prefix: str = "", trial: str = "")
         prefix: of all names but those of single seeds, which are told apart by their numbers.
         trial: of several, which stands before all names.
     """
-    found: dict[str, float] = {}
+    numbers: dict[str, float] = {}
     for name in dict.fromkeys(name for row in rows for name in row):
         if name in ("step", "seed", "phase", "diverged"):
             continue
@@ -87,11 +128,12 @@ def series(rows: Sequence[Mapping[str, Any]], prefix: str = "", trial: str = "")
         finite = values[np.isfinite(values)]
         if not finite.size:
             continue
-        found[prefix + name] = float(finite.mean())
+        numbers[prefix + name] = float(finite.mean())
         if name in SCORES:
             all_seeds = summarise(values, [row["seed"] for row in rows], resamples=500)
-            found[f"{prefix}{name}/iqm"] = all_seeds.iqm
-            found[f"{prefix}{name}/iqm_low"], found[f"{prefix}{name}/iqm_high"] = all_seeds.ci_low, all_seeds.ci_high
-            each = zip(rows, values.tolist(), strict=True)
-            found |= {f"seeds/{name}/{row['seed']}": value for row, value in each if np.isfinite(value)}
-    return {f"{trial}/{name}" if trial else name: value for name, value in found.items()}
+            numbers[f"{prefix}{name}/iqm"] = all_seeds.iqm
+            numbers[f"{prefix}{name}/iqm_low"] = all_seeds.ci_low
+            numbers[f"{prefix}{name}/iqm_high"] = all_seeds.ci_high
+            per_seed = zip(rows, values.tolist(), strict=True)
+            numbers |= {f"seeds/{name}/{row['seed']}": value for row, value in per_seed if np.isfinite(value)}
+    return {f"{trial}/{name}" if trial else name: value for name, value in numbers.items()}

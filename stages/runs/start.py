@@ -1,12 +1,19 @@
 """Start: what jax and its compiler must know before the first array is made."""
 
+from __future__ import annotations
+
+import dataclasses
 import os
 import subprocess
 import sys
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stages.config import ConfigError
+
+if TYPE_CHECKING:  # imports jax
+    from stages.runs.arguments import Arguments
+    from stages.runs.processes import Processes
 
 # What each of them gave is in docs/speed.md.
 XLA_FLAGS = {
@@ -54,6 +61,15 @@ def local_devices() -> list[Any]:
         why = " ".join(str(error).split()) or "none of its platforms starts"
         asked = os.environ.get("JAX_PLATFORMS", "")
         raise ConfigError(f"jax finds no device ({why}): correct or unset JAX_PLATFORMS={asked}") from error
+
+
+def check_machines(arguments: Arguments, processes: Processes) -> None:
+    """Raises ConfigError for more devices than there are, and for processes that were started for different runs."""
+    devices = local_devices()
+    if arguments.devices > len(devices):
+        raise ConfigError(f"--devices {arguments.devices}: there are only {len(devices)} ({devices[0].platform})")
+    if len(set(processes.exchange(repr(dataclasses.replace(arguments, process=-1)).encode()))) > 1:
+        raise ConfigError("the processes were not started with the same arguments")
 
 
 def _try_flags() -> None:

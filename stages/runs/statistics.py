@@ -11,6 +11,7 @@ Axes: T tasks, S and Q seeds, P points of a curve, R resamples.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -123,12 +124,12 @@ def iqm_curve(scores: ArrayLike, resamples: int = 2000) -> Curve:
         raise ValueError(f"resamples must be at least 1; got {resamples}")
     S, P = scores.shape
     scores = np.where(np.isfinite(scores), scores, np.nan)
-    random, each = np.random.default_rng(BOOTSTRAP_SEED), np.empty((P, resamples))
+    random, samples = np.random.default_rng(BOOTSTRAP_SEED), np.empty((P, resamples))
     width = max(1, CHUNK_ELEMENTS // max(1, S * P))
     for start in range(0, resamples, width):
         draws = random.integers(0, S, size=(min(width, resamples - start), S))  # [r, S]
-        each[:, start : start + width] = _iqm(scores.T[:, draws])  # [P, S] -> [P, r, S] -> [P, r]
-    low, high = _interval(each)
+        samples[:, start : start + width] = _iqm(scores.T[:, draws])  # [P, S] -> [P, r, S] -> [P, r]
+    low, high = _interval(samples)
     return Curve(_iqm(scores.T), low, high)
 
 
@@ -192,34 +193,22 @@ def improvement(ours: Sequence[ArrayLike], theirs: Sequence[ArrayLike], resample
 def _aggregates(tasks: list[NDArray[np.float64]], best: float | None) -> dict[str, NDArray[np.float64]]:
     """Of resamples of every task: [T] of [R, S] -> name -> [R]. NaN as absent."""
     pooled = np.concatenate(tasks, axis=1)
-    means = np.stack([_mean(task) for task in tasks], axis=1)  # [R, T]
     short = np.full_like(pooled, np.nan) if best is None else best - np.minimum(pooled, best)
-    return {
-        "iqm": _iqm(pooled),
-        "median": _median(means if len(tasks) > 1 else tasks[0]),
-        "mean": _mean(means),
-        "optimality_gap": _mean(short),
-    }
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Mean of empty slice|All-NaN slice", RuntimeWarning)  # NaN is meant
+        means = np.stack([np.nanmean(task, axis=1) for task in tasks], axis=1)  # [R, T]
+        return {
+            "iqm": _iqm(pooled),
+            "median": np.nanmedian(means if len(tasks) > 1 else tasks[0], axis=1),
+            "mean": np.nanmean(means, axis=1),
+            "optimality_gap": np.nanmean(short, axis=1),
+        }
 
 
 def _estimate(value: float, samples: NDArray[np.float64]) -> Estimate:
     """A number and the interval of its resamples, [R]."""
     low, high = _interval(samples[None])
     return Estimate(float(value), float(low[0]), float(high[0]))
-
-
-def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean over the last axis, NaN as absent: [..., S] -> [...]."""
-    count = np.isfinite(values).sum(-1)
-    return np.where(count > 0, np.nansum(values, axis=-1) / np.maximum(count, 1), np.nan)
-
-
-def _median(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Median over the last axis, NaN as absent: [..., S] -> [...]."""
-    ordered = np.sort(values, axis=-1)  # NaN last
-    count = np.isfinite(ordered).sum(-1, keepdims=True)
-    middle = [np.take_along_axis(ordered, np.maximum(at, 0), -1) for at in ((count - 1) // 2, count // 2)]
-    return np.where(count > 0, (middle[0] + middle[1]) / 2, np.nan)[..., 0]
 
 
 def _iqm(values: NDArray[np.float64]) -> NDArray[np.float64]:

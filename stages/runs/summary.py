@@ -1,7 +1,7 @@
 """Summary: summary.json of a trial at work, and what it leaves when it ends: that, pictures, lines on the terminal.
 
 `about` is what summary.json says of the run around the trial: rounds, processes, seconds, versions, whether it is
-finished, and with `--halving` the trial's evaluations at the rungs so far.
+finished.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ import numpy as np
 from envs.environment import StateSpace
 from stages.runs import figures, terminal
 from stages.runs.folder import RunFolder
-from stages.runs.novelty import summary, words
+from stages.runs.novelty import novelty_line, summary
 from stages.runs.novelty_figure import plot_novelty
 from stages.runs.round_log import RoundLog
 from stages.runs.statistics import summarise
@@ -46,7 +46,7 @@ def write_unfinished(
 def write_finished(
     folder: RunFolder, trial: Trial, log: RoundLog, states: StateSpace | None, about: Mapping[str, Any]
 ) -> None:
-    """curves.png, novelty.png where states can be counted, and summary.json: at the end of a run, or at a rung.
+    """curves.png, novelty.png where states can be counted, and summary.json, at the end of a run.
 
     Raises:
         RunFolderError: the disk refuses.
@@ -94,7 +94,7 @@ def print_finished(trial: Trial, log: RoundLog, states: StateSpace | None, has_g
         title = f"{_title(trial)}: final evaluation, {trial.arguments.config.eval_episodes} episodes a seed"
         figures.print_table(summarise(log.final, log.round.seeds), title, log.diverged_at)
     if states is not None:
-        terminal.say(words(log.novelty, states.count, has_goal))
+        terminal.say(novelty_line(log.novelty, states.count, has_goal))
     elif np.isfinite(log.untrained_share).any():
         share = np.nanmedian(log.untrained_share)
         terminal.say(f"disagreement about what was collected last: {share:.2g} of an untrained ensemble's (median)")

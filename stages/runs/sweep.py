@@ -219,15 +219,15 @@ class Sweep:
         with concurrent.futures.ThreadPoolExecutor() as pool, warnings.catch_warnings():
             # What `adapt` leaves behind is donated, and finds no place in what it returns.
             warnings.filterwarnings("ignore", "Some donated buffers were not usable", UserWarning)
-            begun = {name: pool.submit(stage.lower(*shapes).compile) for name, (stage, *shapes) in jobs.items()}
-            done = {name: job.result() for name, job in begun.items()}
+            compiling = {name: pool.submit(stage.lower(*shapes).compile) for name, (stage, *shapes) in jobs.items()}
+            done = {name: job.result() for name, job in compiling.items()}
         self._compiled |= {iterations if name == "advance" else name: program for name, program in done.items()}
         needs = {name: memory.need(program) for name, program in done.items()}
         held = needs["advance"].held  # the whole state; `init` makes it, the others find it there
-        whole = {name: need.held if name == "init" else max(held, need.held) for name, need in needs.items()}
-        most = max(need.more + whole[name] for name, need in needs.items())
-        self._prepared = (seeds, iterations), most
-        return most
+        held_of = {name: need.held if name == "init" else max(held, need.held) for name, need in needs.items()}
+        highest = max(need.more + held_of[name] for name, need in needs.items())
+        self._prepared = (seeds, iterations), highest
+        return highest
 
     def compile(self, state: TrainState, clock: Clock, iterations: int) -> jax.stages.Compiled:
         """Compile `advance` for chunks of `iterations` iterations; returns the compiled program."""
@@ -240,8 +240,8 @@ class Sweep:
         Args:
             hypers: numbers, the same for all, or arrays [seeds]: each place of the sweep trains with its own.
         """
-        own = lambda x: jnp.broadcast_to(jnp.asarray(x, jnp.float32), (len(seeds),))
-        hypers = jax.device_put(jax.tree.map(own, hypers), NamedSharding(self.mesh, P("seeds")))
+        per_seed = lambda x: jnp.broadcast_to(jnp.asarray(x, jnp.float32), (len(seeds),))
+        hypers = jax.device_put(jax.tree.map(per_seed, hypers), NamedSharding(self.mesh, P("seeds")))
         return self._run("init", hypers, self._keys(seeds))
 
     def prefill(self, state: TrainState) -> tuple[TrainState, Clock, Episodes]:
@@ -277,8 +277,8 @@ class Sweep:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
 
     def _hyper_shapes(self, seeds: int) -> Hypers:
-        own = jax.ShapeDtypeStruct((seeds,), jnp.float32)
-        return self._placed(jax.tree.map(lambda _: own, Hypers()), P("seeds"))
+        per_seed = jax.ShapeDtypeStruct((seeds,), jnp.float32)
+        return self._placed(jax.tree.map(lambda _: per_seed, Hypers()), P("seeds"))
 
     def _key_shapes(self, seeds: int) -> jax.ShapeDtypeStruct:
         return self._placed(jax.eval_shape(lambda: jr.split(jr.key(0), seeds)), P("seeds"))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # imported where a table is printed, so that `--help` stays f
     from rich.console import Console
 
 
-def forgive() -> None:
+def replace_unencodable() -> None:
     """A character that the terminal does not have is printed as another one from now on."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -26,10 +26,10 @@ def printing() -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError):  # ValueError: the stream is closed
-        drop_unread()
+        discard_unflushed()
 
 
-def drop_unread() -> None:
+def discard_unflushed() -> None:
     """From now on nothing is printed where nothing can be: not by the interpreter either, which flushes at its end."""
     for name in ("stdout", "stderr"):
         try:

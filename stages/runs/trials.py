@@ -2,8 +2,7 @@
 
 A trial is one choice of settings, trained with every seed. Hyperparameters (`Hypers`) are arrays: trials that differ in
 nothing else are places of one compiled program, beside each other as seeds are. Other settings decide shapes: each
-choice of them is a program of its own, and they run one after the other. With `--halving` a program is trained to one
-rung after the other, each time with those of its trials that go on.
+choice of them is a program of its own, and they run one after the other.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,13 +20,11 @@ import numpy as np
 
 from stages.config import Config, ConfigError, Hypers
 from stages.runs.arguments import MOST_SEEDS, Arguments, parse
-from stages.runs.rounds import Phase
-from stages.runs.rung import END, Rung
 from stages.runs.settings_file import advice, flat
 
 DRAW_SEED = 0  # of random search: the same command tries the same settings
 HYPERS = tuple(each.name for each in dataclasses.fields(Hypers))
-ALONE: dict[str, Any] = {"sweep": (), "trials": 0, "halving": 0, "halving_start": 0}
+ALONE: dict[str, Any] = {"sweep": (), "trials": 0}
 """What asks for a sweep, as it is in the run that a trial alone would be."""
 
 
@@ -47,22 +44,6 @@ class Program:
     name: str  # of its folder in the sweep's; empty where there is one program
     arguments: Arguments
     trials: list[Trial]
-    rung: Rung = END  # that it is trained to
-    going: tuple[int, ...] = ()  # places in `trials` of those that are trained to it; empty: all
-    compiled: dict[int, list[Phase]] = field(default_factory=dict, compare=False)  # by width, for later rungs
-
-    @property
-    def trained(self) -> list[int]:
-        """Places in `trials` of those that are trained; empty where there is one alone."""
-        several = range(len(self.trials)) if len(self.trials) > 1 else ()
-        return list(self.going or several) if several else []
-
-    def phases(self, width: int, build: Callable[[int], list[Phase]]) -> list[Phase]:
-        """The phases for rounds of `width` places: those that an earlier rung has compiled, or new ones."""
-        kept = self.compiled if self.rung.halves else {}
-        if width not in kept:
-            kept[width] = build(width)
-        return kept[width]
 
 
 def programs_of(argv: Sequence[str], arguments: Arguments) -> list[Program]:
@@ -77,29 +58,27 @@ def programs_of(argv: Sequence[str], arguments: Arguments) -> list[Program]:
     if not arguments.sweep:
         if arguments.trials:
             raise ConfigError("--trials draws the values of --sweep NAME=log:LOW:HIGH; name a setting to sweep")
-        if arguments.halving:
-            raise ConfigError("--halving stops some of the trials of a --sweep: name a setting to sweep")
         return [Program("", arguments, [Trial("", arguments)])]
-    settings = dict(_setting(words, arguments) for words in arguments.sweep)
+    settings = dict(_setting(flags, arguments) for flags in arguments.sweep)
     if len(settings) < len(arguments.sweep):
         raise ConfigError("--sweep names a setting twice: give all of its values at once, as in lr=1e-4,1e-3")
     chosen = _drawn(settings, arguments) if arguments.trials else _grid(settings)
     if len(chosen) * arguments.seeds > MOST_SEEDS:
         agents = f"{len(chosen)} trials of {arguments.seeds} seeds"
         raise ConfigError(f"{agents} are more than {MOST_SEEDS:,} agents: take fewer --seeds, values or --trials")
-    rest = _without_sweep(argv)
+    remaining = _without_sweep(argv)
     top, shapes = arguments.logdir, [name for name in settings if not _is_hyper(name)]
     programs: dict[str, Program] = {}
     for values in chosen:
         shape, hypers = _folder(values, shapes), _folder(values, [name for name in settings if name not in shapes])
         if shape not in programs:
-            words = [word for name in shapes for word in (_flag(name), values[name])]
+            flags = [token for name in shapes for token in (_flag(name), values[name])]
             asked = {name: getattr(arguments, name) for name in ALONE}
-            own = dataclasses.replace(parse([*rest, *words]), logdir=_inside(top, shape), **asked)
-            programs[shape] = Program(shape, own, [])
-        words = [word for name, value in values.items() for word in (_flag(name), value)]
-        own = dataclasses.replace(parse([*rest, *words]), logdir=_inside(top, shape, hypers), **ALONE)
-        programs[shape].trials.append(Trial(hypers, own, values))
+            trained = dataclasses.replace(parse([*remaining, *flags]), logdir=_inside(top, shape), **asked)
+            programs[shape] = Program(shape, trained, [])
+        flags = [token for name, value in values.items() for token in (_flag(name), value)]
+        trained = dataclasses.replace(parse([*remaining, *flags]), logdir=_inside(top, shape, hypers), **ALONE)
+        programs[shape].trials.append(Trial(hypers, trained, values))
     if len(shapes) == len(settings):  # each is an ordinary run
         return [Program(p.name, p.trials[0].arguments, p.trials) for p in programs.values()]
     return list(programs.values())
@@ -111,11 +90,8 @@ def describe(programs: Sequence[Program]) -> str:
     shapes = [name for name in names if not _is_hyper(name)]
     count = sum(len(program.trials) for program in programs)
     line = f"sweep of {', '.join(names)}: {count} trials"
-    halved = programs[0].arguments.halving > 0
-    if halved:
-        line += ", of which the worse stop early"
     if not shapes:
-        return f"{line}, in one program" if halved else f"{line}, side by side in one program"
+        return f"{line}, side by side in one program"
     needs = "sets" if len(shapes) == 1 else "set"
     return (
         f"{line} in {len(programs)} programs, one after the other, since {', '.join(shapes)} {needs} what is compiled"
@@ -125,11 +101,11 @@ def describe(programs: Sequence[Program]) -> str:
 # ---- names and values ----------------------------------------------------------------------------------------------
 
 
-def _setting(words: str, arguments: Arguments) -> tuple[str, str]:
+def _setting(text: str, arguments: Arguments) -> tuple[str, str]:
     """`NAME=VALUES` -> the setting's name, as trials have it, and its values, not read yet."""
-    given, equals, values = words.partition("=")
+    given, equals, values = text.partition("=")
     if not equals or not values:
-        raise ConfigError(f"--sweep {words!r} must be NAME=VALUE,VALUE,... or NAME=log:LOW:HIGH")
+        raise ConfigError(f"--sweep {text!r} must be NAME=VALUE,VALUE,... or NAME=log:LOW:HIGH")
     name = given.strip().lstrip("-").replace("-", "_").removeprefix("hypers.")
     if name.startswith("env.") and name != "env.":
         return name, values
@@ -161,10 +137,10 @@ def _inside(*parts: str) -> str:
 
 def _listed(name: str, values: str) -> list[str]:
     """Values that are given one by one."""
-    listed = [value.strip() for value in values.split(",")]
-    if "" in listed or len(set(listed)) < len(listed):
+    items = [value.strip() for value in values.split(",")]
+    if "" in items or len(set(items)) < len(items):
         raise ConfigError(f"--sweep {name}={values}: a value is empty or given twice")
-    return listed
+    return items
 
 
 def _grid(settings: Mapping[str, str]) -> list[dict[str, str]]:
@@ -172,15 +148,15 @@ def _grid(settings: Mapping[str, str]) -> list[dict[str, str]]:
     for name, values in settings.items():
         if _range(name, values):
             raise ConfigError(f"--sweep {name}={values} is a range: say how many values are drawn with --trials N")
-    listed = [_listed(name, values) for name, values in settings.items()]
-    return [dict(zip(settings, each, strict=True)) for each in itertools.product(*listed)]
+    choices = [_listed(name, values) for name, values in settings.items()]
+    return [dict(zip(settings, combination, strict=True)) for combination in itertools.product(*choices)]
 
 
 def _drawn(settings: Mapping[str, str], arguments: Arguments) -> list[dict[str, str]]:
     """Random search: as many trials, each with a value of every setting drawn by itself."""
     if arguments.trials < 0:
         raise ConfigError(f"--trials must be 0 or more, not {arguments.trials}")
-    rng, whole = np.random.default_rng(DRAW_SEED), _whole_settings(arguments.config)
+    rng, integers = np.random.default_rng(DRAW_SEED), _whole_settings(arguments.config)
     trials = []
     for _ in range(arguments.trials):
         trial = {}
@@ -190,10 +166,10 @@ def _drawn(settings: Mapping[str, str], arguments: Arguments) -> list[dict[str, 
                 number = (
                     math.exp(rng.uniform(math.log(low), math.log(high))) if scale == "log" else rng.uniform(low, high)
                 )
-                trial[name] = str(round(number)) if name in whole else f"{number:.3g}"
+                trial[name] = str(round(number)) if name in integers else f"{number:.3g}"
             else:
-                listed = _listed(name, values)
-                trial[name] = listed[rng.integers(len(listed))]
+                items = _listed(name, values)
+                trial[name] = items[rng.integers(len(items))]
         if trial not in trials:  # drawn twice, it would be the same trial
             trials.append(trial)
     return trials
@@ -221,11 +197,11 @@ def _whole_settings(config: Config) -> set[str]:
 
 def _without_sweep(argv: Sequence[str]) -> list[str]:
     """The command line without what asks for a sweep."""
-    rest, words, asks = [], iter(argv), {_flag(name) for name in ALONE}
-    for word in words:
-        flag, equals, _ = word.partition("=")
+    remaining, tokens, asks = [], iter(argv), {_flag(name) for name in ALONE}
+    for token in tokens:
+        flag, equals, _ = token.partition("=")
         if flag.replace("_", "-") not in asks:
-            rest.append(word)
+            remaining.append(token)
         elif not equals:
-            next(words, None)
-    return rest
+            next(tokens, None)
+    return remaining

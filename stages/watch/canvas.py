@@ -23,9 +23,9 @@ class Canvas:
         self._image = Image.new("RGB", (SCALE * width, SCALE * height), "white")
         self._draw = ImageDraw.Draw(self._image)
 
-    def text(self, x: float, y: float, words: str, size: int, colour: Colour, anchor: str = "la", bold: bool = False):
+    def text(self, x: float, y: float, content: str, size: int, colour: Colour, anchor: str = "la", bold: bool = False):
         """Words at a point; `anchor` is Pillow's: l, m, r and a (top), m (middle), s (baseline)."""
-        self._draw.text((SCALE * x, SCALE * y), words, colour, _font(SCALE * size, bold), anchor)
+        self._draw.text((SCALE * x, SCALE * y), content, colour, _font(SCALE * size, bold), anchor)
 
     def box(self, box: tuple[float, float, float, float], colour: Colour):
         """A rectangle; none where it is thinner than a dot."""

@@ -57,9 +57,9 @@ def _frame(scene: Scene, title: str, t: int) -> Image.Image:
 def _head(canvas: Canvas, scene: Scene, title: str, t: int) -> None:
     canvas.text(EDGE, 12, title, 13, INK, bold=True)
     canvas.text(EDGE, 35, f"row {scene.episode_step[t]} of the episode, reward so far {scene.score[t]:.4g}", 12, GREY)
-    words = "the model sees" if scene.observed[t] else f"predicts, {scene.ahead[t]} ahead"
+    caption = "the model sees" if scene.observed[t] else f"predicts, {scene.ahead[t]} ahead"
     canvas.pill((WIDTH - EDGE - 160, 32, 160, 22), BLUE if scene.observed[t] else ORANGE)
-    canvas.text(WIDTH - EDGE - 80, 43, words, 12, "white", "mm", bold=True)
+    canvas.text(WIDTH - EDGE - 80, 43, caption, 12, "white", "mm", bold=True)
 
 
 # ---- boards --------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from stages.evaluate import evaluate
 from stages.open_loop import AHEAD, CONTEXT, open_loop_errors, play_rows
 from stages.runs import terminal
+from stages.runs.arguments import env_title
 from stages.runs.figures import decimals, number, print_table
 from stages.runs.load import Loaded, Trained, player_of
 from stages.runs.statistics import Interval, summarise
@@ -107,8 +108,7 @@ def as_json(loaded: Loaded, scores: Scores, policy: str, point: int | None) -> d
 def print_scores(loaded: Loaded, scores: Scores, policy: str) -> None:
     """Both tables, to the terminal."""
     config, episodes = loaded.config, scores.score.shape[1]
-    settings = "".join(f", {name} {value}" for name, value in config.env_args)
-    title = f"{config.env}{settings}: policy {policy}, {episodes} episodes a seed"
+    title = f"{env_title(config.env, config.env_args)}: policy {policy}, {episodes} episodes a seed"
     print_table(_interval(scores), title, _diverged(loaded))
     largest = float(np.nanmax(np.abs(scores.score), initial=0))
     show = lambda value: number(value, decimals(largest))
@@ -120,12 +120,12 @@ def print_scores(loaded: Loaded, scores: Scores, policy: str) -> None:
             [
                 str(seed),
                 f"{steps[seed]:,}",
-                show(each.mean()),
-                show(each.min()),
-                show(each.max()),
+                show(values.mean()),
+                show(values.min()),
+                show(values.max()),
                 f"{length.mean():.1f}",
             ]
-            for seed, each, length in zip(scores.seeds, scores.score, scores.length, strict=True)
+            for seed, values, length in zip(scores.seeds, scores.score, scores.length, strict=True)
         ],
     )
     kind = loaded.groups[0].env.obs_space.kind
@@ -138,8 +138,8 @@ def print_scores(loaded: Loaded, scores: Scores, policy: str) -> None:
                 str(ahead),
                 *[
                     cell
-                    for each in (scores.open_loop, scores.posterior)
-                    for cell in (_short(each["loss"][:, i]), _percent(each["exact"][:, i]))[: 1 + bool(whole)]
+                    for values in (scores.open_loop, scores.posterior)
+                    for cell in (_short(values["loss"][:, i]), _percent(values["exact"][:, i]))[: 1 + bool(whole)]
                 ],
                 f"{int(scores.episodes[:, i].sum()):,}",
             ]
@@ -151,18 +151,18 @@ def print_scores(loaded: Loaded, scores: Scores, policy: str) -> None:
 def notes(loaded: Loaded) -> list[str]:
     """What a reader has to know of these agents, a line each."""
     planned = loaded.config.steps + loaded.config.adapt_steps
-    said = [
+    lines = [
         f"{_seeds(group.seeds)}: at {group.step:,} of {planned:,} steps; the run is not finished"
         for group in loaded.groups
         if not group.finished
     ]
     if loaded.missing:
-        said.append(f"{_seeds(loaded.missing)}: no checkpoint yet, left out")
-    said += [
-        f"seed {seed} diverged at step {at:,}: what is shown is its last finite state"
-        for seed, at in _diverged(loaded).items()
+        lines.append(f"{_seeds(loaded.missing)}: no checkpoint yet, left out")
+    lines += [
+        f"seed {seed} diverged at step {step:,}: what is shown is its last finite state"
+        for seed, step in _diverged(loaded).items()
     ]
-    return said
+    return lines
 
 
 def _interval(scores: Scores) -> Interval:
@@ -170,7 +170,7 @@ def _interval(scores: Scores) -> Interval:
 
 
 def _diverged(loaded: Loaded) -> dict[int, int]:
-    return {seed: at for group in loaded.groups for seed, at in group.diverged.items()}
+    return {seed: step for group in loaded.groups for seed, step in group.diverged.items()}
 
 
 def _seeds(seeds: Sequence[int]) -> str:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from stages.runs.arguments import env_title
 from stages.runs.folder import write_whole
 from stages.runs.load import Trained
 from stages.watch.canvas import write_gif
@@ -14,6 +15,6 @@ PLAYERS = {"task": "tasker", "explore": "explorer", "random": "random actions"}
 def write_video(path: Path, group: Trained, seed: int, policy: str, rows: int, fps: float, point: int) -> None:
     """Play, draw and write; arguments as of scene.shoot. Raises RunFolderError if the file cannot be written."""
     scene = shoot(group, seed, policy, rows, point)
-    settings = "".join(f", {name} {value}" for name, value in group.config.env_args)
-    title = f"{group.config.env}{settings}: {PLAYERS[policy]} of seed {seed} after {group.step:,} steps"
+    env = env_title(group.config.env, group.config.env_args)
+    title = f"{env}: {PLAYERS[policy]} of seed {seed} after {group.step:,} steps"
     write_whole(path, write_gif(draw_frames(scene, title), fps))

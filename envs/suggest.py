@@ -1,0 +1,16 @@
+"""Suggest: for an error message, the known names closest to one that is not known."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def did_you_mean(name: str, known: Iterable[str], count: int = 3, cutoff: float = 0.5) -> str:
+    """Return "did you mean A or B?" with the names of `known` closest to `name`; "" if none is close.
+
+    Args:
+        count: names at most.
+        cutoff: least similarity, of difflib's ratio from 0 to 1. Capital letters count as small ones.
+    """
+    by_lower = {word.lower(): word for word in known}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=count, cutoff=cutoff)
+    return f"did you mean {' or '.join(by_lower[word] for word in close)}?" if close else ""
