@@ -1,9 +1,12 @@
-"""Presets: settings that go together, by name, and where each comes from."""
+"""Presets: settings that go together, by size and by mode, and where they come from."""
 
-import difflib
 from dataclasses import replace
+from typing import Literal
 
-from stages.config import Config, ConfigError, EnsembleConfig, Hypers, ModelConfig, ReplayConfig
+from envs.suggest import did_you_mean
+from stages.config import Config, ConfigError, EnsembleConfig, Hypers, Mode, ModelConfig, ReplayConfig
+
+Recipe = Literal["default", "published"]
 
 
 def _model(deter: int, width: int, classes: int, depth: int) -> ModelConfig:
@@ -13,45 +16,27 @@ def _model(deter: int, width: int, classes: int, depth: int) -> ModelConfig:
 # Found by measurement on Catch (CPU, 8 to 32 seeds, 1,500 to 2,000 updates each): lr 2e-3 learned more slowly, 8e-3
 # less surely; with entropy 3e-3 the actor commits before the model is worth trusting, and with 0.03 six of 32 seeds
 # stayed near 0.6 for good; 16 replayed rows a step beat 32 at equal updates.
-_TINY_MODEL = ModelConfig(deter=64, blocks=4, hidden=32, units=32, stoch=8, classes=4, depth=4, bins=63)
-# The range of the explorer's advantages is 0.1 to 0.6 while much of Deep Sea 10 or 20 is new, and falls to some
-# hundredths once it is known: with a floor of 0.1 mode mix then takes the reward, where it would explore for good.
-_TINY_HYPERS = Hypers(
-    lr=5e-3, warmup=50.0, entropy=0.06, explorer_entropy=0.05, action_scale=10.0, mix_intrinsic_floor=0.1
-)
-_TINY_REPLAY = ReplayConfig(batch_size=8, batch_length=16, train_ratio=16)
-# Found by measurement on Deep Sea: with members that learn the posterior's probabilities with the model, disagreement
-# grows with visits (it follows where the model has learned); so made, its rank correlation with visits is -0.87 after
-# 100 episodes of size 10 (16 seeds, train ratio 64).
-_NOVEL = EnsembleConfig(
-    members=5, units=64, input="decoded", target="projected", prior_layers=1, updates=2, spread="var"
-)
 _TINY = Config(
     steps=16_000,
-    model=_TINY_MODEL,
+    model=ModelConfig(deter=64, blocks=4, hidden=32, units=32, stoch=8, classes=4, depth=4, bins=63),
     horizon=10,
     eval_episodes=64,
-    replay=_TINY_REPLAY,
-    ensemble=_NOVEL,
-    intrinsic_norm="advantages",
+    replay=ReplayConfig(batch_size=8, batch_length=16, train_ratio=16),
 )
-_MICRO = ModelConfig(deter=128, blocks=4, hidden=64, units=64, stoch=8, classes=8, depth=4)
+_MICRO = Config(
+    model=ModelConfig(deter=128, blocks=4, hidden=64, units=64, stoch=8, classes=8, depth=4),
+    horizon=10,
+    replay=ReplayConfig(batch_size=8, batch_length=16),
+)
 
 PRESETS: dict[str, tuple[Config, Hypers, str]] = {
     "tiny": (
         _TINY,
-        _TINY_HYPERS,
-        "the default run on a laptop; found by measurement on Catch-bsuite",
-    ),
-    "tiny-explore": (
-        replace(_TINY, replay=replace(_TINY_REPLAY, train_ratio=64)),
-        # With a whole nat free the prior is let off where it could know the next state: imagination blurs, and the
-        # explorer is paid for the blur. Of size 30, 2 of 12 seeds learned the way to the reward so, and 12 with 0.1.
-        replace(_TINY_HYPERS, free_nats=0.1),
-        "tiny with four times the updates and a tenth of a free nat, for --mode explore and mix; measured on Deep Sea",
+        Hypers(lr=5e-3, warmup=50.0, entropy=0.06, explorer_entropy=0.05),
+        "the default, for a laptop; found by measurement on Catch-bsuite and Deep Sea",
     ),
     "micro": (
-        Config(model=_MICRO, horizon=10, replay=ReplayConfig(batch_size=8, batch_length=16)),
+        _MICRO,
         Hypers(lr=1e-3, warmup=100.0, entropy=1e-2, explorer_entropy=1e-2),
         "small tasks on a CPU",
     ),
@@ -68,12 +53,63 @@ PRESETS: dict[str, tuple[Config, Hypers, str]] = {
         }.items()
     },
 }
+"""Name -> sizes with the settings that suit them, and where they come from."""
 
 
-def preset(name: str) -> tuple[Config, Hypers]:
-    """Config and Hypers of a preset. Raises ConfigError for an unknown name, naming the near ones."""
+def explore_settings(config: Config, hypers: Hypers) -> tuple[Config, Hypers]:
+    """What modes explore and mix change in a preset of any size; found by measurement on Deep Sea.
+
+    Members that learn the posterior's probabilities with the model disagree more with more visits: their disagreement
+    follows where the model has learned. Made as here, its rank correlation with visits is -0.87 after 100 episodes of
+    size 10 (16 seeds, train ratio 64).
+    """
+    ensemble = EnsembleConfig(
+        members=5,
+        units=max(64, config.model.units),
+        input="decoded",
+        target="projected",
+        prior_layers=1,
+        updates=2,
+        spread="var",
+    )
+    config, hypers = replay_settings(config, hypers)
+    config = replace(config, ensemble=ensemble, intrinsic_norm="advantages")
+    # The range of the explorer's advantages is 0.1 to 0.6 while much of Deep Sea 10 or 20 is new, and some hundredths
+    # once it is known: with a floor of 0.1 mode mix then takes the reward, where it would explore for good.
+    return config, replace(hypers, explorer_entropy=0.05, action_scale=10.0, mix_intrinsic_floor=0.1)
+
+
+def replay_settings(config: Config, hypers: Hypers) -> tuple[Config, Hypers]:
+    """What modes explore, mix and random change for the world model: four of tiny's updates for one, and less of the
+    KL that is free.
+
+    With a whole nat free the prior is let off where it could know the next state: imagination blurs, and the explorer
+    is paid for the blur. Of Deep Sea 30, 2 of 12 seeds learned the way to the reward so, and 12 with 0.1.
+    """
+    return replace(config, replay=replace(config.replay, train_ratio=64.0)), replace(hypers, free_nats=0.1)
+
+
+DEFAULT_ENV, DEFAULT_ENV_ARGS = "DeepSea-bsuite", {"action_map_per_seed": "true", "size": "10"}
+DEFAULT_MODE: Mode = "mix"
+DEFAULT_STEPS = 2_750  # 250 episodes
+"""What a command that names no environment trains: Deep Sea, where exploring decides."""
+
+
+def preset(name: str, mode: Mode = "task", recipe: Recipe = "default") -> tuple[Config, Hypers]:
+    """Config and Hypers of a size in a mode.
+
+    Args:
+        name: a key of PRESETS.
+        recipe: published leaves the exploring modes with Plan2Explore's published form: the preset as it is.
+
+    Raises:
+        ConfigError: an unknown name; the message names the near ones.
+    """
     if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=3, cutoff=0.3) or list(PRESETS)
-        raise ConfigError(f"unknown preset {name!r}; did you mean {' or '.join(near)}? (all: {', '.join(PRESETS)})")
+        close = did_you_mean(name, PRESETS, cutoff=0.3)
+        raise ConfigError(f"unknown preset {name!r}; {close} (all: {', '.join(PRESETS)})")
     config, hypers, _ = PRESETS[name]
-    return config, hypers
+    config = replace(config, mode=mode)
+    if recipe == "published" or mode == "task":
+        return config, hypers
+    return (replay_settings if mode == "random" else explore_settings)(config, hypers)

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 WORDS = [
-    *("--seeds 4 --env DeepSea-bsuite --env.size 6 --env.action_map_per_seed true --preset tiny-explore".split()),
+    *("--seeds 4 --env DeepSea-bsuite --env.size 6 --env.action_map_per_seed true --preset tiny".split()),
     *("--mode explore --steps 1200 --log-points 6".split()),
 ]
 

@@ -11,6 +11,7 @@ from envs import registry
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
 TINY = [
+    *("--env", "Catch-bsuite"),
     *("--model.deter", "8", "--model.blocks", "2", "--model.hidden", "8", "--model.units", "8", "--model.stoch", "2"),
     *("--model.classes", "4", "--model.depth", "2", "--model.bins", "5", "--model.layers", "1", "--horizon", "2"),
     *("--replay.batch-size", "2", "--replay.batch-length", "4", "--replay.train-ratio", "4", "--log-points", "2"),

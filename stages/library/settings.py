@@ -5,16 +5,17 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from stages.config import Config, ConfigError, Hypers
-from stages.presets import preset
+from stages.config import Config, ConfigError, Hypers, Mode
+from stages.presets import Recipe, preset
 from stages.validate import validate
 
 
-def configure(preset_name: str = "tiny", /, **settings: Any) -> tuple[Config, Hypers]:
+def configure(preset_name: str = "tiny", recipe: Recipe = "default", /, **settings: Any) -> tuple[Config, Hypers]:
     """The settings of a run: those of a preset, but for what is given.
 
     Args:
         preset_name: a key of `stages.presets.PRESETS`.
+        recipe: published gives the exploring modes Plan2Explore's published form.
         settings: fields of `Config` by their names, such as `env="DeepSea-bsuite"`, `mode="mix"`, `steps=2_000`; groups
             as mappings of theirs, `model={"units": 64}`, and so `ensemble`, `replay`, `hypers` and `env_args`.
 
@@ -24,7 +25,8 @@ def configure(preset_name: str = "tiny", /, **settings: Any) -> tuple[Config, Hy
     Raises:
         ConfigError: an unknown name, a value of another type, or settings that cannot work together.
     """
-    config, hypers = preset(preset_name)
+    mode = settings.get("mode", "task")
+    config, hypers = preset(preset_name, mode if mode in get_args(Mode) else "task", recipe)
     env_args = settings.pop("env_args", dict(config.env_args))
     hypers = _changed(hypers, _mapping("hypers", settings.pop("hypers", {})), "hypers.")
     settings["env_args"] = tuple(sorted((key, str(value)) for key, value in _mapping("env_args", env_args).items()))

@@ -6,12 +6,12 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
-from stages.config import Config, ConfigError, EnsembleConfig, Hypers, ModelConfig, ReplayConfig
-from stages.presets import PRESETS, preset
+from stages.config import Config, ConfigError, EnsembleConfig, Hypers, Mode, ModelConfig, ReplayConfig
+from stages.presets import DEFAULT_ENV, DEFAULT_ENV_ARGS, DEFAULT_MODE, DEFAULT_STEPS, PRESETS, Recipe, preset
 from stages.runs.settings_file import flat, words_of
 from stages.runs.sink import Kind, check_sink
 from stages.validate import validate
@@ -29,6 +29,14 @@ What runs have left (each has a --help of its own):
   python run.py export RUN            a small copy of it, for these four and not for training
 """
 
+
+MODES = """
+Without --env, DeepSea-bsuite of size 10 is trained in mode mix. Beside the preset, modes change:
+  explore, mix: an ensemble of 5 members that read the decoded observation, predict a fixed projection of the next one,
+    carry frozen random priors and have two updates of their own for each of the model's; advantages divided by their
+    own range; train ratio 64, 0.1 free nats, entropy bonus 0.05 for the explorer
+  random: train ratio 64 and 0.1 free nats, as the control of explore and mix
+"""
 
 MOST_SEEDS = 10_000  # of a run: its log, its picture and its bootstrap hold them all
 
@@ -52,7 +60,10 @@ class Arguments:
     """Settings from a file, JSON or TOML: {"preset": "tiny", "hypers": {"lr": 1e-3}, ...}, or the config.json of a run,
     which then is made again. Flags come after it."""
     preset: str = "tiny"
-    """Sizes and settings to start from, listed above. The defaults below are those of the preset that is given."""
+    """Sizes and settings to start from, listed above. The defaults below are those of the preset in the mode."""
+    recipe: Recipe = "default"
+    """What modes explore, mix and random change in the preset, as listed above; published: nothing, which leaves
+    Plan2Explore's published form, for comparison."""
     logdir: str = ""
     """The run's folder; runs/ENV-MODE-TIME if empty."""
     log_points: int = 20
@@ -138,15 +149,22 @@ def beyond_preset(settings: Mapping[str, Any]) -> dict[str, Any]:
     Nothing where the preset is not known any more.
     """
     try:
-        config, hypers = preset(settings["preset"])
+        defaults = _flat_preset(settings, settings["config.mode"])
     except ConfigError:
         return {}
-    records = {"config": dataclasses.asdict(config), "hypers": dataclasses.asdict(hypers)}
-    return {
-        name: was
-        for name, was in flat(json.loads(json.dumps(records))).items()
-        if name in settings and settings[name] != was
-    }
+    return {name: was for name, was in defaults.items() if name in settings and settings[name] != was}
+
+
+def set_by_mode(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What the mode changes in the preset, by path: its values."""
+    plain, defaults = _flat_preset(settings, "task"), _flat_preset(settings, settings["config.mode"])
+    return {name: value for name, value in defaults.items() if value != plain[name] and name != "config.mode"}
+
+
+def _flat_preset(settings: Mapping[str, Any], mode: Mode) -> dict[str, Any]:
+    """The preset of settings in a mode, by path. Raises ConfigError for one that is not known."""
+    config, hypers = preset(settings["preset"], mode, settings.get("recipe", "default"))
+    return flat(json.loads(json.dumps({"config": dataclasses.asdict(config), "hypers": dataclasses.asdict(hypers)})))
 
 
 def check_same_run(arguments: Arguments, saved: Mapping[str, Any]) -> bool:
@@ -200,8 +218,8 @@ def parse(argv: list[str]) -> Arguments:
     if file := _peek(argv, "--config", ""):
         argv = [*words_of(file, NAMES), *argv]
     argv, env_args = _take_env_args(argv)
-    config, hypers = preset(_peek(argv, "--preset", "tiny"))
-    config = dataclasses.replace(config, env_args=env_args)
+    config, hypers = _defaults(argv)
+    config = dataclasses.replace(config, env_args=tuple(sorted((dict(config.env_args) | env_args).items())))
     registry = tyro.constructors.ConstructorRegistry()
     registry.primitive_rule(_whole_number)
     presets = "\n".join(f"  {name}: {why}" for name, (_, _, why) in PRESETS.items())
@@ -210,10 +228,23 @@ def parse(argv: list[str]) -> Arguments:
             Arguments,
             args=argv,
             default=Arguments(config=config, hypers=hypers),
-            description=f"{DESCRIPTION}\nPresets:\n{presets}",
+            description=f"{DESCRIPTION}\nPresets:\n{presets}\n{MODES}",
         )
     check(arguments)
     return arguments
+
+
+def _defaults(argv: list[str]) -> tuple[Config, Hypers]:
+    """The defaults of all other flags: those of the preset in the mode. Without --env, those of the default job."""
+    job = not _peek(argv, "--env", "")
+    asked, recipe = _peek(argv, "--mode", DEFAULT_MODE if job else "task"), _peek(argv, "--recipe", "default")
+    modes: dict[str, Mode] = {name: name for name in get_args(Mode)}  # tyro refuses any other
+    published = "published" if recipe == "published" else "default"
+    config, hypers = preset(_peek(argv, "--preset", "tiny"), modes.get(asked, "task"), published)
+    if job:
+        args = tuple(sorted(DEFAULT_ENV_ARGS.items()))
+        config = dataclasses.replace(config, env=DEFAULT_ENV, env_args=args, steps=DEFAULT_STEPS)
+    return config, hypers
 
 
 def check(arguments: Arguments) -> None:
@@ -243,7 +274,7 @@ def check(arguments: Arguments) -> None:
     validate(arguments.config, arguments.hypers)
 
 
-def _take_env_args(argv: list[str]) -> tuple[list[str], tuple[tuple[str, str], ...]]:
+def _take_env_args(argv: list[str]) -> tuple[list[str], dict[str, str]]:
     """Split off `--env.NAME VALUE` and `--env.NAME=VALUE`: their names depend on the environment."""
     remaining, env_args, tokens = [], {}, iter(argv)
     for token in tokens:
@@ -255,7 +286,7 @@ def _take_env_args(argv: list[str]) -> tuple[list[str], tuple[tuple[str, str], .
         if value is None:
             raise ConfigError(f"{token} needs a value: {token} VALUE")
         env_args[match[1].replace("-", "_")] = value
-    return remaining, tuple(sorted(env_args.items()))
+    return remaining, env_args
 
 
 def _peek(argv: list[str], flag: str, default: str) -> str:
