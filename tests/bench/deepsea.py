@@ -46,7 +46,7 @@ def command(size: int, mode: str, seeds: int, add: str) -> str:
     env = f"--env DeepSea-bsuite --env.size {size} --env.action_map_per_seed true"
     # About 50 episodes between evaluations.
     points = f"--log-points {max(1, episodes // 50)} --checkpoint-minutes 5"
-    return f"{env} --preset tiny-explore --mode {mode} --seeds {seeds} --steps {steps} {points} {add}"
+    return f"{env} --preset tiny --mode {mode} --seeds {seeds} --steps {steps} {points} {add}"
 
 
 def row(size: int, mode: str, run: Result) -> dict[str, str]:

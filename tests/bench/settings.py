@@ -29,7 +29,7 @@ from stages.runs import arguments
 from stages.runs.start import start_jax
 from stages.runs.sweep import mesh_for
 
-COMMON = "--preset tiny-explore --mode explore"
+COMMON = "--preset tiny --mode explore"
 DEEP_SEA = "--env DeepSea-bsuite --env.action_map_per_seed true"
 TASKS = {
     "deepsea10": f"{DEEP_SEA} --env.size 10 --steps 2200",
@@ -76,7 +76,7 @@ SETTINGS = {
     "repval": "--hypers.scale-explorer-repval 0.3",
     "unimix": "--hypers.policy-unimix 0.01",
 }
-"""Name -> what differs from the preset tiny-explore."""
+"""Name -> what differs from tiny in mode explore."""
 AT = 100  # episodes of size 10 after which disagreement is held against visits
 SEEDS = 8
 TURNS, UPDATES = 5, 8  # of the cost: turns of each, updates of a turn
@@ -153,7 +153,7 @@ def main() -> None:
     for task in asked.tasks if not asked.table else ():
         for name in asked.only:
             common.train(words(task, name, asked.seeds, asked.add), place(task, name))
-    rows = [{"setting": f"`{SETTINGS[name] or 'tiny-explore'}`"} for name in asked.only]
+    rows = [{"setting": f"`{SETTINGS[name] or 'tiny'}`"} for name in asked.only]
     columns = ["setting"]
     for task in asked.tasks:
         for name, row in zip(asked.only, rows, strict=True):

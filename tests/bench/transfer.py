@@ -45,7 +45,7 @@ def command(task: str, mode: str) -> str:
     phases = f"--mode task --steps {rows * 11 // 10} --log-points 11"
     if mode in EXPLORERS:
         phases = f"{EXPLORERS[mode]} --steps {rows} --adapt-steps {rows // 10} --log-points 5"
-    return f"{env} --preset tiny-explore --seeds {SEEDS} --checkpoint-keep 0 {phases}"
+    return f"{env} --preset tiny --seeds {SEEDS} --checkpoint-keep 0 {phases}"
 
 
 def scores(runs: list[Result], task: str) -> list[list[str]]:
