@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import resource
+import sys
 from types import SimpleNamespace
 
 import jax
@@ -26,8 +27,8 @@ from stages.runs.log import (
     log_plan,
     log_round,
     log_start,
-    peak_memory_mb,
 )
+from stages.runs.memory import peak_memory_mb
 from stages.runs.round_log import RoundLog, ScoreCurve, metric_rows
 from stages.runs.rounds import Evaluator, Plan, Round
 from stages.runs.trials import Trial
@@ -253,7 +254,7 @@ def test_a_run_that_aborts_leaves_no_folder(tmp_path):
 
 @pytest.mark.parametrize(("platform", "unit"), [("linux", 1024), ("darwin", 1)])
 def test_peak_memory_of_a_cpu_in_the_units_of_its_system(monkeypatch, platform, unit):
-    monkeypatch.setattr(log_module.sys, "platform", platform)
+    monkeypatch.setattr(sys, "platform", platform)
     monkeypatch.setattr(resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=3_000_000 // unit))
     assert peak_memory_mb() == pytest.approx(3.0, rel=1e-3)
 
@@ -261,7 +262,7 @@ def test_peak_memory_of_a_cpu_in_the_units_of_its_system(monkeypatch, platform, 
 @pytest.mark.parametrize(("stats", "mb"), [({"peak_bytes_in_use": 5_000_000}, 5.0), (None, 2.0), ({}, 2.0)])
 def test_peak_memory_of_an_accelerator_is_its_own_count_where_it_counts(monkeypatch, stats, mb):
     device = SimpleNamespace(platform="gpu", memory_stats=lambda: stats)
-    monkeypatch.setattr(log_module.jax, "local_devices", lambda: [device])
-    monkeypatch.setattr(log_module.sys, "platform", "darwin")
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=2_000_000))
     assert peak_memory_mb() == mb

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax
 import numpy as np
 
 from envs.environment import StateSpace
@@ -26,6 +25,7 @@ from stages.runs.arguments import Arguments
 from stages.runs.folder import RunFolder
 from stages.runs.lines import agent_name, plan_lines, progress_line, round_line, start_lines
 from stages.runs.measured import measured_columns
+from stages.runs.memory import peak_memory_mb
 from stages.runs.processes import Processes
 from stages.runs.round_log import RoundLog, metric_rows
 from stages.runs.rounds import Plan, Round
@@ -285,18 +285,6 @@ def _write_unfinished(log: RunLog, folder: RunFolder) -> None:
 def _say(lines: Sequence[str]) -> None:
     for line in lines:
         terminal.say(line)
-
-
-def peak_memory_mb() -> float:
-    """Peak memory of this process: the first accelerator's own count, or the resident set."""
-    device = jax.local_devices()[0]
-    stats = device.memory_stats() if device.platform != "cpu" else None
-    if stats and "peak_bytes_in_use" in stats:
-        return stats["peak_bytes_in_use"] / 1e6
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 def versions() -> dict[str, str]:

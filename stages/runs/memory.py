@@ -1,10 +1,12 @@
-"""Memory: how much is free for a sweep, and how much its compiled programs take. Host side."""
+"""Memory: how much is free for a sweep, how much its compiled programs take, and the peak. Host side."""
 
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+import jax
 import psutil
 
 SHARE = 0.8  # of the free memory is used: the rest is for the compiler, the allocator's gaps and other people
@@ -79,6 +81,18 @@ def _left(group: Path, limit: str, usage: str, cache: str) -> float:
         return max(0, int(maximum) - int((group / usage).read_text()) + int(stats.get(cache, 0)))
     except (OSError, ValueError):
         return math.inf
+
+
+def peak_memory_mb() -> float:
+    """Peak memory of this process: the first accelerator's own count, or the resident set."""
+    device = jax.local_devices()[0]
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    if stats and "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"] / 1e6
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 def format_bytes(size: float) -> str:
