@@ -189,6 +189,46 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path, damage):
     refused(lambda: again.restore(again.newest(), shapes({"w": jnp.zeros((2, 100_000))})), "cannot be read", "remove")
 
 
+def flip(file, bit=3):
+    """Flip a bit in the middle of a file."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1 << bit
+    file.write_bytes(content)
+
+
+def test_a_flipped_bit_in_any_file_is_one_line_that_names_it(tmp_path):
+    """Of the log, of every array that is read, and of those that a reader of the agents alone leaves."""
+    checkpoints = made(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(Place(0, step), {"w": jnp.ones((2, 64)), "rest": jnp.ones((2, 64))}, {"step": step})
+    checkpoints.wait()
+    folder = tmp_path / "checkpoints/round-0000/process-0/2"
+    files = [p for p in folder.rglob("*") if p.is_file() and p.name not in checkpoint.REWRITTEN and p.stat().st_size]
+    assert {"checksums.json", "metadata", "manifest.ocdbt"} < {file.name for file in files}
+    wanted = shapes({"w": jnp.zeros((2, 64))})
+    for file in files:
+        flip(file)
+        for read in (
+            lambda: made(tmp_path).progress(Place(0, 2)),
+            lambda: made(tmp_path).restore(Place(0, 2), wanted, part=True),
+        ):
+            name = "" if file.name == "checksums.json" else str(file.relative_to(folder))
+            refused(read, "cannot be read", name, "remove the folder to go on from the checkpoint at 1 steps")
+        flip(file)
+    np.testing.assert_array_equal(made(tmp_path).restore(Place(0, 2), wanted, part=True)["w"], 1)
+    for file in folder.rglob("commit_success.txt"):  # where it was written; a copy leaves that out
+        file.write_text("")
+    assert made(tmp_path).progress(Place(0, 2)) == {"step": 2}
+
+
+def test_a_checkpoint_from_before_there_were_checksums_is_read(tmp_path):
+    checkpoints = made(tmp_path)
+    checkpoints.save(Place(0, 1), tree(), {"step": 1})
+    checkpoints.wait()
+    (tmp_path / "checkpoints/round-0000/process-0/1/checksums.json").unlink()
+    assert made(tmp_path).progress(Place(0, 1)) == {"step": 1}
+
+
 def test_a_foreign_file_where_the_checkpoint_should_be_is_one_line(tmp_path):
     checkpoints = made(tmp_path)
     checkpoints.save(Place(0, 1), tree(), {"step": 1})

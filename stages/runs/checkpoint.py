@@ -1,12 +1,15 @@
 """Checkpoints: the whole state of a round on disk, written beside training, and what of it is good after a crash.
 
 One folder a round and process, `checkpoints/round-0000/process-0/STEP`, by orbax: a checkpoint is there whole or not at
-all. It holds every array of the state (parameters, optimiser, targets, replay, environments, keys), the clock, and as
-JSON the log so far with the run's arguments and versions. Processes agree on the newest that all of them have.
+all. It holds every array of the state (parameters, optimiser, targets, replay, environments, keys), the clock, as JSON
+the log so far with the run's arguments and versions, and checksums of its files, which are compared before anything is
+read. Processes agree on the newest that all of them have.
 """
 
 import contextlib
 import functools
+import hashlib
+import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,10 +22,16 @@ import jax.random as jr
 import numpy as np
 
 from stages.config import Hypers
-from stages.runs.folder import RunFolderError, plain
+from stages.runs.folder import RunFolderError, plain, write_json
 from stages.runs.processes import Processes
 
 FOLDER = "checkpoints"
+CHECKSUMS = "checksums.json"
+"""SHA-256 of each file of a checkpoint, by its path there. Older checkpoints have none."""
+TEMPORARY = ".orbax-checkpoint-tmp"
+"""What the name of a checkpoint has behind it until the checkpoint is whole; orbax's."""
+REWRITTEN = ("_CHECKPOINT_METADATA", "commit_success.txt")
+"""Files that orbax writes once the checksums are known: they say when a checkpoint was written, and where."""
 ROOM = {".ring.": 0, ".coverage.where": -1}
 """Parts of the state with room for each row that the run will collect, and what stands where none is yet."""
 NEWER = {f"[0].hypers.{name}": value for name, value in vars(Hypers()).items()}
@@ -52,6 +61,7 @@ class Checkpoints:
         _quiet_closed_loops()
         self.folder, self.processes, self.keep, self.reads = folder / FOLDER, processes, keep, reads
         self._managers: dict[int, Any] = {}
+        self._intact: set[Place] = set()  # checkpoints whose files have been compared with their checksums
 
     def newest(self) -> Place | None:
         """The one written last of those that every process has whole; None without one.
@@ -82,6 +92,7 @@ class Checkpoints:
         """The JSON of a checkpoint. Raises RunFolderError."""
         import orbax.checkpoint as ocp
 
+        self._check_files(place)
         with _explained(self._path(place)):
             found = self._manager(place.round).restore(
                 place.step, args=ocp.args.Composite(progress=ocp.args.JsonRestore())
@@ -129,6 +140,7 @@ class Checkpoints:
         """The arrays of a checkpoint by their names, those that `args` asks for. Raises RunFolderError."""
         import orbax.checkpoint as ocp
 
+        self._check_files(place)
         with _explained(self._path(place)):
             wanted = ocp.args.Composite(state=args or ocp.args.StandardRestore())
             saved = self._manager(place.round).restore(place.step, args=wanted)["state"]
@@ -182,6 +194,32 @@ class Checkpoints:
             manager.close()
         self._managers.clear()
 
+    def _check_files(self, place: Place) -> None:
+        """Compare the files of a checkpoint with their checksums, once. Raises RunFolderError where one is another."""
+        path = self._path(place)
+        if place in self._intact or not (path / CHECKSUMS).exists():
+            return
+        try:
+            checksums = json.loads((path / CHECKSUMS).read_bytes())
+            damaged = [name for name, written in checksums.items() if _checksum(path / name) != written]
+        except (OSError, ValueError, AttributeError):
+            damaged = [CHECKSUMS]
+        if damaged:
+            before = max((step for step in self._manager(place.round).all_steps() if step < place.step), default=None)
+            remedy = "put it back from a copy, or remove the folder to begin again without it"
+            if before is not None:
+                remedy = f"remove the folder to go on from the checkpoint at {before} steps"
+            raise RunFolderError(
+                f"the checkpoint {str(path)!r} cannot be read: its file {damaged[0]!r} is damaged or missing; {remedy}"
+            )
+        self._intact.add(place)
+
+    def _write_checksums(self, round: int) -> None:
+        """Add the checksums to a checkpoint that is written, and that orbax has not given its name yet."""
+        (path,) = self._process_path(round).glob(f"*{TEMPORARY}*")
+        files = sorted(file for file in path.rglob("*") if file.is_file() and file.name not in REWRITTEN)
+        write_json(path / CHECKSUMS, {file.relative_to(path).as_posix(): _checksum(file) for file in files})
+
     def _path(self, place: Place) -> Path:
         return self._process_path(place.round) / str(place.step)
 
@@ -199,7 +237,10 @@ class Checkpoints:
                 several = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
             # Orbax's threads tell each other that a folder is made by keys in the store of all processes, numbered by
             # each process's own count of operations: one process would delete what another still waits for.
-            alone = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+            alone = ocp.options.AsyncOptions(
+                create_directories_asynchronously=False,
+                post_finalization_callback=functools.partial(self._write_checksums, round),
+            )
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=None if self.reads else max(1, self.keep),
                 async_options=alone,
@@ -281,6 +322,15 @@ def _grows(name: str, saved: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
         return saved == wanted
     alike = len(saved) == len(wanted) > 1 and (saved[0], *saved[2:]) == (wanted[0], *wanted[2:])
     return alike and saved[1] <= wanted[1]
+
+
+def _checksum(file: Path) -> str:
+    """SHA-256 of a file in hexadecimal; empty without the file."""
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError:
+        return ""
 
 
 @functools.cache
