@@ -1,8 +1,10 @@
 """Checkpoints on small trees: what comes back, what is kept, and what a damaged or foreign one says."""
 
+import contextlib
 import errno
 import json
 import os
+import resource
 import sys
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -257,6 +259,52 @@ def test_a_disk_that_refuses_costs_the_save_and_not_the_one_before(tmp_path, mon
     checkpoints.save(Place(0, 3), tree(3), {})
     checkpoints.wait()
     assert made(tmp_path).newest() == Place(0, 3)
+
+
+@contextlib.contextmanager
+def files_of_at_most(size):
+    """No file may grow beyond so many bytes: the kernel refuses the write, as that of a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_save_that_fails_leaves_nothing_and_later_ones_keep_as_many_as_before(tmp_path):
+    noise = {"w": jr.normal(jr.key(0), (2, 100_000))}  # it does not compress
+    checkpoints, folder = made(tmp_path, keep=2), tmp_path / "checkpoints/round-0000/process-0"
+    for step in (1, 2):
+        checkpoints.save(Place(0, step), noise, {})
+        checkpoints.wait()
+    for step in (3, 4):
+        with files_of_at_most(100_000):
+            save = lambda step=step: (checkpoints.save(Place(0, step), noise, {}), checkpoints.wait())
+            refused(save, "written: File too large", "free the disk")
+        assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
+    for step in (5, 6):
+        checkpoints.save(Place(0, step), noise, {})
+        checkpoints.wait()
+    checkpoints.close()
+    assert sorted(path.name for path in folder.iterdir()) == ["5", "6"]
+
+
+def test_on_a_disk_that_may_be_too_small_a_save_ends_before_anything_else_is_written(tmp_path, monkeypatch):
+    usage = SimpleNamespace(free=2 * tree()["w"].nbytes)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
+    checkpoints = made(tmp_path)
+    checkpoints.save(Place(0, 1), tree(), {})
+    assert (tmp_path / "checkpoints/round-0000/process-0/1/commit_success.txt").exists()
+
+
+def test_whether_anything_can_be_saved_is_tried_and_leaves_nothing(tmp_path):
+    made(tmp_path).try_saving()
+    with files_of_at_most(10):
+        refused(made(tmp_path).try_saving, "no checkpoint can be saved", "File too large", "--checkpoint-keep 0")
+        made(tmp_path, keep=0).try_saving()
+    assert play(lambda processes: made(tmp_path, processes=processes).try_saving(), 2) == [None] * 2
+    assert not list(tmp_path.iterdir())
 
 
 def test_processes_go_on_from_what_all_of_them_have(tmp_path):

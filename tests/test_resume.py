@@ -1,5 +1,6 @@
 """A run that is stopped, killed or prolonged goes on as if nothing had happened: equal to the bit."""
 
+import errno
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import orbax.checkpoint as ocp
 import pytest
 
 import run
@@ -19,6 +21,8 @@ from tests.test_run import rows as logged
 from tests.test_scale import PATIENCE, ROOT
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
+
+save = ocp.CheckpointManager.save
 
 # Two rounds of two phases of two chunks, saved after each.
 TWO_ROUNDS = [*PHASES, "--seeds", "3", "--parallel", "2", "--checkpoint-minutes", "0", "--logdir"]
@@ -218,6 +222,39 @@ def test_a_run_without_checkpoints_begins_again(tmp_path, monkeypatch, capsys):
     assert run.main([*words, "--steps", "45"]) == 2
     assert "finished and holds no checkpoint to go on from" in capsys.readouterr().err
     assert len(logged(tmp_path / "run")) == 4
+
+
+def disk_full(*args, **kwargs):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_saves_that_fail_cost_the_saves_and_the_exit_code_says_whether_the_last_one_did(
+    whole, tmp_path, monkeypatch, capsys
+):
+    """The first of two saves, then both."""
+    with monkeypatch.context() as patch:
+        at_chunk(patch, 1, lambda: patch.setattr(ocp.CheckpointManager, "save", disk_full))
+        at_chunk(patch, 2, lambda: patch.setattr(ocp.CheckpointManager, "save", save))
+        assert run.main([*WORDS, str(tmp_path / "first")]) == 0
+    said = capsys.readouterr().err
+    assert said.count("run.py: warning: not saved: ") == 1 and "No space left on device" in said
+    assert differences(whole, tmp_path / "first") == []
+    with monkeypatch.context() as patch:
+        at_chunk(patch, 1, lambda: patch.setattr(ocp.CheckpointManager, "save", disk_full))
+        assert run.main([*WORDS, str(tmp_path / "both")]) == 2
+    *warnings, error = capsys.readouterr().err.splitlines()
+    assert len(warnings) == 3 and all(line.startswith("run.py: warning: not saved: ") for line in warnings)
+    assert error.startswith("run.py: error: the agents could not be saved at the end")
+    assert logged(tmp_path / "both") and json.loads((tmp_path / "both" / "summary.json").read_text())["finished"]
+
+
+def test_a_folder_in_which_nothing_can_be_saved_is_found_before_training(tmp_path, capsys):
+    """Arrays are written by a library that knows UTF-8 alone."""
+    folder = tmp_path / "new" / "\udcff"
+    assert run.main([*WORDS, str(folder)]) == 2
+    said, error = capsys.readouterr()
+    assert "compiling" not in said and error.count("\n") == 1 and not list(tmp_path.iterdir())
+    assert error.startswith("run.py: error: no checkpoint can be saved in ") and "--checkpoint-keep 0" in error
 
 
 def test_a_signal_that_is_ignored_stays_so():

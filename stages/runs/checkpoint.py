@@ -11,8 +11,10 @@ import functools
 import hashlib
 import json
 import logging
+import re
+import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -150,10 +152,11 @@ class Checkpoints:
     def save(self, place: Place, state: Any, progress: dict[str, Any]) -> None:
         """Write a checkpoint; returns once the arrays are copied, and writing goes on beside training.
 
-        First waits until the one before is written in all processes, so that they always have one in common.
+        First waits until the one before is written in all processes, so that they always have one in common. Where the
+        disk may be too small, returns once all is written: what is logged meanwhile would find it full.
 
         Raises:
-            RunFolderError: the one before could not be written.
+            RunFolderError: the one before, or this one, could not be written. Nothing of it is left then.
         """
         import orbax.checkpoint as ocp
 
@@ -165,15 +168,17 @@ class Checkpoints:
             return
         arrays = {name: np.asarray(_raw(x)) for name, x in named(state).items() if x.size}
         args = ocp.args.Composite(state=ocp.args.StandardSave(arrays), progress=ocp.args.JsonSave(plain(progress)))
-        with _explained(self._path(place)):
+        with self._removed_on_failure(place):
             manager.save(place.step, args=args)
+            if shutil.disk_usage(self.folder).free < 2 * sum(x.nbytes for x in arrays.values()):
+                manager.wait_until_finished()
 
     def wait(self) -> None:
         """Wait until what has been saved is on disk, here and in all processes. Raises RunFolderError."""
         failure = ""
-        for round, manager in self._managers.items():
+        for round, manager in list(self._managers.items()):
             try:
-                with _explained(self._path(Place(round, manager.latest_step() or 0))):
+                with self._removed_on_failure(Place(round, manager.latest_step() or 0)):
                     manager.wait_until_finished()
             except RunFolderError as error:
                 failure = str(error)
@@ -181,18 +186,56 @@ class Checkpoints:
             raise RunFolderError(failures[0])
 
     def prune(self, round: int) -> None:
-        """Keep only the newest of a round that is over."""
+        """Keep only the newest of a round that is over. Raises RunFolderError."""
         if not self.keep:
             return
         manager = self._manager(round)
         for step in sorted(manager.all_steps())[:-1]:
-            manager.delete(step)
+            with _explained(self._path(Place(round, step)), "removed", "remove it by hand"):
+                manager.delete(step)
+
+    def try_saving(self) -> None:
+        """Write a small checkpoint beside the others, and remove it.
+
+        Raises:
+            RunFolderError: none can be written here. In all processes, if not in the first one.
+        """
+        if not self.keep:
+            return
+        beside = self.folder.with_name(f".{FOLDER}-{self.processes.index}")
+        trial = Checkpoints(beside, self.processes, keep=1)
+        try:
+            trial.save(Place(0, 0), {"zero": np.zeros(1)}, {})
+            trial.wait()
+        except RunFolderError as error:
+            raise RunFolderError(
+                f"no checkpoint can be saved: {error}, choose another --logdir, or give --checkpoint-keep 0"
+            ) from error
+        finally:
+            with contextlib.suppress(RunFolderError):
+                trial.close()
+            shutil.rmtree(beside, ignore_errors=True)
 
     def close(self) -> None:
         """Let go of the folder, once all is written."""
         for manager in self._managers.values():
             manager.close()
         self._managers.clear()
+
+    @contextlib.contextmanager
+    def _removed_on_failure(self, place: Place) -> Iterator[None]:
+        """What saving raises, as one line; then nothing of the checkpoint is left, and orbax looks at the folder anew:
+        it takes those for removed whose removal the failed one should have been followed by."""
+        try:
+            with _explained(self._path(place), "written", "free the disk"):
+                yield
+        except RunFolderError:
+            manager = self._managers.pop(place.round, None)
+            with contextlib.suppress(Exception):  # it raises the same again
+                manager.close()
+            for path in self._process_path(place.round).glob(f"*{TEMPORARY}*"):
+                shutil.rmtree(path, ignore_errors=True)
+            raise
 
     def _check_files(self, place: Place) -> None:
         """Compare the files of a checkpoint with their checksums, once. Raises RunFolderError where one is another."""
@@ -249,7 +292,7 @@ class Checkpoints:
                 read_only=self.reads,
                 multiprocessing_options=several,
             )
-            with _explained(path):
+            with _explained(path, "opened", "choose another --logdir, or ask for permission to use it"):
                 if not self.reads:
                     path.mkdir(parents=True, exist_ok=True)
                 self._managers[round] = ocp.CheckpointManager(path, options=options)
@@ -350,15 +393,14 @@ def _quiet_closed_loops() -> None:
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Any:
+def _explained(path: Path, verb: str = "read", advice: str = "remove that folder to go on from the one before") -> Any:
     """What orbax raises, and it may be anything, as one line."""
     try:
         yield
     except RunFolderError:
         raise
     except Exception as error:
-        why = " ".join(str(error).split())[:300] or type(error).__name__
-        raise RunFolderError(
-            f"the checkpoint {str(path)!r} cannot be read or written: {why}; free the disk, or remove that folder to "
-            "go on from the one before it"
-        ) from error
+        why = " ".join(str(error).split()) or type(error).__name__
+        system = re.search(r"([^:]+) \[os_error_code=", why)  # the end of a line that names each file twice
+        why = system[1].strip() if system else why[:300]
+        raise RunFolderError(f"the checkpoint {str(path)!r} cannot be {verb}: {why}; {advice}") from error

@@ -58,19 +58,26 @@ def enter(program: Program, processes: Processes) -> Entered:
 
 
 class Keeper:
-    """Saves the state between chunks, beside training. A save that fails costs the save, and not the run."""
+    """Saves the state between chunks, beside training. A save that fails costs the save, and not the run; where it is
+    the last of a round, `close` says so."""
 
     def __init__(self, arguments: Arguments, folder: Path, processes: Processes, signals: Signals, log: RunLog):
         """
         Raises:
-            RunFolderError: the newest checkpoint cannot be read.
+            RunFolderError: the newest checkpoint cannot be read, or none can be saved in this folder.
             ConfigError: the run had another number of processes, or is a copy of its agents alone.
         """
         self._minutes, self._processes, self._signals, self._log = arguments.checkpoint_minutes, processes, signals, log
         self._checkpoints = Checkpoints(folder, processes, arguments.checkpoint_keep)
         self._phases: list[Phase] = []
+        self._lost: list[int] = []  # rounds whose last state could not be saved
         self._saved_at = self._chunk_at = time.time()
         signals.on_abort = log.on_abort
+        try:
+            self._checkpoints.try_saving()
+        except BaseException:
+            log.on_abort()
+            raise
         newest = self._checkpoints.newest()
         self.chunks: list[int] = []  # iterations of a chunk, in each phase, of a run that goes on
         self.side_by_side = 0  # seeds that it trains at once, in all processes
@@ -123,16 +130,28 @@ class Keeper:
         self._chunk_at = time.time()
 
     def on_round_end(self, index: int, state: TrainState, clock: Clock) -> None:
-        """Save the state at the end of a round, and keep that checkpoint alone."""
-        if self._save(state, clock) and self._wait():
-            self._checkpoints.prune(index)
+        """Save the state at the end of a round, and keep that checkpoint alone; `close` raises where it failed."""
+        saved = self._save(state, clock)
+        written = self._wait()  # in every process, whether or not its own save began
+        if all(self._processes.exchange_json(saved and written)):
+            self._tried(lambda: self._checkpoints.prune(index))
+        else:
+            self._lost.append(index)
 
     def close(self) -> None:
-        """All is written."""
+        """All is written. Raises RunFolderError where the last agents of a round are not."""
         self._checkpoints.close()
+        if self._lost:
+            rounds = len(self._log.rounds)
+            which = f"the agents of {len(self._lost)} of {rounds} rounds" if rounds > 1 else "the agents"
+            raise RunFolderError(
+                f"{which} could not be saved at the end, see the warnings: metrics and scores are whole, but eval and "
+                "video have an earlier checkpoint, if any; free the disk, and train again into another --logdir"
+            )
 
     def _save(self, state: TrainState, clock: Clock) -> bool:
         """Whether the disk let it begin."""
+        self._wait()  # one before that failed must not cost this one
         place = Place(self._log.current, self._log.round.step)
         progress = self._log.saved([each.iterations for each in self._phases])
         saved = self._tried(lambda: self._checkpoints.save(place, (state, clock), progress))
