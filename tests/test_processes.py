@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import re
+import signal
 import socket
 import sys
 import threading
@@ -16,6 +17,7 @@ from jax._src import distributed
 from stages.config import ConfigError
 from stages.runs import processes
 from stages.runs.processes import ProcessError, Processes, join
+from tests.test_scale import end, free_place, start
 
 
 class Store:
@@ -234,3 +236,32 @@ def test_a_coordinator_that_comes_later_is_waited_for(monkeypatch, capsys):
         monkeypatch.setattr(processes.time, "sleep", sleep)
         processes._reach(f"localhost:{server.getsockname()[1]}")
     assert slept == [1, 1] and capsys.readouterr().out.count("waiting for process 0") == 1
+
+
+WAITS = """
+import sys, time
+from stages.runs.processes import join
+from stages.runs.signals import Signals
+with Signals() as signals, join(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])) as processes:
+    signals.between_chunks()
+    print("training", flush=True)
+    while not (asked := max(processes.exchange_json(signals.asked))):
+        time.sleep(0.05)
+sys.exit(asked)
+"""
+
+
+@pytest.mark.parametrize(("count", "receivers"), [(1, [0]), (2, [0, 1]), (2, [1])], ids=["one", "both", "last"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_signal_to_some_process_is_noted_by_all(count, receivers, number):
+    """Processes that have really met: jax.distributed has a handler of SIGTERM of its own."""
+    place = free_place()
+    begun = [start(place, str(count), str(index), program=("-c", WAITS)) for index in range(count)]
+    for process in begun:
+        while process.stdout.readline() != "training\n":
+            assert process.poll() is None
+    for index in receivers:
+        begun[index].send_signal(number)
+    for index, (code, _, error) in enumerate(end(*begun)):
+        assert code == 128 + number
+        assert (f"run.py: {number.name}: will stop at the end of the chunk" in error) == (index in receivers)

@@ -184,8 +184,10 @@ def join(coordinator: str = "", count: int = 0, index: int = -1) -> Processes:
         say(f"waiting at {coordinator} until all {count} processes have come ...")
     elif coordinator and index > 0:
         _reach(coordinator)
-    with contextlib.suppress(AttributeError):  # else jax ends all processes where one has died, with a stack trace
-        jax.config.update("jax_enable_recoverability", True)
+    # Else jax ends all processes where one has died, with a stack trace; and its handler of SIGTERM replaces ours.
+    for name, value in {"jax_enable_recoverability": True, "jax_enable_preemption_service": False}.items():
+        with contextlib.suppress(AttributeError):  # a version without it
+            jax.config.update(name, value)
     try:
         jax.distributed.initialize(coordinator or None, count or None, None if index < 0 else index)
     except Exception as error:
