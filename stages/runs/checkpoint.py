@@ -205,11 +205,13 @@ class Checkpoints:
         beside = self.folder.with_name(f".{FOLDER}-{self.processes.index}")
         trial = Checkpoints(beside, self.processes, keep=1)
         try:
+            if str(beside) != str(beside).encode(errors="replace").decode():
+                raise RunFolderError(f"the name {str(self.folder.parent)!r} is not UTF-8, as this locale reads it")
             trial.save(Place(0, 0), {"zero": np.zeros(1)}, {})
             trial.wait()
         except RunFolderError as error:
             raise RunFolderError(
-                f"no checkpoint can be saved: {error}, choose another --logdir, or give --checkpoint-keep 0"
+                f"no checkpoint can be saved: {error}; choose another --logdir, or give --checkpoint-keep 0"
             ) from error
         finally:
             with contextlib.suppress(RunFolderError):
