@@ -24,7 +24,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from envs import deep_sea
 from envs.environment import ActionSpace, Environment, ObsSpace, State, StateSpace, Timestep
 from envs.errors import BadOverride, EnvError, UnavailableEnvironment
-from envs.overrides import Value, apply_overrides
+from envs.overrides import INT32_MOST, TIME_LIMIT, Value, apply_overrides
 from envs.states import goal_of, state_space
 
 # Float observations that hold nothing but 0 and 1. The spaces do not tell: a Box(0, 1) may be a board or a
@@ -152,7 +152,7 @@ class GymnaxEnvironment(Environment):
 
     def _own_obs(self, obs: Array) -> Array:
         """From gymnax's observation to ours: in storage type, and within [-1, 1] where that is asked for."""
-        obs = jnp.asarray(obs, self.obs_space.dtype)
+        obs = jnp.asarray(obs, self.obs_space.dtype).reshape(self.obs_space.shape)  # a gray image gets a channel
         if self.obs_range is None:
             return obs
         center, reach = self.obs_range
@@ -170,7 +170,12 @@ class GymnaxEnvironment(Environment):
 
     def _strong(self, state: PyTree) -> State:
         """Give each leaf its one dtype: gymnax's resets hold Python numbers where its steps hold arrays."""
-        return jax.tree.map(jnp.asarray, state, self.state_dtypes)
+        return jax.tree.map(lambda x, dtype: x if _is_key(dtype) else jnp.asarray(x, dtype), state, self.state_dtypes)
+
+
+def _is_key(dtype: Any) -> bool:
+    """Whether a leaf holds random keys."""
+    return jnp.issubdtype(dtype, jax.dtypes.prng_key)
 
 
 def _obs_range(env: GymnaxEnvironment) -> tuple[np.ndarray, np.ndarray] | None:
@@ -188,7 +193,8 @@ def _obs_range(env: GymnaxEnvironment) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _adapt(name: str, inner: Any, params: Any) -> GymnaxEnvironment:
-    """Read off the spaces, the time limit and the state's dtypes, without running anything."""
+    """Read off the spaces, the time limit and the state's dtypes, without running anything. Errors: `EnvError`."""
+    time_limit = _time_limit(name, params)
     action_space, low, high = _actions(name, inner.action_space(params))
     action = jax.ShapeDtypeStruct((), jnp.int32)
     if action_space.kind == "continuous":
@@ -196,15 +202,28 @@ def _adapt(name: str, inner: Any, params: Any) -> GymnaxEnvironment:
     key = jax.eval_shape(lambda: jr.key(0))
     with own_broadcasting():
         obs, first = jax.eval_shape(lambda k: inner.reset_env(k, params), key)
-        _, later, *_ = jax.eval_shape(lambda k, s, a: inner.step_env(k, s, a, params), key, first, action)
+        stepped = jax.eval_shape(lambda k, s, a: inner.step_env(k, s, a, params), key, first, action)
+        if len(stepped) != 5:
+            raise EnvError(
+                f"{name}: step_env gives {len(stepped)} values; since gymnax 1.0 they are observation, state, reward, "
+                "terminated and info"
+            )
+        later_obs, later, reward, terminated, _ = stepped
+        _check_equal(name, "an observation", obs, later_obs)
+        obs_space = _obs_space(name, obs, inner.observation_space(params))
+        truncated = jax.eval_shape(lambda s: inner.is_truncated(s, params), later)
+    for part, x in {"a reward": reward, "terminated": terminated, "is_truncated": truncated}.items():
+        if getattr(x, "shape", None) != ():
+            raise EnvError(f"{name}: step gives {part} of {_described(x)}, but it must be one number, of shape []")
+    _check_equal(name, "a state", first, later, dtypes=False)
     return GymnaxEnvironment(
         name=name,
-        obs_space=_obs_space(name, obs, inner.observation_space(params)),
+        obs_space=obs_space,
         action_space=action_space,
-        time_limit=math.ceil(params.max_steps_in_episode),  # BernoulliBandit's is a float
+        time_limit=time_limit,
         inner=inner,
         params=params,
-        state_dtypes=jax.tree.map(lambda a, b: jnp.promote_types(a.dtype, b.dtype), first, later),
+        state_dtypes=jax.tree.map(_common_dtype, first, later),
         action_center=(high + low) / 2,
         action_reach=(high - low) / 2,
         states=state_space(name, inner, params),
@@ -212,33 +231,76 @@ def _adapt(name: str, inner: Any, params: Any) -> GymnaxEnvironment:
     )
 
 
+def _check_equal(name: str, part: str, reset: Any, step: Any, dtypes: bool = True) -> None:
+    """Whether reset and step give one form of something, shapes and `dtypes`. Errors: `EnvError`."""
+    if jax.tree.structure(reset) != jax.tree.structure(step):
+        raise EnvError(f"{name}: reset and step give {part} of different structure: they must be the same")
+    for before, after in zip(jax.tree.leaves(reset), jax.tree.leaves(step), strict=True):
+        if before.shape != after.shape or (dtypes and before.dtype != after.dtype):
+            raise EnvError(
+                f"{name}: reset gives {part} of {_described(before)}, and step one of {_described(after)}: they must "
+                "be the same"
+            )
+
+
+def _described(x: Any) -> str:
+    """Type and shape of an array."""
+    return f"{x.dtype}{list(x.shape)}" if hasattr(x, "shape") else type(x).__name__
+
+
+def _common_dtype(first: Any, later: Any) -> Any:
+    """The dtype that holds what reset and step give."""
+    return first.dtype if first.dtype == later.dtype else jnp.promote_types(first.dtype, later.dtype)
+
+
+def _time_limit(name: str, params: Any) -> int:
+    """Steps of an episode at most. Errors: `EnvError`."""
+    limit: Any = getattr(params, TIME_LIMIT, None)
+    try:
+        steps = math.ceil(limit)  # BernoulliBandit's is a float
+    except (TypeError, ValueError, OverflowError):
+        steps = 0
+    if not 1 <= steps <= INT32_MOST:
+        raise EnvError(f"{name}: {TIME_LIMIT} must be 1 to {INT32_MOST:,} steps in its parameters, not {limit!r}")
+    return steps
+
+
 def _actions(name: str, space: Any) -> tuple[ActionSpace, np.ndarray, np.ndarray]:
     """(space, lowest, highest action [A]); empty ones where it is discrete. Errors: `EnvError`."""
     if hasattr(space, "n"):
+        if space.n < 1:
+            raise EnvError(f"{name}: there must be 1 action or more, not {space.n}")
         return ActionSpace("discrete", int(space.n)), np.zeros(0, np.float32), np.zeros(0, np.float32)
     shape = getattr(space, "shape", None)
-    if shape is not None and len(shape) == 1:
+    if shape is not None and len(shape) == 1 and shape[0] and jnp.issubdtype(space.dtype, jnp.floating):
         low, high = (np.broadcast_to(np.asarray(x, np.float32), shape) for x in (space.low, space.high))
-        if np.isfinite(low).all() and np.isfinite(high).all():
+        if np.isfinite(low).all() and np.isfinite(high).all() and (low <= high).all():
             return ActionSpace("continuous", shape[0]), low, high
-    raise EnvError(f"{name}: actions must be Discrete, or a Box of one dimension with finite bounds, not {space}")
+    raise EnvError(
+        f"{name}: actions must be Discrete, or a Box of floats of one dimension with finite bounds, low <= high, not "
+        f"{' '.join(str(space).split())}"
+    )
 
 
 def _obs_space(name: str, obs: Any, declared: Any) -> ObsSpace:
-    """Bytes [H, W, C] are an image, integers within a small bound categories, boards in `BINARY` binary, all else real.
+    """Bytes [H, W, C], and [H, W] up to 255, are an image; integers within a small bound categories; bools, and boards
+    in `BINARY`, binary; all else is real.
 
     Errors: `EnvError`.
     """
     if not isinstance(obs, jax.ShapeDtypeStruct):
         raise EnvError(f"{name}: an observation must be one array, not {type(obs).__name__}")
+    if obs.dtype == jnp.bool_:
+        return ObsSpace(obs.shape, "binary")
     if obs.dtype == jnp.uint8 and len(obs.shape) == 3:
         return ObsSpace(obs.shape, "image")
     if jnp.issubdtype(obs.dtype, jnp.integer):
         discrete = hasattr(declared, "n")
-        least = 0 if discrete else int(np.min(declared.low))
-        classes = int(declared.n) if discrete else int(np.max(declared.high)) + 1
-        if least >= 0 and classes <= MOST_CLASSES:
-            return ObsSpace(obs.shape, "categorical", classes)
+        low, high = (0, declared.n - 1) if discrete else (np.min(declared.low), np.max(declared.high))
+        if obs.dtype == jnp.uint8 and len(obs.shape) == 2 and high == 255:
+            return ObsSpace((*obs.shape, 1), "image")
+        if low >= 0 and high < MOST_CLASSES:
+            return ObsSpace(obs.shape, "categorical", int(high) + 1)
     elif name in BINARY:
         return ObsSpace(obs.shape, "binary")
     return ObsSpace(obs.shape, "real")

@@ -5,22 +5,28 @@ returns an `envs.Environment`, a gymnax environment, or (gymnax environment, par
 an id that the module registers with `gymnax.register`.
 """
 
+import contextlib
 import difflib
 import importlib
 import os
 import re
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array
 
 from envs import gymnax_suite
-from envs.environment import ActionSpace, Environment, ObsSpace, Timestep
+from envs.environment import ActionSpace, Environment, ObsSpace, State, Timestep, advance
 from envs.errors import EnvError, UnavailableEnvironment, UnknownEnvironment
-from envs.overrides import Value, coerce_all, defaults_of
+from envs.overrides import INT32_MOST, Value, coerce_all, defaults_of
+
+TRIED_ROWS = 200
+"""Rows in which integers are compared with their classes."""
 
 
 def is_own(name: str) -> bool:
@@ -40,7 +46,7 @@ def make(name: str, overrides: Mapping[str, Value]) -> Environment:
         raise UnknownEnvironment(f"no environment is named {name!r}; write one of your own as package.module:factory")
     module = _import(name, module_name)
     factory: Any = getattr(module, attribute, None)
-    try:
+    with _explained(name, module):
         if factory is None and attribute in gymnax_suite.ids():  # importing the module registered it
             return gymnax_suite.make(attribute, overrides)
         if not callable(factory):
@@ -49,15 +55,39 @@ def make(name: str, overrides: Mapping[str, Value]) -> Environment:
         if not isinstance(made, Environment):
             build = lambda _, **arguments: _pair(name, factory(**arguments))
             _pair(name, made)
-            return gymnax_suite.build(name, build, overrides, factory)
+            env = gymnax_suite.build(name, build, overrides, factory)
+            _check_classes(name, env)
+            return env
         if overrides:
             plain = {key: value for key, value in defaults_of(factory).items() if isinstance(value, Value)}
             made = factory(**coerce_all(name, overrides, plain))
         _check(name, made)
         return made
+
+
+def checked(name: str, made: object) -> Environment:
+    """An environment that was made already, as `make` has it of a factory that returns it. `name` is for messages.
+
+    Errors: `EnvError`.
+    """
+    with _explained(name, None):
+        if not isinstance(made, Environment):
+            pair = _pair(name, made)
+            made = gymnax_suite.build(name, lambda _: pair, {})
+            _check_classes(name, made)
+        else:
+            _check(name, made)
+        return made
+
+
+@contextlib.contextmanager
+def _explained(name: str, module: Any) -> Iterator[None]:
+    """What another's program raises, and it may be anything, as one line. Errors: `UnavailableEnvironment`."""
+    try:
+        yield
     except EnvError:
         raise
-    except Exception as error:  # of another's program: it may be anything
+    except Exception as error:
         raise UnavailableEnvironment(f"{name} cannot be made: {_said(error, module)}") from error
 
 
@@ -91,9 +121,15 @@ def _pair(name: str, made: Any) -> tuple[Any, Any]:
     from gymnax.environments.environment import Environment as GymnaxEnvironment
 
     inner, params = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    wrapped = getattr(inner, "_env", None)
+    if not isinstance(inner, GymnaxEnvironment) and isinstance(wrapped, GymnaxEnvironment):
+        raise EnvError(
+            f"{name} is a {type(inner).__name__}, which changes gymnax's reset and step; episodes begin anew and are "
+            f"logged here without it: give the {type(wrapped).__name__} in it"
+        )
     if not isinstance(inner, GymnaxEnvironment):
         raise EnvError(
-            f"{name} returned {type(inner).__name__}; it must return an envs.Environment, a gymnax environment, or "
+            f"{name} is of type {type(inner).__name__}; it must be an envs.Environment, a gymnax environment, or "
             "(gymnax environment, parameters)"
         )
     return inner, inner.default_params if params is None else params
@@ -104,8 +140,8 @@ def _check(name: str, env: Environment) -> None:
     obs, actions = getattr(env, "obs_space", None), getattr(env, "action_space", None)
     if not isinstance(obs, ObsSpace) or not isinstance(actions, ActionSpace) or actions.size < 1:
         raise EnvError(f"{name}: obs_space must be an envs.ObsSpace, and action_space an envs.ActionSpace with actions")
-    if not isinstance(limit := getattr(env, "time_limit", None), int) or limit < 1:
-        raise EnvError(f"{name}: time_limit must be a whole number of steps, 1 or more, not {limit!r}")
+    if not isinstance(limit := getattr(env, "time_limit", None), int) or not 1 <= limit <= INT32_MOST:
+        raise EnvError(f"{name}: time_limit must be a whole number of steps, 1 to {INT32_MOST:,}, not {limit!r}")
     discrete = actions.kind == "discrete"
     action = jax.ShapeDtypeStruct(() if discrete else (actions.size,), jnp.int32 if discrete else jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -118,6 +154,38 @@ def _check(name: str, env: Environment) -> None:
         if _shapes(found) != _shapes(wanted):
             part = "timestep" if wanted is row else "state"
             raise EnvError(f"{name}: {verb} gives a {part} of {_listed(found)}, but it must be {_listed(wanted)}")
+    _check_classes(name, env)
+
+
+def _check_classes(name: str, env: Environment) -> None:
+    """Whether categorical observations are within their classes, in a few episodes of random actions: an integer beyond
+    them would be seen as nothing at all. Errors: `EnvError`."""
+    space, actions = env.obs_space, env.action_space
+    if space.kind != "categorical":
+        return
+
+    def play(key: Array) -> tuple[Array, Array]:
+        key_params, key_reset, key_rows = jr.split(key, 3)
+        bound = env.with_params(env.sample_params(key_params))
+
+        def row(carry: tuple[State, Timestep], key: Array) -> tuple[tuple[State, Timestep], Array]:
+            key_action, key_step = jr.split(key)
+            action = jr.uniform(key_action, (actions.size,), minval=-1.0)
+            if actions.kind == "discrete":
+                action = jr.randint(key_action, (), 0, actions.size)
+            state, timestep = advance(bound, key_step, *carry, action)
+            return (state, timestep), timestep.obs
+
+        first = bound.reset(key_reset)
+        obs = jnp.append(jax.lax.scan(row, first, jr.split(key_rows, TRIED_ROWS))[1], first[1].obs)
+        return obs.min(), obs.max()
+
+    least, most = (x.item() for x in jax.jit(play)(jr.key(0)))
+    if least < 0 or most >= space.classes:
+        raise EnvError(
+            f"{name}: an observation goes from {least} to {most}, but its space says 0 to {space.classes - 1}: correct "
+            "its bounds"
+        )
 
 
 def _shapes(tree: Any) -> Any:

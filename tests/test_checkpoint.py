@@ -71,6 +71,17 @@ def test_everything_comes_back(tmp_path):
     assert again.progress(Place(0, 10)) == {"step": 10, "scores": [1.5, None]}
 
 
+@pytest.mark.parametrize("kind", ["threefry2x32", "rbg"])
+def test_random_keys_of_every_kind_come_back(tmp_path, kind):
+    """An environment chooses the kind of the keys in its state."""
+    checkpoints, state = made(tmp_path), {"keys": jr.split(jr.key(7, impl=kind), (2, 3))}
+    checkpoints.save(Place(0, 1), state, {})
+    checkpoints.wait()
+    found = made(tmp_path).restore(Place(0, 1), shapes(state))["keys"]
+    assert found.dtype == state["keys"].dtype
+    np.testing.assert_array_equal(jr.uniform(found[1, 2], 3), jr.uniform(state["keys"][1, 2], 3))
+
+
 def test_of_an_older_checkpoint_hyperparameters_that_came_have_their_defaults_and_those_that_went_are_left(tmp_path):
     class Older(NamedTuple):
         lr: jax.Array

@@ -357,7 +357,8 @@ def _fitted(path: Path, name: str, saved: Any, like: jax.ShapeDtypeStruct) -> ja
         room = [(0, wanted - there) for there, wanted in zip(saved.shape, raw.shape, strict=True)]
         saved = np.pad(saved, room, constant_values=next(empty for part, empty in ROOM.items() if part in name))
     if is_key:
-        return jax.device_put(jr.wrap_key_data(saved), like.sharding)
+        # An environment's keys may be of another kind than jax's default; a dtype has no public name for its own.
+        return jax.device_put(jr.wrap_key_data(saved, impl=like.dtype._impl), like.sharding)
     return jax.device_put(saved, like.sharding)
 
 
