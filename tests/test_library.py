@@ -7,18 +7,23 @@ import dataclasses
 from typing import final
 
 import equinox as eqx
+import gymnasium
+import gymnax
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from gymnax.wrappers import LogWrapper
 
 import run
+from envs import EnvError
 from envs.environment import ActionSpace, Environment, ObsSpace, Timestep
 from stages import library
 from stages.agent import Agent
 from stages.config import ConfigError
 from stages.evaluate import evaluate
+from stages.library.policy import _stored
 from stages.open_loop import play_rows
 from stages.results.read import read_runs
 from stages.runs.folder import RunFolderError
@@ -163,6 +168,74 @@ def test_arguments_that_cannot_work_are_refused():
         library.load("nowhere")
 
 
+class Reached(Exception):
+    """The environment that training would have begun in."""
+
+
+@pytest.fixture
+def until_training(monkeypatch):
+    """`train` ends where training begins."""
+
+    def reach(program, env, *rest):
+        raise Reached(env)
+
+    monkeypatch.setattr(run, "run", reach)
+
+
+WRONG = [
+    (
+        dataclasses.replace(Corridor(), obs_space=ObsSpace((5,), "real")),
+        r"reset gives .* .obs float32\[4\].* be .obs flo",
+    ),
+    (dataclasses.replace(Corridor(), obs_space=ObsSpace((4,), "binary")), r"float32\[4\].* must be .obs bool\[4\]"),
+    (dataclasses.replace(Corridor(), time_limit=0), "time_limit must be"),
+    ("Catch-bsuite", "of type str; it must be an envs.Environment, a gymnax environment, or"),
+    (gymnasium.make("CartPole-v1"), "it must be an envs.Environment"),
+    ((LogWrapper(gymnax.make("CartPole-v1")[0]), None), "is a LogWrapper.* give the CartPole in it"),
+]
+
+
+@pytest.mark.parametrize(("env", "words"), WRONG, ids=range(len(WRONG)))
+def test_an_environment_is_checked_before_anything_is_trained(until_training, env, words):
+    with pytest.raises(EnvError, match=words) as caught:
+        library.train(*library.configure(), env=env)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_gymnax_environment_is_adapted(until_training):
+    corridor, (inner, params) = Corridor(), gymnax.make("CartPole-v1")
+    with pytest.raises(Reached) as caught:
+        library.train(*library.configure(), env=corridor)
+    assert caught.value.args == (corridor,)
+    for env in (inner, (inner, params)):
+        with pytest.raises(Reached) as caught:
+            library.train(*library.configure(), env=env)
+        assert caught.value.args[0].obs_space == OBS and caught.value.args[0].time_limit == 500
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"config": "tiny"}, "config and hypers must be what `configure` returned"),
+        ({"hypers": {"lr": 1e-3}}, "config and hypers must be what `configure` returned"),
+        *(
+            ({name: value}, f"{name} must be")
+            for name in ("seeds", "seed_start", "log_points")
+            for value in ("3", 2.5, True)
+        ),
+        ({"seeds": [0, 1]}, "seeds must be a whole number"),
+        ({"parallel": "all"}, "parallel must be"),
+        ({"devices": 99}, "devices must be at most 4"),
+        ({"memory": "1 GB"}, "memory must be a number of GB"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(until_training, arguments, words):
+    config, hypers = library.configure()
+    with pytest.raises(ConfigError, match=words) as caught:
+        library.train(**{"config": config, "hypers": hypers} | arguments)
+    assert "\n" not in str(caught.value)
+
+
 # ---- acting --------------------------------------------------------------------------------------------------------
 
 
@@ -259,3 +332,74 @@ def test_what_cannot_act_says_so_in_one_line(agents):
     task = dataclasses.replace(agents, agent=eqx.tree_at(lambda a: a.explorer, agents.agent, None))
     with pytest.raises(ConfigError, match="no explorer"):
         library.policy_of(task, policy="explore")
+    with pytest.raises(ConfigError, match=r"agents must be what `load` returned, or `train\(...\).agents`"):
+        library.policy_of(agents.agent)
+
+
+def policy_in(obs_space, action_space=ACTIONS):
+    """A policy with arbitrary weights."""
+    arguments = run.parse(TINY)
+    agent = arbitrary(lambda: Agent(arguments.config, obs_space, action_space, key=jr.key(0)))
+    return library.Policy(agent.model, agent.tasker, arguments.hypers, greedy=False)
+
+
+def test_continuous_actions_are_in_their_range():
+    """Half of the samples lie beyond it; the model goes on with them as they were drawn, as it was trained."""
+    policy = policy_in(OBS, ActionSpace("continuous", 2))
+    action, state = policy.act(policy.reset((100,)), np.zeros((100, 4)), np.ones(100, bool), key=jr.key(1))
+    assert action.dtype == jnp.float32 and np.abs(action).max() == 1 and np.abs(state.action).max() > 1
+    np.testing.assert_array_equal(action, np.clip(state.action.astype(jnp.float32), -1, 1))
+
+
+IMAGE, CLASSES, BITS = ObsSpace((2, 2, 3), "image"), ObsSpace((4,), "categorical", 5), ObsSpace((4,), "binary")
+BAD_OBS = [
+    (IMAGE, np.full((2, 2, 3), 0.5), "obs is float64, but the agent was trained on bytes, 0 to 255; scale"),
+    (IMAGE, jnp.ones((2, 2, 3)), "obs is float32, but the agent was trained on bytes"),
+    (IMAGE, np.full((2, 2, 3), 256), "whole numbers from 0 to 255; obs goes from 256 to 256"),
+    (CLASSES, np.ones(4), "obs is float64, but the agent was trained on whole numbers, 0 to 4"),
+    (CLASSES, np.array([0, 1, 4, 5]), "whole numbers from 0 to 4; obs goes from 0 to 5"),
+    (CLASSES, [0, 1, 4, -1], "whole numbers from 0 to 4; obs goes from -1 to 4"),
+    (BITS, [0, 1, 0.5, 0], "whole numbers from 0 to 1; obs goes from 0.0 to 1.0"),
+    (BITS, [0, 1, 2, 0], "whole numbers from 0 to 1; obs goes from 0 to 2"),
+    (BITS, [0, 1, np.nan, 0], "whole numbers from 0 to 1; obs goes from nan to nan"),
+    (OBS, [0, 1, np.nan, 0], "obs is not finite"),
+    (OBS, jnp.array([0, 1, jnp.inf, 0]), "obs is not finite"),
+    (OBS, np.array([0, 1, 1e300, 0]), "obs is not finite"),
+    (OBS, [0, 1, "a", 0], "obs must be an array of numbers, not list"),
+    (OBS, [0, [1], 2, 3], "obs must be one array"),
+    (OBS, {"obs": np.zeros(4)}, "obs must be an array of numbers, not dict"),
+    (OBS, np.zeros(4, complex), "obs must be an array of numbers"),
+]
+
+
+@pytest.mark.parametrize(("space", "obs", "words"), BAD_OBS, ids=range(len(BAD_OBS)))
+def test_observations_that_the_agent_was_not_trained_on_are_refused(space, obs, words):
+    policy = policy_in(space)
+    with pytest.raises(ConfigError, match=words) as caught:
+        policy.act(policy.reset(), obs, True, key=jr.key(0))
+    assert "\n" not in str(caught.value)
+
+
+def test_types_are_checked_under_jit_and_values_are_not():
+    policy = policy_in(IMAGE)
+    act = jax.jit(lambda obs: policy.act(policy.reset(), obs, jnp.array(True), key=jr.key(0))[0])
+    with pytest.raises(ConfigError, match="obs is float32, but"):
+        act(jnp.ones((2, 2, 3)))
+    assert act(np.full((2, 2, 3), 7, np.uint8)) == act(np.full((2, 2, 3), 7))
+    with pytest.raises(ConfigError, match="is_first must be of bools, not float64"):
+        policy.act(policy.reset(), np.zeros((2, 2, 3), np.uint8), 1.0, key=jr.key(0))
+
+
+@pytest.mark.parametrize(
+    ("space", "obs"),
+    [
+        (IMAGE, np.arange(12).reshape(2, 2, 3)),
+        (CLASSES, [0, 1, 4, 2]),
+        (BITS, [0.0, 1.0, 1.0, 0.0]),
+        (OBS, [0, 1, -2, 3]),
+    ],
+)
+def test_numbers_of_another_type_are_taken_where_they_lose_nothing(space, obs):
+    stored = _stored(space, np.asarray(obs))
+    assert stored.dtype == space.dtype
+    np.testing.assert_array_equal(stored, obs)

@@ -8,10 +8,16 @@ Both are pure functions of their arguments, and Policy and PolicyState are pytre
 scanned and vmapped. Axes: S seeds, N environments, A action vector; "..." are the axes that `reset` was asked for.
 """
 
+from typing import Any
+
 import equinox as eqx
+import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
+from envs.environment import ObsSpace
 from stages.behavior import Behavior
 from stages.collect import act, env_action
 from stages.config import ConfigError, Hypers
@@ -55,8 +61,9 @@ class Policy(eqx.Module):
 
         Args:
             state: of `reset`, or of `act` at the row before, whose action was really taken.
-            obs: [..., *obs], of the shape and meaning that the agent was trained on; numpy will do.
-            is_first: [...], whether the row begins an episode.
+            obs: [..., *obs], of the shape and meaning that the agent was trained on; numpy will do. Images are bytes, 0
+                to 255. Under jit and vmap the values are not known: there only shape and type are checked.
+            is_first: [...] of bools, whether the row begins an episode.
             key: of the samples of latent and action; a new one at each row.
 
         Returns:
@@ -64,19 +71,59 @@ class Policy(eqx.Module):
             to the range of the environment.
 
         Raises:
-            ConfigError: obs or is_first has another shape.
+            ConfigError: obs or is_first has another shape, type or range.
         """
         lead, space = state.action.shape[:-1], self.model.encoder.space
-        obs, is_first = jnp.asarray(obs), jnp.asarray(is_first, bool)
+        obs, is_first = _array("obs", obs), _array("is_first", is_first)
         if obs.shape != lead + space.shape or is_first.shape != lead:
             raise ConfigError(
                 f"obs is {list(obs.shape)} and is_first {list(is_first.shape)}, but the agent was trained on "
                 f"{list(space.shape)} and the state is of {list(lead)}: give {list(lead + space.shape)} and "
                 f"{list(lead)}, or vmap over the seeds"
             )
-        before = (state.latent, state.action, obs.astype(space.dtype), is_first)
+        if is_first.dtype != np.bool_:
+            raise ConfigError(f"is_first must be of bools, not {is_first.dtype}")
+        before = (state.latent, state.action, jnp.asarray(_stored(space, obs)), jnp.asarray(is_first))
         latent, action = act(self.model, self.behavior, *before, self.hypers, self.greedy, key=key)
-        return env_action(self.model, action), PolicyState(latent, action)
+        chosen = env_action(self.model, action)
+        if self.model.actions.kind == "continuous":
+            chosen = jnp.clip(chosen, -1.0, 1.0)  # as environments do; the model knows the sample as it was drawn
+        return chosen, PolicyState(latent, action)
+
+
+def _array(name: str, values: Any) -> Array | np.ndarray:
+    """An array of numbers: jax's as it is, all else as numpy has it. Raises ConfigError."""
+    if isinstance(values, jax.Array):
+        return values
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise ConfigError(f"{name} must be one array ({error})") from error
+    if array.dtype.kind not in "biuf":
+        raise ConfigError(f"{name} must be an array of numbers, not {type(values).__name__} of type {array.dtype}")
+    return array
+
+
+def _stored(space: ObsSpace, obs: Array | np.ndarray) -> Array | np.ndarray:
+    """Observations in the type that the encoder takes; numpy's are compared with the space before they lose anything.
+
+    Raises:
+        ConfigError: their type or, where it is known, a value is outside the space.
+    """
+    is_float = jnp.issubdtype(obs.dtype, jnp.floating)
+    if is_float and space.kind in ("image", "categorical"):
+        meaning = "bytes, 0 to 255" if space.kind == "image" else f"whole numbers, 0 to {space.classes - 1}"
+        advice = "; scale floats of 0 to 1 by 255 and cast them to uint8" if space.kind == "image" else ""
+        raise ConfigError(f"obs is {obs.dtype}, but the agent was trained on {meaning}{advice}")
+    if not isinstance(obs, Tracer):
+        values = np.asarray(obs, np.float32 if space.kind == "real" else None)
+        most = {"binary": 1, "image": 255, "categorical": space.classes - 1}.get(space.kind)
+        if most is None and not np.isfinite(values).all():
+            raise ConfigError("obs is not finite: it holds NaN or infinities, or more than a 32-bit float can hold")
+        if most is not None and not ((values >= 0) & (values <= most) & (values == np.rint(values))).all():
+            low, high = values.min(), values.max()
+            raise ConfigError(f"the agent was trained on whole numbers from 0 to {most}; obs goes from {low} to {high}")
+    return obs.astype(space.dtype)
 
 
 def policy_of(agents: Trained, seed: int | None = None, *, policy: str = "task", greedy: bool | None = None) -> Policy:
@@ -89,8 +136,10 @@ def policy_of(agents: Trained, seed: int | None = None, *, policy: str = "task",
         greedy: take the likeliest action instead of a sample; None: as the run's evaluation did.
 
     Raises:
-        ConfigError: there is no such seed, or no such policy.
+        ConfigError: there are no agents, no such seed, or no such policy.
     """
+    if not isinstance(agents, Trained):
+        raise ConfigError(f"agents must be what `load` returned, or `train(...).agents`, not {type(agents).__name__}")
     if policy not in POLICIES:
         raise ConfigError(f"policy must be one of {', '.join(POLICIES)}, not {policy!r}")
     if seed is not None and seed not in agents.seeds:

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import envs
+from envs import own
 from envs.environment import Environment
-from stages.config import Config, Hypers
+from stages.config import Config, ConfigError, Hypers
 from stages.library.agents import joined
 from stages.replay import Clock
 from stages.results.read import tabulated
@@ -21,6 +22,7 @@ from stages.runs.load import Trained, take_seeds
 from stages.runs.log import RunLog, RunSetup
 from stages.runs.loop import train_rounds
 from stages.runs.round_log import RoundLog
+from stages.runs.start import local_devices
 from stages.runs.trials import Trial
 from stages.train import TrainState
 
@@ -53,7 +55,7 @@ def train(
     seeds: int = 1,
     *,
     seed_start: int = 0,
-    env: Environment | None = None,
+    env: object = None,
     log_points: int = 20,
     devices: int = 0,
     parallel: Literal["auto"] | int = "auto",
@@ -68,7 +70,8 @@ def train(
         config: of `configure`.
         hypers: of `configure`.
         seeds: how many; their numbers begin at `seed_start`.
-        env: an environment that was made already; None makes `config.env`.
+        env: an environment that was made already: an `envs.Environment`, a gymnax environment, or (gymnax environment,
+            parameters); None makes `config.env`.
         log_points: P, at most; of each phase.
         devices: to share the seeds out over; 0 takes all.
         parallel: seeds side by side, the others in further rounds; "auto": as many as fit.
@@ -76,8 +79,18 @@ def train(
 
     Raises:
         ConfigError: an argument that cannot work, or not even one seed fits into the memory.
-        EnvError: the environment cannot be made.
+        EnvError: the environment cannot be made, or is none.
     """
+    if not isinstance(config, Config) or not isinstance(hypers, Hypers):
+        raise ConfigError("config and hypers must be what `configure` returned: config, hypers = configure(...)")
+    whole = {"seeds": seeds, "seed_start": seed_start, "log_points": log_points, "devices": devices}
+    for name, value in (whole | ({} if parallel == "auto" else {"parallel": parallel})).items():
+        if not isinstance(value, int | np.integer) or isinstance(value, bool):
+            raise ConfigError(f"{name} must be a whole number, not {value!r}")
+    if not isinstance(memory, int | float) or isinstance(memory, bool):
+        raise ConfigError(f"memory must be a number of GB, not {memory!r}")
+    if devices > len(local_devices()):
+        raise ConfigError(f"devices must be at most {len(local_devices())}, as many as there are, not {devices}")
     arguments = Arguments(
         seeds=seeds,
         seed_start=seed_start,
@@ -89,7 +102,7 @@ def train(
         hypers=hypers,
     )
     check(arguments)
-    env = envs.make(config.env, dict(config.env_args)) if env is None else env
+    env = envs.make(config.env, dict(config.env_args)) if env is None else own.checked("env", env)
     setup = RunSetup(arguments, [Trial("", arguments)], states=env.states, has_goal=env.goal is not None)
     log, groups = RunLog(setup, time.time(), table=[]), []
     train_rounds(env, log, on_round_end=lambda *end: groups.append(_trained(env, config, *end)))
