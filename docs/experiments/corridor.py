@@ -11,7 +11,7 @@ ZERO = jnp.zeros((), jnp.int32)
 class Corridor(Environment):
     """Cells from left to right; action 1 goes right, 0 left. The state is (cell, steps taken)."""
 
-    name, time_limit, action_space, goal = "Corridor", 20, ActionSpace("discrete", 2), 0.0
+    name, time_limit, action_space = "Corridor", 20, ActionSpace("discrete", 2)
 
     def __init__(self, cells: int = 8):
         self.cells, self.obs_space = cells, ObsSpace((cells,), "binary")
