@@ -89,9 +89,9 @@ def replay_settings(config: Config, hypers: Hypers) -> tuple[Config, Hypers]:
     return replace(config, replay=replace(config.replay, train_ratio=64.0)), replace(hypers, free_nats=0.1)
 
 
-DEFAULT_ENV, DEFAULT_ENV_ARGS = "DeepSea-bsuite", {"action_map_per_seed": "true", "size": "10"}
+DEFAULT_ENV, DEFAULT_ENV_ARGS = "DeepSea-bsuite", {"action_map_per_seed": "true", "size": "8"}
 DEFAULT_MODE: Mode = "mix"
-DEFAULT_STEPS = 2_750  # 250 episodes
+DEFAULT_STEPS = 1_400  # 155 episodes
 """What a command that names no environment trains: Deep Sea, where exploring decides."""
 
 

@@ -77,9 +77,9 @@ TASKS = {
 what gymnax's README says of its trained agents. Breakout's 10 is a unit to measure in, and no published score."""
 MODES = {
     "task": "--mode task --preset tiny",
-    "explore": "--mode explore --preset tiny-explore",
-    "mix": "--mode mix --preset tiny-explore",
-    "random": "--mode random --preset tiny-explore",
+    "explore": "--mode explore --preset tiny",
+    "mix": "--mode mix --preset tiny",
+    "random": "--mode random --preset tiny",
 }
 """Mode -> its words. The control of a task that is only run in mode `task` learns next to nothing: its own episodes are
 what counts, not its tasker."""
