@@ -67,15 +67,18 @@ class EnsembleConfig:
     """Hidden layers of a member."""
     units: int = 0
     """Units of the layers of a member and of its prior; 0 takes model.units."""
-    input: Literal["feat", "decoded", "projected"] = "feat"
+    input: Literal["feat", "decoded", "projected", "fourier"] = "feat"
     """What members read besides the action: the model's feature (the paper's), or the observation that the decoder
     makes of it. That one says where the agent is in terms that stay while the features are still being learned; in a
-    fixed random projection it costs as much for a large observation as for a small one."""
+    fixed random projection it costs as much for a large observation as for a small one; in random Fourier features of
+    it, one entry that differs is far."""
     target: Literal["probs", "stoch", "embed", "deter", "projected"] = "probs"
     """What members predict of step t+1: the posterior's probabilities, its sample, the embedding, deter, or a fixed
     random projection of the observation, which does not move as the model learns."""
     projection: int = 32
     """Numbers of an observation's fixed random projection, for input and target projected."""
+    frequencies: int = 128
+    """Random frequencies of input fourier; each gives a sine and a cosine."""
     prior_layers: int = 0
     """Hidden layers of the frozen random network that is added to each member (Osband et al. 2018, arXiv 1806.03335),
     so that members differ where nothing was learned; 0: none."""
@@ -178,6 +181,9 @@ class Hypers(eqx.Module):
     """Learning rate of the ensemble's own updates."""
     prior_scale: float = 1.0
     """Weight of the frozen random network in each member's prediction."""
+    fourier_sharpness: float = 4.5
+    """How fast random Fourier features turn with the observation (--ensemble.input fourier). With 4.5, two observations
+    whose mean squared difference is 0.1 have a kernel of a third."""
     action_scale: float = 1.0
     """What members read of an action is multiplied by this: beside many other inputs a one-hot entry of 1 is little,
     and members are slow to tell actions apart."""

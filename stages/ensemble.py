@@ -6,8 +6,8 @@ replayed rows (`update_ensemble`). Own updates may be more and faster: an explor
 falls within a handful of visits. Members share no weights; each has its own keys.
 
 Axes: M members, T time, B windows, n pairs, F feat, A action vector, I inputs, P numbers of an observation, Q numbers
-of its projection, Y target dimensions. Source: Sekar et al. 2020 (arXiv 2005.05960), section 3 and eq. 1-2; priors:
-Osband et al. 2018 (arXiv 1806.03335).
+of its projection, W frequencies, Y target dimensions. Source: Sekar et al. 2020 (arXiv 2005.05960), section 3 and eq.
+1-2; priors: Osband et al. 2018 (arXiv 1806.03335).
 """
 
 import math
@@ -67,11 +67,15 @@ class ObsNumbers(eqx.Module):
     """Brings an observation's numbers to a mean square of 1, and projects them. Nothing in it learns by gradient."""
 
     projection: Float[Array, "P Q"] | None  # fixed and random
+    frequencies: Float[Array, "P W"] | None  # fixed and random, of input fourier
     normalizer: RunningNormalizer | None  # of real observations, where own updates feed it
 
     def __init__(self, obs: ObsSpace, config: EnsembleConfig, *, key: PRNGKeyArray):
         size, projects = math.prod(features(obs)), "projected" in (config.input, config.target)
         self.projection = jr.normal(key, (size, config.projection)) if projects else None
+        self.frequencies = None
+        if config.input == "fourier":
+            self.frequencies = jr.normal(jr.fold_in(key, 0), (size, config.frequencies))
         self.normalizer = RunningNormalizer.zero(size) if obs.kind == "real" and config.updates else None
 
     def normalize(self, space: ObsSpace, numbers: Float[Array, "... P"]) -> Float[Array, "... P"]:
@@ -87,6 +91,16 @@ class ObsNumbers(eqx.Module):
         """Normalised numbers in the fixed random projection, of the same mean square in expectation."""
         assert self.projection is not None
         return numbers @ self.projection / math.sqrt(numbers.shape[-1])
+
+    def fourier(self, numbers: Float[Array, "... P"], sharpness: Float[Array, ""] | float) -> Float[Array, "... V"]:
+        """Random Fourier features of normalised numbers, V = 2 W, of mean square 1 (Rahimi & Recht 2007).
+
+        Their product for two observations is exp(-sharpness^2 d / 2) in expectation, d the mean squared difference: one
+        entry that differs is then far, where a linear layer on the numbers themselves would hardly see it.
+        """
+        assert self.frequencies is not None
+        angle = sharpness * numbers @ self.frequencies / math.sqrt(numbers.shape[-1])
+        return math.sqrt(2) * jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1)
 
     def updated(self, space: ObsSpace, obs: Shaped[Array, "n ..."]) -> "ObsNumbers":
         """The normaliser moved towards observations [n, *obs] in storage type."""
@@ -106,10 +120,12 @@ def state_action_inputs(
 ) -> Float[Array, "*b I"]:
     """A state, as `config.input` says, and the action scaled by `hypers.action_scale`. Sends no gradient."""
     state = feat
-    if config.input in ("decoded", "projected"):
+    if config.input != "feat":
         state = numbers.normalize(model.decoder.space, expected(model.decoder, latent_of(model.rssm, feat)))
     if config.input == "projected":
         state = numbers.project(state)
+    if config.input == "fourier":
+        state = numbers.fourier(state, hypers.fourier_sharpness)
     # An action beyond the bounds is the bound, as the dynamics see it, and must not look new.
     action = (hypers.action_scale * bound_action(action)).astype(feat.dtype)
     return sg(jnp.concatenate([state.astype(feat.dtype), action], -1))
@@ -117,7 +133,12 @@ def state_action_inputs(
 
 def input_size(obs: ObsSpace, action: int, config: Config) -> int:
     """I: how many numbers `state_action_inputs` gives."""
-    sizes = {"feat": config.model.feat, "decoded": math.prod(features(obs)), "projected": config.ensemble.projection}
+    sizes = {
+        "feat": config.model.feat,
+        "decoded": math.prod(features(obs)),
+        "projected": config.ensemble.projection,
+        "fourier": 2 * config.ensemble.frequencies,
+    }
     return sizes[config.ensemble.input] + action
 
 

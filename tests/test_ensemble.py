@@ -429,6 +429,24 @@ def test_own_updates_follow_real_observations(pairs):
     assert made(SPACES["binary"], updates=1).numbers.normalizer is None and made().numbers.normalizer is None
 
 
+@pytest.mark.parametrize("kind", ["binary", "real"])
+def test_fourier_features_are_a_sharp_kernel_of_the_decoded_observation(kind, rows):
+    """Products of features approach exp(-sharpness^2 d / 2); what members read is the features and the action."""
+    space = SPACES[kind]
+    model, ensemble = model_of(space), made(space, input="fourier", target="deter", frequencies=2_000)
+    feat, action = rows.feat.reshape(-1, F), rows.action.reshape(-1, A)
+    hypers = dataclasses.replace(HYPERS, fourier_sharpness=2.0)
+    inputs = np.asarray(ensemble_inputs(ensemble, model, feat, action, hypers), np.float64)
+    np.testing.assert_allclose(inputs[:, -A:], 3 * action)
+    stoch = feat[:, 2:].reshape(-1, 2, 2)
+    seen = ensemble.numbers.normalize(space, expected(model.decoder, Latent(feat[:, :2], stoch)))
+    seen = np.asarray(seen, np.float64)
+    distance = ((seen[:, None] - seen[None]) ** 2).mean(-1)
+    features = inputs[:, :-A]
+    np.testing.assert_allclose(features @ features.T / features.shape[1], np.exp(-2 * distance), atol=0.1)
+    assert features.shape[1] == 4_000
+
+
 def test_input_and_target_share_one_projection_of_a_size_of_its_own():
     both = made(SPACES["image"], input="projected", target="projected", projection=6, prior_layers=1)
     pixels = np.prod(SPACES["image"].shape)

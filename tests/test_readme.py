@@ -49,7 +49,7 @@ def test_optuna_stops_trials_early(compiled_once, monkeypatch, capsys):
 
 
 def test_the_own_environment_trains_by_the_command_beside_it(tmp_path, monkeypatch, capsys):
-    section = "An environment of one's own"
+    section = "Custom environments"
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "corridor.py").write_text(fenced(section))
