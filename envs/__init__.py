@@ -1,6 +1,6 @@
 """Environments: what one is here, and where to get one. Imports nothing from stages/."""
 
-from envs.environment import ActionSpace, Environment, ObsSpace, State, Timestep, advance
+from envs.environment import ActionSpace, Environment, ObsSpace, State, Timestep, env_step
 from envs.errors import BadOverride, EnvError, UnavailableEnvironment, UnknownEnvironment
 from envs.registry import ids, make
 
@@ -14,7 +14,7 @@ __all__ = [
     "Timestep",
     "UnavailableEnvironment",
     "UnknownEnvironment",
-    "advance",
+    "env_step",
     "ids",
     "make",
 ]

@@ -119,12 +119,12 @@ class Environment(abc.ABC):
         """
 
 
-def advance(
+def env_step(
     env: Environment, key: PRNGKeyArray, state: State, timestep: Timestep, action: Array
 ) -> tuple[State, Timestep]:
     """Make the next row: the reset if `timestep` is its episode's last (`action` is ignored), else the step.
 
-    `state` and `timestep` belong together: the outputs of one `reset`, `step` or `advance`. Shapes and dtypes
+    `state` and `timestep` belong together: the outputs of one `reset`, `step` or `env_step`. Shapes and dtypes
     out are those that came in. Both branches are computed, since under vmap a condition would do so anyway.
     """
     key_step, key_reset = jr.split(key)  # in gymnax's order, so that a test can compare with its own step

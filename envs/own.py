@@ -21,7 +21,7 @@ import jax.random as jr
 from jaxtyping import Array
 
 from envs import gymnax_suite
-from envs.environment import ActionSpace, Environment, ObsSpace, State, Timestep, advance
+from envs.environment import ActionSpace, Environment, ObsSpace, State, Timestep, env_step
 from envs.errors import EnvError, UnavailableEnvironment, UnknownEnvironment
 from envs.overrides import INT32_MOST, Value, coerce_all, defaults_of
 
@@ -173,7 +173,7 @@ def _check_classes(name: str, env: Environment) -> None:
             action = jr.uniform(key_action, (actions.size,), minval=-1.0)
             if actions.kind == "discrete":
                 action = jr.randint(key_action, (), 0, actions.size)
-            state, timestep = advance(bound, key_step, *carry, action)
+            state, timestep = env_step(bound, key_step, *carry, action)
             return (state, timestep), timestep.obs
 
         first = bound.reset(key_reset)

@@ -10,7 +10,7 @@ from stages.behavior import Behavior, BehaviorTarget, Statistics, update_target
 from stages.config import Config, Hypers, Mode
 from stages.intrinsic import IntrinsicReward
 from stages.rewards import INTRINSIC_REWARDS, explorer_rewards, tasker_rewards
-from stages.uniform import Uniform
+from stages.uniform import RandomPolicy
 from stages.world_model import WorldModel
 
 
@@ -67,10 +67,10 @@ def replace_intrinsic(agent: Agent, intrinsic: IntrinsicReward | None) -> Agent:
     return eqx.tree_at(lambda a: a.intrinsic, agent, intrinsic, is_leaf=lambda x: x is None)
 
 
-def collector(agent: Agent, mode: Mode) -> Behavior | Uniform:
+def collector(agent: Agent, mode: Mode) -> Behavior | RandomPolicy:
     """The behaviour that acts in the environment."""
     if mode == "random":
-        return Uniform(agent.model.actions)
+        return RandomPolicy(agent.model.actions)
     return agent.tasker if mode == "task" or agent.explorer is None else agent.explorer
 
 

@@ -11,17 +11,17 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
-from envs.environment import Environment, Timestep, advance
+from envs.environment import Environment, Timestep, env_step
 from stages.agent import Agent
 from stages.behavior import Behavior
 from stages.config import Hypers
 from stages.replay import Row
 from stages.rssm import Latent, initial, observe_step
-from stages.uniform import Uniform
+from stages.uniform import RandomPolicy
 from stages.world_model import WorldModel
 
 
-class Rollout(eqx.Module):
+class ActorState(eqx.Module):
     """The environments and the agent's state in each, [N, ...]."""
 
     env_state: Any
@@ -40,17 +40,17 @@ class Episodes(eqx.Module):
     length: Float[Array, ""]
 
 
-def start(env: Environment, model: WorldModel, envs: int, *, key: PRNGKeyArray) -> Rollout:
+def start(env: Environment, model: WorldModel, envs: int, *, key: PRNGKeyArray) -> ActorState:
     """`envs` environments at their first observation, with the model's initial state."""
     env_state, timestep = jax.vmap(env.reset)(jr.split(key, envs))
     latent = initial(model.rssm, (envs,), model.dtype)
     action = jnp.zeros((envs, env.action_space.size), model.dtype)
-    return Rollout(env_state, timestep, latent, action, jnp.zeros(envs), jnp.zeros(envs, jnp.int32))
+    return ActorState(env_state, timestep, latent, action, jnp.zeros(envs), jnp.zeros(envs, jnp.int32))
 
 
 def act(
     model: WorldModel,
-    behavior: Behavior | Uniform,
+    behavior: Behavior | RandomPolicy,
     latent: Latent,
     action: Float[Array, "*b A"],
     obs: Shaped[Array, "..."],
@@ -87,22 +87,22 @@ def env_action(model: WorldModel, action: Float[Array, "... A"]) -> Array:
 def collect(
     env: Environment,
     agent: Agent,
-    behavior: Behavior | Uniform,
-    rollout: Rollout,
+    behavior: Behavior | RandomPolicy,
+    actor_state: ActorState,
     hypers: Hypers,
     *,
     greedy: bool = False,
     key: PRNGKeyArray,
-) -> tuple[Rollout, Row, Episodes]:
+) -> tuple[ActorState, Row, Episodes]:
     """One step of every environment: observe, act, step.
 
     Returns:
-        the rollout at the next observation; the present row [N, ...] with the action and latent the agent had there;
-        the episodes whose last row this was.
+        the actors' state at the next observation; the present row [N, ...] with the action and latent the agent had
+        there; the episodes whose last row this was.
     """
     key_act, key_env = jr.split(key)
-    now = rollout.timestep
-    before = (rollout.latent, rollout.action, now.obs, now.is_first)
+    now = actor_state.timestep
+    before = (actor_state.latent, actor_state.action, now.obs, now.is_first)
     latent, action = act(agent.model, behavior, *before, hypers, greedy, key=key_act)
     taken = env_action(agent.model, action)
     row = Row(
@@ -115,11 +115,11 @@ def collect(
         latent.deter,
         latent.classes,
     )
-    score, length = rollout.score + now.reward, rollout.length + 1
+    score, length = actor_state.score + now.reward, actor_state.length + 1
     ended = now.is_last.astype(jnp.float32)
     episodes = Episodes(ended.sum(), (ended * score).sum(), (ended * length).sum())
     keys = jr.split(key_env, now.reward.shape[0])
-    step = lambda key, state, timestep, action: advance(env, key, state, timestep, action)
-    env_state, timestep = jax.vmap(step)(keys, rollout.env_state, now, taken)
-    rollout = Rollout(env_state, timestep, latent, action, score * ~now.is_last, length * ~now.is_last)
-    return rollout, row, episodes
+    step = lambda key, state, timestep, action: env_step(env, key, state, timestep, action)
+    env_state, timestep = jax.vmap(step)(keys, actor_state.env_state, now, taken)
+    actor_state = ActorState(env_state, timestep, latent, action, score * ~now.is_last, length * ~now.is_last)
+    return actor_state, row, episodes

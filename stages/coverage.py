@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from envs.environment import ActionSpace, Environment
-from stages.collect import Rollout
-from stages.replay import Row, put
+from stages.collect import ActorState
+from stages.replay import Row, write_row
 
 ACTION_BINS = 5  # of a continuous action's first dimension, equal ones of [-1, 1]
 SOLVED_TENTHS = 9  # a seed has solved its task once fewer tenths of its episodes have missed the goal
@@ -43,7 +43,7 @@ def start_coverage(env: Environment, capacity: int, envs: int) -> Coverage | Non
 def count(
     env: Environment,
     coverage: Coverage | None,
-    rollout: Rollout,
+    actor_state: ActorState,
     row: Row,
     step: Int[Array, ""],
     taken: Bool[Array, ""] | bool = True,
@@ -51,7 +51,7 @@ def count(
     """The record with one more row of every environment.
 
     Args:
-        rollout: as it was at this row, before the step.
+        actor_state: as it was at this row, before the step.
         row: [N, ...].
         step: the number of the row, as the ring counts; not batched.
         taken: whether the ring took it; else the record stays what it is.
@@ -61,17 +61,17 @@ def count(
     """
     if coverage is None or env.states is None:
         return coverage
-    state = jnp.where(row.is_last, -1, jax.vmap(env.states.index)(rollout.env_state))
+    state = jnp.where(row.is_last, -1, jax.vmap(env.states.index)(actor_state.env_state))
     # Out of range, and so dropped, where no action was taken: -1 would be the last state.
     visited = jnp.where(row.is_last | ~taken, env.states.size, state), action_index(env.action_space, row.action)
     visits = coverage.visits.at[visited].add(1, mode="drop")
-    where = put(coverage.where, state, step, taken)
+    where = write_row(coverage.where, state, step, taken)
 
     ended = row.is_last & taken
     number = coverage.episodes + jnp.cumsum(ended)  # of the episode that ends here
     episodes, misses, goal, solved = number[-1], coverage.misses, coverage.goal_episode, coverage.solved_episode
     if env.goal is not None:
-        reached = ended & (rollout.score + row.reward > env.goal)
+        reached = ended & (actor_state.score + row.reward > env.goal)
         missed = misses + jnp.cumsum(ended & ~reached)
         goal = _first(goal, reached, number)
         solved = _first(solved, ended & (10 * missed < SOLVED_TENTHS * number), number)

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from envs.environment import ObsSpace
 from stages.config import ModelConfig
-from stages.encode import MULTIPLIERS, board, convolutional, features
+from stages.encode import MULTIPLIERS, convolutional, features, image_shape
 from stages.networks.convolution import Conv, ConvStage, pyramid, upsample
 from stages.networks.layers import BlockLinear, Dense, Head, Linear, RMSNorm
 from stages.networks.symlog import symexp, symlog
@@ -54,7 +54,7 @@ class ConvDecoder(eqx.Module):
     blocks: int = eqx.field(static=True)
 
     def __init__(self, space: ObsSpace, model: ModelConfig, *, key: PRNGKeyArray):
-        height, width, channels = board(space)
+        height, width, channels = image_shape(space)
         sizes = pyramid((height, width))
         depths = [model.depth * m for m in MULTIPLIERS[: max(1, len(sizes) - 1)]]
         kernel = 5 if len(sizes) > 3 else 3
@@ -75,7 +75,7 @@ class ConvDecoder(eqx.Module):
     def __call__(self, latent: Latent) -> Float[Array, "..."]:
         """Raw outputs [..., *features]: logits, or predicted symlog."""
         deter, stoch = latent.deter, latent.stoch
-        lead, sizes = deter.shape[:-1], pyramid(board(self.space)[:2])
+        lead, sizes = deter.shape[:-1], pyramid(image_shape(self.space)[:2])
         height, width = sizes[-1]
         split = self.from_deter(deter.reshape(*lead, self.blocks, -1)).reshape(*lead, self.blocks, height, width, -1)
         x = jnp.moveaxis(split, -4, -2).reshape(*lead, height, width, -1)
@@ -116,8 +116,8 @@ def recon_loss(decoder: Decoder, latent: Latent, obs: Shaped[Array, "..."]) -> F
     return loss.sum(tuple(range(-len(space.shape), 0))) if space.shape else loss
 
 
-def expected(decoder: Decoder, latent: Latent) -> Float[Array, "... P"]:
-    """The observation that the decoder expects, flat, in the numbers that an encoder reads (encode.numeric)."""
+def decode_mean(decoder: Decoder, latent: Latent) -> Float[Array, "... P"]:
+    """The observation that the decoder expects, flat, in the numbers that an encoder reads (encode.preprocess_obs)."""
     space, raw = decoder.space, decoder(latent)
     if space.kind == "categorical":
         raw = jax.nn.softmax(raw)

@@ -30,13 +30,13 @@ def features(space: ObsSpace) -> tuple[int, ...]:
     return space.shape + ((space.classes,) if space.kind == "categorical" else ())
 
 
-def board(space: ObsSpace) -> tuple[int, int, int]:
+def image_shape(space: ObsSpace) -> tuple[int, int, int]:
     """(H, W, C) that convolutions see; integer grids have their one-hot classes among the channels."""
     height, width, *rest = features(space)
     return height, width, math.prod(rest)
 
 
-def numeric(space: ObsSpace, obs: Shaped[Array, "..."]) -> Float[Array, "..."]:
+def preprocess_obs(space: ObsSpace, obs: Shaped[Array, "..."]) -> Float[Array, "..."]:
     """Stored observation -> float32 input: symlog of reals, one-hot of integers, bytes to -0.5 ... 0.5."""
     if space.kind == "categorical":
         return jax.nn.one_hot(obs, space.classes)
@@ -58,7 +58,7 @@ class MLPEncoder(eqx.Module):
     def __call__(self, obs: Shaped[Array, "..."], dtype: jnp.dtype) -> Float[Array, "... E"]:
         """Embedding of observations [..., *obs] in their storage type; computed in `dtype`."""
         lead = obs.shape[: obs.ndim - len(self.space.shape)]
-        return self.mlp(numeric(self.space, obs).reshape(*lead, -1).astype(dtype))
+        return self.mlp(preprocess_obs(self.space, obs).reshape(*lead, -1).astype(dtype))
 
 
 class ConvEncoder(eqx.Module):
@@ -68,7 +68,7 @@ class ConvEncoder(eqx.Module):
     space: ObsSpace = eqx.field(static=True)
 
     def __init__(self, space: ObsSpace, model: ModelConfig, *, key: PRNGKeyArray):
-        height, width, channels = board(space)
+        height, width, channels = image_shape(space)
         levels = len(pyramid((height, width))) - 1
         depths = [channels] + [model.depth * m for m in MULTIPLIERS[: max(1, levels)]]
         kernel = 5 if levels > 2 else 3
@@ -81,8 +81,8 @@ class ConvEncoder(eqx.Module):
     def __call__(self, obs: Shaped[Array, "..."], dtype: jnp.dtype) -> Float[Array, "... E"]:
         """Embedding of observations [..., *obs] in their storage type; computed in `dtype`."""
         lead = obs.shape[: obs.ndim - len(self.space.shape)]
-        x = numeric(self.space, obs).reshape(*lead, *board(self.space)).astype(dtype)
-        pools = len(pyramid(board(self.space)[:2])) - 1
+        x = preprocess_obs(self.space, obs).reshape(*lead, *image_shape(self.space)).astype(dtype)
+        pools = len(pyramid(image_shape(self.space)[:2])) - 1
         for level, stage in enumerate(self.stages):
             x = stage.conv(x)
             x = max_pool(x) if level < pools else x

@@ -22,8 +22,8 @@ from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from envs.environment import ObsSpace
 from stages.config import Config, EnsembleConfig, Hypers
-from stages.decode import expected
-from stages.encode import embed_size, features, numeric
+from stages.decode import decode_mean
+from stages.encode import embed_size, features, preprocess_obs
 from stages.fast.stacked import Stacked
 from stages.networks.distributions import Categorical
 from stages.networks.layers import Head
@@ -106,7 +106,7 @@ class ObsNumbers(eqx.Module):
         """The normaliser moved towards observations [n, *obs] in storage type."""
         if self.normalizer is None:
             return self
-        seen = numeric(space, obs).reshape(obs.shape[0], -1)
+        seen = preprocess_obs(space, obs).reshape(obs.shape[0], -1)
         return eqx.tree_at(lambda numbers: numbers.normalizer, self, self.normalizer.updated(seen))
 
 
@@ -121,7 +121,7 @@ def state_action_inputs(
     """A state, as `config.input` says, and the action scaled by `hypers.action_scale`. Sends no gradient."""
     state = feat
     if config.input != "feat":
-        state = numbers.normalize(model.decoder.space, expected(model.decoder, latent_of(model.rssm, feat)))
+        state = numbers.normalize(model.decoder.space, decode_mean(model.decoder, latent_of(model.rssm, feat)))
     if config.input == "projected":
         state = numbers.project(state)
     if config.input == "fourier":
@@ -223,7 +223,7 @@ def ensemble_target(
         case "deter":
             target = latent.deter
         case "projected":
-            seen = ensemble.numbers.normalize(space, numeric(space, obs).reshape(*lead, -1))
+            seen = ensemble.numbers.normalize(space, preprocess_obs(space, obs).reshape(*lead, -1))
             target = ensemble.numbers.project(seen)
     return sg(target).astype(jnp.float32)
 

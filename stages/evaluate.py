@@ -10,14 +10,14 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from envs.environment import Environment
 from stages.agent import Agent
 from stages.behavior import Behavior
-from stages.collect import Rollout, collect, start
+from stages.collect import ActorState, collect, start
 from stages.config import Config, Hypers
 from stages.finite import all_finite
-from stages.uniform import Uniform
+from stages.uniform import RandomPolicy
 
 
 class _Loop(eqx.Module):
-    rollout: Rollout
+    actor_state: ActorState
     step: Array
     done: Array
     score: Array
@@ -29,7 +29,7 @@ def evaluate(
     agent: Agent,
     config: Config,
     hypers: Hypers,
-    behavior: Behavior | Uniform | None = None,
+    behavior: Behavior | RandomPolicy | None = None,
     *,
     key: PRNGKeyArray,
 ) -> tuple[Float[Array, " E"], Float[Array, " E"]]:
@@ -48,16 +48,18 @@ def evaluate(
     player, episodes = behavior or agent.tasker, config.eval_episodes
     limit = (config.eval_steps or env.time_limit) + 1
     zeros = jnp.zeros(episodes)
-    rollout = start(env, agent.model, episodes, key=key_start)
-    loop = _Loop(rollout, jnp.zeros((), jnp.int32), jnp.zeros(episodes, bool), zeros, zeros)
+    actor_state = start(env, agent.model, episodes, key=key_start)
+    loop = _Loop(actor_state, jnp.zeros((), jnp.int32), jnp.zeros(episodes, bool), zeros, zeros)
 
     def step(loop: _Loop) -> _Loop:
         key_step = jr.fold_in(key_loop, loop.step)
-        rollout, row, _ = collect(env, agent, player, loop.rollout, hypers, greedy=config.eval_greedy, key=key_step)
+        actor_state, row, _ = collect(
+            env, agent, player, loop.actor_state, hypers, greedy=config.eval_greedy, key=key_step
+        )
         counts = ~loop.done
         reward = jnp.where(jax.vmap(all_finite)(row), row.reward, jnp.nan)
         score, length = loop.score + jnp.where(counts, reward, 0.0), loop.length + counts
-        return _Loop(rollout, loop.step + 1, loop.done | row.is_last, score, length)
+        return _Loop(actor_state, loop.step + 1, loop.done | row.is_last, score, length)
 
     loop = lax.while_loop(lambda loop: (loop.step < limit) & ~loop.done.all(), step, loop)
     return loop.score, loop.length

@@ -22,9 +22,9 @@ from stages.config import Config, Hypers
 from stages.coverage import Coverage, action_vectors
 from stages.intrinsic import IntrinsicReward
 from stages.open_loop import AHEAD, open_loop_errors
-from stages.replay import Clock, Replay, Row, capacity_of, choose, read
+from stages.replay import ReplayBuffer, Row, StepCounters, capacity_of, choose, read
 from stages.rssm import Latent
-from stages.uniform import Uniform
+from stages.uniform import RandomPolicy
 from stages.world_model import WorldModel, action_vector
 
 ROWS_PER_STATE = 8
@@ -33,7 +33,7 @@ RANDOM_ENVS, RANDOM_STEPS = 8, 32  # rows that uniformly random actions collect
 WINDOWS = 64  # of replayed rows that the model is run forward through
 
 
-class Foresight(eqx.Module):
+class OpenLoopError(eqx.Module):
     """One seed's prediction errors on replayed rows, in the decoder's terms (open_loop.Errors.loss)."""
 
     open_loop: Float[Array, " H"]  # the model run forward so many rows with the actions that were taken
@@ -50,7 +50,7 @@ class Novelty(eqx.Module):
     solved_episode: Int[Array, ""]  # 0: not yet
 
 
-class Contrast(eqx.Module):
+class DisagreementBaselines(eqx.Module):
     """One seed's mean disagreement about the action taken, at one point of its training; NaN where there is no row."""
 
     collected: Float[Array, ""]  # at the newest rows of the ring
@@ -61,16 +61,16 @@ class Contrast(eqx.Module):
 class Measurement(eqx.Module):
     """One seed at one point of its training."""
 
-    foresight: Foresight
+    open_loop_error: OpenLoopError
     novelty: Novelty | None  # where states can be counted
-    contrast: Contrast | None  # where they cannot, and there is an ensemble
+    baselines: DisagreementBaselines | None  # where they cannot, and there is an ensemble
 
 
 def measure(
     env: Environment,
     config: Config,
     agent: Agent,
-    ring: Replay,
+    ring: ReplayBuffer,
     coverage: Coverage | None,
     step: Int[Array, ""],
     hypers: Hypers,
@@ -82,28 +82,30 @@ def measure(
     Args:
         step: rows of each environment that were collected so far.
     """
-    ahead, by_state, beside = foresight(agent.model, ring, step, hypers, key=jr.fold_in(key, 0)), None, None
+    ahead, by_state, beside = open_loop_error(agent.model, ring, step, hypers, key=jr.fold_in(key, 0)), None, None
     if coverage is not None:
         by_state = novelty(env, agent, ring, coverage, hypers, key=key)
     elif agent.intrinsic is not None:
-        beside = contrast(env, config, agent, ring, step, hypers, key=key)
+        beside = disagreement_baselines(env, config, agent, ring, step, hypers, key=key)
     return Measurement(ahead, by_state, beside)
 
 
-def foresight(model: WorldModel, ring: Replay, step: Int[Array, ""], hypers: Hypers, *, key: PRNGKeyArray) -> Foresight:
+def open_loop_error(
+    model: WorldModel, ring: ReplayBuffer, step: Int[Array, ""], hypers: Hypers, *, key: PRNGKeyArray
+) -> OpenLoopError:
     """Errors from the stored state of a row on, over uniform windows of the ring, as far as their episode goes; NaN
     where no episode goes so far. A ring that holds fewer rows has one window in each environment, and what is there of
     it."""
     (capacity, envs), length = ring.reward.shape, max(AHEAD)
-    clock = Clock(step, jnp.zeros((), jnp.int32))
+    clock = StepCounters(step, jnp.zeros((), jnp.int32))
     rows = read(ring, choose(clock, capacity, envs, WINDOWS, length, online=False, key=key), length)
     there, key = jnp.minimum(step, capacity), jr.fold_in(key, 0)
     ahead, observed, _ = open_loop_errors(model, rows, AHEAD, hypers.unimix, context=1, present=there, key=key)
-    return Foresight(ahead.loss, observed.loss)
+    return OpenLoopError(ahead.loss, observed.loss)
 
 
 def novelty(
-    env: Environment, agent: Agent, ring: Replay, coverage: Coverage, hypers: Hypers, *, key: PRNGKeyArray
+    env: Environment, agent: Agent, ring: ReplayBuffer, coverage: Coverage, hypers: Hypers, *, key: PRNGKeyArray
 ) -> Novelty:
     """Coverage as it is, and the disagreement about every action at stored rows of each state, averaged over them.
 
@@ -118,16 +120,16 @@ def novelty(
     return Novelty(coverage.visits, about, coverage.episodes, coverage.goal_episode, coverage.solved_episode)
 
 
-def contrast(
+def disagreement_baselines(
     env: Environment,
     config: Config,
     agent: Agent,
-    ring: Replay,
+    ring: ReplayBuffer,
     step: Int[Array, ""],
     hypers: Hypers,
     *,
     key: PRNGKeyArray,
-) -> Contrast:
+) -> DisagreementBaselines:
     """Disagreement beside two scales of it, where no visits can be counted.
 
     Args:
@@ -139,9 +141,9 @@ def contrast(
     recent = jax.tree.map(lambda x: x[at], ring)
     there = (jnp.arange(at.size) < step)[:, None] & ~recent.is_last
 
-    def act(rollout, key):
-        rollout, row, _ = collect(env, agent, Uniform(env.action_space), rollout, hypers, key=key)
-        return rollout, row
+    def act(actor_state, key):
+        actor_state, row, _ = collect(env, agent, RandomPolicy(env.action_space), actor_state, hypers, key=key)
+        return actor_state, row
 
     begun = start(env, agent.model, RANDOM_ENVS, key=key_start)
     _, fresh = lax.scan(act, begun, jr.split(key_steps, RANDOM_STEPS))
@@ -149,7 +151,7 @@ def contrast(
     assert intrinsic is not None
     untrained = intrinsic.untrained(config, env.obs_space, env.action_space, key=key_members)
     mean = lambda reward, rows, there: _mean_novelty(reward, agent.model, rows, there, hypers)
-    return Contrast(
+    return DisagreementBaselines(
         mean(intrinsic, recent, there), mean(untrained, recent, there), mean(intrinsic, fresh, ~fresh.is_last)
     )
 
@@ -166,7 +168,7 @@ def _mean_novelty(
 def _novelty_of_rows(
     reward: IntrinsicReward,
     model: WorldModel,
-    ring: Replay,
+    ring: ReplayBuffer,
     at: Int[Array, " X"],
     actions: Float[Array, "U A"],
     hypers: Hypers,

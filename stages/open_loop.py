@@ -23,7 +23,7 @@ from stages.config import Hypers
 from stages.decode import Decoder, recon_loss, reconstruct
 from stages.replay import Row
 from stages.rssm import Latent, imagine_step
-from stages.uniform import Uniform
+from stages.uniform import RandomPolicy
 from stages.world_model import WorldModel, action_vector
 
 CONTEXT = 5
@@ -50,7 +50,7 @@ class Errors(eqx.Module):
 def play_rows(
     env: Environment,
     agent: Agent,
-    behavior: Behavior | Uniform,
+    behavior: Behavior | RandomPolicy,
     hypers: Hypers,
     envs: int,
     length: int,
@@ -61,9 +61,9 @@ def play_rows(
     """The first `length` rows of `envs` environments."""
     key_start, key_loop = jr.split(key)
 
-    def step(rollout, key_step):
-        state = None if env.states is None else jax.vmap(env.states.index)(rollout.env_state)
-        after, row, _ = collect(env, agent, behavior, rollout, hypers, greedy=greedy, key=key_step)
+    def step(actor_state, key_step):
+        state = None if env.states is None else jax.vmap(env.states.index)(actor_state.env_state)
+        after, row, _ = collect(env, agent, behavior, actor_state, hypers, greedy=greedy, key=key_step)
         return after, (row, state)
 
     return Played(*lax.scan(step, start(env, agent.model, envs, key=key_start), jr.split(key_loop, length))[1])

@@ -29,15 +29,15 @@ class Row(eqx.Module):
     stoch: UInt8[Array, "... S"]  # classes
 
 
-class Clock(eqx.Module):
+class StepCounters(eqx.Module):
     """What all seeds share: rows added so far to each environment, and the next window of the online queue."""
 
     step: Int[Array, ""]
     online_cursor: Int[Array, ""]
 
     @staticmethod
-    def zero() -> "Clock":
-        return Clock(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+    def zero() -> "StepCounters":
+        return StepCounters(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
 
 
 class Windows(eqx.Module):
@@ -47,25 +47,25 @@ class Windows(eqx.Module):
     env: Int[Array, " B"]
 
 
-Replay = Row  # a ring is a Row whose leaves are [C, N, ...]
+ReplayBuffer = Row  # a ring is a Row whose leaves are [C, N, ...]
 
 
-def empty(row: Row, capacity: int) -> Replay:
+def empty(row: Row, capacity: int) -> ReplayBuffer:
     """A ring of `capacity` rows for each environment, shaped like `row` [N, ...]."""
     return jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), row)
 
 
-def capacity_of(ring: Replay) -> int:
+def capacity_of(ring: ReplayBuffer) -> int:
     """C."""
     return ring.reward.shape[0]
 
 
-def add(ring: Replay, row: Row, step: Int[Array, ""], taken: Bool[Array, ""] | bool = True) -> Replay:
+def add(ring: ReplayBuffer, row: Row, step: Int[Array, ""], taken: Bool[Array, ""] | bool = True) -> ReplayBuffer:
     """Write row number `step` [N, ...] over the oldest one, if it is taken. `step` must not be batched."""
-    return jax.tree.map(lambda rows, x: put(rows, x, step, taken), ring, row)
+    return jax.tree.map(lambda rows, x: write_row(rows, x, step, taken), ring, row)
 
 
-def put(
+def write_row(
     rows: Shaped[Array, "C ..."], row: Shaped[Array, "..."], step: Int[Array, ""], taken: Bool[Array, ""] | bool
 ) -> Shaped[Array, "C ..."]:
     """`add` for one array. The old row is written once more where the new one is not taken: a choice between two rings
@@ -81,14 +81,16 @@ def online_windows(step: Int[Array, ""], envs: int, length: int) -> Int[Array, "
     return envs * jnp.maximum(0, (step - 1) // length)
 
 
-def advance_cursor(clock: Clock, capacity: int, envs: int, batch: int, length: int) -> Clock:
+def advance_cursor(clock: StepCounters, capacity: int, envs: int, batch: int, length: int) -> StepCounters:
     """The clock after one batch."""
     first = _next_online(clock, capacity, envs, length)
-    return Clock(clock.step, jnp.minimum(first + batch, jnp.maximum(first, online_windows(clock.step, envs, length))))
+    return StepCounters(
+        clock.step, jnp.minimum(first + batch, jnp.maximum(first, online_windows(clock.step, envs, length)))
+    )
 
 
 def choose(
-    clock: Clock, capacity: int, envs: int, batch: int, length: int, online: bool, *, key: PRNGKeyArray
+    clock: StepCounters, capacity: int, envs: int, batch: int, length: int, online: bool, *, key: PRNGKeyArray
 ) -> Windows:
     """B windows of T+1 rows: the online queue's first, uniform over all others. None straddles the write head.
 
@@ -108,13 +110,13 @@ def choose(
     return Windows(start % capacity, env)
 
 
-def _next_online(clock: Clock, capacity: int, envs: int, length: int) -> Int[Array, ""]:
+def _next_online(clock: StepCounters, capacity: int, envs: int, length: int) -> Int[Array, ""]:
     """The online queue's next window. Those that the ring has overwritten before their turn are skipped."""
     oldest = jnp.maximum(0, clock.step - capacity)
     return jnp.maximum(clock.online_cursor, -(-oldest // length) * envs)
 
 
-def choose_pairs(clock: Clock, capacity: int, envs: int, count: int, *, key: PRNGKeyArray) -> Windows:
+def choose_pairs(clock: StepCounters, capacity: int, envs: int, count: int, *, key: PRNGKeyArray) -> Windows:
     """`count` windows of two rows: a quarter of them from the newest NEWEST rows, the others uniform over all.
 
     None straddles the write head; an episode's end may (its second row then is_first).
@@ -128,13 +130,15 @@ def choose_pairs(clock: Clock, capacity: int, envs: int, count: int, *, key: PRN
     return Windows(start % capacity, jr.randint(key_env, (count,), 0, envs))
 
 
-def read(ring: Replay, windows: Windows, length: int) -> Row:
+def read(ring: ReplayBuffer, windows: Windows, length: int) -> Row:
     """The windows' rows, [T+1, B, ...]; row 0 is context."""
     at = (windows.start + jnp.arange(length + 1)[:, None]) % capacity_of(ring), windows.env[None]
     return jax.tree.map(lambda x: x[at], ring)
 
 
-def write_back(ring: Replay, windows: Windows, deter: Float[Array, "T B D"], stoch: UInt8[Array, "T B S"]) -> Replay:
+def write_back(
+    ring: ReplayBuffer, windows: Windows, deter: Float[Array, "T B D"], stoch: UInt8[Array, "T B S"]
+) -> ReplayBuffer:
     """Replace the stored latents of the windows' trained rows by fresh ones (the context row keeps its own).
 
     A row that several windows hold is written once, on every device: by the window in which more rows came before it,

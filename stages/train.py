@@ -1,8 +1,8 @@
 """Train: collect, sample, observe, imagine, update, as nested scans. All of it is one seed; runs/sweep.py vmaps it.
 
-An iteration is `steps` env steps and then `updates` updates (`Config.schedule`). `Clock` is what all seeds share; it
-never becomes batched, so that writes to the ring stay slices. `Hypers` are part of the state, so that a sweep may give
-each of its places its own.
+An iteration is `steps` env steps and then `updates` updates (`Config.schedule`). All seeds share the `StepCounters`.
+They never become batched, so that writes to the ring stay slices. `Hypers` are part of the state, so that each seed of a
+sweep may have other ones.
 
 A seed diverges where an observation, a reward, a loss or a gradient is not finite. From then on it stays at its last
 finite state: its rows and updates are dropped, while the other seeds train on.
@@ -22,13 +22,13 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from envs.environment import Environment
 from stages import optimizer, replay
 from stages.agent import Agent, Targets, collector, replace_intrinsic, trainable, update_targets
-from stages.collect import Episodes, Rollout, collect, start
+from stages.collect import ActorState, Episodes, collect, start
 from stages.config import Config, Hypers
 from stages.coverage import Coverage, count, start_coverage
 from stages.fast import rows
 from stages.finite import all_finite, tree_where, update_diverged_step
 from stages.loss import Outcome, agent_loss
-from stages.replay import Clock, Replay
+from stages.replay import ReplayBuffer, StepCounters
 
 
 class TrainState(eqx.Module):
@@ -38,8 +38,8 @@ class TrainState(eqx.Module):
     targets: Targets
     opt_state: optax.OptState
     intrinsic_opt_state: optax.OptState | None  # of an intrinsic reward with own updates
-    ring: Replay
-    rollout: Rollout
+    ring: ReplayBuffer
+    actor_state: ActorState
     hypers: Hypers
     key: PRNGKeyArray
     env_params: Any  # what the environment drew for this seed; None if it draws nothing
@@ -71,8 +71,8 @@ def init(env: Environment, config: Config, hypers: Hypers, *, key: PRNGKeyArray)
     env = env.with_params(env_params)
     hypers = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hypers)
     agent = Agent(config, env.obs_space, env.action_space, key=key_agent)
-    rollout = start(env, agent.model, config.envs, key=key_rollout)
-    row = jax.eval_shape(lambda: collect(env, agent, agent.tasker, rollout, hypers, key=key_row)[1])
+    actor_state = start(env, agent.model, config.envs, key=key_rollout)
+    row = jax.eval_shape(lambda: collect(env, agent, agent.tasker, actor_state, hypers, key=key_row)[1])
     ring = replay.empty(row, capacity(config))
     intrinsic_opt_state = None
     if agent.intrinsic is not None and agent.intrinsic.updates:
@@ -83,7 +83,7 @@ def init(env: Environment, config: Config, hypers: Hypers, *, key: PRNGKeyArray)
         opt_state=optimizer.optimizer(hypers).init(eqx.filter(agent, trainable(agent))),
         intrinsic_opt_state=intrinsic_opt_state,
         ring=ring,
-        rollout=rollout,
+        actor_state=actor_state,
         hypers=hypers,
         key=key_train,
         env_params=env_params,
@@ -93,31 +93,35 @@ def init(env: Environment, config: Config, hypers: Hypers, *, key: PRNGKeyArray)
 
 
 def collect_steps(
-    env: Environment, config: Config, state: TrainState, clock: Clock, steps: int
-) -> tuple[TrainState, Clock, Episodes]:
+    env: Environment, config: Config, state: TrainState, clock: StepCounters, steps: int
+) -> tuple[TrainState, StepCounters, Episodes]:
     """Step every environment `steps` times and add the rows to the ring."""
     env, behavior = env.with_params(state.env_params), collector(state.agent, config.mode)
     key, key_steps = jr.split(state.key)
 
     def step(carry, key_step):
         before, ring, coverage, diverged, clock = carry
-        rollout, row, episodes = collect(env, state.agent, behavior, before, state.hypers, key=key_step)
-        is_finite = (diverged == 0) & all_finite((row, rollout.timestep))
+        actor_state, row, episodes = collect(env, state.agent, behavior, before, state.hypers, key=key_step)
+        is_finite = (diverged == 0) & all_finite((row, actor_state.timestep))
         ring = replay.add(ring, row, clock.step, is_finite)
         coverage = count(env, coverage, before, row, clock.step, is_finite)
-        clock = Clock(clock.step + 1, clock.online_cursor)
+        clock = StepCounters(clock.step + 1, clock.online_cursor)
         diverged = update_diverged_step(diverged, is_finite, clock.step)
         no_episodes = jax.tree.map(jnp.zeros_like, episodes)
-        carry = (tree_where(is_finite, rollout, before), ring, coverage, diverged, clock)
+        carry = (tree_where(is_finite, actor_state, before), ring, coverage, diverged, clock)
         return carry, tree_where(is_finite, episodes, no_episodes)
 
-    carry = (state.rollout, state.ring, state.coverage, state.diverged, clock)
-    (rollout, ring, coverage, diverged, clock), episodes = lax.scan(step, carry, jr.split(key_steps, steps))
-    state = dataclasses.replace(state, rollout=rollout, ring=ring, coverage=coverage, diverged=diverged, key=key)
+    carry = (state.actor_state, state.ring, state.coverage, state.diverged, clock)
+    (actor_state, ring, coverage, diverged, clock), episodes = lax.scan(step, carry, jr.split(key_steps, steps))
+    state = dataclasses.replace(
+        state, actor_state=actor_state, ring=ring, coverage=coverage, diverged=diverged, key=key
+    )
     return state, clock, jax.tree.map(jnp.sum, episodes)
 
 
-def update(config: Config, state: TrainState, clock: Clock) -> tuple[TrainState, Clock, dict[str, Float[Array, ""]]]:
+def update(
+    config: Config, state: TrainState, clock: StepCounters
+) -> tuple[TrainState, StepCounters, dict[str, Float[Array, ""]]]:
     """One batch, one gradient, one step of the optimiser, of the slow critics and of the return scales."""
     shape = (replay.capacity_of(state.ring), config.envs, config.replay.batch_size, config.replay.batch_length)
     key, key_choose, key_loss = jr.split(state.key, 3)
@@ -155,7 +159,9 @@ def update(config: Config, state: TrainState, clock: Clock) -> tuple[TrainState,
     return state, replay.advance_cursor(clock, *shape), metrics
 
 
-def update_intrinsic(config: Config, state: TrainState, clock: Clock) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+def update_intrinsic(
+    config: Config, state: TrainState, clock: StepCounters
+) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """The intrinsic reward's own updates, each on pairs of rows drawn for it."""
     reward = state.agent.intrinsic
     assert reward is not None
@@ -182,7 +188,9 @@ def update_intrinsic(config: Config, state: TrainState, clock: Clock) -> tuple[T
     return state, tree_where(is_finite, {f"loss/{reward.loss_name}": losses.mean()}, jnp.nan)
 
 
-def iteration(env: Environment, config: Config, state: TrainState, clock: Clock) -> tuple[TrainState, Clock, Progress]:
+def iteration(
+    env: Environment, config: Config, state: TrainState, clock: StepCounters
+) -> tuple[TrainState, StepCounters, Progress]:
     """Collect, then update."""
     steps, updates = config.schedule
     state, clock, episodes = collect_steps(env, config, state, clock, steps)
@@ -195,9 +203,9 @@ def iteration(env: Environment, config: Config, state: TrainState, clock: Clock)
     return state, clock, Progress(episodes, jax.tree.map(jnp.mean, metrics), state.diverged)
 
 
-def advance(
-    env: Environment, config: Config, iterations: int, state: TrainState, clock: Clock
-) -> tuple[TrainState, Clock, Progress]:
+def train_chunk(
+    env: Environment, config: Config, iterations: int, state: TrainState, clock: StepCounters
+) -> tuple[TrainState, StepCounters, Progress]:
     """`iterations` iterations in one scan; metrics are means over them, episodes sums."""
 
     def one(carry, _):

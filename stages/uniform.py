@@ -44,7 +44,7 @@ class UniformActor(eqx.Module):
         return jr.uniform(key, (*lead, self.actions.size), minval=-1.0)
 
 
-class Uniform(eqx.Module):
+class RandomPolicy(eqx.Module):
     """The behaviour that collects in mode random. It learns nothing and holds no weights."""
 
     actor: UniformActor

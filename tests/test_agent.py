@@ -79,9 +79,9 @@ def test_every_leaf_is_a_float32_array(mix_agent):
 def test_modes_have_the_parts_that_they_need(config):
     task, explore, mix = (shapes_of(dataclasses.replace(config, mode=m)) for m in ("task", "explore", "mix"))
     assert task.explorer is None and task.intrinsic is None and jax.eval_shape(Targets.of, task).explorer is None
-    chex.assert_shape([a.tasker.critics.each.head.out.bias for a in (task, explore, mix)], (1, config.model.bins))
-    chex.assert_shape(explore.explorer.critics.each.head.out.bias, (1, config.model.bins))
-    chex.assert_shape(mix.explorer.critics.each.head.out.bias, (2, config.model.bins))
+    chex.assert_shape([a.tasker.critics.module.head.out.bias for a in (task, explore, mix)], (1, config.model.bins))
+    chex.assert_shape(explore.explorer.critics.module.head.out.bias, (1, config.model.bins))
+    chex.assert_shape(mix.explorer.critics.module.head.out.bias, (2, config.model.bins))
 
 
 def test_who_collects(mix_agent):

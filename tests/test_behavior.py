@@ -54,7 +54,7 @@ class Imagined(NamedTuple):
 def moderate(critics):
     """Critics that believe in small values: the outermost bins are hundreds of millions away."""
     peak = -4.0 * jnp.abs(jnp.arange(BINS) - BINS // 2)
-    return eqx.tree_at(lambda c: c.each.head.out.bias, critics, critics.each.head.out.bias + peak)
+    return eqx.tree_at(lambda c: c.module.head.out.bias, critics, critics.module.head.out.bias + peak)
 
 
 def make(actions, rewards):
@@ -148,7 +148,7 @@ def slow_head(head, x, member=...):
         x = x / (1 + np.exp(-x))
     if isinstance(head.out, Outputs):
         return np.concatenate(
-            [x @ w + b for w, b in zip(head.out.parts.each.weight, head.out.parts.each.bias, strict=True)], -1
+            [x @ w + b for w, b in zip(head.out.parts.module.weight, head.out.parts.module.bias, strict=True)], -1
         )
     return x @ head.out.weight + head.out.bias
 
@@ -221,9 +221,9 @@ def slow_loss(behavior, target, imagined, replayed, objectives, hypers, believed
     logits = np.zeros((rewards, H + 1, n, BINS))
     returns = np.zeros((rewards, H, n))
     for r in range(rewards):
-        logits[r] = slow_head(behavior.critics.each.head, imagined.feat, r)
-        value[r] = softmax(slow_head(believed.each.head, imagined.feat, r)) @ slow_bins()
-        slow_value[r] = softmax(slow_head(target.slow.each.head, imagined.feat, r)) @ slow_bins()
+        logits[r] = slow_head(behavior.critics.module.head, imagined.feat, r)
+        value[r] = softmax(slow_head(believed.module.head, imagined.feat, r)) @ slow_bins()
+        slow_value[r] = softmax(slow_head(target.slow.module.head, imagined.feat, r)) @ slow_bins()
         for i in range(n):
             for t in range(H):
                 earned = imagined.reward[r, :, i] + past_end[r] * np.maximum(0, most - imagined.cont[:, i])
@@ -262,8 +262,8 @@ def slow_loss(behavior, target, imagined, replayed, objectives, hypers, believed
                 losses["value"][t, i] += weight * (fit + hypers.slow_regularizer * stay)
 
     for r in range(rewards):
-        logits_rows = slow_head(behavior.critics.each.head, replayed.feat, r)
-        slow_rows = softmax(slow_head(target.slow.each.head, replayed.feat, r)) @ slow_bins()
+        logits_rows = slow_head(behavior.critics.module.head, replayed.feat, r)
+        slow_rows = softmax(slow_head(target.slow.module.head, replayed.feat, r)) @ slow_bins()
         for b in range(B):
             boot = [returns[r, 0, t * B + b] for t in range(T)]
             live = [0.0 if replayed.is_terminal[t, b] else 1 - 1 / hypers.discount_horizon for t in range(T)]
@@ -333,7 +333,7 @@ def test_start_values_are_averages_of_slow_values_where_episodes_begin(name):
     (_, start), first = case(name)[0][1], np.asarray(replayed.is_first)
     assert first.sum() == 2
     for r in range(len(behavior.critics)):
-        values = softmax(slow_head(target.slow.each.head, replayed.feat, r)) @ slow_bins()
+        values = softmax(slow_head(target.slow.module.head, replayed.feat, r)) @ slow_bins()
         np.testing.assert_allclose(start.total[r], 0.9 * target.start.total[r] + 0.1 * values[first].mean(), rtol=1e-4)
         np.testing.assert_allclose(start.weight[r], 0.9 * 0.3 + 0.1, rtol=1e-5)
 
@@ -498,7 +498,7 @@ def test_targets_start_equal_to_the_critics_and_at_no_scale():
 
 def test_two_critics_are_not_one():
     behavior = Behavior(SIZES, DISCRETE, 2, key=jr.key(0))
-    weight = behavior.critics.each.head.mlp.layers[0].linear.weight
+    weight = behavior.critics.module.head.mlp.layers[0].linear.weight
     assert (weight[0] != weight[1]).any()
 
 

@@ -25,24 +25,24 @@ from tests.conftest import arbitrary
 S, N, HYPERS = 25, 2, Hypers(policy_unimix=0.2)
 
 
-def before(rollout):
+def before(actor_state):
     """What an agent acts on: its state and action at the row before, and the row that it sees."""
-    return rollout.latent, rollout.action, rollout.timestep.obs, rollout.timestep.is_first
+    return actor_state.latent, actor_state.action, actor_state.timestep.obs, actor_state.timestep.is_first
 
 
 class Case:
-    """S steps of N environments: the rollout before each step, the rows [S, N, ...], and the episodes of each step."""
+    """S steps of N environments: the actors before each step, the rows [S, N, ...], and the episodes of each step."""
 
     def __init__(self, config, env):
         self.env, self.config = env, config
         self.agent = arbitrary(lambda: Agent(config, env.obs_space, env.action_space, key=jr.key(0)))
         self.key_start, self.keys = jr.key(1), jr.split(jr.key(2), S)
-        step = jax.jit(lambda agent, rollout, key: collect(env, agent, agent.tasker, rollout, HYPERS, key=key))
-        rollout = jax.jit(lambda key: start(env, self.agent.model, N, key=key))(self.key_start)
-        self.rollouts, rows, self.episodes = [rollout], [], []
+        step = jax.jit(lambda agent, actor_state, key: collect(env, agent, agent.tasker, actor_state, HYPERS, key=key))
+        actor_state = jax.jit(lambda key: start(env, self.agent.model, N, key=key))(self.key_start)
+        self.rollouts, rows, self.episodes = [actor_state], [], []
         for key in self.keys:
-            rollout, row, episodes = step(self.agent, rollout, key)
-            self.rollouts.append(rollout)
+            actor_state, row, episodes = step(self.agent, actor_state, key)
+            self.rollouts.append(actor_state)
             rows.append(row)
             self.episodes.append(episodes)
         self.rows = jax.tree.map(lambda *x: np.stack(x), *rows)
@@ -127,7 +127,9 @@ def test_episodes_count_what_their_rows_sum_to(case, name):
 @both
 def test_a_row_has_the_latent_and_the_action_that_were_decided(case, name):
     agent, rows = case(name).agent, case(name).rows
-    think = jax.jit(lambda rollout, key: act(agent.model, agent.tasker, *before(rollout), HYPERS, False, key=key))
+    think = jax.jit(
+        lambda actor_state, key: act(agent.model, agent.tasker, *before(actor_state), HYPERS, False, key=key)
+    )
     for t in range(12):
         latent, action = think(case(name).rollouts[t], jr.split(case(name).keys[t])[0])
         np.testing.assert_allclose(rows.deter[t], latent.deter, rtol=1e-4, atol=1e-5)
@@ -156,11 +158,13 @@ def test_each_deter_follows_from_the_stored_row_before_it(case, name):
 @both
 @pytest.mark.parametrize("is_first", [True, False])
 def test_the_past_is_forgotten_at_a_first_row_and_only_there(case, name, is_first):
-    agent, rollout = case(name).agent, case(name).rollouts[3]
-    one = eqx.tree_at(lambda r: r.timestep.is_first, rollout, jnp.full((N,), is_first))
-    latent = Latent(rollout.latent.deter + 1, jnp.roll(rollout.latent.stoch, 1, -1))
-    other = dataclasses.replace(one, latent=latent, action=rollout.action + 0.5)
-    think = jax.jit(lambda rollout: act(agent.model, agent.tasker, *before(rollout), HYPERS, False, key=jr.key(5)))
+    agent, actor_state = case(name).agent, case(name).rollouts[3]
+    one = eqx.tree_at(lambda r: r.timestep.is_first, actor_state, jnp.full((N,), is_first))
+    latent = Latent(actor_state.latent.deter + 1, jnp.roll(actor_state.latent.stoch, 1, -1))
+    other = dataclasses.replace(one, latent=latent, action=actor_state.action + 0.5)
+    think = jax.jit(
+        lambda actor_state: act(agent.model, agent.tasker, *before(actor_state), HYPERS, False, key=jr.key(5))
+    )
     same = (np.asarray(think(one)[0].deter) == think(other)[0].deter).all()
     assert same == is_first
 
@@ -169,9 +173,9 @@ def test_the_past_is_forgotten_at_a_first_row_and_only_there(case, name, is_firs
 @pytest.mark.parametrize("greedy", [False, True])
 def test_acting_samples_the_policy_or_takes_its_mode(case, name, greedy):
     """At the posterior state that it observed, in the model's type."""
-    agent, rollout, key = case(name).agent, case(name).rollouts[3], jr.key(5)
-    choose = lambda rollout: act(agent.model, agent.tasker, *before(rollout), HYPERS, greedy, key=key)
-    latent, action = jax.jit(choose)(rollout)
+    agent, actor_state, key = case(name).agent, case(name).rollouts[3], jr.key(5)
+    choose = lambda actor_state: act(agent.model, agent.tasker, *before(actor_state), HYPERS, greedy, key=key)
+    latent, action = jax.jit(choose)(actor_state)
     policy = agent.tasker.actor(latent.feat, HYPERS.policy_unimix)
     noise = agent.tasker.actor.noise((N,), key=jr.split(key)[1])
     expected = policy.mode() if greedy else policy.sample(noise)
@@ -184,10 +188,10 @@ def test_acting_keeps_the_models_type(case, name, greedy):
     env, config = case(name).env, case(name).config
     half = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="bfloat16"))
     agent = arbitrary(lambda: Agent(half, env.obs_space, env.action_space, key=jr.key(0)))
-    rollout = jax.eval_shape(lambda key: start(env, agent.model, N, key=key), jr.key(1))
-    choose = lambda rollout: act(agent.model, agent.tasker, *before(rollout), HYPERS, greedy, key=jr.key(5))
-    latent, action = jax.eval_shape(choose, rollout)
-    chex.assert_type([latent.deter, latent.stoch, action, rollout.action, rollout.latent.deter], jnp.bfloat16)
+    actor_state = jax.eval_shape(lambda key: start(env, agent.model, N, key=key), jr.key(1))
+    choose = lambda actor_state: act(agent.model, agent.tasker, *before(actor_state), HYPERS, greedy, key=jr.key(5))
+    latent, action = jax.eval_shape(choose, actor_state)
+    chex.assert_type([latent.deter, latent.stoch, action, actor_state.action, actor_state.latent.deter], jnp.bfloat16)
 
 
 def test_environments_of_a_seed_differ(case):

@@ -148,7 +148,7 @@ def test_adapting_goes_on_counting(short):
     sea, sweep, state, clock = short
     before = np.asarray(state.coverage.visits).sum((1, 2))
     task = Sweep(sea, dataclasses.replace(sweep.config, mode="task"), sweep.mesh)
-    state, clock, _ = task.advance(jax.jit(jax.vmap(train.adapt))(state), clock, CHUNK)
+    state, clock, _ = task.train_chunk(jax.jit(jax.vmap(train.adapt))(state), clock, CHUNK)
     assert (np.asarray(state.coverage.visits.sum((1, 2))) > before).all()
     assert_a_full_ring_is_known(state, clock)  # training between the rows
     measured = task.measure(state, [0, 1, 2], int(clock.step)).novelty
@@ -164,8 +164,8 @@ def test_where_states_cannot_be_counted_there_is_no_record(env, config, hypers, 
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state)
     take = lambda s, step, key: measure(env, config, s.agent, s.ring, s.coverage, step, s.hypers, key=key)
     measured = jax.eval_shape(take, one, jnp.int32(9), jr.key(0))
-    assert measured.novelty is None and (measured.contrast is None) == (mode == "task")
-    chex.assert_shape(jax.tree.leaves(measured.foresight), (len(AHEAD),))
+    assert measured.novelty is None and (measured.baselines is None) == (mode == "task")
+    chex.assert_shape(jax.tree.leaves(measured.open_loop_error), (len(AHEAD),))
 
 
 # ---- the measurement ------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from envs.environment import ObsSpace
 from stages import decode
 from stages.config import ModelConfig
 from stages.decode import ConvDecoder, MLPDecoder
-from stages.encode import board, features
+from stages.encode import features, image_shape
 from stages.rssm import Latent
 from tests.conftest import observations
 
@@ -208,7 +208,7 @@ def test_conv_decoder_agrees_with_numpy(space, encoder, kernel, sizes):
         assert len(stage.conv.weight) == kernel
         x = norm_silu(conv(grown(x, *size), stage.conv), stage.norm.scale)
     x = conv(grown(x, *sizes[0]) if len(sizes) > 1 else x, decoder.out)
-    assert x.shape == board(space)
+    assert x.shape == image_shape(space)
     close(raw[1], x.reshape(features(space)), rtol=1e-3, atol=1e-3)
 
 

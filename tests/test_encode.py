@@ -120,7 +120,7 @@ def test_half_precision_goes_all_the_way(space, features, network, size):
 def test_what_the_networks_see(space, features, network, size):
     del network, size
     obs = observations(space, (3,))
-    seen = encode.numeric(space, obs)
+    seen = encode.preprocess_obs(space, obs)
     chex.assert_shape(seen, (3, *features))
     assert seen.dtype == jnp.float32
     close(seen, np.stack([numeric_by_hand(space, o) for o in obs]), rtol=1e-5, atol=1e-6)
@@ -156,7 +156,7 @@ def test_a_network_by_force(space, encoder, network, size):
     ],
 )
 def test_boards_have_a_channel_axis_last(space, channels):
-    assert encode.board(space) == (5, 6, channels)
+    assert encode.image_shape(space) == (5, 6, channels)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_mlp_encoder_agrees_with_numpy(space, encoder):
 def test_conv_encoder_agrees_with_numpy(space, encoder, kernel, pools):
     network, obs = scrambled(make(space, encoder=encoder)), observations(space, (2,))
     embed = jax.jit(lambda network, obs: network(obs, FLOAT))(network, obs)
-    x = numeric_by_hand(space, obs[1]).reshape(encode.board(space))
+    x = numeric_by_hand(space, obs[1]).reshape(encode.image_shape(space))
     for stage, halve in zip(network.stages, pools, strict=True):
         assert len(stage.conv.weight) == kernel
         x = conv(x, stage.conv)

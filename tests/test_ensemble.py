@@ -18,8 +18,8 @@ import pytest
 from envs.environment import ActionSpace, ObsSpace
 from stages.agent import Agent, Targets
 from stages.config import Config, EnsembleConfig, Hypers, ModelConfig
-from stages.decode import expected
-from stages.encode import numeric
+from stages.decode import decode_mean
+from stages.encode import preprocess_obs
 from stages.ensemble import (
     Ensemble,
     RunningNormalizer,
@@ -132,7 +132,7 @@ def reached(tree) -> bool:
 
 
 def test_every_member_begins_elsewhere(ensemble):
-    for leaf in (ensemble.members.each.mlp.layers[0].linear.weight, ensemble.members.each.out.weight):
+    for leaf in (ensemble.members.module.mlp.layers[0].linear.weight, ensemble.members.module.out.weight):
         assert leaf.shape[0] == M
         for one in range(M):
             for other in range(one):
@@ -309,7 +309,7 @@ def test_every_target_has_its_size(config, env, target, size):
         return agent.intrinsic.ensemble, agent_loss(agent, targets, batch, config, Hypers(), key=jr.key(5))[0]
 
     ensemble, loss = jax.eval_shape(run)  # the error's subtraction fails on two different sizes
-    assert ensemble.members.each.out.weight.shape == (2, 8, size)
+    assert ensemble.members.module.out.weight.shape == (2, 8, size)
     assert loss.shape == ()
 
 
@@ -361,7 +361,7 @@ def test_members_read_the_decoded_observation_and_the_action(kind):
     by_hand = read @ np.asarray(projected.numbers.projection, np.float64) / np.sqrt(read.shape[-1])
     inputs = ensemble_inputs(projected, model, feat, action, HYPERS)
     np.testing.assert_allclose(inputs, np.concatenate([by_hand, bounded], -1), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(expected(model.decoder, latent), numbers, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(decode_mean(model.decoder, latent), numbers, rtol=1e-4, atol=1e-5)
 
 
 def test_members_read_features_and_the_action(ensemble, rows):
@@ -382,7 +382,7 @@ def test_the_projected_target_is_a_fixed_product_with_the_next_observation(kind,
     ensemble, obs = made(space, target="projected", projection=6), observations(space, (T, B))
     window = observed(rows.feat, rows.target)
     target = ensemble_target(ensemble, model, window.latent, window.embed, None, obs)
-    numbers = np.asarray(numeric(space, obs), np.float64).reshape(T, B, -1)
+    numbers = np.asarray(preprocess_obs(space, obs), np.float64).reshape(T, B, -1)
     by_hand = leveled(kind, numbers) @ np.asarray(ensemble.numbers.projection, np.float64) / np.sqrt(numbers.shape[-1])
     np.testing.assert_allclose(target, by_hand, rtol=1e-4, atol=1e-5)
     assert abs(np.std(np.asarray(ensemble.numbers.projection)) - 1) < 0.2
@@ -418,12 +418,14 @@ def test_own_updates_follow_real_observations(pairs):
     run = jax.jit(update_ensemble)
     learned, _, loss = run(ensemble, init_opt_state(ensemble, HYPERS), MODEL, real, HYPERS)
     assert np.isfinite(loss)
-    expected = ensemble.numbers.normalizer.updated(numeric(VECTOR, real.obs[1]))
+    expected = ensemble.numbers.normalizer.updated(preprocess_obs(VECTOR, real.obs[1]))
     chex.assert_trees_all_close(learned.numbers.normalizer, expected, rtol=1e-5)
     target = ensemble_target(
         learned, MODEL, Latent(real.deter[1], jnp.zeros((n, 2, 2))), real.deter[1], None, real.obs[1]
     )
-    by_hand = np.asarray(expected(numeric(VECTOR, real.obs[1]))) @ np.asarray(ensemble.numbers.projection) / np.sqrt(7)
+    by_hand = (
+        np.asarray(expected(preprocess_obs(VECTOR, real.obs[1]))) @ np.asarray(ensemble.numbers.projection) / np.sqrt(7)
+    )
     np.testing.assert_allclose(target, by_hand, rtol=1e-4, atol=1e-5)
     # What was found of an ensemble's grids is not there.
     assert made(SPACES["binary"], updates=1).numbers.normalizer is None and made().numbers.normalizer is None
@@ -439,7 +441,7 @@ def test_fourier_features_are_a_sharp_kernel_of_the_decoded_observation(kind, ro
     inputs = np.asarray(ensemble_inputs(ensemble, model, feat, action, hypers), np.float64)
     np.testing.assert_allclose(inputs[:, -A:], 3 * action)
     stoch = feat[:, 2:].reshape(-1, 2, 2)
-    seen = ensemble.numbers.normalize(space, expected(model.decoder, Latent(feat[:, :2], stoch)))
+    seen = ensemble.numbers.normalize(space, decode_mean(model.decoder, Latent(feat[:, :2], stoch)))
     seen = np.asarray(seen, np.float64)
     distance = ((seen[:, None] - seen[None]) ** 2).mean(-1)
     features = inputs[:, :-A]
@@ -452,10 +454,10 @@ def test_input_and_target_share_one_projection_of_a_size_of_its_own():
     pixels = np.prod(SPACES["image"].shape)
     assert both.numbers.projection.shape == (pixels, 6)
     for heads in (both.members, both.prior):
-        assert heads.each.mlp.layers[0].linear.weight.shape[1] == 6 + A and heads.each.out.weight.shape[2] == 6
+        assert heads.module.mlp.layers[0].linear.weight.shape[1] == 6 + A and heads.module.out.weight.shape[2] == 6
     # The target's size is not the projection's where members only read it.
     alone = made(SPACES["image"], input="projected", target="deter", projection=6)
-    assert alone.numbers.projection.shape == (pixels, 6) and alone.members.each.out.weight.shape[2] == SIZES.deter
+    assert alone.numbers.projection.shape == (pixels, 6) and alone.members.module.out.weight.shape[2] == SIZES.deter
 
 
 # ---- priors --------------------------------------------------------------------------------------------------------
@@ -473,16 +475,16 @@ def forward(head, x, m):
 
 def test_a_prediction_is_what_was_learned_plus_a_frozen_random_network(rows):
     ensemble, inputs = made(layers=2, prior_layers=1), read(rows.feat, rows.action)
-    assert len(ensemble.members.each.mlp.layers) == 2 and len(ensemble.prior.each.mlp.layers) == 1
+    assert len(ensemble.members.module.mlp.layers) == 2 and len(ensemble.prior.module.mlp.layers) == 1
     predictions = predict(ensemble, inputs, HYPERS)
     for m in range(M):
-        by_hand = forward(ensemble.members.each, inputs, m) + 0.6 * forward(ensemble.prior.each, inputs, m)
+        by_hand = forward(ensemble.members.module, inputs, m) + 0.6 * forward(ensemble.prior.module, inputs, m)
         np.testing.assert_allclose(predictions[m], by_hand, rtol=1e-4, atol=1e-5)
 
 
 def test_priors_differ_and_get_no_gradient(rows):
     ensemble = made(prior_layers=1)
-    weight = ensemble.prior.each.out.weight
+    weight = ensemble.prior.module.out.weight
     assert (weight[0] != weight[1]).all()
     loss = lambda e: loss_on(e, rows.feat, rows.action, rows.target, rows.is_first).sum()
     grads = jax.jit(jax.grad(loss))(ensemble)
@@ -538,14 +540,17 @@ def test_own_updates_are_adam_on_the_squared_error(pairs, source, target):
     learned, moments, first = step(ensemble, init_opt_state(ensemble, HYPERS), model, pairs, HYPERS)
 
     predicted = np.stack(
-        [forward(ensemble.members.each, inputs, m) + 0.6 * forward(ensemble.prior.each, inputs, m) for m in range(M)]
+        [
+            forward(ensemble.members.module, inputs, m) + 0.6 * forward(ensemble.prior.module, inputs, m)
+            for m in range(M)
+        ]
     )
     by_hand = (counts * 0.5 * ((predicted - goal) ** 2).sum(-1)).mean()
     np.testing.assert_allclose(first, by_hand, rtol=1e-4)
 
     # Three steps of each member by itself, with a loss and an optimiser written down once more.
     for m in range(M):
-        head, prior = pick((ensemble.members.each, ensemble.prior.each), m)
+        head, prior = pick((ensemble.members.module, ensemble.prior.module), m)
         adam = optax.adam(HYPERS.ensemble_lr, b1=0.9, b2=0.99)
         state = adam.init(head)
 
@@ -560,7 +565,7 @@ def test_own_updates_are_adam_on_the_squared_error(pairs, source, target):
             for _ in range(2):
                 learned, moments, last = step(learned, moments, model, pairs, HYPERS)
             assert last < first
-        mine = pick(learned.members.each, m)
+        mine = pick(learned.members.module, m)
         chex.assert_trees_all_close(mine, head, rtol=1e-3, atol=1e-5)
     chex.assert_trees_all_equal(
         (learned.prior, learned.numbers.projection), (ensemble.prior, ensemble.numbers.projection)

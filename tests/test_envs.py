@@ -72,7 +72,7 @@ def witnessed(name, overrides):
         action = sample_action(env, key_action)
         _, _, reward, terminated, truncated, info = their_step(carry[0], action, key_advance)
         witness = Witness(info["final_observation"], reward, terminated, truncated)
-        carry = envs.advance(env, key_advance, *carry, action)
+        carry = envs.env_step(env, key_advance, *carry, action)
         return carry, (carry[1], witness)
 
     def one(key):
@@ -137,7 +137,7 @@ def play(env, actions, key):
     """Rows [len(actions) + 1] under given actions, as numpy."""
 
     def body(carry, inputs):
-        carry = envs.advance(env, inputs[0], *carry, inputs[1])
+        carry = envs.env_step(env, inputs[0], *carry, inputs[1])
         return carry, carry[1]
 
     key_reset, key_scan = jr.split(key)
@@ -220,8 +220,8 @@ def test_advance_is_the_step_or_the_reset():
     key, action = jr.key(1), jnp.array(1)
     key_step, key_reset = jr.split(key)
     last = eqx.tree_at(lambda t: t.is_last, timestep, jnp.array(True))
-    stepped = envs.advance(env, key, state, timestep, action)
-    fresh = envs.advance(env, key, state, last, action)
+    stepped = envs.env_step(env, key, state, timestep, action)
+    fresh = envs.env_step(env, key, state, last, action)
     equal = functools.partial(jax.tree.map, np.testing.assert_array_equal)
     equal(stepped, env.step(key_step, state, action))
     equal(fresh, env.reset(key_reset))

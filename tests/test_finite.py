@@ -71,7 +71,7 @@ def play(sweep, hypers, wrong=(0.0, 0.0), **own):
     state, clock, _ = sweep.prefill(state)
     chunks = []
     for _ in range(2):
-        state, clock, progress = sweep.advance(state, clock, ITERATIONS)
+        state, clock, progress = sweep.train_chunk(state, clock, ITERATIONS)
         chunks.append(numbers((state, progress)))
     scores, _ = sweep.evaluate(state, SEEDS, 0)
     return chunks, np.asarray(scores), sweep.config.prefill
@@ -110,7 +110,7 @@ def test_a_seed_diverges_alone_and_is_frozen(sweep, hypers, healthy, wrong, own)
     in_env = any(wrong)
     assert last.diverged[BROKEN] == AT if in_env else prefill < last.diverged[BROKEN] < AT
     assert progress.diverged[BROKEN] == later.diverged[BROKEN] == last.diverged[BROKEN]
-    frozen = lambda s: (s.agent, s.targets, s.opt_state, s.intrinsic_opt_state, s.ring, s.rollout)
+    frozen = lambda s: (s.agent, s.targets, s.opt_state, s.intrinsic_opt_state, s.ring, s.actor_state)
     for x, y in zip(*(leaves(frozen(s), BROKEN) for s in (first, last)), strict=True):
         np.testing.assert_array_equal(x, y)
     assert all(np.isfinite(x).all() for x in leaves(frozen(last), BROKEN))

@@ -32,7 +32,7 @@ close = chex.assert_trees_all_close
 def fixed_actor(actions, bias):
     """An actor whose raw outputs are `bias`, whatever it sees."""
     actor = Actor(TABLE, actions, key=jr.key(0))
-    linear = lambda a: a.head.out if actions.kind == "discrete" else a.head.out.parts.each
+    linear = lambda a: a.head.out if actions.kind == "discrete" else a.head.out.parts.module
     where, bias = lambda a: (linear(a).weight, linear(a).bias), jnp.asarray(bias, jnp.float32)
     return eqx.tree_at(where, actor, (jnp.zeros_like(linear(actor).weight), bias.reshape(linear(actor).bias.shape)))
 

@@ -78,7 +78,7 @@ def act_by_hand(actor, feat, noise):
     x = np.asarray(feat, np.float64)
     for layer in actor.head.mlp.layers:
         x = dense(layer, x)
-    mean, std = (linear(jax.tree.map(lambda w, i=i: w[i], actor.head.out.parts.each), x) for i in range(2))
+    mean, std = (linear(jax.tree.map(lambda w, i=i: w[i], actor.head.out.parts.module), x) for i in range(2))
     return np.tanh(mean) + (0.1 + 0.9 * sigmoid(std + 2)) * np.asarray(noise)
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from envs.environment import ActionSpace, ObsSpace
 from stages.config import Config, EnsembleConfig, Hypers, ModelConfig
-from stages.decode import expected
+from stages.decode import decode_mean
 from stages.ensemble import disagreement
 from stages.intrinsic import ConstantReward, Disagreement
 from stages.networks.distributions import Categorical
@@ -109,7 +109,7 @@ def slow_head(head, x):
 def slow_inputs(feat, action):
     """The decoded observation at a mean square of 1, and three times the one-hot action."""
     stoch = feat[..., 2:].reshape(*feat.shape[:-1], 2, 2)
-    seen = np.asarray(expected(MODEL.decoder, Latent(feat[..., :2], stoch)), np.float64)
+    seen = np.asarray(decode_mean(MODEL.decoder, Latent(feat[..., :2], stoch)), np.float64)
     seen = seen * np.sqrt(7) / np.sqrt((seen**2).sum(-1, keepdims=True) + 0.01)
     return np.concatenate([seen, 3 * np.asarray(action)], -1)
 

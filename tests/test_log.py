@@ -14,7 +14,7 @@ import pytest
 
 import run
 from stages.collect import Episodes
-from stages.replay import Clock
+from stages.replay import StepCounters
 from stages.runs import log as log_module
 from stages.runs import round_log
 from stages.runs.folder import RunFolder, plain
@@ -58,7 +58,7 @@ def make(folder=None, words=(), **changes):
 
 def at(step):
     """A clock after so many steps."""
-    return Clock(jnp.int32(step), jnp.int32(0))
+    return StepCounters(jnp.int32(step), jnp.int32(0))
 
 
 def progress(scores, counts, loss=(), diverged=()):

@@ -372,7 +372,7 @@ def test_a_constant_changes_nothing_but_the_explorer(case, constant):
     paid, grads = case("explore").lost.grads, constant.lost.grads
     others = lambda grads: (grads.model, grads.tasker, jax.tree.leaves(grads.intrinsic))
     chex.assert_trees_all_close(others(grads), others(paid), rtol=1e-4, atol=1e-6)
-    assert not np.allclose(grads.explorer.critics.each.head.out.weight, paid.explorer.critics.each.head.out.weight)
+    assert not np.allclose(grads.explorer.critics.module.head.out.weight, paid.explorer.critics.module.head.out.weight)
 
 
 # ---- one critic of the sum -----------------------------------------------------------------------------------------

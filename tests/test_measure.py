@@ -15,9 +15,9 @@ import pytest
 from stages import train
 from stages.config import Hypers
 from stages.ensemble import disagreement
-from stages.measure import RECENT_ROWS, ROWS_PER_STATE, WINDOWS, contrast, foresight, rows_of_states
+from stages.measure import RECENT_ROWS, ROWS_PER_STATE, WINDOWS, disagreement_baselines, open_loop_error, rows_of_states
 from stages.open_loop import AHEAD, errors, play_rows, posterior
-from stages.replay import Clock, choose
+from stages.replay import StepCounters, choose
 from stages.rssm import Latent, imagine_step
 from stages.world_model import action_vector
 from tests.conftest import pick
@@ -42,7 +42,7 @@ def ring(env, mix_agent):
 
 @pytest.fixture(scope="module")
 def foresee():
-    return jax.jit(lambda model, ring, step: foresight(model, ring, step, HYPERS, key=KEY))
+    return jax.jit(lambda model, ring, step: open_loop_error(model, ring, step, HYPERS, key=KEY))
 
 
 @pytest.mark.parametrize("step", [25, 53])
@@ -52,7 +52,7 @@ def test_foresight_is_the_mean_over_windows_as_far_as_their_episode_goes(mix_age
     key = jr.fold_in(KEY, 0)
     uniform = jr.uniform(key, (length + 1, WINDOWS, model.rssm.stoch))
     windows = jax.jit(
-        lambda: choose(Clock(jnp.int32(step), jnp.int32(0)), CAPACITY, 2, WINDOWS, length, online=False, key=KEY)
+        lambda: choose(StepCounters(jnp.int32(step), jnp.int32(0)), CAPACITY, 2, WINDOWS, length, online=False, key=KEY)
     )()
     walk = jax.jit(lambda *before: imagine_step(model.rssm, *before, HYPERS.unimix))
     wrong = jax.jit(lambda latent, obs: errors(model.decoder, latent, obs).loss)
@@ -116,8 +116,8 @@ def uncounted(env, config, hypers):
     """(config, an exploring seed of Catch after prefill, its clock, contrast compiled)."""
     config = dataclasses.replace(config, mode="explore")
     state = jax.jit(lambda key: train.init(env, config, hypers, key=key))(jr.key(1))
-    state, clock, _ = jax.jit(lambda s: train.collect_steps(env, config, s, Clock.zero(), 23))(state)
-    take = jax.jit(lambda s, step, key: contrast(env, config, s.agent, s.ring, step, s.hypers, key=key))
+    state, clock, _ = jax.jit(lambda s: train.collect_steps(env, config, s, StepCounters.zero(), 23))(state)
+    take = jax.jit(lambda s, step, key: disagreement_baselines(env, config, s.agent, s.ring, step, s.hypers, key=key))
     return config, state, clock, take
 
 

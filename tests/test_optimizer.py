@@ -218,10 +218,10 @@ def test_a_stacked_module_says_so_itself_wherever_it_stands():
     assert len(parts.several) == 5
     np.testing.assert_array_equal(tensor_rows(parts), np.ones(2 + 5 * 2 + 2))
     huge = jax.tree.map(lambda x: 1e6 * jnp.ones_like(x), parts)
-    huge = eqx.tree_at(lambda p: p.several.each.weight, huge, huge.several.each.weight.at[1:].set(1e-9))
+    huge = eqx.tree_at(lambda p: p.several.module.weight, huge, huge.several.module.weight.at[1:].set(1e-9))
     clipped = from_rows(adaptive_clip(to_rows(huge), to_rows(parts), tensor_rows(parts), 0.3), parts)
-    np.testing.assert_array_equal(clipped.several.each.weight[1:], huge.several.each.weight[1:])
-    assert (clipped.several.each.weight[0] < 1).all()
+    np.testing.assert_array_equal(clipped.several.module.weight[1:], huge.several.module.weight[1:])
+    assert (clipped.several.module.weight[0] < 1).all()
 
 
 def test_a_continuous_actors_mean_and_deviation_are_clipped_apart():
@@ -235,8 +235,8 @@ def test_a_continuous_actors_mean_and_deviation_are_clipped_apart():
 
     both = jax.tree.map(lambda x, y: x + 1e-12 * y, only(0), only(1))
     clipped = from_rows(adaptive_clip(to_rows(both), to_rows(actor), tensor_rows(actor), 0.3), actor)
-    weight, raw = clipped.head.out.parts.each.weight, both.head.out.parts.each.weight
-    close(jnp.linalg.norm(weight[0]), 0.3 * jnp.linalg.norm(actor.head.out.parts.each.weight[0]), rtol=1e-3)
+    weight, raw = clipped.head.out.parts.module.weight, both.head.out.parts.module.weight
+    close(jnp.linalg.norm(weight[0]), 0.3 * jnp.linalg.norm(actor.head.out.parts.module.weight[0]), rtol=1e-3)
     chex.assert_trees_all_equal(weight[1], raw[1])  # however large the other one's is
 
 

@@ -302,7 +302,7 @@ def test_a_state_may_hold_random_keys():
     states, rows = jax.vmap(env.reset)(jr.split(jr.key(0), 3))
     for step in range(env.time_limit + 1):
         keys = jr.split(jr.key(step), 3)
-        states, rows = jax.vmap(lambda *args: envs.advance(env, *args))(keys, states, rows, jnp.ones((3, 1)))
+        states, rows = jax.vmap(lambda *args: envs.env_step(env, *args))(keys, states, rows, jnp.ones((3, 1)))
     assert rows.is_first.all()
     assert tree_equal(states.key, jax.vmap(lambda key: jr.split(key)[1])(keys))
     picked = keep(jnp.array(False), jax.tree.map(jnp.zeros_like, rows), rows)

@@ -9,7 +9,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from envs import advance, registry
+from envs import env_step, registry
 from envs.errors import EnvError
 from stages.results.read import Result
 from stages.runs import arguments
@@ -209,7 +209,7 @@ def test_minigrid_time_limit_ends_an_episode_without_a_terminal_state(minigrid):
     carry = env.reset(jr.key(0))
     rows = []
     for _ in range(5):
-        carry = advance(env, jr.key(1), *carry, jnp.asarray(DONE))
+        carry = env_step(env, jr.key(1), *carry, jnp.asarray(DONE))
         rows.append((bool(carry[1].is_first), bool(carry[1].is_last), bool(carry[1].is_terminal)))
     assert rows == [(False, False, False)] * 2 + [(False, True, False), (True, False, False), (False, False, False)]
 
@@ -219,7 +219,7 @@ def test_minigrid_states_are_in_range(minigrid, name):
     env = registry.make(MINIGRID, {"id": name})
 
     def body(carry, key):
-        carry = advance(env, key, *carry, jr.randint(key, (), 0, 7))
+        carry = env_step(env, key, *carry, jr.randint(key, (), 0, 7))
         return carry, (env.states.index(carry[0]), carry[1].is_last)
 
     indices, ends = jax.jit(lambda key: jax.lax.scan(body, env.reset(key), jr.split(key, 2000))[1])(jr.key(0))

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from stages import replay
-from stages.replay import Clock, Row, Windows
+from stages.replay import Row, StepCounters, Windows
 
 N, D, S = 3, 2, 2
 EPISODE = 5  # rows
@@ -47,12 +47,12 @@ def filled(capacity: int, steps) -> Row:
     return jax.lax.fori_loop(0, steps, add, replay.empty(row_of(0), capacity))
 
 
-def clock_at(step: int, online_cursor: int = 0) -> Clock:
-    return Clock(jnp.int32(step), jnp.int32(online_cursor))
+def clock_at(step: int, online_cursor: int = 0) -> StepCounters:
+    return StepCounters(jnp.int32(step), jnp.int32(online_cursor))
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
-def draw(clock: Clock, capacity: int, batch: int, length: int, online: bool, key):
+def draw(clock: StepCounters, capacity: int, batch: int, length: int, online: bool, key):
     """(windows, clock after)."""
     windows = replay.choose(clock, capacity, N, batch, length, online, key=key)
     return windows, replay.advance_cursor(clock, capacity, N, batch, length)

@@ -7,7 +7,7 @@ import pytest
 
 import run
 from stages.config import ConfigError
-from stages.replay import Clock
+from stages.replay import StepCounters
 from stages.runs.processes import Processes
 from stages.runs.rounds import (
     Evaluator,
@@ -213,7 +213,7 @@ class Scored(Sweep):
 
 def after(step):
     """The clock after so many steps."""
-    return Clock(jnp.int32(step), jnp.int32(0))
+    return StepCounters(jnp.int32(step), jnp.int32(0))
 
 
 def test_evaluations_are_numbered_by_step_and_leave_out_padding():

@@ -51,7 +51,7 @@ def walk(env, steps, seed=0, many=32):
             action = jr.randint(key_action, (), 0, env.action_space.size)
             if env.action_space.kind == "continuous":
                 action = jr.choice(key_action, jnp.array([-1.0, 1.0]), (env.action_space.size,))
-            return envs.advance(env, key_step, *carry, action), carry
+            return envs.env_step(env, key_step, *carry, action), carry
 
         key_reset, key_scan = jr.split(key)
         return jax.lax.scan(body, env.reset(key_reset), jr.split(key_scan, steps))[1]

@@ -31,7 +31,7 @@ def replay(sweep, seeds, hypers):
     """Prefill and two chunks -> the sweep, state, clock, last progress; compiled on the sweep's first time."""
     state, clock, _ = sweep.prefill(sweep.init(seeds, hypers))
     for _ in range(2):
-        state, clock, progress = sweep.advance(state, clock, ITERATIONS)
+        state, clock, progress = sweep.train_chunk(state, clock, ITERATIONS)
     return sweep, state, clock, progress
 
 
@@ -114,7 +114,7 @@ def test_learning_rates_side_by_side_equal_runs_alone(lanes, alone, hypers):
         chex.assert_trees_all_close(pick(many.agent, i), one, rtol=1e-4, atol=5e-4)
         weights.append(np.concatenate([x.ravel() for x in jax.tree.leaves(one)]))
     for sweep in (lanes[0], alone[0]):
-        assert sweep.traces["advance"] == 1, "hypers are data: another learning rate compiles nothing"
+        assert sweep.traces["train_chunk"] == 1, "hypers are data: another learning rate compiles nothing"
     for seed in (0, 1):  # and each rate shows, far beyond the tolerance
         assert np.abs(weights[seed] - weights[seed + 2]).max() > 5e-3
 
@@ -159,13 +159,13 @@ def test_seeds_are_spread_over_devices(spread):
 
 
 def test_advance_is_traced_once(together, pairs):
-    assert together[0].traces["advance"] == pairs[0].traces["advance"] == 1
+    assert together[0].traces["train_chunk"] == pairs[0].traces["train_chunk"] == 1
 
 
 def test_what_is_prepared_is_what_runs_and_needs_at_least_the_state(prepared, spread):
     _, need = prepared
     sweep, state, _, _ = spread
-    assert sweep.traces["advance"] == 1 and sweep.traces["evaluate"] == 1
+    assert sweep.traces["train_chunk"] == 1 and sweep.traces["evaluate"] == 1
     held = sum(x.nbytes for x in jax.tree.leaves(state) if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key))
     assert held < need < 100 * held
     shapes, _ = sweep.shapes(4)

@@ -15,7 +15,7 @@ from stages import train
 from stages.agent import replace_intrinsic, trainable
 from stages.config import EnsembleConfig
 from stages.fast.rows import WIDTH, from_rows, tensor_rows
-from stages.replay import Clock
+from stages.replay import StepCounters
 from tests.conftest import pick, tree_equal
 
 
@@ -23,13 +23,13 @@ from tests.conftest import pick, tree_equal
 def started(env, config, hypers):
     """A prefilled seed."""
     state = jax.jit(lambda key: train.init(env, config, hypers, key=key))(jr.key(3))
-    return jax.jit(lambda s: train.collect_steps(env, config, s, Clock.zero(), config.prefill))(state)
+    return jax.jit(lambda s: train.collect_steps(env, config, s, StepCounters.zero(), config.prefill))(state)
 
 
 @pytest.fixture(scope="module")
 def advance(env, config, hypers):
     """advance(state, clock, iterations), compiled for each number of iterations."""
-    return functools.cache(lambda n: jax.jit(functools.partial(train.advance, env, config, n)))
+    return functools.cache(lambda n: jax.jit(functools.partial(train.train_chunk, env, config, n)))
 
 
 @pytest.fixture(scope="module")
@@ -135,10 +135,10 @@ def explored(env, config, hypers):
 
         def start(key):
             new = train.init(env, exploring, hypers, key=key)
-            return new, *train.collect_steps(env, exploring, new, Clock.zero(), exploring.prefill)[:2]
+            return new, *train.collect_steps(env, exploring, new, StepCounters.zero(), exploring.prefill)[:2]
 
         new, state, clock = jax.jit(start)(jr.key(0))
-        after, later, progress = jax.jit(functools.partial(train.advance, env, exploring, 3))(state, clock)
+        after, later, progress = jax.jit(functools.partial(train.train_chunk, env, exploring, 3))(state, clock)
         return exploring, new, state, clock, after, later, progress
 
     return explore
@@ -172,7 +172,7 @@ def test_exploring_seed_trains_then_adapts(env, explored, config, advance, mode,
         assert any((x != 0).any() for x in jax.tree.leaves(now))
     # With the run's own settings, too, which the phase that adapts keeps.
     task = dataclasses.replace(exploring, mode="task")
-    jax.eval_shape(functools.partial(train.advance, env, task, 1), adapted, clock)
+    jax.eval_shape(functools.partial(train.train_chunk, env, task, 1), adapted, clock)
     later, _, progress = advance(2)(adapted, clock)
     assert np.isfinite(float(progress.metrics["loss/recon"]))
     assert not tree_equal(later.agent.tasker, adapted.agent.tasker)
@@ -185,7 +185,7 @@ def exploring(env, config, hypers):
 
     def start(key):
         state = train.init(env, config, dataclasses.replace(hypers, warmup=0.0), key=key)
-        return train.collect_steps(env, config, state, Clock.zero(), config.prefill)
+        return train.collect_steps(env, config, state, StepCounters.zero(), config.prefill)
 
     states, clock, _ = jax.jit(jax.vmap(start, out_axes=(0, None, 0)))(jr.split(jr.key(0), 3))
     return config, jax.jit(functools.partial(train.update, config)), states, clock
@@ -232,11 +232,11 @@ def test_bfloat16_trains_with_float32_parameters(env, config, hypers):
     @jax.jit
     def begin(key):
         state = train.init(env, half, dataclasses.replace(hypers, warmup=0.0), key=key)
-        return train.collect_steps(env, half, state, Clock.zero(), half.prefill)
+        return train.collect_steps(env, half, state, StepCounters.zero(), half.prefill)
 
     state, clock, _ = begin(jr.key(0))
     after, _, metrics = jax.jit(functools.partial(train.update, half))(state, clock)
-    assert state.rollout.latent.deter.dtype == state.ring.deter.dtype == after.ring.deter.dtype == jnp.bfloat16
+    assert state.actor_state.latent.deter.dtype == state.ring.deter.dtype == after.ring.deter.dtype == jnp.bfloat16
     assert {x.dtype for x in jax.tree.leaves(after.agent)} == {jnp.dtype("float32")}
     assert not tree_equal(after.agent, state.agent)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((after.agent, metrics)))

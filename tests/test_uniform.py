@@ -14,8 +14,8 @@ from envs.environment import ActionSpace
 from stages import train
 from stages.agent import Agent, collector
 from stages.config import ConfigError
-from stages.replay import Clock
-from stages.uniform import Uniform
+from stages.replay import StepCounters
+from stages.uniform import RandomPolicy
 from stages.validate import validate
 from tests.conftest import arbitrary
 
@@ -24,7 +24,7 @@ DRAWS = 4000
 
 def drawn(actions):
     """Samples [DRAWS, A] of a policy that sees features of its own each time."""
-    actor = Uniform(actions).actor
+    actor = RandomPolicy(actions).actor
     policy = actor(jnp.asarray(np.random.default_rng(0).normal(size=(DRAWS, 7))), 0.01)
     samples = policy.sample(actor.noise((DRAWS,), key=jr.key(1)))
     chex.assert_shape([samples, policy.mode()], (DRAWS, actions.size))
@@ -50,7 +50,7 @@ def test_it_has_no_weights_and_is_who_collects_in_mode_random(config, env):
     agent = arbitrary(lambda: Agent(random, env.obs_space, env.action_space, key=jr.key(0)))
     assert agent.explorer is None and agent.intrinsic is None
     behavior = collector(agent, "random")
-    assert isinstance(behavior, Uniform) and not jax.tree.leaves(behavior)
+    assert isinstance(behavior, RandomPolicy) and not jax.tree.leaves(behavior)
 
 
 def test_mode_random_trains_what_mode_task_trains_on_other_actions(config, hypers, env):
@@ -60,7 +60,7 @@ def test_mode_random_trains_what_mode_task_trains_on_other_actions(config, hyper
         mine = dataclasses.replace(config, mode=mode)
         begin = jax.jit(lambda key, c=mine: train.init(env, c, hypers, key=key))(jr.key(3))
         begin = eqx.tree_at(lambda s: s.agent.tasker.actor.head.out.bias, begin, jnp.array([9.0, 0.0, 0.0]))
-        collect = jax.jit(lambda state, c=mine: train.collect_steps(env, c, state, Clock.zero(), 20))
+        collect = jax.jit(lambda state, c=mine: train.collect_steps(env, c, state, StepCounters.zero(), 20))
         state, clock, _ = collect(begin)
         metrics = jax.eval_shape(lambda state, clock, c=mine: train.update(c, state, clock), state, clock)[2]
         ends[mode] = begin, state, metrics

@@ -14,14 +14,14 @@ class Stacked(eqx.Module):
     Its type tells the optimiser that each of the N trains as it would alone (fast/rows.py).
     """
 
-    each: Any
+    module: Any
 
     def __init__(self, make: Callable[[PRNGKeyArray], Any], keys: Key[Array, " N"]):
-        self.each = eqx.filter_vmap(make)(keys)
+        self.module = eqx.filter_vmap(make)(keys)
 
     def __len__(self) -> int:
-        return len(jax.tree.leaves(self.each)[0])
+        return len(jax.tree.leaves(self.module)[0])
 
     def map(self, fn: Callable[..., Any], *args: Any) -> Any:
         """`fn(module, *arg)` of each module and its entry [N, ...] of each argument; results are stacked likewise."""
-        return jax.vmap(fn)(self.each, *args)
+        return jax.vmap(fn)(self.module, *args)

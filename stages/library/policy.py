@@ -23,7 +23,7 @@ from stages.collect import act, env_action
 from stages.config import ConfigError, Hypers
 from stages.rssm import Latent, initial
 from stages.runs.load import POLICIES, Trained, player_of, take_seeds
-from stages.uniform import Uniform
+from stages.uniform import RandomPolicy
 from stages.world_model import WorldModel
 
 
@@ -42,7 +42,7 @@ class Policy(eqx.Module):
     """
 
     model: WorldModel
-    behavior: Behavior | Uniform
+    behavior: Behavior | RandomPolicy
     hypers: Hypers
     greedy: bool = eqx.field(static=True)  # the likeliest action instead of a sample
 

@@ -15,7 +15,7 @@ from envs import own
 from envs.environment import Environment
 from stages.config import Config, ConfigError, Hypers
 from stages.library.agents import joined
-from stages.replay import Clock
+from stages.replay import StepCounters
 from stages.results.read import tabulated
 from stages.runs.arguments import Arguments, check
 from stages.runs.load import Trained, take_seeds
@@ -41,7 +41,7 @@ class Training(NamedTuple):
     zero_shot: Floats | None  # [S], the same at the end of mode explore; None in other modes
 
 
-def _trained(env: Environment, config: Config, log: RoundLog, state: TrainState, clock: Clock) -> Trained:
+def _trained(env: Environment, config: Config, log: RoundLog, state: TrainState, clock: StepCounters) -> Trained:
     """A round's agents at its end, without padding."""
     parts = take_seeds((state.agent, state.hypers, state.env_params), np.arange(len(log.round.seeds)))
     config = config if log.phase == 0 else dataclasses.replace(config, mode="task")

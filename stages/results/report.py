@@ -28,7 +28,11 @@ if TYPE_CHECKING:
 SECTIONS = (
     ("Losses", "what the model, the behaviours and the ensemble learn from", r"^train/loss/"),
     ("Entropies", "of the model's prior and posterior, and of the actors, in nats", r"[_/]ent$"),
-    ("Foresight", "errors of the model run forward from replayed rows, and of states that saw them", r"^open_loop/"),
+    (
+        "Foresight",
+        "errors of the model run forward from replayed rows, and of states that saw them",
+        r"^open_loop/",
+    ),
     ("Exploration", "what the ensemble disagrees about, and what was visited", r"disagreement|^novelty/"),
     ("Optimiser and speed", "norms; env steps and rows of replay in a second, per seed", r"^train/opt/|^fps/"),
     ("Behaviours", "rewards, returns and values, as the actors and critics see them", r""),

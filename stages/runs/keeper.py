@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stages.config import ConfigError
-from stages.replay import Clock
+from stages.replay import StepCounters
 from stages.runs.arguments import Arguments, check_same_run
 from stages.runs.checkpoint import Checkpoints, Place
 from stages.runs.folder import RunFolder, RunFolderError
@@ -104,7 +104,7 @@ class Keeper:
         self._saved_at = self._chunk_at = time.time()
         self._signals.between_chunks()
 
-    def restore(self, index: int) -> tuple[TrainState, Clock] | None:
+    def restore(self, index: int) -> tuple[TrainState, StepCounters] | None:
         """State and clock of round `index` at its newest checkpoint; None if it has none. Raises RunFolderError."""
         logged = self._log.round
         if not logged.step:
@@ -114,7 +114,7 @@ class Keeper:
             state = self._phases[logged.phase].sweep.adapted(state)
         return self._checkpoints.restore(Place(index, logged.step), (state, clock))
 
-    def on_chunk(self, state: TrainState, clock: Clock) -> None:
+    def on_chunk(self, state: TrainState, clock: StepCounters) -> None:
         """Save if it is time. Raises Stopped, once all is saved, where a signal has asked any process to stop."""
         now = time.time()
         self._signals.between_chunks(now - self._chunk_at)
@@ -129,7 +129,7 @@ class Keeper:
             raise Stopped(asked)
         self._chunk_at = time.time()
 
-    def on_round_end(self, index: int, state: TrainState, clock: Clock) -> None:
+    def on_round_end(self, index: int, state: TrainState, clock: StepCounters) -> None:
         """Save the state at the end of a round, and keep that checkpoint alone; `close` raises where it failed."""
         saved = self._save(state, clock)
         written = self._wait()  # in every process, whether or not its own save began
@@ -149,7 +149,7 @@ class Keeper:
                 "video have an earlier checkpoint, if any; free the disk, and train again into another --logdir"
             )
 
-    def _save(self, state: TrainState, clock: Clock) -> bool:
+    def _save(self, state: TrainState, clock: StepCounters) -> bool:
         """Whether the disk let it begin."""
         self._wait()  # one before that failed must not cost this one
         place = Place(self._log.current, self._log.round.step)

@@ -27,7 +27,7 @@ from stages.runs.arguments import settings_of
 from stages.runs.checkpoint import FOLDER, Checkpoints
 from stages.runs.folder import RunFolder, RunFolderError, read_config
 from stages.runs.processes import Processes
-from stages.uniform import Uniform
+from stages.uniform import RandomPolicy
 
 POLICIES = ("task", "explore", "random")
 
@@ -103,10 +103,10 @@ def group_of(loaded: Loaded, seed: int) -> Trained:
     raise ConfigError(f"--seed {seed} has no checkpoint in {str(loaded.path)!r}; choose one of {there}")
 
 
-def player_of(agent: Agent, policy: str) -> Behavior | Uniform:
+def player_of(agent: Agent, policy: str) -> Behavior | RandomPolicy:
     """Who plays: the tasker, the explorer, or chance. Raises ConfigError where there is no explorer."""
     if policy == "random":
-        return Uniform(agent.model.actions)
+        return RandomPolicy(agent.model.actions)
     if policy == "task":
         return agent.tasker
     if agent.explorer is None:

@@ -19,7 +19,7 @@ import numpy as np
 from envs.environment import StateSpace
 from stages.config import Config, ConfigError
 from stages.measure import Measurement
-from stages.replay import Clock
+from stages.replay import StepCounters
 from stages.runs import terminal
 from stages.runs.arguments import Arguments
 from stages.runs.folder import RunFolder
@@ -185,7 +185,7 @@ def log_round(log: RunLog, index: int, round: Round) -> RoundLog:
 
 
 def chunk_rows(
-    log: RunLog, progress: Progress, config: Config, clock: Clock, iterations: int, since: float
+    log: RunLog, progress: Progress, config: Config, clock: StepCounters, iterations: int, since: float
 ) -> list[Row]:
     """Rows of metrics.jsonl, of all processes' seeds. Reading the numbers waits for the chunk to end.
 

@@ -11,7 +11,7 @@ import jax
 import envs
 from envs.environment import Environment
 from stages.config import Hypers
-from stages.replay import Clock
+from stages.replay import StepCounters
 from stages.runs import terminal
 from stages.runs.keeper import Keeper, enter
 from stages.runs.log import (
@@ -32,7 +32,7 @@ from stages.runs.signals import Signals
 from stages.runs.trials import Program
 from stages.train import TrainState
 
-OnRoundEnd = Callable[[RoundLog, TrainState, Clock], None]
+OnRoundEnd = Callable[[RoundLog, TrainState, StepCounters], None]
 
 
 def train_program(program: Program, processes: Processes, signals: Signals, started: float) -> None:
@@ -132,14 +132,14 @@ def train_round(
 
 
 def train_phase(
-    phase: Phase, state: TrainState, clock: Clock, evaluate: Evaluator, log: RunLog, keeper: Keeper | None = None
-) -> tuple[TrainState, Clock]:
+    phase: Phase, state: TrainState, clock: StepCounters, evaluate: Evaluator, log: RunLog, keeper: Keeper | None = None
+) -> tuple[TrainState, StepCounters]:
     """Collect and train in equal chunks; log and save after each. Consumes `state`."""
     sweep, logged, since, first = phase.sweep, log.round, time.time(), log.round.done
     exploring = log.setup.arguments.config.mode != "task"  # then the tasker is evaluated at every log point
     while logged.done < phase.total:
         chunk_since = time.time()
-        state, clock, progress = sweep.advance(state, clock, phase.iterations)
+        state, clock, progress = sweep.train_chunk(state, clock, phase.iterations)
         rows = chunk_rows(log, progress, sweep.config, clock, phase.iterations, chunk_since)
         rows = with_measurements(log, rows, sweep.measure(state, logged.round.mine, int(clock.step)))
         scores = evaluate(sweep, state, clock) if exploring else None
@@ -148,5 +148,5 @@ def train_phase(
         log_chunk(log, sweep.config, rows, scores, phase.iterations, done / phase.total, seconds)
         if keeper:
             keeper.on_chunk(state, clock)
-    assert sweep.traces["advance"] <= 1, sweep.traces
+    assert sweep.traces["train_chunk"] <= 1, sweep.traces
     return state, clock

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from stages.measure import Contrast, Measurement, Novelty
+from stages.measure import DisagreementBaselines, Measurement, Novelty
 from stages.open_loop import AHEAD
 from stages.runs.novelty import Map, contrast_metrics, novelty_metrics
 from stages.runs.processes import Processes
@@ -27,18 +27,18 @@ def measured_columns(
         step: env steps of a seed.
         half: half the steps of the exploring phase.
     """
-    errors, columns = jax.tree.map(shortest, processes.gather(measured.foresight)), {}
+    errors, columns = jax.tree.map(shortest, processes.gather(measured.open_loop_error)), {}
     for index, ahead in enumerate(AHEAD):
         columns[f"open_loop/error_{ahead}"] = errors.open_loop[:, index].tolist()
         columns[f"open_loop/posterior_{ahead}"] = errors.posterior[:, index].tolist()
-    if measured.contrast is not None:
-        columns |= _contrast_columns(measured.contrast, log, processes)
+    if measured.baselines is not None:
+        columns |= _contrast_columns(measured.baselines, log, processes)
     if measured.novelty is not None:
         columns |= _novelty_columns(measured.novelty, log, step, half, has_goal, processes)
     return columns
 
 
-def _contrast_columns(measured: Contrast, log: RoundLog, processes: Processes) -> Columns:
+def _contrast_columns(measured: DisagreementBaselines, log: RoundLog, processes: Processes) -> Columns:
     """Where states cannot be counted."""
     everyone, seeds = processes.gather(measured), len(log.round.seeds)
     metrics = contrast_metrics(*(x[:seeds] for x in (everyone.collected, everyone.untrained, everyone.random)))

@@ -16,7 +16,7 @@ import numpy as np
 
 from envs.environment import Environment
 from stages.config import Config, ConfigError, Hypers
-from stages.replay import Clock
+from stages.replay import StepCounters
 from stages.runs import memory
 from stages.runs.memory import format_bytes
 from stages.runs.processes import Processes
@@ -82,7 +82,7 @@ class Evaluator:
     def __init__(self, round: Round, processes: Processes):
         self.round, self.processes = round, processes
 
-    def __call__(self, sweep: Sweep, state: TrainState, clock: Clock) -> np.ndarray:
+    def __call__(self, sweep: Sweep, state: TrainState, clock: StepCounters) -> np.ndarray:
         """The tasker's mean score over evaluation episodes, [seeds] of all processes, without padding."""
         scores, _ = sweep.evaluate(state, self.round.mine, int(clock.step))
         return self.processes.gather(np.asarray(scores).mean(1))[: len(self.round.seeds)]

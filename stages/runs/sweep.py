@@ -24,7 +24,7 @@ from stages.collect import Episodes
 from stages.config import Config, Hypers
 from stages.evaluate import evaluate
 from stages.measure import Measurement, measure
-from stages.replay import Clock
+from stages.replay import StepCounters
 from stages.runs import memory
 from stages.train import Progress, TrainState
 
@@ -52,8 +52,8 @@ def keys_of(seeds: Sequence[int], point: int) -> jax.Array:
 def over_seeds(mesh: Mesh, fn: Callable, seed_args: int, clock: bool, lane: int = 0) -> Callable:
     """`fn` of one seed -> of a sweep: leading arguments carry a seed axis, and so do results.
 
-    With `clock`, the last argument and the second result are the Clock, the same for all seeds, never batched. With
-    `lane`, a device computes at most so many seeds at once (in_lanes).
+    With `clock`, the last argument and the second result are the counters, the same for all seeds, never batched. With `lane`, a
+    device computes at most so many seeds at once (in_lanes).
     """
     axes = (0,) * seed_args + ((None,) if clock else ())
     out_axes: Any = (0, None, 0) if clock else 0
@@ -124,7 +124,7 @@ def _measured(state: TrainState) -> tuple[Any, ...]:
 class Sweep:
     """Compiled stages of one phase of a run, for one environment, Config and mesh.
 
-    `traces` counts how often each stage was traced; a run asserts that `advance` was traced once.
+    `traces` counts how often each stage was traced; a run asserts that `train_chunk` was traced once.
     """
 
     def __init__(self, env: Environment, config: Config, mesh: Mesh):
@@ -138,9 +138,9 @@ class Sweep:
         def prefill(state, clock):
             return train.collect_steps(env, config, state, clock, config.prefill)
 
-        def advance(iterations, state, clock):
-            self.traces["advance"] += 1
-            return train.advance(env, config, iterations, state, clock)
+        def train_chunk(iterations, state, clock):
+            self.traces["train_chunk"] += 1
+            return train.train_chunk(env, config, iterations, state, clock)
 
         def score(agent, hypers, env_params, key):
             self.traces["evaluate"] += 1
@@ -158,14 +158,14 @@ class Sweep:
             "measure": jit(EACH_CHUNK)(wrap(take, 7, False)),
         }
         lane = lane_of(config, mesh)
-        self._advance = lambda n: jax.jit(wrap(functools.partial(advance, n), 1, True, lane), donate_argnums=0)
-        self._compiled: dict[int | str, jax.stages.Compiled] = {}  # advance by its iterations
+        self._train_chunk = lambda n: jax.jit(wrap(functools.partial(train_chunk, n), 1, True, lane), donate_argnums=0)
+        self._compiled: dict[int | str, jax.stages.Compiled] = {}  # train_chunk by its iterations
         self._prepared: tuple[tuple[int, int], float] | None = None  # (seeds, iterations) of `prepare`, and its result
 
-    def shapes(self, seeds: int) -> tuple[TrainState, Clock]:
+    def shapes(self, seeds: int) -> tuple[TrainState, StepCounters]:
         """The state of so many seeds after `prefill`, and the clock, as shapes: nothing is computed or allocated."""
         traced = self._stages["init"].trace(self._hyper_shapes(seeds), self._key_shapes(seeds))
-        return self._placed(traced.out_info, P("seeds")), self._placed(jax.eval_shape(Clock.zero), P())
+        return self._placed(traced.out_info, P("seeds")), self._placed(jax.eval_shape(StepCounters.zero), P())
 
     def adapted(self, state: TrainState) -> TrainState:
         """What `adapt` makes of a state of these shapes, as shapes."""
@@ -189,7 +189,7 @@ class Sweep:
         kept, noise = (model.feat + 2 * model.units) * half, self.config.horizon * model.stoch * 4
         return max(starts * (row + kept + noise), self.config.eval_episodes * row)
 
-    def prepare(self, state: TrainState, clock: Clock, iterations: int, adapts: bool = False) -> float:
+    def prepare(self, state: TrainState, clock: StepCounters, iterations: int, adapts: bool = False) -> float:
         """Compile all stages from shapes alone; what is compiled already is not compiled again.
 
         Args:
@@ -207,7 +207,7 @@ class Sweep:
         step = self._placed(jax.ShapeDtypeStruct(keys.shape, jnp.int32), P("seeds"))
         # The longest first. Tracing goes on while the compiler, which needs no interpreter, is at work.
         jobs = {
-            "advance": (self._advance(iterations), state, clock),
+            "train_chunk": (self._train_chunk(iterations), state, clock),
             "evaluate": (self._stages["evaluate"], state.agent, state.hypers, state.env_params, keys),
             "measure": (self._stages["measure"], *_measured(state), step, keys),
         }
@@ -221,17 +221,17 @@ class Sweep:
             warnings.filterwarnings("ignore", "Some donated buffers were not usable", UserWarning)
             compiling = {name: pool.submit(stage.lower(*shapes).compile) for name, (stage, *shapes) in jobs.items()}
             done = {name: job.result() for name, job in compiling.items()}
-        self._compiled |= {iterations if name == "advance" else name: program for name, program in done.items()}
+        self._compiled |= {iterations if name == "train_chunk" else name: program for name, program in done.items()}
         needs = {name: memory.need(program) for name, program in done.items()}
-        held = needs["advance"].held  # the whole state; `init` makes it, the others find it there
+        held = needs["train_chunk"].held  # the whole state; `init` makes it, the others find it there
         held_of = {name: need.held if name == "init" else max(held, need.held) for name, need in needs.items()}
         highest = max(need.more + held_of[name] for name, need in needs.items())
         self._prepared = (seeds, iterations), highest
         return highest
 
-    def compile(self, state: TrainState, clock: Clock, iterations: int) -> jax.stages.Compiled:
-        """Compile `advance` for chunks of `iterations` iterations; returns the compiled program."""
-        self._compiled[iterations] = self._advance(iterations).lower(state, clock).compile()
+    def compile(self, state: TrainState, clock: StepCounters, iterations: int) -> jax.stages.Compiled:
+        """Compile `train_chunk` for chunks of `iterations` iterations; returns the compiled program."""
+        self._compiled[iterations] = self._train_chunk(iterations).lower(state, clock).compile()
         return self._compiled[iterations]
 
     def init(self, seeds: Sequence[int], hypers: Hypers) -> TrainState:
@@ -244,11 +244,13 @@ class Sweep:
         hypers = jax.device_put(jax.tree.map(per_seed, hypers), NamedSharding(self.mesh, P("seeds")))
         return self._run("init", hypers, self._keys(seeds))
 
-    def prefill(self, state: TrainState) -> tuple[TrainState, Clock, Episodes]:
+    def prefill(self, state: TrainState) -> tuple[TrainState, StepCounters, Episodes]:
         """Collect what the first batch needs. Consumes `state`."""
-        return self._run("prefill", state, Clock.zero())
+        return self._run("prefill", state, StepCounters.zero())
 
-    def advance(self, state: TrainState, clock: Clock, iterations: int) -> tuple[TrainState, Clock, Progress]:
+    def train_chunk(
+        self, state: TrainState, clock: StepCounters, iterations: int
+    ) -> tuple[TrainState, StepCounters, Progress]:
         """One chunk. Consumes `state`."""
         if iterations not in self._compiled:
             self.compile(state, clock, iterations)

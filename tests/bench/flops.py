@@ -211,10 +211,10 @@ def _inside(eqn: Any) -> list[Any]:
 def executed_update(config: Any, hypers: Any, env: Any) -> Count:
     """What `stages.train.update` executes for one seed."""
     from stages import train
-    from stages.replay import Clock
+    from stages.replay import StepCounters
 
     state = jax.eval_shape(lambda key: train.init(env, config, hypers, key=key), jax.random.key(0))
-    return executed(functools.partial(train.update, config), state, jax.eval_shape(Clock.zero))
+    return executed(functools.partial(train.update, config), state, jax.eval_shape(StepCounters.zero))
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ from stages.config import Hypers
 from stages.open_loop import play_rows, posterior
 from stages.rssm import Latent, imagine_step
 from stages.runs.load import load, take_seeds
-from stages.uniform import Uniform
+from stages.uniform import RandomPolicy
 from stages.world_model import action_vector
 
 EPISODES, RIDGE = 512, 1e-3
@@ -56,7 +56,7 @@ def probe(
     """(bits [E], posterior states of the rows up to the one that is asked [T, E], the predicted reward of each action
     there [U, E], the actor's likeliest action there [E])."""
     key_play, key_imagine = jr.split(key)
-    model, uniform = agent.model, Uniform(env.action_space)
+    model, uniform = agent.model, RandomPolicy(env.action_space)
     rows = play_rows(env, agent, uniform, hypers, EPISODES, asked + 1, False, key=key_play).rows
     states = posterior(model, rows)
     last = jax.tree.map(lambda x: x[-1], states)

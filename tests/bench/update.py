@@ -40,7 +40,7 @@ import run
 from envs.environment import Environment
 from stages import train
 from stages.config import Config, Hypers
-from stages.replay import Clock
+from stages.replay import StepCounters
 from stages.runs import log
 from stages.runs.sweep import lane_of, mesh_for, over_seeds
 from stages.world_model import compute_dtype
@@ -149,7 +149,7 @@ def compile_updates(
 
     state = jax.eval_shape(lambda: jax.vmap(functools.partial(full, env, config, hypers))(keys_of(seeds)))
     program = jax.jit(over_seeds(mesh, advance, 1, True, lane_of(config, mesh)), donate_argnums=0)
-    return program.lower(placed(state, P("seeds")), placed(jax.eval_shape(Clock.zero), P())).compile()
+    return program.lower(placed(state, P("seeds")), placed(jax.eval_shape(StepCounters.zero), P())).compile()
 
 
 def keys_of(seeds: int) -> Any:
@@ -173,11 +173,11 @@ def full(env: Environment, config: Config, hypers: Hypers, key: Any) -> train.Tr
 
 def made_up_state(
     config: Config, hypers: Hypers, mesh: Mesh, seeds: int, env: Environment = VECTOR
-) -> tuple[train.TrainState, Clock]:
+) -> tuple[train.TrainState, StepCounters]:
     """States of all seeds, sharded, and a clock at which the ring is full and no window waits to be served."""
     fill = jax.jit(over_seeds(mesh, functools.partial(full, env, config, hypers), 1, False))
     keys = jax.device_put(keys_of(seeds), NamedSharding(mesh, P("seeds")))
-    clock = Clock(jnp.int32(train.capacity(config)), jnp.int32(2**30))
+    clock = StepCounters(jnp.int32(train.capacity(config)), jnp.int32(2**30))
     return jax.block_until_ready((fill(keys), jax.device_put(clock, NamedSharding(mesh, P()))))
 
 
