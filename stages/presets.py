@@ -91,7 +91,7 @@ def replay_settings(config: Config, hypers: Hypers) -> tuple[Config, Hypers]:
 
 DEFAULT_ENV, DEFAULT_ENV_ARGS = "DeepSea-bsuite", {"action_map_per_seed": "true", "size": "8"}
 DEFAULT_MODE: Mode = "mix"
-DEFAULT_STEPS = 1_400  # 155 episodes
+DEFAULT_STEPS = 1_800  # 200 episodes
 """What a command that names no environment trains: Deep Sea, where exploring decides."""
 
 

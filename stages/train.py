@@ -1,8 +1,8 @@
 """Train: collect, sample, observe, imagine, update, as nested scans. All of it is one seed; runs/sweep.py vmaps it.
 
 An iteration is `steps` env steps and then `updates` updates (`Config.schedule`). All seeds share the `StepCounters`.
-They never become batched, so that writes to the ring stay slices. `Hypers` are part of the state, so that each seed of a
-sweep may have other ones.
+They never become batched, so that writes to the ring stay slices. `Hypers` are part of the state, so that each seed of
+a sweep may have other ones.
 
 A seed diverges where an observation, a reward, a loss or a gradient is not finite. From then on it stays at its last
 finite state: its rows and updates are dropped, while the other seeds train on.

@@ -56,7 +56,7 @@ def test_modes_bring_the_recipe_at_every_size_and_change_no_size(name):
 def test_without_an_environment_deep_sea_is_trained_in_mode_mix():
     config = parse([]).config
     assert (config.env, dict(config.env_args), config.mode, config.steps) == (
-        "DeepSea-bsuite", {"size": "8", "action_map_per_seed": "true"}, "mix", 1_400,
+        "DeepSea-bsuite", {"size": "8", "action_map_per_seed": "true"}, "mix", 1_800,
     )  # fmt: skip
     assert dict(parse(["--env.size", "12"]).config.env_args) == {"size": "12", "action_map_per_seed": "true"}
     assert parse(["--mode", "random", "--steps", "300"]).config.mode == "random"

@@ -52,8 +52,8 @@ def keys_of(seeds: Sequence[int], point: int) -> jax.Array:
 def over_seeds(mesh: Mesh, fn: Callable, seed_args: int, clock: bool, lane: int = 0) -> Callable:
     """`fn` of one seed -> of a sweep: leading arguments carry a seed axis, and so do results.
 
-    With `clock`, the last argument and the second result are the counters, the same for all seeds, never batched. With `lane`, a
-    device computes at most so many seeds at once (in_lanes).
+    With `clock`, the last argument and the second result are the counters, the same for all seeds, never batched. With
+    `lane`, a device computes at most so many seeds at once (in_lanes).
     """
     axes = (0,) * seed_args + ((None,) if clock else ())
     out_axes: Any = (0, None, 0) if clock else 0
