@@ -15,7 +15,7 @@ from tyro.conf import Suppress
 Mode = Literal["task", "explore", "mix", "random"]
 Norm = Literal["returns", "advantages"]
 Critics = Literal["each", "sum"]
-ExplorerReward = Literal["disagreement", "constant", "rnd"]
+ExplorerReward = Literal["disagreement", "constant", "rnd", "elliptical"]
 
 MOST_STEPS = 4096  # of one iteration, and so the least frequent schedule: one update after so many steps
 
@@ -78,7 +78,7 @@ class EnsembleConfig:
     projection: int = 32
     """Numbers of an observation's fixed random projection, for input and target projected."""
     frequencies: int = 128
-    """Random frequencies of input fourier; each gives a sine and a cosine."""
+    """Random frequencies of input fourier and of the elliptical bonus; each gives a sine and a cosine."""
     prior_layers: int = 0
     """Hidden layers of the frozen random network that is added to each member (Osband et al. 2018, arXiv 1806.03335),
     so that members differ where nothing was learned; 0: none."""
@@ -181,9 +181,11 @@ class Hypers(eqx.Module):
     """Learning rate of the ensemble's own updates."""
     prior_scale: float = 1.0
     """Weight of the frozen random network in each member's prediction."""
-    fourier_sharpness: float = 4.5
-    """How fast random Fourier features turn with the observation (--ensemble.input fourier). With 4.5, two observations
-    whose mean squared difference is 0.1 have a kernel of a third."""
+    elliptical_ridge: float = 0.1
+    """The elliptical bonus is ridge / (n + ridge) after n visits."""
+    fourier_sharpness: float = 9.0
+    """How fast random Fourier features turn with the observation (--ensemble.input fourier, and the elliptical
+    bonus). With 9, two observations whose mean squared difference is 0.025 have a kernel of a third."""
     action_scale: float = 1.0
     """What members read of an action is multiplied by this: beside many other inputs a one-hot entry of 1 is little,
     and members are slow to tell actions apart."""
@@ -213,8 +215,9 @@ class Config:
     In episodes of one length, intrinsic returns differ mostly by the time that is left, which no action changes."""
     explorer_reward: ExplorerReward = "disagreement"
     """The explorer's intrinsic reward: the ensemble's disagreement; random network distillation (rnd) of states and
-    actions, with the ensemble's inputs, sizes and updates; or 1 for every step (constant; mode explore only). The
-    constant is a control: it asks for long episodes and nothing new, while the ensemble learns and is measured."""
+    actions, with the ensemble's inputs, sizes and updates; the elliptical bonus, in closed form, of random features of
+    the decoded observation (--ensemble.frequencies, --ensemble.updates); or 1 for every step (constant, in mode explore
+    only). The constant is a control: it asks for long episodes and nothing new, while the ensemble is measured."""
     intrinsic_episodic: bool = True
     """Whether intrinsic returns end with the episode. If not, they go on with the value of starting states (Burda et
     al. 2018, arXiv 1810.12894, section 2.3): ending an episode then costs the explorer nothing."""

@@ -12,7 +12,7 @@ from typing import ClassVar
 import equinox as eqx
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from envs.environment import ActionSpace, ObsSpace
 from stages.config import Config, Hypers
@@ -68,9 +68,17 @@ class IntrinsicReward(eqx.Module):
 
     @abc.abstractmethod
     def update(
-        self, opt_state: optax.OptState, model: WorldModel, pairs: Row, hypers: Hypers
+        self, opt_state: optax.OptState, model: WorldModel, pairs: Row, stored: Int[Array, ""], hypers: Hypers
     ) -> tuple["IntrinsicReward", optax.OptState, Float[Array, ""]]:
-        """One step of its own optimiser, on rows [2, n, ...] and their successors: (reward, state, loss [] in nats)."""
+        """One step of its own optimiser.
+
+        Args:
+            pairs: rows and their successors, [2, n, ...]: a quarter from the newest rows, the others uniform.
+            stored: rows that replay holds.
+
+        Returns:
+            (the reward, the optimiser's state, the loss [], nats).
+        """
 
     @abc.abstractmethod
     def untrained(self, config: Config, obs: ObsSpace, actions: ActionSpace, *, key: PRNGKeyArray) -> "IntrinsicReward":
@@ -110,8 +118,9 @@ class Disagreement(IntrinsicReward):
         return init_opt_state(self.ensemble, hypers)
 
     def update(
-        self, opt_state: optax.OptState, model: WorldModel, pairs: Row, hypers: Hypers
+        self, opt_state: optax.OptState, model: WorldModel, pairs: Row, stored: Int[Array, ""], hypers: Hypers
     ) -> tuple["Disagreement", optax.OptState, Float[Array, ""]]:
+        del stored
         ensemble, opt_state, loss = update_ensemble(self.ensemble, opt_state, model, pairs, hypers)
         return eqx.tree_at(lambda reward: reward.ensemble, self, ensemble), opt_state, loss
 
@@ -157,9 +166,9 @@ class ConstantReward(IntrinsicReward):
         return self.unpaid.init_opt_state(hypers)
 
     def update(
-        self, opt_state: optax.OptState, model: WorldModel, pairs: Row, hypers: Hypers
+        self, opt_state: optax.OptState, model: WorldModel, pairs: Row, stored: Int[Array, ""], hypers: Hypers
     ) -> tuple["ConstantReward", optax.OptState, Float[Array, ""]]:
-        unpaid, opt_state, loss = self.unpaid.update(opt_state, model, pairs, hypers)
+        unpaid, opt_state, loss = self.unpaid.update(opt_state, model, pairs, stored, hypers)
         return eqx.tree_at(lambda reward: reward.unpaid, self, unpaid), opt_state, loss
 
     def untrained(self, config: Config, obs: ObsSpace, actions: ActionSpace, *, key: PRNGKeyArray) -> "ConstantReward":

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from stages.behavior import Objective
 from stages.config import Config, Hypers
+from stages.elliptical import EllipticalBonus
 from stages.imagine import Trajectory
 from stages.intrinsic import ConstantReward, Disagreement, IntrinsicReward
 from stages.replay import Row
@@ -27,7 +28,7 @@ Source = Literal["extrinsic", "intrinsic"]
 Scalar = Float[Array, ""] | float
 
 INTRINSIC_REWARDS: dict[str, type[IntrinsicReward]] = {
-    reward.name: reward for reward in (Disagreement, ConstantReward, RND)
+    reward.name: reward for reward in (Disagreement, ConstantReward, RND, EllipticalBonus)
 }
 """Config.explorer_reward -> its class."""
 

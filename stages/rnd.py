@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import optax
 from jax.lax import stop_gradient as sg
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from envs.environment import ActionSpace, ObsSpace
 from stages.config import Config, EnsembleConfig, Hypers
@@ -70,8 +70,9 @@ class RND(IntrinsicReward):
         return own_optimizer(hypers).init(eqx.filter(self.predictor, eqx.is_array))
 
     def update(
-        self, opt_state: optax.OptState, model: WorldModel, pairs: Row, hypers: Hypers
+        self, opt_state: optax.OptState, model: WorldModel, pairs: Row, stored: Int[Array, ""], hypers: Hypers
     ) -> tuple["RND", optax.OptState, Float[Array, ""]]:
+        del stored
         numbers = self.numbers.updated(model.decoder.space, pairs.obs[1])
         reward = eqx.tree_at(lambda reward: reward.numbers, self, numbers)
         feat = Latent.stored(pairs.deter[0], pairs.stoch[0], model.rssm.classes, model.dtype).feat

@@ -166,12 +166,13 @@ def update_intrinsic(
     reward = state.agent.intrinsic
     assert reward is not None
     shape = (replay.capacity_of(state.ring), config.envs, config.ensemble.batch_size)
+    stored = jnp.minimum(clock.step, shape[0]) * config.envs
     key, key_steps = jr.split(state.key)
 
     def step(carry, key):
         reward, opt_state = carry
         pairs = replay.read(state.ring, replay.choose_pairs(clock, *shape, key=key), 1)
-        reward, opt_state, loss = reward.update(opt_state, state.agent.model, pairs, state.hypers)
+        reward, opt_state, loss = reward.update(opt_state, state.agent.model, pairs, stored, state.hypers)
         return (reward, opt_state), loss
 
     before = (reward, state.intrinsic_opt_state)

@@ -46,6 +46,8 @@ _POSITIVE_HYPERS = (
     "intrinsic_floor",
     "mix_intrinsic_floor",
     "ensemble_lr",
+    "elliptical_ridge",
+    "fourier_sharpness",
 )
 _UNIT_HYPERS = (
     "unimix",
@@ -101,9 +103,14 @@ def validate(config: Config, hypers: Hypers) -> None:
     if config.mode in ("explore", "mix") and config.ensemble.members < 2:
         raise ConfigError("--ensemble.members must be at least 2: one member alone cannot disagree")
     modes = {"disagreement": get_args(Mode), "constant": ("explore",), "rnd": ("explore", "mix")}
+    modes["elliptical"] = modes["rnd"]
     if config.mode not in modes[config.explorer_reward]:
         allowed = " or ".join(modes[config.explorer_reward])
         raise ConfigError(f"--explorer-reward {config.explorer_reward} is for --mode {allowed}, not {config.mode}")
+    if config.explorer_reward == "elliptical" and config.ensemble.updates == 0 and config.mode in ("explore", "mix"):
+        raise ConfigError(
+            "--explorer-reward elliptical needs --ensemble.updates 1 or more: it does not learn by gradient"
+        )
     if config.explorer_critics == "sum" and config.mode != "mix":
         raise ConfigError(f"--explorer-critics sum needs two rewards to sum: --mode mix, not {config.mode}")
     if config.ensemble.updates and config.ensemble.target == "probs":

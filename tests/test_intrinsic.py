@@ -34,6 +34,7 @@ ENSEMBLE = EnsembleConfig(
 CONFIG = Config(mode="explore", model=SIZES, ensemble=ENSEMBLE)
 HYPERS = Hypers(action_scale=3.0, ensemble_lr=3e-3)
 MODEL = arbitrary(lambda: WorldModel(CONFIG, OBS, ACTIONS, key=jr.key(0)))
+STORED = jnp.asarray(50)  # rows of replay
 REWARDS = {"disagreement": Disagreement, "constant": ConstantReward, "rnd": RND}
 every_reward = pytest.mark.parametrize("name", REWARDS)
 
@@ -85,7 +86,7 @@ def made():
                         r.loss(model, observed, window, action, HYPERS).sum() + r(model, feat, action, HYPERS).sum()
                     )
                 )(MODEL),
-                "updated": reward.update(state, MODEL, pairs, HYPERS),
+                "updated": reward.update(state, MODEL, pairs, STORED, HYPERS),
                 "untrained": reward.untrained(CONFIG, OBS, ACTIONS, key=jr.key(7)),
             }
         return results
@@ -197,7 +198,7 @@ def test_what_was_seen_often_pays_less(made, name):
 
     def step(carry, _):
         reward, state = carry
-        reward, state, _ = reward.update(state, MODEL, pairs, HYPERS)
+        reward, state, _ = reward.update(state, MODEL, pairs, STORED, HYPERS)
         return (reward, state), None
 
     carry = (own.reward, own.reward.init_opt_state(HYPERS))
