@@ -130,9 +130,11 @@ def behavior_loss(
         "value": value_loss / rows,
         "repval": _replay_loss(behavior.critics, target, replayed, bootstrap, objectives, hypers),
     }
-    value_there = _values(target.slow, sg(replayed.feat))
-    follow = jax.vmap(update_start_value, (0, 0, None, None))
-    start = follow(target.start, value_there, replayed.is_first, hypers.return_rate)
+    start = target.start
+    if not all(objective.episodic for objective in objectives):
+        value_there = _values(target.slow, sg(replayed.feat))
+        follow = jax.vmap(update_start_value, (0, 0, None, None))
+        start = follow(start, value_there, replayed.is_first, hypers.return_rate)
     per_reward = lambda x: x.mean((0, 2, 3))
     metrics = {
         "adv_mag": jnp.abs(advantage).mean(),

@@ -51,7 +51,7 @@ def clock(monkeypatch):
 
 def make(folder=None, words=(), **changes):
     """The log of a run with so many words on its command line."""
-    arguments = run.parse(["--envs", "2", "--steps", "1000", *words])
+    arguments = run.parse(["--env", "Catch-bsuite", "--envs", "2", "--steps", "1000", *words])
     folders = [] if folder is None else [folder]
     return RunLog(RunSetup(arguments, [Trial("", arguments)], folder=folder, folders=folders), NOW, **changes)
 

@@ -14,7 +14,7 @@ import envs
 import run
 from envs import own, registry
 from envs.errors import BadOverride, EnvError, UnavailableEnvironment, UnknownEnvironment
-from stages.finite import finite, keep
+from stages.finite import all_finite, tree_where
 from stages.results.commands import command
 from stages.runs import start
 from tests.conftest import tree_equal
@@ -305,9 +305,9 @@ def test_a_state_may_hold_random_keys():
         states, rows = jax.vmap(lambda *args: envs.env_step(env, *args))(keys, states, rows, jnp.ones((3, 1)))
     assert rows.is_first.all()
     assert tree_equal(states.key, jax.vmap(lambda key: jr.split(key)[1])(keys))
-    picked = keep(jnp.array(False), jax.tree.map(jnp.zeros_like, rows), rows)
-    assert tree_equal(keep(jnp.array(True), states, states), states) and tree_equal(picked, rows)
-    assert finite(states)
+    picked = tree_where(jnp.array(False), jax.tree.map(jnp.zeros_like, rows), rows)
+    assert tree_equal(tree_where(jnp.array(True), states, states), states) and tree_equal(picked, rows)
+    assert all_finite(states)
 
 
 def test_an_environment_that_was_made_is_checked_as_one_that_is_named(tmp_path, monkeypatch):
