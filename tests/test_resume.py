@@ -1,5 +1,6 @@
 """A run that is stopped, killed or prolonged goes on as if nothing had happened: equal to the bit."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -9,13 +10,20 @@ import subprocess
 import sys
 import time
 
+import equinox as eqx
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 import pytest
 
+import envs
 import run
-from stages.runs import loop
+from envs import registry
+from stages.results.commands import command
+from stages.runs import keeper, loop, start
+from stages.runs.fingerprint import COMPUTATION, fingerprint
 from stages.runs.signals import Signals
 from tests.bench.kills import differences
+from tests.test_library import Corridor
 from tests.test_run import PHASES, TINY
 from tests.test_run import rows as logged
 from tests.test_scale import PATIENCE, ROOT
@@ -222,6 +230,85 @@ def test_a_run_without_checkpoints_begins_again(tmp_path, monkeypatch, capsys):
     assert run.main([*words, "--steps", "45"]) == 2
     assert "finished and holds no checkpoint to go on from" in capsys.readouterr().err
     assert len(logged(tmp_path / "run")) == 4
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"versions": {}}'])
+def test_a_config_without_settings_is_refused(whole, tmp_path, capsys, content):
+    folder = shutil.copytree(whole, tmp_path / "run")
+    (folder / "config.json").write_text(content)
+    assert run.main([*WORDS, str(folder)]) == 2
+    said, error = capsys.readouterr()
+    assert "compiling" not in said and error.count("\n") == 1 and "has no settings of a run" in error
+    assert (folder / "config.json").read_text() == content
+
+
+def test_a_folder_that_is_removed_ends_the_run(tmp_path, monkeypatch, capsys):
+    """It is not made anew with half of what a run leaves."""
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        at_chunk(patch, 1, lambda: shutil.rmtree(folder))
+        assert run.main([*WORDS, str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("run.py: error: ") and "was removed or moved while" in error and error.count("\n") == 1
+    assert not folder.exists()
+
+
+def test_an_environment_that_has_changed_is_named(whole, tmp_path, monkeypatch, capsys):
+    """Its spaces with a refusal, in whatever reads the run; what it computes with a warning."""
+    folder, make = shutil.copytree(whole, tmp_path / "run"), envs.make
+    words = [*WORDS, str(folder), "--steps", "45"]
+    monkeypatch.setattr(start, "start_jax", lambda: None)  # the tests' jax has started
+    with monkeypatch.context() as patch:
+        patch.setattr(envs, "make", lambda name, args: dataclasses.replace(make(name, args), time_limit=7))
+        for act in (lambda: run.main(words), lambda: command(["eval", str(folder)])):
+            assert act() == 2
+            error = capsys.readouterr().err
+            assert "its time_limit was 1000 and is 7" in error and error.count("\n") == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(keeper, "fingerprint", lambda env: fingerprint(env) | {COMPUTATION: "another"})
+        assert run.main(words) == 0
+    assert "run.py: warning: the environment's code" in capsys.readouterr().err
+
+
+PRINTS = """
+import json, sys
+from envs import make
+from stages.runs.fingerprint import fingerprint
+print(json.dumps([fingerprint(make(name)) for name in sys.argv[1:]]))
+"""
+
+
+def test_a_fingerprint_is_of_the_environment_and_not_of_the_process():
+    names = ["Catch-bsuite", "CartPole-v1", "FourRooms-misc", "MetaMaze-misc"]
+    command, environment = [sys.executable, "-c", PRINTS, *names], {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = [
+        subprocess.run(command, env=environment | {"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True)
+        for seed in ("1", "2")
+    ]
+    first, second = (json.loads(each.stdout) for each in done)
+    assert first == second == json.loads(json.dumps([fingerprint(registry.make(name)) for name in names]))
+    assert len({json.dumps(each) for each in first}) == len(names)
+
+
+def paying(pays):
+    """The corridor with another reward, of the cell."""
+
+    class Paying(Corridor):
+        def _row(self, cell, first, last):
+            return eqx.tree_at(lambda row: row.reward, super()._row(cell, first, last), pays(cell))
+
+    return Paying()
+
+
+def test_a_fingerprint_knows_constants_and_arrays():
+    rewards = [
+        lambda cell: cell * 1.0,
+        lambda cell: cell * 2.0,
+        lambda cell: jnp.array([0.0, 0, 0, 1])[cell],
+        lambda cell: jnp.array([0.0, 0, 1, 1])[cell],
+    ]
+    first, second = ([json.dumps(fingerprint(paying(pays))) for pays in rewards] for _ in range(2))
+    assert first == second and len(set(first)) == 4
 
 
 def disk_full(*args, **kwargs):

@@ -116,7 +116,8 @@ def _stored(space: ObsSpace, obs: Array | np.ndarray) -> Array | np.ndarray:
         advice = "; scale floats of 0 to 1 by 255 and cast them to uint8" if space.kind == "image" else ""
         raise ConfigError(f"obs is {obs.dtype}, but the agent was trained on {meaning}{advice}")
     if not isinstance(obs, Tracer):
-        values = np.asarray(obs, np.float32 if space.kind == "real" else None)
+        with np.errstate(over="ignore"):  # it becomes infinite, which is refused
+            values = np.asarray(obs, np.float32 if space.kind == "real" else None)
         most = {"binary": 1, "image": 255, "categorical": space.classes - 1}.get(space.kind)
         if most is None and not np.isfinite(values).all():
             raise ConfigError("obs is not finite: it holds NaN or infinities, or more than a 32-bit float can hold")

@@ -5,10 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import envs
 from stages.config import ConfigError
 from stages.replay import StepCounters
 from stages.runs.arguments import Arguments, check_same_run
 from stages.runs.checkpoint import Checkpoints, Place
+from stages.runs.fingerprint import COMPUTATION, check_spaces, fingerprint
 from stages.runs.folder import RunFolder, RunFolderError
 from stages.runs.log import RunLog
 from stages.runs.processes import Processes
@@ -45,7 +47,13 @@ def enter(program: Program, processes: Processes) -> Entered:
         folder = RunFolder.open(arguments.logdir)
         entered = Entered(folder, [], folder.path, False)
         try:
-            if there := folder.config:
+            there = folder.config
+            if there is not None:
+                if not isinstance(there, dict) or not {"config", "hypers", "seeds"} <= there.keys():
+                    raise RunFolderError(
+                        f"{RunFolder.CONFIG} in {str(folder.path)!r} has no settings of a run: put the whole file "
+                        "back, or choose another --logdir"
+                    )
                 more = check_same_run(arguments, there)
                 entered = entered._replace(finished=not more and bool((folder.summary or {}).get("finished")))
             for trial in program.trials:
@@ -65,10 +73,14 @@ class Keeper:
         """
         Raises:
             RunFolderError: the newest checkpoint cannot be read, or none can be saved in this folder.
-            ConfigError: the run had another number of processes, or is a copy of its agents alone.
+            ConfigError: the run had another number of processes or an environment with other spaces, or is a copy of
+                its agents alone.
         """
         self._minutes, self._processes, self._signals, self._log = arguments.checkpoint_minutes, processes, signals, log
         self._checkpoints = Checkpoints(folder, processes, arguments.checkpoint_keep)
+        self._folder = folder
+        env = envs.make(arguments.config.env, dict(arguments.config.env_args))
+        self._environment = fingerprint(env)
         self._phases: list[Phase] = []
         self._lost: list[int] = []  # rounds whose last state could not be saved
         self._saved_at = self._chunk_at = time.time()
@@ -94,6 +106,10 @@ class Keeper:
             raise ConfigError(
                 f"the run was made by {saved['processes']} processes, not {processes.count}: start as many"
             )
+        before = saved.get("environment", {})
+        check_spaces(before, env, folder)
+        if before and before[COMPUTATION] != self._environment[COMPUTATION] and processes.leads:
+            log.warn("the environment's code, or jax, has changed since the run was saved: it goes on with the new one")
         log.load(saved)
         self.chunks = saved["iterations"]
         self.side_by_side = saved["width"] * processes.count
@@ -116,6 +132,7 @@ class Keeper:
 
     def on_chunk(self, state: TrainState, clock: StepCounters) -> None:
         """Save if it is time. Raises Stopped, once all is saved, where a signal has asked any process to stop."""
+        self._check_folder()
         now = time.time()
         self._signals.between_chunks(now - self._chunk_at)
         mine = [self._signals.asked, now - self._saved_at >= 60 * self._minutes]
@@ -131,6 +148,7 @@ class Keeper:
 
     def on_round_end(self, index: int, state: TrainState, clock: StepCounters) -> None:
         """Save the state at the end of a round, and keep that checkpoint alone; `close` raises where it failed."""
+        self._check_folder()
         saved = self._save(state, clock)
         written = self._wait()  # in every process, whether or not its own save began
         if all(self._processes.exchange_json(saved and written)):
@@ -149,11 +167,16 @@ class Keeper:
                 "video have an earlier checkpoint, if any; free the disk, and train again into another --logdir"
             )
 
+    def _check_folder(self) -> None:
+        """Raises RunFolderError where the run's folder is gone: a checkpoint would make half a one in its place."""
+        if self._log.setup.folder is not None and not (self._folder / RunFolder.CONFIG).exists():
+            raise RunFolderError(f"{str(self._folder)!r} was removed or moved while the run was at work in it")
+
     def _save(self, state: TrainState, clock: StepCounters) -> bool:
         """Whether the disk let it begin."""
         self._wait()  # one before that failed must not cost this one
         place = Place(self._log.current, self._log.round.step)
-        progress = self._log.saved([each.iterations for each in self._phases])
+        progress = self._log.saved([each.iterations for each in self._phases]) | {"environment": self._environment}
         saved = self._tried(lambda: self._checkpoints.save(place, (state, clock), progress))
         self._saved_at = time.time()
         return saved

@@ -25,6 +25,7 @@ from stages.behavior import Behavior
 from stages.config import Config, ConfigError, Hypers
 from stages.runs.arguments import settings_of
 from stages.runs.checkpoint import FOLDER, Checkpoints
+from stages.runs.fingerprint import check_spaces
 from stages.runs.folder import RunFolder, RunFolderError, read_config
 from stages.runs.processes import Processes
 from stages.uniform import RandomPolicy
@@ -70,7 +71,7 @@ def load(run: str | os.PathLike[str]) -> Loaded:
 
     Raises:
         RunFolderError: there is no run, or no checkpoint, or it cannot be read.
-        ConfigError: the run was made by another version of this program.
+        ConfigError: the run was made by another version of this program, or its environment had other spaces.
         EnvError: its environment cannot be made.
     """
     path = Path(os.path.expanduser(run)).absolute()
@@ -134,6 +135,7 @@ def _groups(path: Path, process: int, env: Environment, config: Config, hypers: 
         # The last rounds first: those of a later rung go on with what earlier ones have left.
         for place in reversed(checkpoints.newest_of_rounds()):
             progress = checkpoints.progress(place)
+            check_spaces(progress.get("environment", {}), env, path)
             log = progress["rounds"][place.round]
             mine = log["round"]["mine"]
             own = slice(process * len(mine), (process + 1) * len(mine))
