@@ -24,6 +24,7 @@ from stages import library
 from stages.agent import Agent
 from stages.config import ConfigError
 from stages.evaluate import evaluate
+from stages.library import training
 from stages.library.policy import _stored
 from stages.open_loop import play_rows
 from stages.results.read import read_runs
@@ -182,10 +183,10 @@ class Reached(Exception):
 def until_training(monkeypatch):
     """`train` ends where training begins."""
 
-    def reach(program, env, *rest):
+    def reach(env, *rest, **options):
         raise Reached(env)
 
-    monkeypatch.setattr(run, "run", reach)
+    monkeypatch.setattr(training, "train_rounds", reach)
 
 
 WRONG = [
