@@ -105,7 +105,11 @@ def train(
     env = envs.make(config.env, dict(config.env_args)) if env is None else own.checked("env", env)
     setup = RunSetup(arguments, [Trial("", arguments)], states=env.states, has_goal=env.goal is not None)
     log, groups = RunLog(setup, time.time(), table=[]), []
-    train_rounds(env, log, on_round_end=lambda *end: groups.append(_trained(env, config, *end)))
+
+    def keep(ended: RoundLog, state: TrainState, clock: StepCounters) -> None:
+        groups.append(_trained(env, config, ended, state, clock))
+
+    train_rounds(env, log, on_round_end=keep)
     agents, whole = joined(groups), RoundLog.of_all(log.rounds)
     steps, phases, metrics = tabulated(log.table or [], agents.seeds)
     zero_shot = whole.zero_shot if config.mode == "explore" else None
