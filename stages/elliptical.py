@@ -72,10 +72,9 @@ class EllipticalBonus(IntrinsicReward):
         spread = jnp.einsum("...u,...v,uvw->...w", chosen, phi, self.inverse)
         return sg(jnp.clip((spread * phi).sum(-1), 0.0, 1.0))
 
-    def novelty(
-        self, model: WorldModel, feat: Float[Array, "*b F"], action: Float[Array, "*b A"], hypers: Hypers
-    ) -> Float[Array, "*b"]:
-        return self(model, feat, action, hypers)
+    @property
+    def measured(self) -> "EllipticalBonus":
+        return self
 
     def loss(
         self, model: WorldModel, observed: Observed, rows: Row, action: Float[Array, "T B A"], hypers: Hypers

@@ -50,11 +50,10 @@ class IntrinsicReward(eqx.Module):
     ) -> Float[Array, "*b"]:
         """The reward for choosing `action` at `feat`. It arrives with the next state, and sends no gradient."""
 
+    @property
     @abc.abstractmethod
-    def novelty(
-        self, model: WorldModel, feat: Float[Array, "*b F"], action: Float[Array, "*b A"], hypers: Hypers
-    ) -> Float[Array, "*b"]:
-        """How new `action` at `feat` is, as measure.py compares it with visits. Sends no gradient."""
+    def measured(self) -> "IntrinsicReward":
+        """The reward that measure.py compares with visits: itself, unless it is a control."""
 
     @abc.abstractmethod
     def loss(
@@ -104,10 +103,9 @@ class Disagreement(IntrinsicReward):
     ) -> Float[Array, "*b"]:
         return disagreement(self.ensemble, model, feat, action, hypers)
 
-    def novelty(
-        self, model: WorldModel, feat: Float[Array, "*b F"], action: Float[Array, "*b A"], hypers: Hypers
-    ) -> Float[Array, "*b"]:
-        return self(model, feat, action, hypers)
+    @property
+    def measured(self) -> "Disagreement":
+        return self
 
     def loss(
         self, model: WorldModel, observed: Observed, rows: Row, action: Float[Array, "T B A"], hypers: Hypers
@@ -152,10 +150,9 @@ class ConstantReward(IntrinsicReward):
         del model, action, hypers
         return jnp.ones(feat.shape[:-1])
 
-    def novelty(
-        self, model: WorldModel, feat: Float[Array, "*b F"], action: Float[Array, "*b A"], hypers: Hypers
-    ) -> Float[Array, "*b"]:
-        return self.unpaid.novelty(model, feat, action, hypers)
+    @property
+    def measured(self) -> Disagreement:
+        return self.unpaid
 
     def loss(
         self, model: WorldModel, observed: Observed, rows: Row, action: Float[Array, "T B A"], hypers: Hypers

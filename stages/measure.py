@@ -115,7 +115,7 @@ def novelty(
     if (reward := agent.intrinsic) is not None:
         rows, present = rows_of_states(coverage.where, env.states.size if env.states else 0, key=key)
         actions = action_vectors(env.action_space)
-        by_row = lax.map(lambda at: _novelty_of_rows(reward, agent.model, ring, at, actions, hypers), rows.T)
+        by_row = lax.map(lambda at: _novelty_of_rows(reward.measured, agent.model, ring, at, actions, hypers), rows.T)
         about = jnp.where(present[:, None], by_row.mean(0), jnp.nan)  # over K
     return Novelty(coverage.visits, about, coverage.episodes, coverage.goal_episode, coverage.solved_episode)
 
@@ -147,8 +147,8 @@ def disagreement_baselines(
 
     begun = start(env, agent.model, RANDOM_ENVS, key=key_start)
     _, fresh = lax.scan(act, begun, jr.split(key_steps, RANDOM_STEPS))
-    intrinsic = agent.intrinsic
-    assert intrinsic is not None
+    assert agent.intrinsic is not None
+    intrinsic = agent.intrinsic.measured
     untrained = intrinsic.untrained(config, env.obs_space, env.action_space, key=key_members)
     mean = lambda reward, rows, there: _mean_novelty(reward, agent.model, rows, there, hypers)
     return DisagreementBaselines(
@@ -161,7 +161,7 @@ def _mean_novelty(
 ) -> Float[Array, ""]:
     """Over the rows that are there. An episode's last row has no action that was taken."""
     feat = Latent.stored(rows.deter, rows.stoch, model.rssm.classes, model.dtype).feat
-    by_row = reward.novelty(model, feat, action_vector(model, rows.action), hypers)
+    by_row = reward(model, feat, action_vector(model, rows.action), hypers)
     return jnp.where(there, by_row, 0.0).sum() / there.sum()
 
 
@@ -177,7 +177,7 @@ def _novelty_of_rows(
     index = jnp.unravel_index(at, ring.reward.shape)
     feat = Latent.stored(ring.deter[index], ring.stoch[index], model.rssm.classes, model.dtype).feat
     spread = lambda action: jnp.broadcast_to(action, (*at.shape, *action.shape))
-    about = lambda action: reward.novelty(model, feat, spread(action), hypers)
+    about = lambda action: reward(model, feat, spread(action), hypers)
     return lax.map(about, actions).T.astype(jnp.float32)
 
 

@@ -55,10 +55,9 @@ class RND(IntrinsicReward):
     ) -> Float[Array, "*b"]:
         return sg(self._error(state_action_inputs(self.numbers, self.config, model, feat, action, hypers)))
 
-    def novelty(
-        self, model: WorldModel, feat: Float[Array, "*b F"], action: Float[Array, "*b A"], hypers: Hypers
-    ) -> Float[Array, "*b"]:
-        return self(model, feat, action, hypers)
+    @property
+    def measured(self) -> "RND":
+        return self
 
     def loss(
         self, model: WorldModel, observed: Observed, rows: Row, action: Float[Array, "T B A"], hypers: Hypers

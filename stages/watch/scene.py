@@ -62,7 +62,7 @@ def shoot(group: Trained, seed: int, policy: str, rows: int, point: int) -> Scen
         spread = None
         if agent.intrinsic is not None:
             action = action_vector(model, taken.rows.action)
-            spread = agent.intrinsic.novelty(model, posterior(model, taken.rows).feat, action, hypers)
+            spread = agent.intrinsic.measured(model, posterior(model, taken.rows).feat, action, hypers)
             spread = jnp.where(taken.rows.is_last, 0.0, spread)  # the action there leads nowhere
         error = errors(model.decoder, latent, taken.rows.obs).loss
         each = (taken.rows, reconstruct(model.decoder, latent), error, observed, where, spread, taken.state)
