@@ -276,7 +276,9 @@ def main() -> None:
     table(rows, COLUMNS)
     table(totals(scores))
     if asked.json:
-        asked.json.write_text(json.dumps({"form": asked.form, "rows": rows, "totals": totals(scores)}, indent=1) + "\n")
+        by_seed = {setting: {run: list(of) for run, of in its.items()} for setting, its in scores.items()}
+        tables = {"form": asked.form, "rows": rows, "totals": totals(scores), "normalised, by seed": by_seed}
+        asked.json.write_text(json.dumps(tables, indent=1) + "\n")
 
 
 if __name__ == "__main__":
