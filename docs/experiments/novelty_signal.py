@@ -28,7 +28,7 @@ import pathlib
 import pickle
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import equinox as eqx
@@ -459,6 +459,7 @@ class VariantState(eqx.Module):
     start: Stacked  # the members before they learned
     prior: Stacked
     projection: Float[Array, "P Q"]
+    waves: Float[Array, "P W"]
     standard: Standard
     moments: Any
 
@@ -470,7 +471,7 @@ VARIANT_OPTIMIZER = optax.chain(optax.scale_by_adam(b1=0.9, b2=0.99), optax.scal
 class Variant:
     """A throw-away ensemble with what the program has not; the defaults are the preset's."""
 
-    input: str = "decoded"  # decoded, projected, feat, deter; observed: what no imagined state has
+    input: str = "decoded"  # decoded, projected, fourier, feat, deter; observed: what no imagined state has
     entries: str = "level"  # level: the whole at a mean square of 1; standard: each entry by what was seen
     floor: float = 1e-2  # of an entry's variance, where it is standardised
     target: str = "next"  # next; change: next minus current; zero: nothing, as in RND
@@ -478,9 +479,12 @@ class Variant:
     ratio: bool = False  # divided by what the untrained members show there
     action_scale: float = 10.0
     units: int = 64
+    layers: int = 2
     prior_layers: int = 1
     prior_scale: float = 1.0
     projection: int = 32
+    frequencies: int = 128  # of input fourier: sines and cosines of so many random projections
+    bandwidth: float = 4.5  # times their root mean square of 1; exp(-10 d^2) is their kernel, d^2 a mean over entries
     members: int = 5
     updates: int = 2
 
@@ -491,6 +495,7 @@ class Variant:
             "decoded": pixels,
             "observed": pixels,
             "projected": self.projection,
+            "fourier": 2 * self.frequencies,
             "feat": base.model.feat,
             "deter": base.model.deter,
         }
@@ -498,13 +503,15 @@ class Variant:
         inputs = {"concat": size + actions, "heads": size, "outer": (size + 1) * actions}[self.coupling]
         outputs = self.projection * (actions if self.coupling == "heads" else 1)
         make = lambda layers, key: Stacked(
-            lambda k: Head(inputs, self.units, layers, outputs, key=k), jr.split(key, self.members)
+            lambda k: Head(inputs, self.units if layers else inputs, layers, outputs, key=k),
+            jr.split(key, self.members),
         )
-        members = make(2, key_members)
+        members = make(self.layers, key_members)
         projection = jr.normal(key_projection, (pixels, self.projection))
+        waves = jr.normal(jr.fold_in(key_projection, 0), (pixels, self.frequencies))
         moments = VARIANT_OPTIMIZER.init(members)
         return VariantState(
-            members, members, make(self.prior_layers, key_prior), projection, Standard.zero(pixels), moments
+            members, members, make(self.prior_layers, key_prior), projection, waves, Standard.zero(pixels), moments
         )
 
     def scaled(self, state: VariantState, numbers: Float[Array, "... P"]) -> Float[Array, "... P"]:
@@ -534,7 +541,11 @@ class Variant:
         else:
             numbers = seen if self.input == "observed" else expected(model.decoder, latent)
             read = self.scaled(state, numbers)
-            read = self.project(state, read) if self.input == "projected" else read
+            if self.input == "projected":
+                read = self.project(state, read)
+            elif self.input == "fourier":
+                angle = self.bandwidth * (read @ state.waves) / math.sqrt(read.shape[-1])
+                read = math.sqrt(2) * jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1)
         match self.coupling:
             case "concat":
                 return jnp.concatenate([read, self.action_scale * action], -1)
@@ -641,13 +652,14 @@ class RND:
 class Kernel:
     """The variance of a Gaussian process, over its prior: an ensemble of any width whose learning is perfect.
 
-    1 - k(x, X) (k(X, X) + 1)^-1 k(X, x) is in (0, 1]. Each action has a process of its own, so one that was never tried
-    gets 1 everywhere. What is left to choose is what it reads, and how fast it forgets that two states are alike.
+    1 - k(x, X) (k(X, X) + ridge)^-1 k(X, x) is in (0, 1]. Each action has a process of its own, so one that was never
+    tried gets 1 everywhere. What is left to choose is what it reads, and how fast it forgets that two states are alike.
     """
 
     input: str = "decoded"  # observed: the true observation, which no imagined state has; decoded, feat
     standard: bool = False  # each entry by what was seen
     width: float = 0.25  # of exp(-d^2 / 2 width^2), in median distances; 0: the cosine
+    ridge: float = 1.0
 
     def answer(self, env: Environment, run: "ModelRun", latent: Latent, looked: "Looked") -> np.ndarray:
         """The variance of every action at the rows looked at, [R, U]."""
@@ -674,8 +686,37 @@ class Kernel:
         for action in range(data.counts.shape[1]):
             tried = x[data.tried & (data.action == action)]
             across = kernel(asked, tried)
-            solved = np.linalg.solve(kernel(tried, tried) + np.eye(len(tried)), across.T)
+            solved = np.linalg.solve(kernel(tried, tried) + self.ridge * np.eye(len(tried)), across.T)
             found.append(1 - (across * solved.T).sum(1))
+        return np.stack(found, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fourier:
+    """Kernel's variance with random Fourier features of the levelled decoded observation in place of the kernel.
+
+    ridge phi' (sum of phi phi' over the rows of the action + ridge)^-1 phi, phi = sines and cosines of random
+    projections (Rahimi and Recht 2007): a matrix of each action, whatever the number of rows and of entries.
+    """
+
+    frequencies: int = 128
+    bandwidth: float = 9.0  # of the projections, whose mean square is 1
+    ridge: float = 0.1
+
+    def answer(self, env: Environment, run: "ModelRun", latent: Latent, looked: "Looked") -> np.ndarray:
+        """The variance of every action at the rows looked at, [R, U]."""
+        del env
+        data, model = run.data, run.snapshots[-1].model
+        x = np.asarray(expected(model.decoder, latent), np.float64).reshape(*data.kept.shape, -1)
+        x /= np.sqrt(np.square(x).mean(-1, keepdims=True) + 0.01 / x.shape[-1])
+        waves = np.random.default_rng(0).normal(size=(x.shape[-1], self.frequencies)) / math.sqrt(x.shape[-1])
+        angle = self.bandwidth * x @ waves
+        phi = np.concatenate([np.sin(angle), np.cos(angle)], -1) / math.sqrt(self.frequencies)
+        asked, found = phi[tuple(looked.where.T)], []
+        for action in range(data.counts.shape[1]):
+            tried = phi[data.tried & (data.action == action)]
+            solved = np.linalg.solve(tried.T @ tried + self.ridge * np.eye(phi.shape[-1]), asked.T)
+            found.append(self.ridge * (asked * solved.T).sum(1))
         return np.stack(found, 1)
 
 
@@ -694,6 +735,8 @@ PUBLISHED = (
     f"{FEAT} probs --ensemble.updates 0 --ensemble.prior-layers 0 --ensemble.spread std --ensemble.members 8 "
     "--hypers.action-scale 1"
 )
+LINEAR: dict[str, Any] = {"input": "fourier", "coupling": "heads", "layers": 0, "prior_layers": 0}
+LINEAR |= {"frequencies": 64, "projection": 8, "updates": 1}
 VARIANTS: dict[str, dict[str, Any]] = {
     "ratio": {"ratio": True},
     "change": {"target": "change"},
@@ -716,11 +759,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "coupling": "heads",
         "target": "change",
     },
+    "fourier": {"input": "fourier"},
+    "fourier-heads": {"input": "fourier", "coupling": "heads"},
+    "fourier-linear": LINEAR,
+    "fourier-linear-ratio": LINEAR | {"ratio": True},
     "rnd": {"target": "zero"},
     "rnd-standard": {"target": "zero", "entries": "standard"},
     "rnd-feat": {"target": "zero", "input": "feat"},
 }
-FORMS: dict[str, "Form | Kernel"] = {
+FORMS: dict[str, "Form | Kernel | Fourier"] = {
     "preset": Preset(""),
     "published": Preset(PUBLISHED),
     "feat": Preset(f"{FEAT} projected"),
@@ -735,6 +782,7 @@ FORMS: dict[str, "Form | Kernel"] = {
     "wide": Preset(f"{PROJECTED} --ensemble.units 256"),
     **{name: Variant(**choices) for name, choices in VARIANTS.items()},
     "rnd-next": RND(),
+    **{f"fourier-{k}-{b}": Fourier(k, float(b)) for k in (64, 128) for b in (3, 6, 9)},
     "kernel-observed": Kernel("observed"),
     "kernel-decoded": Kernel("decoded"),
     "kernel-feat": Kernel("feat", standard=True),
@@ -965,7 +1013,9 @@ def weighted_recon(data: Data, floor: float = 0.01, most: float = 10.0) -> Calla
     return recon
 
 
-def measure(name: str, names: list[str], seeds: int, updates: int, points: int, add: str, weighted: bool, cache: str):
+def measure(
+    name: str, names: list[str], seeds: int, updates: int, points: int, add: str, weighted: bool, cache: str, last: int
+) -> Iterator[list[dict[str, Any]]]:
     """Train and judge the forms in one task; yields results form by form."""
     task = TASKS[name]
     arguments = parse([*"--preset tiny-explore --mode explore".split(), *task.words.split(), *add.split()])
@@ -983,6 +1033,7 @@ def measure(name: str, names: list[str], seeds: int, updates: int, points: int, 
             runs[seed] = run_model(setting, seed, updates, points, steps)
             if file:
                 save(runs[seed], file)
+        runs[seed] = runs[seed]._replace(snapshots=runs[seed].snapshots[-last:])
         looked[seed] = looked_at(runs[seed].data, np.random.default_rng(seed), len(runs[seed].data.counts))
         seconds, run = time.process_time() - began, runs[seed]
         print(f"# {name} seed {seed}: {run.count} rows, recon {run.recon:.3g}, {seconds:.0f} s", flush=True)
@@ -991,7 +1042,7 @@ def measure(name: str, names: list[str], seeds: int, updates: int, points: int, 
         if form == "counts":
             where = {seed: run.data.context[tuple(looked[seed].where.T)] for seed, run in runs.items()}
             answers = {seed: 1 / np.sqrt(1 + run.data.counts[where[seed]]) for seed, run in runs.items()}
-        elif isinstance(made := FORMS[form], Kernel):
+        elif isinstance(made := FORMS[form], Kernel | Fourier):
             answers = {seed: made.answer(env, run, run.latent, looked[seed]) for seed, run in runs.items()}
         else:
             answers = run_form(setting, made, runs, updates // points, looked)
@@ -1050,6 +1101,7 @@ def main() -> None:
     parser.add_argument(
         "--points", type=int, default=50, help="stretches of updates with one world model for the forms"
     )
+    parser.add_argument("--last", type=int, default=50, help="of them, how many at the end forms learn beside")
     parser.add_argument("--add", default="", metavar="WORDS", help="further words of run.py for the world model")
     parser.add_argument("--recon-weighted", action="store_true", help="rare entries weigh more in the reconstruction")
     parser.add_argument("--cache", default="", metavar="FOLDER", help="keep trained world models there")
@@ -1060,7 +1112,7 @@ def main() -> None:
     if asked.cache:
         os.makedirs(asked.cache, exist_ok=True)
     for task in asked.tasks:
-        rest = asked.updates, asked.points, asked.add, asked.recon_weighted, asked.cache
+        rest = asked.updates, asked.points, asked.add, asked.recon_weighted, asked.cache, asked.last
         for found in measure(task, asked.forms, asked.seeds, *rest):
             # Read again each time: several of these programs may write.
             kept = json.loads(asked.out.read_text()) if asked.out.exists() else []
