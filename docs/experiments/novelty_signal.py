@@ -457,7 +457,7 @@ class VariantState(eqx.Module):
 
     members: Stacked
     start: Stacked  # the members before they learned
-    prior: Stacked
+    prior: Stacked  # frozen; of no hidden layers where prior_layers is 0
     projection: Float[Array, "P Q"]
     waves: Float[Array, "P W"]
     standard: Standard
@@ -763,6 +763,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "fourier-heads": {"input": "fourier", "coupling": "heads"},
     "fourier-linear": LINEAR,
     "fourier-linear-ratio": LINEAR | {"ratio": True},
+    "fourier-linear-wide": LINEAR | {"bandwidth": 9.0},
+    "decoded-linear": LINEAR | {"input": "decoded"},
     "rnd": {"target": "zero"},
     "rnd-standard": {"target": "zero", "entries": "standard"},
     "rnd-feat": {"target": "zero", "input": "feat"},
@@ -1047,7 +1049,8 @@ def measure(
         else:
             answers = run_form(setting, made, runs, updates // points, looked)
         seconds = round((time.process_time() - began) / seeds, 1)
-        at = {"task": name, "add": add + (" recon-weighted" if weighted else ""), "updates": updates, "form": form}
+        at = {"task": name, "add": add + (" recon-weighted" if weighted else ""), "updates": updates, "last": last}
+        at["form"] = form
         yield [
             at
             | {"seed": seed, "rows": run.count, "recon": round(run.recon, 4), "seconds": seconds}
@@ -1074,21 +1077,21 @@ def load(file: pathlib.Path, setting: Setting, points: int) -> ModelRun:
 FIGURES = ("auc", "ratio", "within", "correlation", "beyond", "beyond_ratio", "never", "held_mean", "often_mean")
 
 
-def show(results: list[dict]) -> None:
+def show(results: list[dict[str, Any]]) -> None:
     """A markdown table: the mean over seeds, and from the lowest to the highest."""
-    keys = dict.fromkeys((r["task"], r["add"], r["updates"], r["form"]) for r in results)
-    print("| task | settings | updates | seeds | form | " + " | ".join(FIGURES) + " |\n" + "| --- " * 14 + "|")
-    for task, add, count, form in keys:
-        mine = [r for r in results if (r["task"], r["add"], r["updates"], r["form"]) == (task, add, count, form)]
-        cells = []
+    columns = ("task", "add", "updates", "last", "form")
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for result in results:
+        groups.setdefault(tuple(result[name] for name in columns), []).append(result)
+    names = [*columns, "seeds", *FIGURES]
+    print(f"| {' | '.join(names)} |\n" + "| --- " * len(names) + "|")
+    for group, mine in groups.items():
+        cells = [*map(str, group), str(len(mine))]
         for figure in FIGURES:
-            values = np.array([r[figure] for r in mine], float)
-            values = values[~np.isnan(values)]
-            if not len(values):
-                cells.append("-")
-            else:
-                cells.append(f"{values.mean():.2g} ({values.min():.2g} to {values.max():.2g})")
-        print(f"| {task} | {add.strip()} | {count} | {len(mine)} | {form} | " + " | ".join(cells) + " |")
+            values = np.array([result[figure] for result in mine], float)
+            spread = f" ({values.min():.2g} to {values.max():.2g})" if len(values) > 1 else ""
+            cells.append(f"{values.mean():.2g}{spread}")
+        print(f"| {' | '.join(cells)} |")
 
 
 def main() -> None:
