@@ -42,17 +42,17 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 import envs
-from envs.environment import Environment, advance
+from envs.environment import Environment, env_step
 from stages import optimizer
 from stages.config import Config, Hypers
 from stages.coverage import action_count, action_vectors
-from stages.decode import expected
-from stages.encode import features, numeric
-from stages.ensemble import Ensemble, Standard, disagreement, ensemble_loss, ensemble_moments, update_ensemble
+from stages.decode import decode_mean
+from stages.encode import features, preprocess_obs
+from stages.ensemble import Ensemble, RunningNormalizer, disagreement, ensemble_loss, init_opt_state, update_ensemble
 from stages.fast.stacked import Stacked
 from stages.networks.layers import Head
 from stages.networks.symlog import symlog
-from stages.replay import Clock, Row, Windows, choose, read, write_back
+from stages.replay import Row, StepCounters, Windows, choose, read, write_back
 from stages.rssm import Latent, imagine_step, initial
 from stages.runs.arguments import parse
 from stages.runs.start import start_jax
@@ -312,7 +312,7 @@ def collect(task: Task, env: Environment, model: WorldModel, seed: int, steps: d
             return jax.vmap(env.with_params(params).reset)(jr.split(key, ENVS))
 
         def step(params, key, state, timestep, action):
-            one = lambda *args: advance(env.with_params(params), *args)
+            one = lambda *args: env_step(env.with_params(params), *args)
             return jax.vmap(one)(jr.split(key, ENVS), state, timestep, action)
 
         steps["reset"], steps["step"] = jax.jit(reset), jax.jit(step)
@@ -434,7 +434,7 @@ class Preset:
         config = dataclasses.replace(base, ensemble=self.parsed[0].ensemble)
         ensemble = Ensemble(config, env.obs_space, env.action_space.size, key=key)
         hypers = self.parsed[1]
-        moments = ensemble_moments(ensemble, hypers) if self.updates else optimizer.optimizer(hypers).init(ensemble)
+        moments = init_opt_state(ensemble, hypers) if self.updates else optimizer.optimizer(hypers).init(ensemble)
         return ensemble, moments
 
     def learn(self, state: Any, model: WorldModel, pairs: Row) -> Any:
@@ -460,7 +460,7 @@ class VariantState(eqx.Module):
     prior: Stacked  # frozen; of no hidden layers where prior_layers is 0
     projection: Float[Array, "P Q"]
     waves: Float[Array, "P W"]
-    standard: Standard
+    standard: RunningNormalizer
     moments: Any
 
 
@@ -511,7 +511,13 @@ class Variant:
         waves = jr.normal(jr.fold_in(key_projection, 0), (pixels, self.frequencies))
         moments = VARIANT_OPTIMIZER.init(members)
         return VariantState(
-            members, members, make(self.prior_layers, key_prior), projection, waves, Standard.zero(pixels), moments
+            members,
+            members,
+            make(self.prior_layers, key_prior),
+            projection,
+            waves,
+            RunningNormalizer.zero(pixels),
+            moments,
         )
 
     def scaled(self, state: VariantState, numbers: Float[Array, "... P"]) -> Float[Array, "... P"]:
@@ -539,7 +545,7 @@ class Variant:
         if self.input in ("feat", "deter"):
             read = latent.feat if self.input == "feat" else latent.deter
         else:
-            numbers = seen if self.input == "observed" else expected(model.decoder, latent)
+            numbers = seen if self.input == "observed" else decode_mean(model.decoder, latent)
             read = self.scaled(state, numbers)
             if self.input == "projected":
                 read = self.project(state, read)
@@ -565,7 +571,7 @@ class Variant:
     def learn(self, state: VariantState, model: WorldModel, pairs: Row) -> VariantState:
         latent = Latent.stored(pairs.deter, pairs.stoch, model.rssm.classes, model.dtype)
         action = action_vector(model, pairs.action)[0]
-        seen = numeric(model.decoder.space, pairs.obs).reshape(*pairs.is_first.shape, -1)
+        seen = preprocess_obs(model.decoder.space, pairs.obs).reshape(*pairs.is_first.shape, -1)
         state = eqx.tree_at(lambda s: s.standard, state, state.standard.updated(seen[1]))
         inputs = self.inputs(state, model, jax.tree.map(lambda x: x[0], latent), seen[0], action)
         now, after = self.project(state, self.scaled(state, seen))
@@ -597,7 +603,7 @@ class NextRND(eqx.Module):
 
     predictor: Head
     target: Head
-    standard: Standard
+    standard: RunningNormalizer
     moments: Any
 
 
@@ -615,7 +621,7 @@ class RND:
         key_predictor, key_target = jr.split(key)
         predictor = Head(pixels, self.units, 2, self.size, key=key_predictor)
         target = Head(pixels, self.units, 1, self.size, key=key_target)
-        return NextRND(predictor, target, Standard.zero(pixels), VARIANT_OPTIMIZER.init(predictor))
+        return NextRND(predictor, target, RunningNormalizer.zero(pixels), VARIANT_OPTIMIZER.init(predictor))
 
     def scaled(self, state: NextRND, numbers: Array) -> Array:
         """Standardised and clipped, as in the source."""
@@ -625,7 +631,7 @@ class RND:
         return jnp.clip((numbers - mean) / jnp.sqrt(variance + 1e-4), -5, 5)
 
     def learn(self, state: NextRND, model: WorldModel, pairs: Row) -> NextRND:
-        seen = numeric(model.decoder.space, pairs.obs[1]).reshape(pairs.is_first.shape[1], -1)
+        seen = preprocess_obs(model.decoder.space, pairs.obs[1]).reshape(pairs.is_first.shape[1], -1)
         state = eqx.tree_at(lambda s: s.standard, state, state.standard.updated(seen))
         x = self.scaled(state, seen)
         loss = lambda predictor: jnp.square(predictor(x) - state.target(x)).sum(-1).mean()
@@ -642,7 +648,7 @@ class RND:
 
         def error(uniform):
             after = imagine_step(model.rssm, latent, action, uniform, 0.01)
-            x = self.scaled(state, expected(model.decoder, after))
+            x = self.scaled(state, decode_mean(model.decoder, after))
             return jnp.square(state.predictor(x) - state.target(x)).mean(-1)
 
         return lax.map(error, noise).mean(0)
@@ -666,9 +672,9 @@ class Kernel:
         data, model = run.data, run.snapshots[-1].model
         match self.input:
             case "observed":
-                read = numeric(env.obs_space, jnp.asarray(data.streams.obs))
+                read = preprocess_obs(env.obs_space, jnp.asarray(data.streams.obs))
             case "decoded":
-                read = expected(model.decoder, latent)
+                read = decode_mean(model.decoder, latent)
             case _:
                 read = latent.feat
         x = np.asarray(read, np.float64).reshape(*data.kept.shape, -1)
@@ -707,7 +713,7 @@ class Fourier:
         """The variance of every action at the rows looked at, [R, U]."""
         del env
         data, model = run.data, run.snapshots[-1].model
-        x = np.asarray(expected(model.decoder, latent), np.float64).reshape(*data.kept.shape, -1)
+        x = np.asarray(decode_mean(model.decoder, latent), np.float64).reshape(*data.kept.shape, -1)
         x /= np.sqrt(np.square(x).mean(-1, keepdims=True) + 0.01 / x.shape[-1])
         waves = np.random.default_rng(0).normal(size=(x.shape[-1], self.frequencies)) / math.sqrt(x.shape[-1])
         angle = self.bandwidth * x @ waves
@@ -844,7 +850,7 @@ def model_updates(
 def sample_windows(config: Config, ring: Row, count: Array, *, key: PRNGKeyArray) -> tuple[Windows, Row]:
     """A batch of the ring's first `count` rows, [T+1, B, ...]."""
     size, length = config.replay.batch_size, config.replay.batch_length
-    clock = Clock(count, jnp.zeros((), jnp.int32))
+    clock = StepCounters(count, jnp.zeros((), jnp.int32))
     windows = choose(clock, ring.reward.shape[0], 1, size, length, False, key=key)
     return windows, read(ring, windows, length)
 
@@ -944,7 +950,7 @@ def run_form(setting: Setting, form: Form, runs: dict[int, ModelRun], updates: i
         return lax.scan(step, state, jr.split(key, updates))[0]
 
     def ask(state, model, latent, obs):
-        seen = numeric(env.obs_space, obs).reshape(len(obs), -1)
+        seen = preprocess_obs(env.obs_space, obs).reshape(len(obs), -1)
 
         def about(action):
             return form.novelty(state, model, latent, seen, jnp.broadcast_to(action, (len(seen), len(action))))
@@ -1020,7 +1026,7 @@ def measure(
 ) -> Iterator[list[dict[str, Any]]]:
     """Train and judge the forms in one task; yields results form by form."""
     task = TASKS[name]
-    arguments = parse([*"--preset tiny-explore --mode explore".split(), *task.words.split(), *add.split()])
+    arguments = parse([*"--preset tiny --mode explore".split(), *task.words.split(), *add.split()])
     hypers = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), arguments.hypers)
     env = envs.make(arguments.config.env, dict(arguments.config.env_args))
     setting = Setting(name, task, env, arguments.config, hypers, weighted)
