@@ -54,7 +54,7 @@ def test_the_own_environment_trains_by_the_command_beside_it(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "corridor.py").write_text(fenced(section))
     [words] = re.findall(r"\n    python run.py (.*corridor:.*)\n", (ROOT / "README.md").read_text())
-    assert run.main([*words.split(), *TINY, "--steps", "60", "--seeds", "1", "--logdir", "run"]) == 0
+    assert run.main([*TINY, *words.split(), "--steps", "60", "--seeds", "1", "--logdir", "run"]) == 0
     assert "corridor:Corridor (cells 6)" in capsys.readouterr().out
     sys.modules.pop("corridor")
 

@@ -37,7 +37,9 @@ def write_run(path, words=(), training=((0.0, 1.0), (2.0, 3.0)), evaluation=None
         final: scores [S]; None for a run that is not finished.
     """
     seeds = len(training[0]) if training else len(final)
-    arguments = program.parse(["--seeds", str(seeds), "--seed-start", "3", "--steps", "200", *words])
+    arguments = program.parse(
+        ["--env", "Catch-bsuite", "--seeds", str(seeds), "--seed-start", "3", "--steps", "200", *words]
+    )
     folder = RunFolder.open(path)
     folder.write_config(dataclasses.asdict(arguments) | {"versions": {"jax": "1.2"}})
     rows = []

@@ -193,7 +193,7 @@ def test_rings_are_not_copied(env, config, seeds, copies):
     assert one > 1e8
     # As users' programs are compiled, and not as conftest.py would: on jax 0.10 only these emitters want other layouts.
     options = {"xla_cpu_use_fusion_emitters": True} if jax.__version__.startswith("0.10.") else None
-    memory = sweep._advance(2).lower(state, clock).compile(compiler_options=options).memory_analysis()
+    memory = sweep._train_chunk(2).lower(state, clock).compile(compiler_options=options).memory_analysis()
     assert copies * one <= memory.temp_size_in_bytes < (copies + 0.1) * one
 
 

@@ -225,8 +225,8 @@ def _end_of_last_line(file: int, block: int = 65536) -> int:
     return 0
 
 
-def read_json(path: Path, advice: str = "") -> dict[str, Any] | None:
-    """A file of JSON; None where it is missing. Raises RunFolderError, which ends with `advice`."""
+def read_json(path: Path, advice: str = "") -> Any:
+    """What a file of JSON holds; None where it is missing. Raises RunFolderError, which ends with `advice`."""
     try:
         return json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
