@@ -263,8 +263,8 @@ def test_other_versions_are_said(tmp_path):
 
 
 def test_settings_that_came_after_a_run_were_off_in_it(tmp_path):
-    norm = ["--intrinsic-norm", "returns"]
-    a, b, c = write_run(tmp_path / "a", norm), write_run(tmp_path / "b", norm), write_run(tmp_path / "c")
+    a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b")
+    c = write_run(tmp_path / "c", ["--intrinsic-norm", "advantages"])
     old = json.loads((a / "config.json").read_text())
     assert old["config"].pop("intrinsic_norm") == "returns" and old["hypers"].pop("policy_unimix") == 0
     (a / "config.json").write_text(json.dumps(old))

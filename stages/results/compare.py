@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from stages.results.read import EVALUATION, EXPLORED, TRAINING, Floats, Result
-from stages.runs.arguments import FREE, flag_of
+from stages.runs.arguments import FREE, beyond_preset, flag_of, set_by_mode
 from stages.runs.statistics import Estimate, aggregates, improvement
 
 WHERE = {"config.env", "config.env_args"}
@@ -83,10 +83,16 @@ def compare(runs: Sequence[Result]) -> Comparison:
 
 
 def differing_settings(runs: Sequence[Result]) -> list[str]:
-    """Settings of learning that are not the same in all of these runs."""
-    names = set().union(*(run.settings for run in runs)) - NO_SETTING
-    apart = lambda name: len({str(run.settings.get(name)) for run in runs}) > 1
-    return [name for name in sorted(names) if not name.startswith("versions.") and apart(name)]
+    """Settings of learning that are not the same in all of these runs. Where the mode alone made them differ, the mode
+    stands for them."""
+    by_mode = set().union(*(set_by_mode(run.settings) for run in runs))
+    implied = by_mode - set().union(*(beyond_preset(run.settings) for run in runs))
+    names = set().union(*(run.settings for run in runs)) - NO_SETTING - implied
+
+    def differs(name: str) -> bool:
+        return len({str(run.settings.get(name)) for run in runs}) > 1
+
+    return [name for name in sorted(names) if not name.startswith("versions.") and differs(name)]
 
 
 def described(run: Result, differing: Sequence[str]) -> str:

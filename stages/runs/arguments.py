@@ -156,8 +156,11 @@ def beyond_preset(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def set_by_mode(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What the mode changes in the preset, by path: its values."""
-    plain, defaults = _flat_preset(settings, "task"), _flat_preset(settings, settings["config.mode"])
+    """What the mode changes in the preset, by path: its values. Nothing where the preset is not known any more."""
+    try:
+        plain, defaults = _flat_preset(settings, "task"), _flat_preset(settings, settings["config.mode"])
+    except ConfigError:
+        return {}
     return {name: value for name, value in defaults.items() if value != plain[name] and name != "config.mode"}
 
 
