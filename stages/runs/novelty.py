@@ -30,8 +30,8 @@ def rank_correlation(x: ArrayLike, y: ArrayLike) -> float:
 
     if len(np.unique(x)) < 2 or len(np.unique(y)) < 2:
         return math.nan
-    correlation, _ = stats.spearmanr(x, y)
-    return float(correlation)
+    result: Any = stats.spearmanr(x, y)  # scipy's versions type it in different ways
+    return float(result.statistic)
 
 
 def novelty_metrics(visits: ArrayLike, disagreement: ArrayLike) -> dict[str, Floats]:
