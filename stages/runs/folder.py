@@ -79,7 +79,7 @@ class RunFolder:
                 path.rmdir()
 
     @property
-    def config(self) -> dict[str, Any] | None:
+    def config(self) -> Any:
         """The configuration of the run that is here, as JSON has it; None without one. Raises RunFolderError."""
         return self._read(self.CONFIG)
 
@@ -88,7 +88,7 @@ class RunFolder:
         """The summary of the run that is here, as JSON has it; None without one. Raises RunFolderError."""
         return self._read(self.SUMMARY)
 
-    def _read(self, name: str) -> dict[str, Any] | None:
+    def _read(self, name: str) -> Any:
         return read_json(self.path / name, ": choose another --logdir")
 
     def write_config(self, config: Mapping[str, Any]) -> None:
