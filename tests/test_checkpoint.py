@@ -376,19 +376,3 @@ def test_arrays_on_their_way_when_another_failed_are_silent_and_nothing_else_is(
         sys.unraisablehook(SimpleNamespace(exc_value=error))
     assert said == ["another", "Event loop is closed"]
     checkpoint._quiet_closed_loops.cache_clear()  # the hook goes with this test
-
-
-def test_places_are_gathered_from_several_checkpoints(tmp_path):
-    """Three places of two checkpoints, of two places each; the clock is none's own."""
-    checkpoints, clock = made(tmp_path), jnp.array(7)
-    for round, scale in ((0, 1.0), (1, 10.0)):
-        checkpoints.save(Place(round, 4), (tree(scale), clock), {})
-    checkpoints.wait()
-    wanted = jax.eval_shape(lambda x: jax.tree.map(lambda x: jnp.concatenate([x, x[:1]]), x), tree())
-    sources = [(Place(1, 4), 1), (Place(0, 4), 0), (Place(1, 4), 0)]
-    found, at = checkpoints.gather(sources, shapes((wanted, clock)))
-    np.testing.assert_array_equal(found["w"], [[30, 40, 50], [0, 1, 2], [0, 10, 20]])
-    np.testing.assert_array_equal(found["classes"], [[3, 255], [1, 2], [1, 2]])
-    keys = jr.key_data(jr.split(jr.key(7), 2))
-    np.testing.assert_array_equal(jr.key_data(found["keys"]), [keys[1], keys[0], keys[0]])
-    assert found["none"].shape == (3, 0) and int(at) == 7

@@ -148,25 +148,22 @@ def beyond_preset(settings: Mapping[str, Any]) -> dict[str, Any]:
 
     Nothing where the preset is not known any more.
     """
-    try:
-        defaults = _flat_preset(settings, settings["config.mode"])
-    except ConfigError:
-        return {}
+    defaults = _flat_preset(settings, settings["config.mode"])
     return {name: was for name, was in defaults.items() if name in settings and settings[name] != was}
 
 
 def set_by_mode(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What the mode changes in the preset, by path: its values. Nothing where the preset is not known any more."""
-    try:
-        plain, defaults = _flat_preset(settings, "task"), _flat_preset(settings, settings["config.mode"])
-    except ConfigError:
-        return {}
+    plain, defaults = _flat_preset(settings, "task"), _flat_preset(settings, settings["config.mode"])
     return {name: value for name, value in defaults.items() if value != plain[name] and name != "config.mode"}
 
 
 def _flat_preset(settings: Mapping[str, Any], mode: Mode) -> dict[str, Any]:
-    """The preset of settings in a mode, by path. Raises ConfigError for one that is not known."""
-    config, hypers = preset(settings["preset"], mode, settings.get("recipe", "default"))
+    """The preset of settings in a mode, by path; nothing for one that is not known any more."""
+    try:
+        config, hypers = preset(settings["preset"], mode, settings.get("recipe", "default"))
+    except ConfigError:
+        return {}
     return flat(json.loads(json.dumps({"config": dataclasses.asdict(config), "hypers": dataclasses.asdict(hypers)})))
 
 

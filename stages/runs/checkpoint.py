@@ -14,7 +14,7 @@ import logging
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,22 +121,6 @@ class Checkpoints:
             as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in item}
             args = ocp.args.PyTreeRestore(item, restore_args=as_numpy, partial_restore=True)
         return _as_in(self._path(place), self._arrays(place, args), shapes)
-
-    def gather(self, sources: Sequence[tuple[Place, int]], shapes: Any) -> Any:
-        """As `restore`, of (state, clock): the state of each place is that of a place in a checkpoint, from the sources
-        in their order; the clock is the same in all of them.
-
-        Args:
-            sources: [P], for each place the checkpoint and the place there.
-
-        Raises:
-            RunFolderError: as `restore`.
-        """
-        read = {checkpoint: self._arrays(checkpoint) for checkpoint in dict.fromkeys(each for each, _ in sources)}
-        first = sources[0][0]
-        taken = lambda name: np.stack([np.asarray(read[checkpoint][name])[place] for checkpoint, place in sources])
-        joined = {name: taken(name) if name.startswith("[0]") else x for name, x in read[first].items()}
-        return _as_in(self._path(first), joined, shapes)
 
     def _arrays(self, place: Place, args: Any = None) -> dict[str, Any]:
         """The arrays of a checkpoint by their names, those that `args` asks for. Raises RunFolderError."""

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import envs
+from envs.environment import Environment
 from stages.config import ConfigError
 from stages.replay import StepCounters
 from stages.runs.arguments import Arguments, check_same_run
@@ -69,7 +69,15 @@ class Keeper:
     """Saves the state between chunks, beside training. A save that fails costs the save, and not the run; where it is
     the last of a round, `close` says so."""
 
-    def __init__(self, arguments: Arguments, folder: Path, processes: Processes, signals: Signals, log: RunLog):
+    def __init__(
+        self,
+        arguments: Arguments,
+        env: Environment,
+        folder: Path,
+        processes: Processes,
+        signals: Signals,
+        log: RunLog,
+    ):
         """
         Raises:
             RunFolderError: the newest checkpoint cannot be read, or none can be saved in this folder.
@@ -79,7 +87,6 @@ class Keeper:
         self._minutes, self._processes, self._signals, self._log = arguments.checkpoint_minutes, processes, signals, log
         self._checkpoints = Checkpoints(folder, processes, arguments.checkpoint_keep)
         self._folder = folder
-        env = envs.make(arguments.config.env, dict(arguments.config.env_args))
         self._environment = fingerprint(env)
         self._phases: list[Phase] = []
         self._lost: list[int] = []  # rounds whose last state could not be saved

@@ -51,7 +51,7 @@ def train_program(program: Program, processes: Processes, signals: Signals, star
         )  # fmt: skip
         if not entered.finished:
             log = RunLog(setup, started)
-            train_rounds(env, log, Keeper(program.arguments, entered.path, processes, signals, log))
+            train_rounds(env, log, Keeper(program.arguments, env, entered.path, processes, signals, log))
         elif entered.folder is not None:
             terminal.say(f"the run in {entered.path} is finished; raise --steps to go on, or choose another --logdir")
     finally:
