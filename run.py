@@ -1,6 +1,6 @@
 """The command line: `python run.py --seeds 32` trains a sweep of DreamerV3 agents, with Plan2Explore if asked.
 
-`--help` lists every setting and command. The training loop is stages/runs/loop.py.
+`--help` lists every setting and command. The training loop is stages/loop/training_loop.py.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import sys
 import time
 from collections.abc import Callable
 
+from stages.cli import terminal
+from stages.cli.arguments import parse
+from stages.commands.command import command
 from stages.config import ConfigError
-from stages.results.commands import command
-from stages.runs import terminal
-from stages.runs.arguments import parse
-from stages.runs.start import check_machines, start_jax
+from stages.sweep.start import check_machines, start_jax
 
 
 def main(argv: list[str], start: Callable[[], None] = lambda: None) -> int:
@@ -26,12 +26,12 @@ def main(argv: list[str], start: Callable[[], None] = lambda: None) -> int:
     """
     # jax and all that needs it are imported here, so that --help stays fast.
     from envs import EnvError
-    from stages.results.grid import leave_grid
-    from stages.runs.folder import RunFolderError
-    from stages.runs.loop import train_program
-    from stages.runs.processes import ProcessError, Processes, join
-    from stages.runs.signals import Signals, Stopped
-    from stages.runs.trials import describe, programs_of
+    from stages.cli.processes import ProcessError, Processes, join
+    from stages.cli.signals import Signals, Stopped
+    from stages.commands.grid import leave_grid
+    from stages.loop.training_loop import train_program
+    from stages.store.folder import RunFolderError
+    from stages.sweep.trials import describe, programs_of
 
     started = time.time()
     terminal.replace_unencodable()

@@ -2,7 +2,7 @@
 
 Defaults are those of DreamerV3 (Hafner et al., Nature 2025; the reference implementation's configs.yaml) unless the
 field says otherwise; Plan2Explore's are those of Sekar et al. 2020 (arXiv 2005.05960). presets.py has settings that go
-together, validate.py what is refused.
+together, cli/validate.py what is refused.
 """
 
 from dataclasses import dataclass, field

@@ -53,7 +53,7 @@ class IntrinsicReward(eqx.Module):
     @property
     @abc.abstractmethod
     def measured(self) -> "IntrinsicReward":
-        """The reward that measure.py compares with visits: itself, unless it is a control."""
+        """The reward that measure/ compares with visits: itself, unless it is a control."""
 
     @abc.abstractmethod
     def loss(

@@ -1,4 +1,4 @@
-"""Train: collect, sample, observe, imagine, update, as nested scans. All of it is one seed; runs/sweep.py vmaps it.
+"""Train: collect, sample, observe, imagine, update, as nested scans. All of it is one seed; sweep/sweep.py vmaps it.
 
 An iteration is `steps` env steps and then `updates` updates (`Config.schedule`). All seeds share the `StepCounters`.
 They never become batched, so that writes to the ring stay slices. `Hypers` are part of the state, so that each seed of
@@ -24,10 +24,10 @@ from stages import optimizer, replay
 from stages.agent import Agent, Targets, collector, replace_intrinsic, trainable, update_targets
 from stages.collect import ActorState, Episodes, collect, start
 from stages.config import Config, Hypers
-from stages.coverage import Coverage, count, start_coverage
 from stages.fast import rows
 from stages.finite import all_finite, tree_where, update_diverged_step
 from stages.loss import Outcome, agent_loss
+from stages.measure.coverage import Coverage, count, start_coverage
 from stages.replay import ReplayBuffer, StepCounters
 
 

@@ -58,8 +58,8 @@ from envs import registry
 from envs.environment import ObsSpace
 from stages.agent import Agent, Targets
 from stages.config import Config, EnsembleConfig, Hypers, ModelConfig, ReplayConfig
-from stages.runs import rounds, sweep
-from stages.runs.sweep import Sweep
+from stages.sweep import rounds, sweep
+from stages.sweep.sweep import Sweep
 
 sweep.EACH_CHUNK = sweep.ONCE  # in a hurry, too
 

@@ -143,13 +143,14 @@ def test_a_working_directory_that_is_gone_is_one_line(tmp_path, monkeypatch, cap
 
 PRINTS = """
 import sys
-from stages.runs import figures, terminal
-from stages.runs.statistics import summarise
+from stages.report import score_table
+from stages.cli import terminal
+from stages.report.statistics import summarise
 terminal.replace_unencodable()
 for _ in range(2):
     terminal.say("a line of größe")
     with terminal.printing():
-        figures.print_table(summarise([0.5], [0]), "größe")
+        score_table.print_table(summarise([0.5], [0]), "größe")
 terminal.say("alive", error=True)
 terminal.discard_unflushed()
 """

@@ -18,13 +18,13 @@ import made_up
 import settings
 import sizes
 
+from stages.cli import arguments
 from stages.config import EnsembleConfig, ModelConfig, ReplayConfig
 from stages.fast import blocks
 from stages.fast import scan as fast_scan
 from stages.networks.convolution import Conv
 from stages.networks.layers import BlockLinear, Linear
 from stages.presets import PRESETS
-from stages.runs import arguments
 
 # Widths large enough for sums taken as products, and the sampler's (K - 1 of each class), to stay small beside layers.
 MODEL = ModelConfig(deter=128, blocks=4, hidden=128, units=128, stoch=4, classes=4, bins=63)

@@ -18,11 +18,11 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import SingleDeviceSharding
 
+from stages.cli.processes import Processes
 from stages.config import Hypers
-from stages.runs import checkpoint
-from stages.runs.checkpoint import Checkpoints, Place
-from stages.runs.folder import RunFolderError
-from stages.runs.processes import Processes
+from stages.store import checkpoint
+from stages.store.checkpoint import Checkpoints, Place
+from stages.store.folder import RunFolderError
 from tests.conftest import tree_equal
 from tests.test_processes import play
 

@@ -13,12 +13,12 @@ import pytest
 import envs
 from envs.environment import ActionSpace
 from stages import train
-from stages.coverage import action_count, action_index, action_vectors
 from stages.ensemble import disagreement
-from stages.measure import ROWS_PER_STATE, measure, novelty, rows_of_states
-from stages.open_loop import AHEAD
+from stages.measure.coverage import action_count, action_index, action_vectors
+from stages.measure.measurement import ROWS_PER_STATE, measure, novelty, rows_of_states
+from stages.measure.open_loop import AHEAD
 from stages.rssm import Latent
-from stages.runs.sweep import Sweep, mesh_for
+from stages.sweep.sweep import Sweep, mesh_for
 from tests.conftest import pick, tree_equal
 
 SIZE, CHUNK, CAPACITY, PREFILL = 4, 12, 60, 45

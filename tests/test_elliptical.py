@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from envs.environment import ActionSpace, ObsSpace
+from stages.cli.validate import validate
 from stages.config import Config, ConfigError, EnsembleConfig, Hypers, ModelConfig
 from stages.decode import decode_mean
 from stages.elliptical import PASSES, EllipticalBonus
 from stages.presets import preset
 from stages.replay import Row
 from stages.rssm import Latent
-from stages.validate import validate
 from stages.world_model import WorldModel, action_vector
 from tests.conftest import arbitrary, tree_equal
 

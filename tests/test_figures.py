@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.runs import figures
-from stages.runs.figures import plot_curves
-from stages.runs.folder import RunFolderError
-from stages.runs.statistics import summarise
+from stages.figures import curves
+from stages.figures.curves import plot_curves
+from stages.report import score_table
+from stages.report.statistics import summarise
+from stages.store.folder import RunFolderError
 
 NAN, INF = float("nan"), float("inf")
 
@@ -25,7 +26,7 @@ def printed(interval, title, diverged=None):
     from rich.console import Console
 
     stream = io.StringIO()
-    figures.print_table(interval, title, diverged, Console(file=stream, width=90, color_system=None))
+    score_table.print_table(interval, title, diverged, Console(file=stream, width=90, color_system=None))
     return stream.getvalue()
 
 
@@ -66,7 +67,7 @@ def pixels(path):
 
 def blue(image):
     """Share of pixels in the IQM's full colour."""
-    target = np.array([int(figures.BLUE[k : k + 2], 16) for k in (1, 3, 5)]) / 255
+    target = np.array([int(curves.BLUE[k : k + 2], 16) for k in (1, 3, 5)]) / 255
     return np.mean(np.abs(image - target).max(-1) < 0.02)
 
 
@@ -161,11 +162,11 @@ def test_marker_labels_do_not_meet():
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=figures.SIZE_INCHES, dpi=figures.DPI)
+    figure = Figure(figsize=curves.SIZE_INCHES, dpi=curves.DPI)
     canvas, axes = FigureCanvasAgg(figure), figure.add_subplot()
     axes.set_xlim(0, 100)
     markers = [(0, "explore"), (1, "a rather long phase"), (50, "middle"), (99, "adapt"), (100, "the end")]
-    assert figures._draw_markers(axes, markers) == 2
+    assert curves._draw_markers(axes, markers) == 2
     canvas.draw()
     boxes = [text.get_window_extent() for text in axes.texts]
     assert len(boxes) == 5
@@ -188,7 +189,7 @@ def test_curves_refuse_bad_shapes_and_bad_disks(tmp_path, monkeypatch):
 def test_drawing_leaves_pyplot_alone_and_the_import_is_light(tmp_path):
     code = """
 import sys
-from stages.runs.figures import plot_curves
+from stages.figures.curves import plot_curves
 heavy = {"matplotlib", "scipy", "rich", "jax"} & set(sys.modules)
 assert not heavy, heavy
 plot_curves(sys.argv[1], [0, 1], [[0, 1]], title="t", ylabel="y")

@@ -13,7 +13,7 @@ import pytest
 from envs.environment import ActionSpace, Environment, ObsSpace, Timestep
 from stages.config import EnsembleConfig
 from stages.finite import all_finite, tree_where, update_diverged_step
-from stages.runs.sweep import Sweep, mesh_for
+from stages.sweep.sweep import Sweep, mesh_for
 
 SEEDS, BROKEN, ITERATIONS = [3, 4, 5], 1, 8
 AT = 20  # rows of an episode before something goes wrong: prefill has 9

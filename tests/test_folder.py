@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.runs.folder import RunFolder, RunFolderError
+from stages.store.folder import RunFolder, RunFolderError
 
 NAN, INF = float("nan"), float("inf")
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import run
-from stages.results.commands import command
-from stages.results.grid import grid_of, leave_grid, plot_grid, table_of
-from stages.results.read import read_runs
-from stages.runs import start
-from stages.runs.load import load
+from stages.commands.command import command
+from stages.commands.grid import grid_of, leave_grid, plot_grid, table_of
+from stages.report.read import read_runs
+from stages.store.load import load
+from stages.sweep import start
 from tests.test_figures import pixels
 from tests.test_results import write_run
 from tests.test_resume import WORDS, ask, at_chunk

@@ -26,10 +26,10 @@ from stages.config import ConfigError
 from stages.evaluate import evaluate
 from stages.library import training
 from stages.library.policy import _stored
-from stages.open_loop import play_rows
-from stages.results.read import read_runs
-from stages.runs.folder import RunFolderError
-from stages.runs.load import Trained
+from stages.measure.open_loop import play_rows
+from stages.report.read import read_runs
+from stages.store.folder import RunFolderError
+from stages.store.load import Trained
 from tests.conftest import arbitrary, pick, tree_equal
 from tests.test_run import PHASES, TINY
 

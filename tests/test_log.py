@@ -14,11 +14,10 @@ import pytest
 
 import run
 from stages.collect import Episodes
-from stages.replay import StepCounters
-from stages.runs import log as log_module
-from stages.runs import round_log
-from stages.runs.folder import RunFolder, plain
-from stages.runs.log import (
+from stages.log import round_log
+from stages.log import run_log as log_module
+from stages.log.round_log import RoundLog, ScoreCurve, metric_rows
+from stages.log.run_log import (
     RunLog,
     RunSetup,
     chunk_rows,
@@ -28,10 +27,11 @@ from stages.runs.log import (
     log_round,
     log_start,
 )
-from stages.runs.memory import peak_memory_mb
-from stages.runs.round_log import RoundLog, ScoreCurve, metric_rows
-from stages.runs.rounds import Evaluator, Plan, Round
-from stages.runs.trials import Trial
+from stages.replay import StepCounters
+from stages.store.folder import RunFolder, plain
+from stages.sweep.memory import peak_memory_mb
+from stages.sweep.rounds import Evaluator, Plan, Round
+from stages.sweep.trials import Trial
 from stages.train import Progress
 from tests.test_rounds import STATE, Scored
 from tests.test_run import rows as read

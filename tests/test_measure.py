@@ -1,4 +1,4 @@
-"""measure.py: the model run forward, rows of states, disagreement without states, against loops and by hand.
+"""measurement.py: the model run forward, rows of states, disagreement without states, against loops and by hand.
 
 Disagreement by state stands in test_coverage.py, beside the visits that it is held against.
 """
@@ -15,8 +15,15 @@ import pytest
 from stages import train
 from stages.config import Hypers
 from stages.ensemble import disagreement
-from stages.measure import RECENT_ROWS, ROWS_PER_STATE, WINDOWS, disagreement_baselines, open_loop_error, rows_of_states
-from stages.open_loop import AHEAD, errors, play_rows, posterior
+from stages.measure.measurement import (
+    RECENT_ROWS,
+    ROWS_PER_STATE,
+    WINDOWS,
+    disagreement_baselines,
+    open_loop_error,
+    rows_of_states,
+)
+from stages.measure.open_loop import AHEAD, errors, play_rows, posterior
 from stages.replay import StepCounters, choose
 from stages.rssm import Latent, imagine_step
 from stages.world_model import action_vector

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from stages.runs import memory
+from stages.sweep import memory
 
 
 def group(root, path, **files):

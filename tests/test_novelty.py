@@ -8,7 +8,8 @@ import pytest
 from scipy.stats import spearmanr
 
 from envs.environment import StateSpace
-from stages.runs.novelty import (
+from stages.figures.novelty_maps import plot_novelty
+from stages.report.novelty import (
     Map,
     NoveltyLog,
     contrast_metrics,
@@ -17,7 +18,6 @@ from stages.runs.novelty import (
     rank_correlation,
     summary,
 )
-from stages.runs.novelty_figure import plot_novelty
 from tests.test_figures import pixels
 from tests.test_run import PHASES, rows, start
 

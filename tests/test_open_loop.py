@@ -12,7 +12,15 @@ import pytest
 from envs.environment import ObsSpace
 from stages.config import Hypers
 from stages.decode import make_decoder
-from stages.open_loop import CONTEXT, episode_step, errors, open_loop, open_loop_errors, play_rows, posterior
+from stages.measure.open_loop import (
+    CONTEXT,
+    episode_step,
+    errors,
+    open_loop,
+    open_loop_errors,
+    play_rows,
+    posterior,
+)
 from stages.rssm import Latent, imagine_step
 from stages.world_model import action_vector
 from tests.conftest import SMALL, arbitrary, observations

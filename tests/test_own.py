@@ -14,9 +14,9 @@ import envs
 import run
 from envs import own, registry
 from envs.errors import BadOverride, EnvError, UnavailableEnvironment, UnknownEnvironment
+from stages.commands.command import command
 from stages.finite import all_finite, tree_where
-from stages.results.commands import command
-from stages.runs import start
+from stages.sweep import start
 from tests.conftest import tree_equal
 from tests.test_resume import ask, at_chunk
 from tests.test_run import TINY

@@ -11,8 +11,8 @@ import pytest
 
 from envs import env_step, registry
 from envs.errors import EnvError
-from stages.results.read import Result
-from stages.runs import arguments
+from stages.cli import arguments
+from stages.report.read import Result
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "docs" / "experiments"))  # run by hand, so not a package
 

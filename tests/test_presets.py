@@ -6,11 +6,11 @@ from typing import get_args
 
 import pytest
 
+from stages.cli.arguments import parse, set_by_mode
+from stages.cli.validate import validate
 from stages.config import Config, ConfigError, EnsembleConfig, Mode
+from stages.log.lines import start_lines
 from stages.presets import PRESETS, preset
-from stages.runs.arguments import parse, set_by_mode
-from stages.runs.lines import start_lines
-from stages.validate import validate
 
 
 @pytest.mark.parametrize("name", PRESETS)

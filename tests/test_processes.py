@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from jax._src import distributed
 
+from stages.cli import processes
+from stages.cli.processes import ProcessError, Processes, join
 from stages.config import ConfigError
-from stages.runs import processes
-from stages.runs.processes import ProcessError, Processes, join
 from tests.test_scale import end, free_place, start
 
 
@@ -240,8 +240,8 @@ def test_a_coordinator_that_comes_later_is_waited_for(monkeypatch, capsys):
 
 WAITS = """
 import sys, time
-from stages.runs.processes import join
-from stages.runs.signals import Signals
+from stages.cli.processes import join
+from stages.cli.signals import Signals
 with Signals() as signals, join(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])) as processes:
     signals.between_chunks()
     print("training", flush=True)

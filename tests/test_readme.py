@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import run
-from stages.results.commands import command
-from stages.runs import start
+from stages.commands.command import command
+from stages.sweep import start
 from tests.test_run import TINY
 
 ROOT = Path(__file__).parent.parent

@@ -10,10 +10,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from stages.results.commands import command
-from stages.results.metric_figure import metric_figure
-from stages.results.read import read_runs
-from stages.results.report import page
+from stages.commands.command import command
+from stages.commands.page import page
+from stages.figures.metric import metric_figure
+from stages.report.read import read_runs
 from tests.test_results import COUNTED, listed, write_run
 
 NAN = math.nan

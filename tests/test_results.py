@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 import run as program
-from stages.results.commands import command
-from stages.results.compare import compare, described, differing_settings
-from stages.results.compare_figure import colours_of
-from stages.results.export import write_scores, write_table
-from stages.results.read import TRAINING, read_runs
-from stages.results.tables import markdown, print_tables, tables
-from stages.runs.folder import RunFolder, RunFolderError
+from stages.commands.command import command
+from stages.figures.comparison import colours_of
+from stages.report.compare import compare, described, differing_settings
+from stages.report.export import write_scores, write_table
+from stages.report.read import TRAINING, read_runs
+from stages.report.tables import markdown, print_tables, tables
+from stages.store.folder import RunFolder, RunFolderError
 
 NAN = math.nan
 COUNTED = {"states": 21, "visited_states": [9, 12], "novelty_correlation": [-0.5, None],

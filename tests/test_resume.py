@@ -18,10 +18,11 @@ import pytest
 import envs
 import run
 from envs import registry
-from stages.results.commands import command
-from stages.runs import keeper, loop, start
-from stages.runs.fingerprint import COMPUTATION, fingerprint
-from stages.runs.signals import Signals
+from stages.cli.signals import Signals
+from stages.commands.command import command
+from stages.loop import keeper, training_loop
+from stages.store.fingerprint import COMPUTATION, fingerprint
+from stages.sweep import start
 from tests.bench.kills import differences
 from tests.test_library import Corridor
 from tests.test_run import PHASES, TINY
@@ -67,7 +68,7 @@ def heard():
 
 def at_chunk(monkeypatch, number, act):
     """`act()` at the end of the run's chunk `number`, from 1, before it is saved."""
-    log_chunk, count = loop.log_chunk, [0]
+    log_chunk, count = training_loop.log_chunk, [0]
 
     def wrapped(*args):
         log_chunk(*args)
@@ -75,7 +76,7 @@ def at_chunk(monkeypatch, number, act):
         if count[0] == number:
             act()
 
-    monkeypatch.setattr(loop, "log_chunk", wrapped)
+    monkeypatch.setattr(training_loop, "log_chunk", wrapped)
 
 
 def ask(number):
@@ -268,7 +269,7 @@ def test_an_environment_that_has_changed_is_named(whole, tmp_path, monkeypatch, 
 PRINTS = """
 import json, sys
 from envs import make
-from stages.runs.fingerprint import fingerprint
+from stages.store.fingerprint import fingerprint
 print(json.dumps([fingerprint(make(name)) for name in sys.argv[1:]]))
 """
 

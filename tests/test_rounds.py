@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import run
+from stages.cli.processes import Processes
 from stages.config import ConfigError
 from stages.replay import StepCounters
-from stages.runs.processes import Processes
-from stages.runs.rounds import (
+from stages.sweep.rounds import (
     Evaluator,
     Phase,
     Round,
@@ -19,7 +19,7 @@ from stages.runs.rounds import (
     side_by_side,
     split_chunks,
 )
-from stages.runs.sweep import Sweep, mesh_for
+from stages.sweep.sweep import Sweep, mesh_for
 from stages.train import TrainState
 
 HELD, MORE = 1000, 500  # bytes of a pretended seed: state, and the rest of what it needs

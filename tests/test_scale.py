@@ -145,8 +145,8 @@ SAVES = """
 import sys
 from pathlib import Path
 import numpy as np
-from stages.runs.checkpoint import Checkpoints, Place
-from stages.runs.processes import join
+from stages.store.checkpoint import Checkpoints, Place
+from stages.cli.processes import join
 folder, coordinator, index = sys.argv[1:]
 with join(coordinator, 2, int(index)) as processes:
     import jax, jax.numpy as jnp

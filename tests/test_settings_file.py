@@ -5,8 +5,8 @@ import json
 
 import pytest
 
+from stages.cli.arguments import parse
 from stages.config import ConfigError
-from stages.runs.arguments import parse
 
 WORDS = [
     *("--preset micro --seeds 5 --env DeepSea-bsuite --env.size 6 --mode mix --eval-greedy True".split()),

@@ -8,12 +8,12 @@ import pytest
 
 import run
 from stages.config import ConfigError
-from stages.runs import sink as sink_module
-from stages.runs.folder import RunFolder
-from stages.runs.log import RunLog, RunSetup, log_chunk, log_round
-from stages.runs.rounds import Round
-from stages.runs.sink import Tracker, open_sink, series
-from stages.runs.trials import Trial
+from stages.log import sink as sink_module
+from stages.log.run_log import RunLog, RunSetup, log_chunk, log_round
+from stages.log.sink import Tracker, open_sink, series
+from stages.store.folder import RunFolder
+from stages.sweep.rounds import Round
+from stages.sweep.trials import Trial
 
 NAN = math.nan
 

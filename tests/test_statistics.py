@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from stages.runs import statistics
-from stages.runs.statistics import aggregates, improvement, iqm_curve, summarise
+from stages.report import statistics
+from stages.report.statistics import aggregates, improvement, iqm_curve, summarise
 
 NAN, INF = float("nan"), float("inf")
 

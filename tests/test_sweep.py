@@ -13,9 +13,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from stages import train
-from stages.runs import sweep as sweep_stage
-from stages.runs.rounds import Phase, prepare
-from stages.runs.sweep import Sweep, in_lanes, lane_of, mesh_for, over_seeds
+from stages.sweep import sweep as sweep_stage
+from stages.sweep.rounds import Phase, prepare
+from stages.sweep.sweep import Sweep, in_lanes, lane_of, mesh_for, over_seeds
 from tests.conftest import pick, tree_equal
 
 ITERATIONS = 8

@@ -5,12 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 
+from stages.cli.arguments import parse
+from stages.cli.processes import Processes
+from stages.cli.settings_file import flat
 from stages.config import ConfigError, Hypers
-from stages.runs.arguments import parse
-from stages.runs.processes import Processes
-from stages.runs.rounds import Round, assign
-from stages.runs.settings_file import flat
-from stages.runs.trials import HYPERS, describe, programs_of
+from stages.sweep.rounds import Round, assign
+from stages.sweep.trials import HYPERS, describe, programs_of
 
 HERE = ["--logdir", "here", "--mode", "mix"]
 

@@ -13,10 +13,10 @@ import pytest
 from envs.environment import ActionSpace
 from stages import train
 from stages.agent import Agent, collector
+from stages.cli.validate import validate
 from stages.config import ConfigError
 from stages.replay import StepCounters
 from stages.uniform import RandomPolicy
-from stages.validate import validate
 from tests.conftest import arbitrary
 
 DRAWS = 4000

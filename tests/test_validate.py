@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
+from stages.cli.validate import validate
 from stages.config import Config, ConfigError, EnsembleConfig, Hypers
-from stages.validate import validate
 
 
 @pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(Hypers)])

@@ -11,14 +11,14 @@ from PIL import Image
 
 import run
 from envs.environment import ObsSpace
+from stages.cli.arguments import settings_of
+from stages.cli.processes import Processes
+from stages.commands.command import command
 from stages.config import ConfigError, Hypers
-from stages.results.commands import command
-from stages.results.read import read_runs
-from stages.runs import start
-from stages.runs.arguments import settings_of
-from stages.runs.checkpoint import Checkpoints, Place
-from stages.runs.load import Part, load
-from stages.runs.processes import Processes
+from stages.report.read import read_runs
+from stages.store.checkpoint import Checkpoints, Place
+from stages.store.load import Part, load
+from stages.sweep import start
 from stages.watch.canvas import SCALE, Canvas, write_gif
 from stages.watch.frames import CHANNELS, NIGHT, is_board, painted
 from stages.watch.scores import notes

@@ -44,18 +44,18 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 import envs
 from envs.environment import Environment, env_step
 from stages import optimizer
+from stages.cli.arguments import parse
 from stages.config import Config, Hypers
-from stages.coverage import action_count, action_vectors
 from stages.decode import decode_mean
 from stages.encode import features, preprocess_obs
 from stages.ensemble import Ensemble, RunningNormalizer, disagreement, ensemble_loss, init_opt_state, update_ensemble
 from stages.fast.stacked import Stacked
+from stages.measure.coverage import action_count, action_vectors
 from stages.networks.layers import Head
 from stages.networks.symlog import symlog
 from stages.replay import Row, StepCounters, Windows, choose, read, write_back
 from stages.rssm import Latent, imagine_step, initial
-from stages.runs.arguments import parse
-from stages.runs.start import start_jax
+from stages.sweep.start import start_jax
 from stages.world_model import Observed, WorldModel, action_vector, model_loss, observe
 
 RESULTS = pathlib.Path(__file__).with_suffix(".json")

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stages.runs import load as runs_load
-from stages.runs.folder import RunFolderError
-from stages.runs.load import Trained
+from stages.store import load as runs_load
+from stages.store.folder import RunFolderError
+from stages.store.load import Trained
 
 
 def load(run: str | os.PathLike[str]) -> Trained:
@@ -28,7 +28,7 @@ def load(run: str | os.PathLike[str]) -> Trained:
     if len({(group.step, group.config) for group in loaded.groups}) > 1:
         raise RunFolderError(
             f"the rounds of {str(loaded.path)!r} are not equally far: wait for the run's end, or take one of "
-            "stages.runs.load.load(run).groups"
+            "stages.store.load.load(run).groups"
         )
     return joined(loaded.groups)
 

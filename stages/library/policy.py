@@ -22,7 +22,7 @@ from stages.behavior import Behavior
 from stages.collect import act, env_action
 from stages.config import ConfigError, Hypers
 from stages.rssm import Latent, initial
-from stages.runs.load import POLICIES, Trained, player_of, take_seeds
+from stages.store.load import POLICIES, Trained, player_of, take_seeds
 from stages.uniform import RandomPolicy
 from stages.world_model import WorldModel
 

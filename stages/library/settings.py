@@ -5,9 +5,9 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from stages.cli.validate import validate
 from stages.config import Config, ConfigError, Hypers, Mode
 from stages.presets import Recipe, preset
-from stages.validate import validate
 
 
 def configure(preset_name: str = "tiny", recipe: Recipe = "default", /, **settings: Any) -> tuple[Config, Hypers]:

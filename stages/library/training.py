@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 import envs
 from envs import own
 from envs.environment import Environment
+from stages.cli.arguments import Arguments, check
 from stages.config import Config, ConfigError, Hypers
 from stages.library.agents import joined
+from stages.log.round_log import RoundLog
+from stages.log.run_log import RunLog, RunSetup
+from stages.loop.training_loop import train_rounds
 from stages.replay import StepCounters
-from stages.results.read import tabulated
-from stages.runs.arguments import Arguments, check
-from stages.runs.load import Trained, take_seeds
-from stages.runs.log import RunLog, RunSetup
-from stages.runs.loop import train_rounds
-from stages.runs.round_log import RoundLog
-from stages.runs.start import local_devices
-from stages.runs.trials import Trial
+from stages.report.read import tabulated
+from stages.store.load import Trained, take_seeds
+from stages.sweep.start import local_devices
+from stages.sweep.trials import Trial
 from stages.train import TrainState
 
 Floats = NDArray[np.float64]
@@ -63,7 +63,7 @@ def train(
 ) -> Training:
     """Train `seeds` agents, as `run.py` with the same settings does, to the bit; nothing is printed or written.
 
-    jax is used as it is. What `run.py` does before it starts, `stages.runs.start.start_jax()` does here too, if it is
+    jax is used as it is. What `run.py` does before it starts, `stages.sweep.start.start_jax()` does here too, if it is
     called before jax makes its first array: a virtual device for each core, and a cache for compiled programs.
 
     Args:

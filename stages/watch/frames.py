@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from envs.environment import ObsSpace
-from stages.runs.figures import BLUE, GREY, INK
+from stages.figures.curves import BLUE, GREY, INK
 from stages.watch.canvas import Canvas
 from stages.watch.scene import Scene
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from envs.environment import Environment
 from stages.decode import reconstruct
-from stages.open_loop import CONTEXT, episode_step, errors, open_loop, play_rows, posterior
-from stages.runs.load import Trained, player_of, take_seeds
-from stages.runs.sweep import keys_of
+from stages.measure.open_loop import CONTEXT, episode_step, errors, open_loop, play_rows, posterior
+from stages.store.load import Trained, player_of, take_seeds
+from stages.sweep.sweep import keys_of
 from stages.world_model import action_vector
 
 BLIND = 15

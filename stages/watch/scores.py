@@ -13,14 +13,14 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.cli import terminal
+from stages.cli.arguments import env_title
 from stages.evaluate import evaluate
-from stages.open_loop import AHEAD, CONTEXT, open_loop_errors, play_rows
-from stages.runs import terminal
-from stages.runs.arguments import env_title
-from stages.runs.figures import decimals, number, print_table
-from stages.runs.load import Loaded, Trained, player_of
-from stages.runs.statistics import Interval, summarise
-from stages.runs.sweep import keys_of, mesh_for, over_seeds
+from stages.measure.open_loop import AHEAD, CONTEXT, open_loop_errors, play_rows
+from stages.report.score_table import decimals, number, print_table
+from stages.report.statistics import Interval, summarise
+from stages.store.load import Loaded, Trained, player_of
+from stages.sweep.sweep import keys_of, mesh_for, over_seeds
 
 Floats = NDArray[np.float64]
 

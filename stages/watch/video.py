@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from stages.runs.arguments import env_title
-from stages.runs.folder import write_whole
-from stages.runs.load import Trained
+from stages.cli.arguments import env_title
+from stages.store.folder import write_whole
+from stages.store.load import Trained
 from stages.watch.canvas import write_gif
 from stages.watch.frames import draw_frames
 from stages.watch.scene import shoot

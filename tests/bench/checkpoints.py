@@ -69,8 +69,8 @@ def full(count: int) -> list[Result]:
     """Saves of 1 GB that does not compress: how long each keeps its caller, and until it is written."""
     import jax.numpy as jnp
 
-    from stages.runs.checkpoint import Checkpoints, Place
-    from stages.runs.processes import Processes
+    from stages.cli.processes import Processes
+    from stages.store.checkpoint import Checkpoints, Place
 
     rng, results = np.random.default_rng(0), []
     arrays = [jnp.asarray(rng.normal(size=(250_000, 100)).astype(np.float32)) for _ in range(10)]

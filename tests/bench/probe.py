@@ -26,9 +26,9 @@ from common import table
 from envs.environment import Environment
 from stages.agent import Agent
 from stages.config import Hypers
-from stages.open_loop import play_rows, posterior
+from stages.measure.open_loop import play_rows, posterior
 from stages.rssm import Latent, imagine_step
-from stages.runs.load import load, take_seeds
+from stages.store.load import load, take_seeds
 from stages.uniform import RandomPolicy
 from stages.world_model import action_vector
 

@@ -14,8 +14,8 @@ import argparse
 import numpy as np
 from common import interval, table
 
-from stages.open_loop import AHEAD
-from stages.results.read import Result, read_runs
+from stages.measure.open_loop import AHEAD
+from stages.report.read import Result, read_runs
 
 COLUMNS = {
     "KL": "train/kl",

@@ -27,8 +27,8 @@ from common import Result
 
 import run
 from stages import train
-from stages.runs import log
-from stages.runs.sweep import lane_of, mesh_for, over_seeds
+from stages.log import run_log
+from stages.sweep.sweep import lane_of, mesh_for, over_seeds
 
 AXES = ("envs", "batch-size", "batch-length", "horizon", "capacity", "size")
 
@@ -94,7 +94,7 @@ def fit(point: Result) -> Result:
         "seeds_that_fit": each * len(devices),
         "gb_of_them": used * len(devices),
         "gb_of_another_seed": two - one,
-        "versions": log.versions(),
+        "versions": run_log.versions(),
     }
 
 

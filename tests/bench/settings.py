@@ -24,10 +24,10 @@ import update
 from common import at, interval
 
 from envs import registry
-from stages.results.read import Result, read_run
-from stages.runs import arguments
-from stages.runs.start import start_jax
-from stages.runs.sweep import mesh_for
+from stages.cli import arguments
+from stages.report.read import Result, read_run
+from stages.sweep.start import start_jax
+from stages.sweep.sweep import mesh_for
 
 COMMON = "--preset tiny --mode explore"
 DEEP_SEA = "--env DeepSea-bsuite --env.action_map_per_seed true"

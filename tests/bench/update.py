@@ -40,9 +40,9 @@ import run
 from envs.environment import Environment
 from stages import train
 from stages.config import Config, Hypers
+from stages.log import run_log
 from stages.replay import StepCounters
-from stages.runs import log
-from stages.runs.sweep import lane_of, mesh_for, over_seeds
+from stages.sweep.sweep import lane_of, mesh_for, over_seeds
 from stages.world_model import compute_dtype
 
 MODES = ("task", "explore", "mix")
@@ -89,7 +89,7 @@ def measure(point: Result) -> Result:
         "share_of_peak_reference_way": counted["reference_way_gflop"] / spent / machine["peak_gflops"],
         **sizes_mb,
         **memory,
-        "versions": log.versions(),
+        "versions": run_log.versions(),
     }
 
 
@@ -112,7 +112,7 @@ def products(config: Config, hypers: Hypers) -> Result:
 
 def memory_used(before: float | None, sizes_mb: Result) -> Result:
     """Peak memory since `before`, MB of this process with the state in it; and it over state and temporaries."""
-    whole = log.peak_memory_mb()
+    whole = run_log.peak_memory_mb()
     if jax.default_backend() == "cpu" and before is not None:
         peak = common.resident_mb("VmHWM") - before + sizes_mb["state_mb"]
     else:

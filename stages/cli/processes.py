@@ -1,0 +1,240 @@
+"""Processes: several of them that train one sweep, each on its own devices, and the messages between them.
+
+Seeds are independent, so that nothing crosses between processes while they train. The few numbers that are logged go
+through the key-value store of `jax.distributed`'s coordinator rather than through a collective: this takes no device
+memory and no compilation, and a process that fails can tell those that wait for it.
+
+Axes: W processes, P rows of one process.
+"""
+
+import contextlib
+import json
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from stages.cli.terminal import say
+from stages.config import ConfigError
+
+BEAT_S = 5.0  # how often a process says that it lives, beside its work
+SILENCE_S = 60.0  # a slower process is waited for; one that has not said so for so long is dead
+ARRIVAL_S = 300  # process 0 is waited for as long as jax itself would wait
+STORE = ("key_value_set_bytes", "blocking_key_value_get_bytes", "get_live_nodes")  # what is asked of jax's client
+DEPARTURE_S = 20  # process 0 waits so long for the others to leave before it does
+
+
+class ProcessError(RuntimeError):
+    """Another process of the run has failed. The message is one line that says which."""
+
+
+class Processes:
+    """The processes of a run; without arguments, this one alone.
+
+    All call `exchange`, `exchange_json` and `gather` equally often and in the same order. Used as a context manager:
+    where one leaves with an exception, the others get a ProcessError at their next exchange instead of waiting.
+    Process 0 leaves last, since jax aborts whoever is still connected to a coordinator that is gone.
+    """
+
+    def __init__(
+        self,
+        index: int = 0,
+        count: int = 1,
+        store: Any = None,
+        disconnect: Callable[[], None] = jax.distributed.shutdown,
+    ):
+        self.index, self.count = index, count
+        self._disconnect = disconnect
+        self._dead: set[int] = set()
+        self._store, self._turn = store, 0
+        self._beats: dict[int, tuple[bytes, float]] = {}  # last beat of each process that is waited for, and since when
+        self._over = threading.Event()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process prints and writes."""
+        return self.index == 0
+
+    def exchange(self, message: bytes) -> list[bytes]:
+        """One message of each process, in their order; an empty one means failure. Raises ProcessError."""
+        if self.count == 1:
+            return [message]
+        self._send(message)
+        messages = [self._receive(i) for i in range(self.count)]
+        self._turn += 1
+        for index, each in enumerate(messages):
+            if not each:
+                raise ProcessError(f"process {index} of {self.count} has stopped; its own output says why")
+        return messages
+
+    def exchange_json(self, value: Any) -> list[Any]:
+        """One value of each process, as JSON has it, in their order. Raises ProcessError."""
+        return [json.loads(each) for each in self.exchange(json.dumps(value).encode())]
+
+    def gather(self, tree: Any) -> Any:
+        """Arrays [P, ...] of each process, of equal shapes -> numpy [W * P, ...], in the order of processes."""
+        leaves, structure = jax.tree.flatten(jax.tree.map(np.asarray, tree))
+        layout = np.dtype([(f"leaf{i}", x.dtype, x.shape) for i, x in enumerate(leaves)])
+        messages = self.exchange(b"".join(x.tobytes() for x in leaves))
+        everyone = [np.frombuffer(message, layout)[0] for message in messages]
+        return structure.unflatten(np.concatenate([one[name] for one in everyone]) for name in layout.names or ())
+
+    def on_this_machine(self) -> int:
+        """How many of the processes share this machine's memory."""
+        here = socket.gethostname().encode()
+        return self.exchange(here).count(here)
+
+    def __enter__(self) -> "Processes":
+        if self.count > 1:
+            threading.Thread(target=self._beat, name="beat", daemon=True).start()
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        self._over.set()
+        if self.count == 1:
+            return
+        with contextlib.suppress(Exception):  # the coordinator has gone: what ended this process is what matters
+            if kind is not None:
+                self._send(b"")
+            if self.leads:
+                self._let_others_go()
+            else:
+                self._disconnect()
+
+    def _let_others_go(self) -> None:
+        """Wait until the others have disconnected, but not for ever."""
+        living = sorted(set(range(self.count)) - self._dead)
+
+        def wait() -> None:
+            with contextlib.suppress(Exception):  # returns once all that live have asked; those that left do not live
+                self._store.get_live_nodes(living)
+
+        waiting = threading.Thread(target=wait, name="departure", daemon=True)
+        waiting.start()
+        waiting.join(DEPARTURE_S)
+
+    def _key(self, index: int) -> str:
+        return f"dreamsweep/{self._turn}/{index}"
+
+    def _send(self, message: bytes) -> None:
+        self._store.key_value_set_bytes(self._key(self.index), message, allow_overwrite=True)
+
+    def _receive(self, index: int) -> bytes:
+        """The message of a process, which is waited for as long as it lives. Raises ProcessError."""
+        while True:
+            try:
+                return self._store.blocking_key_value_get_bytes(self._key(index), int(2000 * BEAT_S))
+            except Exception as error:  # jax's own, told apart by its words alone
+                if "DEADLINE_EXCEEDED" not in str(error):
+                    why = " ".join(str(error).split())[:200]
+                    raise ProcessError(
+                        f"process 0 of {self.count}, the coordinator, cannot be reached: {why}"
+                    ) from error
+            if self._silent(index):
+                self._dead.add(index)
+                raise ProcessError(
+                    f"process {index} of {self.count} has died; the same command in all processes goes on from the "
+                    "last checkpoint"
+                )
+
+    def _silent(self, index: int) -> bool:
+        """Whether a process has not been heard of for SILENCE_S."""
+        try:
+            beat = self._store.blocking_key_value_get_bytes(self._beat_key(index), 1000)
+        except Exception:  # it has not begun to beat
+            beat = b""
+        now = time.monotonic()
+        last, since = self._beats.get(index, (None, now))
+        if beat != last:
+            since = now
+        self._beats[index] = beat, since
+        return now - since > SILENCE_S
+
+    def _beat(self) -> None:
+        """Say again and again that this process lives."""
+        count = 0
+        while not self._over.wait(BEAT_S if count else 0):
+            count += 1
+            with contextlib.suppress(Exception):  # the coordinator has gone: whoever waits for a message says so
+                self._store.key_value_set_bytes(self._beat_key(self.index), b"%d" % count, allow_overwrite=True)
+
+    def _beat_key(self, index: int) -> str:
+        return f"dreamsweep/beat/{index}"
+
+
+def join(coordinator: str = "", count: int = 0, index: int = -1) -> Processes:
+    """Meet the other processes; before jax makes its first array. Waits until all have come.
+
+    Args:
+        coordinator: HOST:PORT of process 0; empty: detected, as are `count` 0 and `index` -1.
+
+    Raises:
+        ConfigError: nothing was given and no cluster is detected, nobody answers, or the numbers make no sense.
+    """
+    if coordinator:
+        _address(coordinator)
+    if count < 0 or not -1 <= index < (count or 2**31):
+        raise ConfigError(f"--process {index} is not one of {count} --processes; they are counted from 0")
+    if coordinator and index == 0:
+        say(f"waiting at {coordinator} until all {count} processes have come ...")
+    elif coordinator and index > 0:
+        _reach(coordinator)
+    # Else jax ends all processes where one has died, with a stack trace; and its handler of SIGTERM replaces ours.
+    for name, value in {"jax_enable_recoverability": True, "jax_enable_preemption_service": False}.items():
+        with contextlib.suppress(AttributeError):  # a version without it
+            jax.config.update(name, value)
+    try:
+        jax.distributed.initialize(coordinator or None, count or None, None if index < 0 else index)
+    except Exception as error:
+        why = " ".join(str(error).split())
+        raise ConfigError(
+            "--distributed found no cluster (Slurm, Open MPI, Kubernetes, TPU) that answers: give --coordinator "
+            f"HOST:PORT --processes N --process I ({why})"
+        ) from error
+    return Processes(jax.process_index(), jax.process_count(), _store())
+
+
+def _store() -> Any:
+    """The key-value client of jax.distributed's coordinator. jax has no public name for it. Raises ConfigError."""
+    try:
+        from jax._src import distributed
+
+        store = distributed.global_state.client
+        if all(callable(getattr(store, name)) for name in STORE):
+            return store
+    except (ImportError, AttributeError):
+        pass
+    raise ConfigError(
+        f"--distributed: jax {jax.__version__} does not have the key-value store that processes log through; take "
+        "jax 0.10 or 0.11, or start a run of its own on each machine, with --seed-start"
+    )
+
+
+def _address(coordinator: str) -> tuple[str, int]:
+    """HOST:PORT -> host and port, as sockets take them. Raises ConfigError."""
+    found = re.fullmatch(r"\[?(.+?)\]?:(\d+)", coordinator)  # an IPv6 address stands in brackets
+    if not found or int(found[2]) >= 2**16:
+        raise ConfigError(f"--coordinator must be HOST:PORT, not {coordinator!r}")
+    return found[1], int(found[2])
+
+
+def _reach(coordinator: str) -> None:
+    """Wait until somebody listens at HOST:PORT. jax would wait as long, and then take the process down."""
+    address, begun = _address(coordinator), time.monotonic()
+    say(f"waiting for process 0 at {coordinator} ...")
+    while True:
+        try:
+            socket.create_connection(address, timeout=5).close()
+            return
+        except OSError as error:  # a name that is not known may be, too, once process 0's machine is up
+            if time.monotonic() > begun + ARRIVAL_S:
+                raise ConfigError(
+                    f"--coordinator {coordinator} does not answer ({error}): start process 0 there, and see that its "
+                    "port can be reached from here"
+                ) from error
+        time.sleep(1)

@@ -1,0 +1,145 @@
+"""Validate: settings that cannot work are refused in one line, before anything compiles."""
+
+import dataclasses
+from typing import get_args
+
+from stages.config import MOST_STEPS, Config, ConfigError, Hypers, Mode
+
+MOST_UPDATES = 4096  # after one step
+MOST_ROWS = 2_000_000_000  # of a seed: steps are counted in 32 bits, and a run's last chunk may go a little further
+
+_POSITIVE = {
+    "": ("steps", "envs", "horizon", "eval_episodes"),
+    "model": ("deter", "blocks", "hidden", "units", "stoch", "classes", "depth", "bins", "layers"),
+    "ensemble": ("members", "layers", "projection", "frequencies", "batch_size"),
+    "replay": ("batch_size", "batch_length", "capacity", "train_ratio"),
+}
+_NON_NEGATIVE = {
+    "": ("adapt_steps", "block", "lane", "eval_steps"),
+    "ensemble": ("units", "prior_layers", "updates"),
+    "replay": ("prefill",),
+}
+# Far above what anyone means: beyond it are arrays that no index counts, compilers at work for hours, or updates that
+# never end. Below it, sweep/rounds.py says what does not fit.
+_MOST = {
+    "": {"envs": 65_536, "horizon": 1_000, "eval_episodes": 65_536, "eval_steps": MOST_ROWS},
+    "model": {
+        **dict.fromkeys(("deter", "hidden", "units", "bins"), 65_536),
+        **dict.fromkeys(("stoch", "depth"), 4_096),
+        "layers": 64,
+    },
+    "ensemble": {
+        **dict.fromkeys(("members", "projection", "frequencies", "updates"), 4_096),
+        **dict.fromkeys(("units", "batch_size"), 65_536),
+        **dict.fromkeys(("layers", "prior_layers"), 64),
+    },
+    "replay": {
+        **dict.fromkeys(("batch_size", "batch_length"), 65_536),
+        **dict.fromkeys(("capacity", "prefill"), MOST_ROWS),
+    },
+}
+_POSITIVE_HYPERS = (
+    "lr",
+    "agc",
+    "discount_horizon",
+    "return_floor",
+    "intrinsic_floor",
+    "mix_intrinsic_floor",
+    "ensemble_lr",
+    "elliptical_ridge",
+    "fourier_sharpness",
+)
+_UNIT_HYPERS = (
+    "unimix",
+    "policy_unimix",
+    "lam",
+    "slow_rate",
+    "return_rate",
+    "entropy_least",
+    "mix_intrinsic_peak_share",
+)
+
+
+def _setting(config: Config, group: str, name: str) -> tuple[str, float]:
+    """A setting's flag and value."""
+    flag = (f"--{group}.{name}" if group else f"--{name}").replace("_", "-")
+    return flag, getattr(getattr(config, group) if group else config, name)
+
+
+def validate(config: Config, hypers: Hypers) -> None:
+    """Raises ConfigError, one line, for settings that cannot work together; before anything compiles."""
+    for bound, table in ((1, _POSITIVE), (0, _NON_NEGATIVE)):
+        for group, names in table.items():
+            for name in names:
+                flag, value = _setting(config, group, name)
+                smallest = 0 if name == "train_ratio" else bound
+                if not value >= smallest or (name == "train_ratio" and not 0 < value < float("inf")):
+                    need = "positive" if bound else "0 or more"
+                    raise ConfigError(f"{flag} must be {need}, not {value}")
+    for group, mosts in _MOST.items():
+        for name, most in mosts.items():
+            flag, value = _setting(config, group, name)
+            if value > most:
+                raise ConfigError(f"{flag} must be at most {most:,}, not {value:,}")
+    if config.steps + config.adapt_steps > MOST_ROWS:
+        total = config.steps + config.adapt_steps
+        raise ConfigError(f"--steps and --adapt-steps must be at most {MOST_ROWS:,} together, not {total:,}")
+    for f in dataclasses.fields(hypers):
+        value = getattr(hypers, f.name)
+        flag = f"--hypers.{f.name.replace('_', '-')}"
+        if not 0 <= value < float("inf"):
+            raise ConfigError(f"{flag} must be finite and 0 or more, not {value}")
+        if f.name in _POSITIVE_HYPERS and value == 0:
+            raise ConfigError(f"{flag} must be positive, not {value}")
+        if f.name in _UNIT_HYPERS and value > 1:
+            raise ConfigError(f"{flag} must lie between 0 and 1, not {value}")
+    model, replay = config.model, config.replay
+    if model.deter % model.blocks:
+        raise ConfigError(f"--model.blocks {model.blocks} must divide --model.deter {model.deter}")
+    if model.classes < 2 or model.classes > 256:
+        raise ConfigError(f"--model.classes must lie between 2 and 256, not {model.classes}")
+    if model.bins % 2 == 0 or model.bins < 3:
+        raise ConfigError(f"--model.bins must be odd and at least 3, not {model.bins}")
+    if config.mode in ("explore", "mix") and config.ensemble.members < 2:
+        raise ConfigError("--ensemble.members must be at least 2: one member alone cannot disagree")
+    modes = {"disagreement": get_args(Mode), "constant": ("explore",), "rnd": ("explore", "mix")}
+    modes["elliptical"] = modes["rnd"]
+    if config.mode not in modes[config.explorer_reward]:
+        allowed = " or ".join(modes[config.explorer_reward])
+        raise ConfigError(f"--explorer-reward {config.explorer_reward} is for --mode {allowed}, not {config.mode}")
+    if config.explorer_reward == "elliptical" and config.ensemble.updates == 0 and config.mode in ("explore", "mix"):
+        raise ConfigError(
+            "--explorer-reward elliptical needs --ensemble.updates 1 or more: it does not learn by gradient"
+        )
+    if config.explorer_critics == "sum" and config.mode != "mix":
+        raise ConfigError(f"--explorer-critics sum needs two rewards to sum: --mode mix, not {config.mode}")
+    if config.ensemble.updates and config.ensemble.target == "probs":
+        raise ConfigError(
+            "--ensemble.updates needs a target that replayed rows hold, not --ensemble.target probs: stoch, say"
+        )
+    if config.adapt_steps and config.mode == "task":
+        raise ConfigError("--adapt-steps follows --mode explore, mix or random; in mode task give --steps alone")
+    rows = config.prefill * config.envs
+    if rows > config.steps:
+        flag = "--replay.prefill" if replay.prefill >= rows else "--replay.batch-length"
+        raise ConfigError(
+            f"a batch of length {replay.batch_length} needs {rows} rows ({config.prefill} of each environment) before "
+            f"the first update, but only {config.steps} will be collected: raise --steps or lower {flag}"
+        )
+    asked = replay.train_ratio * config.envs / (replay.batch_size * replay.batch_length)
+    if asked > MOST_UPDATES:
+        raise ConfigError(
+            f"--replay.train-ratio {replay.train_ratio} gives {asked:.2g} updates a step, more than {MOST_UPDATES:,}: "
+            "lower it, or raise --replay.batch-size or --replay.batch-length"
+        )
+    steps, updates = config.schedule
+    if updates == 0 or abs(updates / steps - asked) > 0.01 * asked:
+        raise ConfigError(
+            f"--replay.train-ratio {replay.train_ratio} gives {asked:.2g} updates a step, which no schedule of up to "
+            f"{MOST_STEPS} steps meets: raise it, or lower --replay.batch-size or --replay.batch-length"
+        )
+    if replay.capacity < (replay.batch_length + 1) * config.envs:
+        raise ConfigError(
+            f"--replay.capacity {replay.capacity} is below one window of each environment "
+            f"({(replay.batch_length + 1) * config.envs} rows): raise it"
+        )

@@ -1,0 +1,195 @@
+"""Commands: what `python run.py NAME ...` does beside training.
+
+Those that let agents play need jax, which is started and imported inside them: the others stay fast.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from envs.errors import EnvError
+from stages.cli import terminal
+from stages.commands.page import page
+from stages.config import ConfigError
+from stages.figures.comparison import plot_comparison
+from stages.report.compare import compare
+from stages.report.export import write_scores, write_table
+from stages.report.read import read_run, read_runs
+from stages.report.tables import as_json, markdown, print_tables, tables
+from stages.store.folder import RunFolderError, make_folder, write_json, write_whole
+
+Run = Annotated[Path, tyro.conf.arg(metavar="RUN")]
+Policy = Literal["task", "explore", "random"]
+Runs = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN ...")]
+
+
+def compare_runs(runs: Runs, /, out: str = "") -> None:
+    """Compare runs: final scores with intervals, the probability that one is better, curves and exploration.
+
+    Runs of one environment are compared with each other; what all of several environments have, also over them.
+
+    Args:
+        runs: folders of runs, finished or not; of a sweep, or of several runs, all that are in it.
+        out: folder for compare.png, compare.md, compare.json, results.csv (one long table for pandas) and scores/ (for
+            DreamerV3's plotting script); runs/compare-TIME if empty.
+    """
+    comparison = compare(read_runs(runs))
+    folder = make_folder(out or f"runs/compare-{time.strftime('%Y%m%d-%H%M%S')}")
+    with terminal.printing():
+        print_tables(tables(comparison))
+    write_whole(folder / "compare.md", markdown(tables(comparison)).encode())
+    write_json(folder / "compare.json", as_json(comparison))
+    write_table(folder / "results.csv", comparison.runs, comparison.differing)
+    write_scores(folder / "scores", comparison.runs)
+    plot_comparison(folder / "compare.png", comparison)
+    terminal.say(f"see {folder}: compare.png, compare.md, compare.json, results.csv, scores/")
+
+
+def report_run(run: Run, /, out: str = "") -> None:
+    """A run as one page of HTML that needs nothing else: scores, curves, losses, entropies, exploration, settings.
+
+    Args:
+        run: folder of a run, finished or not.
+        out: folder for report.html and results.csv (one long table for pandas); the run's own if empty.
+    """
+    result = read_run(run)
+    folder = make_folder(out or run)
+    write_table(folder / "results.csv", [result], [])
+    write_whole(folder / "report.html", page(result).encode())
+    terminal.say(f"see {folder / 'report.html'}, and results.csv beside it")
+
+
+def eval_run(run: Run, /, episodes: int = 100, policy: Policy = "task", seed_point: int | None = None) -> None:
+    """Let a run's agents play again, from their newest checkpoints: scores of each seed, and how well its world model
+    predicts: the error of observations 1, 5 and 15 rows after 5 rows of an episode, with the true actions and without
+    looking, beside the error where it looks. Leaves eval.json in the run's folder.
+
+    Args:
+        run: folder of a run, finished or not.
+        episodes: of each seed.
+        policy: who plays: the tasker, the explorer, or uniformly random actions.
+        seed_point: draws the episodes: another number, other ones. If it is not given, they are those of the run's own
+            evaluation at that step, if they are as many.
+    """
+    _at_least_one("--episodes", episodes)
+    if seed_point is not None and not 0 <= seed_point < 2**31 - 1:
+        raise ConfigError(f"--seed-point must be 0 or more and below 2^31 - 1, not {seed_point}")
+    _start_jax()
+    from stages.store.load import load
+    from stages.watch import scores
+
+    loaded = load(run)
+    _warn(scores.notes(loaded))
+    played = scores.play(loaded, policy, episodes, seed_point)
+    with terminal.printing():
+        scores.print_scores(loaded, played, policy)
+    write_json(loaded.path / "eval.json", scores.as_json(loaded, played, policy, seed_point))
+    terminal.say(f"see {loaded.path / 'eval.json'}")
+
+
+def video_run(
+    run: Run,
+    /,
+    seed: int | None = None,
+    policy: Policy = "task",
+    out: str = "",
+    rows: int = 120,
+    fps: float = 8.0,
+    seed_point: int = 0,
+) -> None:
+    """A GIF of an agent playing, from a run's newest checkpoint, and beside it what its world model expects: it sees 5
+    rows of an episode, predicts the next 15 with the true actions and without looking, and sees 5 again. Below, the
+    error of the prediction and, where the run has an ensemble, its disagreement about the action taken.
+
+    Args:
+        run: folder of a run, finished or not.
+        seed: which agent; the first one if it is not given.
+        policy: who plays: the tasker, the explorer, or uniformly random actions.
+        out: the file; RUN/seed-N-POLICY.gif if empty.
+        rows: length of the film; short episodes follow each other.
+        fps: rows a second.
+        seed_point: draws the episodes: another number, other ones.
+    """
+    _at_least_one("--rows", rows)
+    if not 1 <= fps <= 50:
+        raise ConfigError(f"--fps must be 1 to 50, not {fps:g}")
+    if not 0 <= seed_point < 2**31 - 1:
+        raise ConfigError(f"--seed-point must be 0 or more and below 2^31 - 1, not {seed_point}")
+    _start_jax()
+    from stages.store.load import group_of, load
+    from stages.watch.video import write_video
+
+    loaded = load(run)
+    seed = loaded.groups[0].seeds[0] if seed is None else seed
+    group = group_of(loaded, seed)
+    file = Path(out) if out else loaded.path / f"seed-{seed}-{policy}.gif"
+    make_folder(file.parent)
+    write_video(file, group, seed, policy, rows, fps, seed_point)
+    terminal.say(f"see {file}")
+
+
+def export_run(run: Run, /, out: str, seeds: int | None = None) -> None:
+    """A copy of a run that holds what eval, video, report and compare need, and no optimiser, replay or picture: small
+    enough to be kept or sent. Training cannot go on with it.
+
+    Args:
+        run: folder of a run, finished or not.
+        out: the new folder.
+        seeds: how many of its seeds, from the first; all if it is not given.
+    """
+    _start_jax()
+    from stages.commands.copy_run import copy_run
+
+    folder = copy_run(run, out, seeds)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    terminal.say(f"see {folder}: {size / 1e6:.2f} MB")
+
+
+def _at_least_one(flag: str, value: int) -> None:
+    if value < 1:
+        raise ConfigError(f"{flag} must be 1 or more, not {value}")
+
+
+def _warn(lines: Sequence[str]) -> None:
+    for line in lines:
+        terminal.warn(line)
+
+
+def _start_jax() -> None:
+    from stages.sweep import start
+
+    start.start_jax()
+    start.local_devices()
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "compare": compare_runs,
+    "report": report_run,
+    "eval": eval_run,
+    "video": video_run,
+    "export": export_run,
+}
+
+
+def command(argv: Sequence[str]) -> int | None:
+    """Do what the first word says; the exit code, or None if it is no command."""
+    if not argv or argv[0] not in COMMANDS:
+        return None
+    terminal.replace_unencodable()
+    try:
+        tyro.cli(COMMANDS[argv[0]], args=argv[1:], prog=f"run.py {argv[0]}")
+    except (ConfigError, EnvError) as error:
+        terminal.say(f"run.py: error: {error}", error=True)
+        return 2
+    except RunFolderError as error:
+        # A folder that cannot be written is another flag's here.
+        terminal.say(f"run.py: error: {str(error).replace('--logdir', '--out')}", error=True)
+        return 2
+    finally:
+        terminal.discard_unflushed()
+    return 0

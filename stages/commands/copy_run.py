@@ -1,0 +1,90 @@
+"""Copy: a run with its agents alone, small enough to be kept or sent: no optimiser, no replay, no pictures.
+
+`eval`, `video`, `report` and `compare` read it as they read the run; training cannot go on with it.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stages.cli.processes import Processes
+from stages.config import ConfigError
+from stages.report.statistics import summarise
+from stages.store.checkpoint import Checkpoints, Place
+from stages.store.folder import RunFolder, RunFolderError, make_folder, read_config, read_json, write_json, write_whole
+from stages.store.load import Loaded, Part, load, take_seeds
+
+PER_SEED = (
+    *("seeds", "score", "zero_shot", "untrained", "training_score", "evaluation_score"),
+    *("visited_states", "visited_pairs", "novelty_correlation", "goal_episode", "solved_episode"),
+)
+"""What summary.json has of each seed, in lists."""
+
+
+def copy_run(run: Path, out: str, seeds: int | None) -> Path:
+    """Copy the first `seeds` seeds of a run to the new folder `out`; None copies all. Returns the folder.
+
+    Raises:
+        RunFolderError: the run cannot be read; or `out` holds something already, or cannot be written.
+        ConfigError: the run has fewer seeds; or another version of this program made it.
+        EnvError: its environment cannot be made.
+    """
+    loaded = load(run)
+    config = read_config(loaded.path)
+    if seeds is not None and not 1 <= seeds <= config["seeds"]:
+        raise ConfigError(f"--seeds must be 1 to {config['seeds']}, as many as the run has, not {seeds}")
+    folder = make_folder(out)
+    if any(folder.iterdir()):
+        raise RunFolderError(f"{str(folder)!r} is not empty; choose another --out, or remove it")
+    kept = range(config["seed_start"], config["seed_start"] + (seeds or config["seeds"]))
+    _write_agents(folder, loaded, kept)
+    metrics = loaded.path / RunFolder.METRICS
+    if metrics.exists():
+        lines = metrics.read_bytes().split(b"\n")[:-1]
+        write_whole(folder / RunFolder.METRICS, b"".join(x + b"\n" for x in lines if json.loads(x)["seed"] in kept))
+    if summary := read_json(loaded.path / RunFolder.SUMMARY):
+        write_json(folder / RunFolder.SUMMARY, _summary_of(summary, kept))
+    # Last: with it the folder is a run's. Where the run was is nobody else's concern.
+    write_json(folder / RunFolder.CONFIG, config | {"seeds": len(kept), "logdir": ""})
+    return folder
+
+
+def _write_agents(folder: Path, loaded: Loaded, kept: Sequence[int]) -> None:
+    """A checkpoint for each group of seeds that has some of `kept`, with as much as `load` reads."""
+    rounds, parts = [], []
+    for group in loaded.groups:
+        places = np.flatnonzero([seed in kept for seed in group.seeds])
+        if not places.size:
+            continue
+        seeds = [group.seeds[place] for place in places]
+        diverged = np.array([group.diverged.get(seed, 0) // group.config.envs for seed in seeds], np.int32)
+        agent, hypers, env_params = take_seeds((group.agent, group.hypers, group.env_params), places)
+        parts.append((group.step, Part(agent, hypers, env_params, diverged)))
+        rounds.append(
+            {"round": {"seeds": seeds, "mine": seeds, "trials": []}, "phase": int(group.config != loaded.config)}
+        )
+    checkpoints = Checkpoints(folder, Processes(), keep=1)
+    try:
+        for index, (step, part) in enumerate(parts):
+            checkpoints.save(Place(index, step), (part,), {"rounds": rounds, "trials": [""], "agents_only": True})
+        checkpoints.wait()
+    finally:
+        checkpoints.close()
+    for note in folder.rglob("commit_success.txt"):  # orbax's; what it says is the path that it was written to
+        write_whole(note, b"")
+
+
+def _summary_of(summary: Mapping[str, Any], kept: Sequence[int]) -> dict[str, Any]:
+    """A summary of some of its seeds; the scores' interval is taken again, over these."""
+    indices = [index for index, seed in enumerate(summary["seeds"]) if seed in kept]
+    lists = {name: summary[name] for name in PER_SEED if summary.get(name) is not None}
+    kept_summary: dict[str, Any] = {name: [values[index] for index in indices] for name, values in lists.items()}
+    kept_summary["diverged"] = {seed: step for seed, step in summary["diverged"].items() if int(seed) in kept}
+    if "score" in kept_summary:
+        scores = np.array(kept_summary["score"], np.float64)
+        kept_summary |= dataclasses.asdict(summarise(scores, kept_summary["seeds"]))
+    return dict(summary) | kept_summary

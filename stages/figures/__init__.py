@@ -1,0 +1,1 @@
+"""All pictures of runs, drawn with matplotlib."""

@@ -1,0 +1,201 @@
+"""Curves: the learning curves of a sweep as a picture.
+
+Host side only, without jax. matplotlib is imported by the functions that draw, so that `--help` stays fast.
+
+Axes: S seeds, P points of a curve.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from stages.report.statistics import iqm_curve
+from stages.store.folder import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+SIZE_INCHES = (7.2, 4.4)
+DPI = 150
+FEW_POINTS = 12
+BLUE, RED, INK, GREY = "#1f5a94", "#b3261e", "#222222", "#777777"
+BOLD: dict[str, Any] = {"color": BLUE, "linewidth": 2, "marker": "o", "markersize": 4}
+THIN: dict[str, Any] = {"color": BLUE, "linewidth": 0.8, "marker": "o", "markersize": 2}
+
+
+def plot_curves(path: str | os.PathLike[str], steps: ArrayLike, scores: ArrayLike, **labels: Any) -> None:
+    """Write `curves_figure(steps, scores, **words)` as a PNG of 1080 x 660 pixels.
+
+    Raises:
+        ValueError: `scores` is not [S, P] for these steps.
+        RunFolderError: the file cannot be written.
+    """
+    write_figure(path, curves_figure(steps, scores, **labels))
+
+
+def write_figure(path: str | os.PathLike[str], figure: Figure) -> None:
+    """A figure as a PNG, which replaces the file in one step. Raises RunFolderError."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    picture = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(picture)  # unlike savefig, whatever the user's matplotlibrc says of saving
+    write_whole(Path(path), picture.getvalue())
+
+
+def curves_figure(
+    steps: ArrayLike,
+    scores: ArrayLike,
+    *,
+    title: str,
+    ylabel: str,
+    markers: Sequence[tuple[float, str]] | None = None,
+    baseline: tuple[float, str] | None = None,
+    diverged: Sequence[int] = (),
+) -> Figure:
+    """Learning curves: seeds faint, the IQM bold, its interval shaded.
+
+    A score that is not finite leaves a gap; a point between two gaps is drawn as a dot.
+
+    Args:
+        steps: [P], environment steps per seed.
+        scores: [S, P], in the unit that `ylabel` names.
+        title, ylabel: plain text (no mathtext); long ones are wrapped.
+        markers: (step, label) of vertical lines, such as the steps between phases.
+        baseline: (score, label) of a dashed horizontal line, such as a random policy's score.
+        diverged: [S], the step at which each seed did, marked by a red cross; 0 for those that did not.
+
+    Raises:
+        ValueError: `scores` is not [S, P] for these steps.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+    from matplotlib.ticker import EngFormatter
+
+    steps, scores = np.asarray(steps, np.float64), np.asarray(scores, np.float64)
+    if steps.ndim != 1 or scores.ndim != 2 or not scores.shape[0] or scores.shape[1] != steps.size:
+        raise ValueError(f"plot_curves wants steps [P] and scores [S, P]; got {steps.shape} and {scores.shape}")
+    scores = np.where(np.isfinite(scores), scores, np.nan)
+    markers = sorted(markers or ())
+
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06)  # inches
+    figure = Figure(figsize=SIZE_INCHES, dpi=DPI, layout=layout, facecolor="white")
+    axes = figure.add_subplot()
+    dress(axes)
+    ends = [0.0, *steps, *(step for step, _ in markers)]
+    span = (max(ends) - min(ends)) or 1.0
+    axes.set_xlim(min(ends) - 0.01 * span, max(ends) + 0.02 * span)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 200k rather than 200000
+    axes.set_xlabel("environment steps per seed")
+    axes.set_ylabel(textwrap.fill(ylabel, 40), parse_math=False)
+
+    _draw_scores(axes, steps, scores)
+    _draw_diverged(axes, steps, scores, diverged)
+    if baseline is not None:
+        axes.axhline(baseline[0], color=INK, linewidth=1.1, linestyle=(0, (5, 3)), label=baseline[1], zorder=2.5)
+    rows = _draw_markers(axes, markers)
+    title = textwrap.fill(title, 72)
+    axes.set_title(title, loc="left", pad=7 + 12 * rows, parse_math=False, fontsize=11, color=INK)
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:  # below the picture, where it hides nothing
+        columns = 4 if sum(map(len, labels)) < 75 else 2
+        legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+    return figure
+
+
+def dress(axes: Axes) -> None:
+    """Grid, spines and ticks as all of a run's pictures have them."""
+    axes.grid(True, color="#e6e6e6", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GREY)
+    axes.tick_params(color=GREY, labelcolor=INK, labelsize=9)
+
+
+def _draw_scores(axes: Axes, steps: NDArray[np.float64], scores: NDArray[np.float64]) -> None:
+    """The seeds, the band and the IQM; one seed alone is its own IQM and has no band."""
+    S = scores.shape[0]
+    if not np.isfinite(scores).any():
+        axes.text(0.5, 0.5, "no score yet", transform=axes.transAxes, ha="center", va="center", color=GREY)
+        axes.set_yticks([])
+        return
+    if S == 1:
+        axes.plot(steps, scores[0], markevery=_dots(scores[0]), **BOLD)
+        axes.plot([], [], color=BLUE, linewidth=2, label="1 seed")
+        return
+    faint = float(np.clip(5 / S, 0.02, 0.45))  # the more seeds, the fainter each
+    for score in scores:
+        axes.plot(steps, score, markevery=_dots(score), alpha=faint, **THIN)
+    curve = iqm_curve(scores)
+    alone = _alone(curve.iqm)
+    axes.fill_between(steps, curve.low, curve.high, color=BLUE, alpha=0.22, linewidth=0)
+    axes.vlines(steps[alone], curve.low[alone], curve.high[alone], color=BLUE, alpha=0.22, linewidth=5)
+    axes.plot(steps, curve.iqm, color="white", alpha=0.7, linewidth=4.5)  # a rim, against a crowd of seeds
+    axes.plot(steps, curve.iqm, markevery=_dots(curve.iqm), zorder=3, **BOLD)
+    # The legend's own handles: neither the seeds' faintness nor the dots belong into it.
+    axes.plot([], [], color=BLUE, linewidth=2, label="interquartile mean")
+    axes.fill_between([], [], [], color=BLUE, alpha=0.22, linewidth=0, label="its 95 % bootstrap interval")
+    axes.plot([], [], color=BLUE, alpha=0.45, linewidth=0.8, label=f"{S} seeds")
+
+
+def _draw_diverged(
+    axes: Axes, steps: NDArray[np.float64], scores: NDArray[np.float64], diverged: Sequence[int]
+) -> None:
+    """A cross where a seed diverged, at the score that it had by then; on the axis if it had none."""
+    label = f"{np.count_nonzero(diverged)} diverged"
+    for score, step in zip(scores, diverged, strict=False):
+        if step:
+            before = score[(steps <= step) & np.isfinite(score)]
+            transform = axes.transData if before.size else axes.get_xaxis_transform()
+            height = before[-1] if before.size else 0.0
+            axes.plot([step], [height], "x", color=RED, transform=transform, clip_on=False, label=label, zorder=4)
+            label = "_"  # one entry in the legend
+
+
+def _alone(values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Points with no neighbour to join, which a line would not show: [P] -> [P]."""
+    present = np.pad(np.isfinite(values), 1)
+    return present[1:-1] & ~present[:-2] & ~present[2:]
+
+
+def _dots(values: NDArray[np.float64]) -> list[int]:
+    """Indices to draw as dots: those alone, or every one where they are few."""
+    return np.flatnonzero(np.isfinite(values) if values.size <= FEW_POINTS else _alone(values)).tolist()
+
+
+def _draw_markers(axes: Axes, markers: Sequence[tuple[float, str]]) -> int:
+    """Vertical lines, labelled above the axes; where labels would meet, one climbs. Returns their rows."""
+    left, right = axes.get_xlim()
+    ends: list[float] = []  # where each row of labels ends, as a fraction of the axes' width
+    for step, label in markers:
+        axes.axvline(step, color=GREY, linewidth=1, linestyle=":", zorder=2.4)
+        width = 0.0125 * len(label) + 0.02  # of 8.5 pt text, a little generous
+        fraction = (step - left) / (right - left)
+        start = min(max(fraction - width / 2, 0.0), max(1 - width, 0.0))
+        row = next((row for row, end in enumerate(ends) if end <= start), len(ends))
+        ends[row : row + 1] = [start + width]
+        axes.annotate(
+            label,
+            (start + width / 2, 1),
+            (0, 3 + 12 * row),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            fontsize=8.5,
+            color=GREY,
+            parse_math=False,
+            annotation_clip=False,
+        )
+    return len(ends)

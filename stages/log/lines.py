@@ -1,0 +1,99 @@
+"""Lines: what a run says on the terminal, as text; the log prints it."""
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stages.cli.arguments import Arguments, beyond_preset, flag_of, set_by_mode
+from stages.report.statistics import summarise
+from stages.sweep.rounds import Plan, Round
+from stages.sweep.trials import Trial
+
+LEAST_EXPLORING_RATIO = 32
+"""Train ratio below which exploring is not worth while: of Deep Sea 10, 2 of 8 seeds reached the corner with 16, where
+chance gives 1.4 (docs/exploration.md)."""
+IN_TITLE = ("config.env", "config.env_args", "config.mode")
+"""Settings that the run's title has."""
+
+
+def start_lines(
+    arguments: Arguments, trials: int, seeds: Sequence[int], devices: Sequence[Any], processes: int, folder: Path
+) -> list[str]:
+    """What is trained, on what, and what differs from the preset; before anything is compiled."""
+    where = f"{len(devices)} {devices[0].platform} device(s)"
+    if processes > 1:
+        where += f" of each of {processes} processes"
+    of_trials = f" of each of {trials} trials" if trials > 1 else ""
+    lines = [f"{arguments.title}: seeds {seeds[0]} to {seeds[-1]}{of_trials} on {where}; files in {folder}"]
+    settings = arguments.flat
+    if by_mode := set_by_mode(settings):
+        flags = ", ".join(f"{flag_of(name)} {value}" for name, value in by_mode.items())
+        lines.append(_filled(f"set by mode {arguments.config.mode}: {flags}"))
+    if changed := [name for name in beyond_preset(settings) if name not in IN_TITLE]:
+        flags = ", ".join(f"{flag_of(name)} {settings[name]}" for name in changed)
+        lines.append(_filled(f"beside the preset: {flags}"))
+    if arguments.config.mode in ("explore", "mix") and arguments.config.replay.train_ratio < LEAST_EXPLORING_RATIO:
+        ratio = arguments.config.replay.train_ratio
+        lines.append(
+            _filled(
+                f"warning: with --replay.train-ratio {ratio:g} disagreement falls too slowly to explore by; "
+                f"give {LEAST_EXPLORING_RATIO} or more"
+            )
+        )
+    return [*lines, "compiling ..."]
+
+
+def _filled(text: str) -> str:
+    return textwrap.fill(text, 79, subsequent_indent="  ", break_on_hyphens=False)
+
+
+def plan_lines(plan: Plan, compile_seconds: float) -> list[str]:
+    """What will run side by side, once all is compiled."""
+    parts = ", ".join(f"{name} {count:,}" for name, count in plan.parameters.items())
+    parameters = f"{sum(plan.parameters.values()):,} parameters a seed: {parts}"
+    return [f"compiled in {compile_seconds:.1f} s", plan.line, parameters]
+
+
+def round_line(trials: Sequence[Trial], index: int, rounds: int, round: Round) -> str:
+    """Which seeds a round trains."""
+    first, last = f"seeds {round.seeds[0]}", str(round.seeds[-1])
+    if round.trials:
+        first, last = agent_name(trials, round, 0), agent_name(trials, round, -1)
+    return f"round {index + 1} of {rounds}: {first} to {last}"
+
+
+def agent_name(trials: Sequence[Trial], round: Round, slot: int) -> str:
+    """The seed in a round's slot, and its trial if the round has several."""
+    trial = f" of {trials[round.trials[slot]].name}" if round.trials else ""
+    return f"seed {round.seeds[slot]}{trial}"
+
+
+def progress_line(
+    mode: str, share: float, step: int, steps: int, scores: np.ndarray, tasker: np.ndarray | None, speed: float,
+    seconds: float,
+) -> str:  # fmt: skip
+    """How far a phase is.
+
+    Args:
+        share: of the phase that is done.
+        step: env steps of a seed so far, of `steps`.
+        scores: training scores [S].
+        tasker: evaluation scores [S]; None where it was not evaluated.
+        speed: env steps of all seeds in a second.
+        seconds: until the phase's end, about.
+    """
+    parts = [f"{mode:>7} {share:4.0%}", f"{step:,}/{steps:,} steps", f"score {_iqm(scores)}"]
+    if tasker is not None:
+        parts.append(f"{'zero-shot' if mode == 'explore' else 'tasker'} {_iqm(tasker)}")
+    parts += [f"{speed:,.0f} steps/s", f"{int(seconds) // 60}:{int(seconds) % 60:02d} left"]
+    return "  ".join(parts)
+
+
+def _iqm(scores: np.ndarray) -> str:
+    """The interquartile mean of finite scores; a dash if there is none."""
+    if not np.isfinite(scores).any():
+        return "-"
+    return f"{summarise(scores, list(range(len(scores))), resamples=1).iqm:.2f}"

@@ -1,0 +1,69 @@
+"""Measured: the columns of metrics.jsonl from the measurements of a chunk.
+
+Axes: S seeds of all processes, without padding; P slots of this process.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from stages.cli.processes import Processes
+from stages.log.round_log import RoundLog, shortest
+from stages.measure.measurement import DisagreementBaselines, Measurement, Novelty
+from stages.measure.open_loop import AHEAD
+from stages.report.novelty import Map, contrast_metrics, novelty_metrics
+
+Columns = dict[str, list[Any]]
+
+
+def measured_columns(
+    measured: Measurement, log: RoundLog, step: int, half: int, has_goal: bool, processes: Processes
+) -> Columns:
+    """Name -> a value for each of S seeds. What the pictures and the summary need is added to the round's log.
+
+    Args:
+        measured: of this process's slots, [P, ...].
+        step: env steps of a seed.
+        half: half the steps of the exploring phase.
+    """
+    errors, columns = jax.tree.map(shortest, processes.gather(measured.open_loop_error)), {}
+    for index, ahead in enumerate(AHEAD):
+        columns[f"open_loop/error_{ahead}"] = errors.open_loop[:, index].tolist()
+        columns[f"open_loop/posterior_{ahead}"] = errors.posterior[:, index].tolist()
+    if measured.baselines is not None:
+        columns |= _contrast_columns(measured.baselines, log, processes)
+    if measured.novelty is not None:
+        columns |= _novelty_columns(measured.novelty, log, step, half, has_goal, processes)
+    return columns
+
+
+def _contrast_columns(measured: DisagreementBaselines, log: RoundLog, processes: Processes) -> Columns:
+    """Where states cannot be counted."""
+    everyone, seeds = processes.gather(measured), len(log.round.seeds)
+    metrics = contrast_metrics(*(x[:seeds] for x in (everyone.collected, everyone.untrained, everyone.random)))
+    log.untrained_share = metrics["untrained_share"]
+    return {f"novelty/{name}": values.tolist() for name, values in metrics.items()}
+
+
+def _novelty_columns(
+    measured: Novelty, log: RoundLog, step: int, half: int, has_goal: bool, processes: Processes
+) -> Columns:
+    """Where states can be counted."""
+    local = jax.tree.map(np.asarray, measured)
+    # Each process computes its own seeds' numbers: what crosses between them is small, whatever the environment.
+    everyone = processes.gather(
+        (novelty_metrics(local.visits, local.disagreement), local.goal_episode, local.solved_episode)
+    )
+    metrics, goal, solved = jax.tree.map(lambda x: x[: len(log.round.seeds)], everyone)
+    log.novelty.add(step, metrics, goal, solved)
+    if log.adapt_step is None:  # of the leading process these are the trials' first seeds
+        trials = log.round.mine_trials or [0]
+        for trial in dict.fromkeys(trials):
+            slot = trials.index(trial)
+            log.novelty.add_map(Map.of(step, local.visits[slot], local.disagreement[slot]), half, trial)
+    columns = {f"novelty/{name}": values.tolist() for name, values in metrics.items()}
+    if has_goal:
+        for name, episodes in (("goal_episode", goal), ("solved_episode", solved)):
+            columns[f"novelty/{name}"] = [int(episode) or None for episode in episodes]
+    return columns

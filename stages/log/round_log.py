@@ -1,0 +1,175 @@
+"""The log of one round: its seeds' curves and scores so far, and the rows of metrics.jsonl that a chunk gives."""
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import ArrayLike
+
+from stages.config import Config
+from stages.report.novelty import NoveltyLog
+from stages.sweep.rounds import Phase, Round
+from stages.train import Progress
+
+
+@dataclass
+class ScoreCurve:
+    """Points of the picture: env steps of a seed, and every seed's score there."""
+
+    steps: list[int] = field(default_factory=list)
+    scores: list[np.ndarray] = field(default_factory=list)
+
+    def add(self, step: int, scores: np.ndarray) -> None:
+        """One point; scores [seeds]."""
+        self.steps.append(step)
+        self.scores.append(np.asarray(scores, np.float64))
+
+    @staticmethod
+    def load(saved: Mapping[str, Any]) -> "ScoreCurve":
+        """A curve from its JSON, where no score is null."""
+        return ScoreCurve(list(saved["steps"]), [np.array(scores, np.float64) for scores in saved["scores"]])
+
+    def of_places(self, slots: list[int]) -> "ScoreCurve":
+        """The curve of some of its seeds."""
+        return ScoreCurve(list(self.steps), [scores[slots] for scores in self.scores])
+
+    @staticmethod
+    def of_all(curves: "list[ScoreCurve]") -> "ScoreCurve":
+        """Curves of the same steps -> one, of all their seeds."""
+        return ScoreCurve(
+            curves[0].steps, [np.concatenate(scores) for scores in zip(*(c.scores for c in curves), strict=True)]
+        )
+
+
+@dataclass
+class RoundLog:
+    """The log of one round's seeds so far; scores are [seeds]."""
+
+    round: Round
+    training: ScoreCurve = field(default_factory=ScoreCurve)
+    evaluation: ScoreCurve = field(default_factory=ScoreCurve)
+    untrained: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    zero_shot: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    final: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    diverged: np.ndarray = field(default_factory=lambda: np.zeros(0, int))  # [seeds], env step; 0: it has not
+    novelty: NoveltyLog = field(default_factory=NoveltyLog)  # empty where states cannot be counted
+    untrained_share: np.ndarray = field(default_factory=lambda: np.zeros(0))  # there: of an untrained ensemble's
+    adapt_step: int | None = None  # the step from which mode task goes on with what was explored
+    phase: int = 0  # the one at work
+    done: int = 0  # iterations of it
+    step: int = 0
+    updates: int = 0
+
+    @staticmethod
+    def load(saved: Mapping[str, Any]) -> "RoundLog":
+        """A round's log from its JSON."""
+        names = ("untrained", "zero_shot", "final", "untrained_share")
+        scores = {name: np.array(saved[name], np.float64) for name in names}
+        curves: dict[str, Any] = {name: ScoreCurve.load(saved[name]) for name in ("training", "evaluation")}
+        curves["novelty"] = NoveltyLog.load(saved["novelty"])
+        scores["diverged"] = np.array(saved["diverged"], int)
+        return RoundLog(**{**saved, **scores, **curves, "round": Round(**saved["round"])})
+
+    @staticmethod
+    def of_all(rounds: "list[RoundLog]") -> "RoundLog":
+        """The logs of all rounds as one. They took the same steps; only the seeds differ."""
+        names = ("untrained", "zero_shot", "final", "diverged", "untrained_share")
+        scores = {name: np.concatenate([getattr(r, name) for r in rounds]) for name in names}
+        seeds = [seed for log in rounds for seed in log.round.seeds]
+        training = ScoreCurve.of_all([log.training for log in rounds])
+        evaluation = ScoreCurve.of_all([log.evaluation for log in rounds])
+        trials = [trial for log in rounds for trial in log.round.trials]
+        round = dataclasses.replace(rounds[-1].round, seeds=seeds, trials=trials)
+        novelty = NoveltyLog.of_all([log.novelty for log in rounds])
+        curves = {"training": training, "evaluation": evaluation, "novelty": novelty}
+        return dataclasses.replace(rounds[-1], round=round, **curves, **scores)
+
+    def of_trial(self, trial: int) -> "RoundLog":
+        """The log of one trial's seeds alone."""
+        log = self._of_places(self.round.places(trial))
+        return dataclasses.replace(log, novelty=log.novelty.with_map_of(trial))
+
+    def _of_places(self, slots: list[int]) -> "RoundLog":
+        """The log of the seeds at these places, as of one trial."""
+        names = ("untrained", "zero_shot", "final", "diverged", "untrained_share")
+        scores: dict[str, Any] = {name: getattr(self, name)[slots] for name in names if getattr(self, name).size}
+        round = dataclasses.replace(self.round, seeds=[self.round.seeds[slot] for slot in slots], trials=[])
+        curves: dict[str, Any] = {name: getattr(self, name).of_places(slots) for name in ("training", "evaluation")}
+        return dataclasses.replace(self, round=round, novelty=self.novelty.of_places(slots), **curves, **scores)
+
+    def finished(self, phases: list[Phase]) -> bool:
+        """Whether the round has come to the end of these phases, and was evaluated there."""
+        return bool(self.final.size) and self.phase == len(phases) - 1 and self.done >= phases[-1].total
+
+    def on_adapt(self) -> None:
+        """The next phase begins: mode task goes on from here."""
+        self.phase, self.done, self.adapt_step = self.phase + 1, 0, self.step
+
+    @property
+    def diverged_at(self) -> dict[int, int]:
+        """Seeds that diverged, with the env step at which each did. Of one trial."""
+        return {seed: int(step) for seed, step in zip(self.round.seeds, self.diverged, strict=False) if step}
+
+    def add_chunk(
+        self, rows: Sequence[Mapping[str, Any]], tasker: np.ndarray | None, iterations: int, updates: int
+    ) -> list[int]:
+        """Add a log point; returns the slots of the seeds that have diverged since the one before.
+
+        Args:
+            rows: of metrics.jsonl, one for each seed.
+            tasker: evaluation scores [seeds], where it was evaluated.
+            iterations: of the chunk.
+            updates: of an iteration.
+        """
+        self.step = rows[0]["step"]
+        self.done += iterations
+        self.updates += iterations * updates
+        diverged = self.on_diverged(np.array([row["diverged"] or 0 for row in rows]))
+        scores = self.carried_forward(np.array([row["episode/score"] for row in rows]))
+        self.training.add(self.step, np.where(self.diverged > 0, np.nan, scores))
+        if tasker is not None:
+            self.evaluation.add(self.step, tasker)
+        return diverged
+
+    def on_diverged(self, steps: np.ndarray) -> list[int]:
+        """Notes at which env step each seed diverged, [seeds], 0 for none; returns the places of new ones."""
+        before = self.diverged if self.diverged.size else np.zeros_like(steps)
+        self.diverged = steps
+        return np.flatnonzero((steps > 0) & (before == 0)).tolist()
+
+    def carried_forward(self, scores: np.ndarray) -> np.ndarray:
+        """Training scores, with a seed's last one where no episode of it ended since (metrics.jsonl keeps the gap)."""
+        return np.where(np.isnan(scores), self.training.scores[-1], scores) if self.training.scores else scores
+
+
+def metric_rows(
+    progress: Progress, seeds: list[int], config: Config, clock_step: int, iterations: int, since: float
+) -> list[dict[str, Any]]:
+    """One metrics row for each seed, with DreamerV3's names.
+
+    `episode/score` is NaN where no episode ended; `diverged` is the env step at which the seed did, else None.
+    """
+    episodes, metrics = progress.episodes, {name: shortest(value) for name, value in progress.metrics.items()}
+    count = np.asarray(episodes.count)
+    with np.errstate(invalid="ignore"):
+        scores, lengths = np.asarray(episodes.score) / count, np.asarray(episodes.length) / count
+    spent, (steps, updates) = time.time() - since, config.schedule
+    shared = {
+        "fps/policy": round(iterations * steps * config.envs / spent, 2),
+        "fps/train": round(iterations * updates * config.replay.batch_size * config.replay.batch_length / spent, 2),
+    }
+    rows = []
+    for i, seed in enumerate(seeds):
+        row = {"step": clock_step * config.envs, "seed": seed, "phase": config.mode}
+        row["diverged"] = int(progress.diverged[i]) * config.envs or None
+        row |= {"episode/score": float(scores[i]), "episode/length": float(lengths[i]), "episode/count": int(count[i])}
+        rows.append(row | {f"train/{name}": float(value[i]) for name, value in metrics.items()} | shared)
+    return rows
+
+
+def shortest(values: ArrayLike) -> np.ndarray:
+    """The shortest decimals that are the same float32: as float64 they would be twice as long, and say no more."""
+    return np.asarray(values, np.float32).astype(str).astype(np.float64)

@@ -1,0 +1,106 @@
+"""Summary: summary.json of a trial at work, and what it leaves when it ends: that, pictures, lines on the terminal.
+
+`about` is what summary.json says of the run around the trial: rounds, processes, seconds, versions, whether it is
+finished.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from envs.environment import StateSpace
+from stages.cli import terminal
+from stages.figures.curves import plot_curves
+from stages.figures.novelty_maps import plot_novelty
+from stages.log.round_log import RoundLog
+from stages.report.novelty import novelty_line, summary
+from stages.report.score_table import print_table
+from stages.report.statistics import summarise
+from stages.store.folder import RunFolder
+from stages.sweep.trials import Trial
+
+
+def write_unfinished(
+    folder: RunFolder, trial: Trial, log: RoundLog, states: StateSpace | None, about: Mapping[str, Any]
+) -> None:
+    """summary.json of a trial at a log point. Raises RunFolderError."""
+    config = trial.arguments.config
+    last = lambda curve: curve.scores[-1].tolist() if curve.scores else None
+    folder.write_summary(
+        {
+            "finished": False,
+            "env": config.env,
+            "mode": config.mode,
+            "seeds": log.round.seeds,
+            "diverged": log.diverged_at,
+            "env_steps": log.step,
+            "updates": log.updates,
+            "training_score": last(log.training),
+            "evaluation_score": last(log.evaluation),
+            **summary(log.novelty, None if states is None else states.count),
+            **about,
+        }
+    )
+
+
+def write_finished(
+    folder: RunFolder, trial: Trial, log: RoundLog, states: StateSpace | None, about: Mapping[str, Any]
+) -> None:
+    """curves.png, novelty.png where states can be counted, and summary.json, at the end of a run.
+
+    Raises:
+        RunFolderError: the disk refuses.
+    """
+    config, title = trial.arguments.config, _title(trial)
+    explores, scored = config.mode != "task", np.isfinite(log.untrained)
+    curve = log.evaluation if explores else log.training
+    plot_curves(
+        folder.path / "curves.png",
+        np.array(curve.steps),
+        np.stack(curve.scores, 1),
+        title=title,
+        ylabel="tasker's evaluation score" if explores else "training score",
+        markers=None if log.adapt_step is None else [(log.adapt_step, "adapts from here")],
+        baseline=(float(log.untrained[scored].mean()), "untrained") if scored.any() else None,
+        diverged=[log.diverged_at.get(seed, 0) for seed in log.round.seeds],
+    )
+    if states is not None:
+        plot_novelty(folder.path / "novelty.png", log.novelty, states, title=title, seed=log.round.seeds[0])
+    folder.write_summary(
+        {
+            "env": config.env,
+            "env_args": dict(config.env_args),
+            "mode": config.mode,
+            "preset": trial.arguments.preset,
+            "settings": dict(trial.settings),
+            "seeds": log.round.seeds,
+            "diverged": log.diverged_at,
+            "env_steps": log.step,
+            "updates": log.updates,
+            "score": log.final.tolist(),
+            **dataclasses.asdict(summarise(log.final, log.round.seeds)),
+            "zero_shot": log.zero_shot.tolist() if config.mode == "explore" else None,
+            "untrained": log.untrained.tolist(),
+            **summary(log.novelty, None if states is None else states.count),
+            "untrained_share": log.untrained_share.tolist() if log.untrained_share.size else None,
+            **about,
+        }
+    )
+
+
+def print_finished(trial: Trial, log: RoundLog, states: StateSpace | None, has_goal: bool) -> None:
+    """The table of a trial's final scores, and what is known of its exploring."""
+    with terminal.printing():
+        title = f"{_title(trial)}: final evaluation, {trial.arguments.config.eval_episodes} episodes a seed"
+        print_table(summarise(log.final, log.round.seeds), title, log.diverged_at)
+    if states is not None:
+        terminal.say(novelty_line(log.novelty, states.count, has_goal))
+    elif np.isfinite(log.untrained_share).any():
+        share = np.nanmedian(log.untrained_share)
+        terminal.say(f"disagreement about what was collected last: {share:.2g} of an untrained ensemble's (median)")
+
+
+def _title(trial: Trial) -> str:
+    return f"{trial.arguments.title}, {trial.name}" if trial.name else trial.arguments.title

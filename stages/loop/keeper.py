@@ -1,0 +1,202 @@
+"""Keeper: where a run goes on, when it saves, and when it stops because a signal asks."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from envs.environment import Environment
+from stages.cli.arguments import Arguments, check_same_run
+from stages.cli.processes import Processes
+from stages.cli.signals import Signals, Stopped
+from stages.config import ConfigError
+from stages.log.run_log import RunLog
+from stages.replay import StepCounters
+from stages.store.checkpoint import Checkpoints, Place
+from stages.store.fingerprint import COMPUTATION, check_spaces, fingerprint
+from stages.store.folder import RunFolder, RunFolderError
+from stages.sweep.rounds import Phase
+from stages.sweep.trials import Program
+from stages.train import TrainState
+
+
+class Entered(NamedTuple):
+    """The run's folder."""
+
+    folder: RunFolder | None  # None in processes that do not write
+    trials: list[RunFolder]  # of each trial; the run's own where there is one; empty in processes that do not write
+    path: Path
+    finished: bool  # the run that is there has come to its end
+
+    def close(self) -> None:
+        """Let others have the folders."""
+        for each in {*self.trials, self.folder} - {None}:
+            each.close()
+
+
+def enter(program: Program, processes: Processes) -> Entered:
+    """Open the run's folder, new or with the same run in it, and those of its trials.
+
+    Raises:
+        RunFolderError: the folder cannot be used, or another run is at work there.
+        ConfigError: the run that is there was made with other arguments.
+    """
+    entered = Entered(None, [], Path(), False)
+    if processes.leads:
+        arguments = program.arguments
+        folder = RunFolder.open(arguments.logdir)
+        entered = Entered(folder, [], folder.path, False)
+        try:
+            there = folder.config
+            if there is not None:
+                if not isinstance(there, dict) or not {"config", "hypers", "seeds"} <= there.keys():
+                    raise RunFolderError(
+                        f"{RunFolder.CONFIG} in {str(folder.path)!r} has no settings of a run: put the whole file "
+                        "back, or choose another --logdir"
+                    )
+                more = check_same_run(arguments, there)
+                entered = entered._replace(finished=not more and bool((folder.summary or {}).get("finished")))
+            for trial in program.trials:
+                entered.trials.append(RunFolder.open(folder.path / trial.name) if trial.name else folder)
+        except BaseException:
+            entered.close()
+            raise
+    path, finished = processes.exchange_json([str(entered.path), entered.finished])[0]
+    return entered._replace(path=Path(path), finished=finished)
+
+
+class Keeper:
+    """Saves the state between chunks, beside training. A save that fails costs the save, and not the run; where it is
+    the last of a round, `close` says so."""
+
+    def __init__(
+        self,
+        arguments: Arguments,
+        env: Environment,
+        folder: Path,
+        processes: Processes,
+        signals: Signals,
+        log: RunLog,
+    ):
+        """
+        Raises:
+            RunFolderError: the newest checkpoint cannot be read, or none can be saved in this folder.
+            ConfigError: the run had another number of processes or an environment with other spaces, or is a copy of
+                its agents alone.
+        """
+        self._minutes, self._processes, self._signals, self._log = arguments.checkpoint_minutes, processes, signals, log
+        self._checkpoints = Checkpoints(folder, processes, arguments.checkpoint_keep)
+        self._folder = folder
+        self._environment = fingerprint(env)
+        self._phases: list[Phase] = []
+        self._lost: list[int] = []  # rounds whose last state could not be saved
+        self._saved_at = self._chunk_at = time.time()
+        signals.on_abort = log.on_abort
+        try:
+            self._checkpoints.try_saving()
+        except BaseException:
+            log.on_abort()
+            raise
+        newest = self._checkpoints.newest()
+        self.chunks: list[int] = []  # iterations of a chunk, in each phase, of a run that goes on
+        self.side_by_side = 0  # seeds that it trains at once, in all processes
+        if not newest:
+            log.restart()
+            return
+        saved = self._checkpoints.progress(newest)
+        if saved.get("agents_only"):
+            raise ConfigError(
+                f"{str(folder)!r} is an exported copy and holds agents alone: training cannot go on with it; choose "
+                "another --logdir"
+            )
+        if saved["processes"] != processes.count:
+            raise ConfigError(
+                f"the run was made by {saved['processes']} processes, not {processes.count}: start as many"
+            )
+        before = saved.get("environment", {})
+        check_spaces(before, env, folder)
+        if before and before[COMPUTATION] != self._environment[COMPUTATION] and processes.leads:
+            log.warn("the environment's code, or jax, has changed since the run was saved: it goes on with the new one")
+        log.load(saved)
+        self.chunks = saved["iterations"]
+        self.side_by_side = saved["width"] * processes.count
+
+    def on_plan(self, phases: list[Phase]) -> None:
+        """All is compiled: from now on there is something to save."""
+        self._phases = phases
+        self._saved_at = self._chunk_at = time.time()
+        self._signals.between_chunks()
+
+    def restore(self, index: int) -> tuple[TrainState, StepCounters] | None:
+        """State and clock of round `index` at its newest checkpoint; None if it has none. Raises RunFolderError."""
+        logged = self._log.round
+        if not logged.step:
+            return None
+        state, clock = self._phases[0].sweep.shapes(len(logged.round.mine))
+        if logged.phase:
+            state = self._phases[logged.phase].sweep.adapted(state)
+        return self._checkpoints.restore(Place(index, logged.step), (state, clock))
+
+    def on_chunk(self, state: TrainState, clock: StepCounters) -> None:
+        """Save if it is time. Raises Stopped, once all is saved, where a signal has asked any process to stop."""
+        self._check_folder()
+        now = time.time()
+        self._signals.between_chunks(now - self._chunk_at)
+        mine = [self._signals.asked, now - self._saved_at >= 60 * self._minutes]
+        everyone = self._processes.exchange_json(mine)
+        asked, due = max(code for code, _ in everyone), everyone[0][1]
+        if due or asked:
+            self._save(state, clock)
+        if asked:
+            self._wait()
+            self._log.on_stop()
+            raise Stopped(asked)
+        self._chunk_at = time.time()
+
+    def on_round_end(self, index: int, state: TrainState, clock: StepCounters) -> None:
+        """Save the state at the end of a round, and keep that checkpoint alone; `close` raises where it failed."""
+        self._check_folder()
+        saved = self._save(state, clock)
+        written = self._wait()  # in every process, whether or not its own save began
+        if all(self._processes.exchange_json(saved and written)):
+            self._tried(lambda: self._checkpoints.prune(index))
+        else:
+            self._lost.append(index)
+
+    def close(self) -> None:
+        """All is written. Raises RunFolderError where the last agents of a round are not."""
+        self._checkpoints.close()
+        if self._lost:
+            rounds = len(self._log.rounds)
+            which = f"the agents of {len(self._lost)} of {rounds} rounds" if rounds > 1 else "the agents"
+            raise RunFolderError(
+                f"{which} could not be saved at the end, see the warnings: metrics and scores are whole, but eval and "
+                "video have an earlier checkpoint, if any; free the disk, and train again into another --logdir"
+            )
+
+    def _check_folder(self) -> None:
+        """Raises RunFolderError where the run's folder is gone: a checkpoint would make half a one in its place."""
+        if self._log.setup.folder is not None and not (self._folder / RunFolder.CONFIG).exists():
+            raise RunFolderError(f"{str(self._folder)!r} was removed or moved while the run was at work in it")
+
+    def _save(self, state: TrainState, clock: StepCounters) -> bool:
+        """Whether the disk let it begin."""
+        self._wait()  # one before that failed must not cost this one
+        place = Place(self._log.current, self._log.round.step)
+        progress = self._log.saved([each.iterations for each in self._phases]) | {"environment": self._environment}
+        saved = self._tried(lambda: self._checkpoints.save(place, (state, clock), progress))
+        self._saved_at = time.time()
+        return saved
+
+    def _wait(self) -> bool:
+        """Whether all that was saved is on disk."""
+        return self._tried(self._checkpoints.wait)
+
+    def _tried(self, act: Callable[[], None]) -> bool:
+        """Whether the disk let it; a warning says why not."""
+        try:
+            act()
+        except RunFolderError as error:
+            self._log.warn(f"not saved: {error}")
+            return False
+        return True

@@ -1,0 +1,152 @@
+"""The training loop: rounds of seeds side by side, each through its phases in equal chunks.
+
+`python run.py` trains with it into a folder (`train_program`), the library without one (`train_rounds`).
+"""
+
+import time
+from collections.abc import Callable
+
+import jax
+
+import envs
+from envs.environment import Environment
+from stages.cli import terminal
+from stages.cli.processes import Processes
+from stages.cli.signals import Signals
+from stages.config import Hypers
+from stages.log.round_log import RoundLog
+from stages.log.run_log import (
+    RunLog,
+    RunSetup,
+    chunk_rows,
+    log_chunk,
+    log_finish,
+    log_plan,
+    log_round,
+    log_start,
+    with_measurements,
+)  # fmt: skip
+from stages.loop.keeper import Keeper, enter
+from stages.replay import StepCounters
+from stages.sweep.rounds import Evaluator, Phase, Round, phases_of, plan
+from stages.sweep.trials import Program
+from stages.train import TrainState
+
+OnRoundEnd = Callable[[RoundLog, TrainState, StepCounters], None]
+
+
+def train_program(program: Program, processes: Processes, signals: Signals, started: float) -> None:
+    """Make the environment, enter the run's folder and train to the end, unless the run there has come so far.
+
+    Raises:
+        ConfigError, EnvError, RunFolderError, Stopped: as the functions below.
+    """
+    config = program.arguments.config
+    env = envs.make(config.env, dict(config.env_args))
+    entered = enter(program, processes)
+    try:
+        setup = RunSetup(
+            program.arguments, program.trials, processes, env.states, env.goal is not None, entered.folder,
+            entered.trials,
+        )  # fmt: skip
+        if not entered.finished:
+            log = RunLog(setup, started)
+            train_rounds(env, log, Keeper(program.arguments, env, entered.path, processes, signals, log))
+        elif entered.folder is not None:
+            terminal.say(f"the run in {entered.path} is finished; raise --steps to go on, or choose another --logdir")
+    finally:
+        entered.close()
+
+
+def train_rounds(
+    env: Environment, log: RunLog, keeper: Keeper | None = None, on_round_end: OnRoundEnd | None = None
+) -> None:
+    """Plan which seeds fit side by side, train them round by round, and log what they do.
+
+    Args:
+        keeper: saves checkpoints, and goes on from them; None: nothing is saved.
+        on_round_end: called with each round's log, last state and clock.
+
+    Raises:
+        ConfigError: not even one seed fits into memory.
+        Stopped: a signal asked for it, and all is saved.
+    """
+    setup, arguments = log.setup, log.setup.arguments
+    seeds = list(range(arguments.seed_start, arguments.seed_start + arguments.seeds))
+    devices = jax.local_devices()[: arguments.devices or None]
+    chunks, slots = (keeper.chunks, keeper.side_by_side) if keeper else ([], 0)
+
+    def build(width: int) -> list[Phase]:
+        return phases_of(env, arguments.config, devices, width, arguments.log_points, chunks)
+
+    log_start(log, seeds, devices)
+    try:
+        planned = plan(
+            seeds, devices, setup.processes, build,
+            trials=range(len(setup.trials)) if len(setup.trials) > 1 else (),
+            parallel=slots or arguments.parallel, allowed=arguments.memory * 1e9,
+        )  # fmt: skip
+    except BaseException:
+        log.on_abort()
+        raise
+    log_plan(log, planned)
+    if keeper:
+        keeper.on_plan(planned.phases)
+    for index, round in enumerate(planned.rounds):
+        hypers = round.hypers([trial.arguments.hypers for trial in setup.trials])
+        if not log_round(log, index, round).finished(planned.phases):
+            train_round(planned.phases, round, hypers, log, keeper, on_round_end)
+    log_finish(log)
+    if keeper:
+        keeper.close()
+
+
+def train_round(
+    phases: list[Phase],
+    round: Round,
+    hypers: Hypers,
+    log: RunLog,
+    keeper: Keeper | None = None,
+    on_round_end: OnRoundEnd | None = None,
+) -> None:
+    """Train a round's seeds through the phases, from their first step or their checkpoint, to their last evaluation."""
+    evaluate, logged = Evaluator(round, log.setup.processes), log.round
+    if keeper and (saved := keeper.restore(log.current)):
+        state, clock = saved
+    else:
+        sweep = phases[0].sweep
+        state, clock, _ = sweep.prefill(sweep.init(round.mine, hypers))
+        logged.untrained = evaluate(sweep, state, clock)
+    for phase in phases[logged.phase :]:
+        if phase is not phases[logged.phase]:
+            state = phase.sweep.adapt(state)
+            logged.on_adapt()
+        state, clock = train_phase(phase, state, clock, evaluate, log, keeper)
+        if phase.sweep.config.mode == "explore":
+            logged.zero_shot = logged.evaluation.scores[-1]
+    logged.final = evaluate(phases[-1].sweep, state, clock)
+    if keeper:
+        keeper.on_round_end(log.current, state, clock)
+    if on_round_end:
+        on_round_end(logged, state, clock)
+
+
+def train_phase(
+    phase: Phase, state: TrainState, clock: StepCounters, evaluate: Evaluator, log: RunLog, keeper: Keeper | None = None
+) -> tuple[TrainState, StepCounters]:
+    """Collect and train in equal chunks; log and save after each. Consumes `state`."""
+    sweep, logged, since, first = phase.sweep, log.round, time.time(), log.round.done
+    exploring = log.setup.arguments.config.mode != "task"  # then the tasker is evaluated at every log point
+    while logged.done < phase.total:
+        chunk_since = time.time()
+        state, clock, progress = sweep.train_chunk(state, clock, phase.iterations)
+        rows = chunk_rows(log, progress, sweep.config, clock, phase.iterations, chunk_since)
+        rows = with_measurements(log, rows, sweep.measure(state, logged.round.mine, int(clock.step)))
+        scores = evaluate(sweep, state, clock) if exploring else None
+        done = logged.done + phase.iterations
+        seconds = (time.time() - since) / (done - first) * (phase.total - done)
+        log_chunk(log, sweep.config, rows, scores, phase.iterations, done / phase.total, seconds)
+        if keeper:
+            keeper.on_chunk(state, clock)
+    assert sweep.traces["train_chunk"] <= 1, sweep.traces
+    return state, clock

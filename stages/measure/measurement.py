@@ -1,0 +1,199 @@
+"""Measure: what exploration has covered, whether disagreement stands for novelty, and how far the model foresees.
+
+If disagreement stands for novelty, it falls with visits: it is measured about each action in each countable state.
+Where states cannot be counted, it is held beside what an untrained ensemble would see, and what random actions would
+meet. How far the model foresees is its open-loop error on replayed rows, beside the posterior's.
+
+Axes: X states, U actions that are told apart, C capacity, N environments, K rows of a state, A action vector, H rows
+ahead.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from envs.environment import Environment
+from stages.agent import Agent
+from stages.collect import collect, start
+from stages.config import Config, Hypers
+from stages.intrinsic import IntrinsicReward
+from stages.measure.coverage import Coverage, action_vectors
+from stages.measure.open_loop import AHEAD, open_loop_errors
+from stages.replay import ReplayBuffer, Row, StepCounters, capacity_of, choose, read
+from stages.rssm import Latent
+from stages.uniform import RandomPolicy
+from stages.world_model import WorldModel, action_vector
+
+ROWS_PER_STATE = 8
+RECENT_ROWS = 128  # of each environment, the newest
+RANDOM_ENVS, RANDOM_STEPS = 8, 32  # rows that uniformly random actions collect
+WINDOWS = 64  # of replayed rows that the model is run forward through
+
+
+class OpenLoopError(eqx.Module):
+    """One seed's prediction errors on replayed rows, in the decoder's terms (open_loop.Errors.loss)."""
+
+    open_loop: Float[Array, " H"]  # the model run forward so many rows with the actions that were taken
+    posterior: Float[Array, " H"]  # of the same rows, where the model saw them
+
+
+class Novelty(eqx.Module):
+    """One seed's visits of countable states, and what its ensemble says of them."""
+
+    visits: Int[Array, "X U"]
+    disagreement: Float[Array, "X U"]  # NaN where the ring holds no row of the state; everywhere without an ensemble
+    episodes: Int[Array, ""]
+    goal_episode: Int[Array, ""]  # 0: not yet
+    solved_episode: Int[Array, ""]  # 0: not yet
+
+
+class DisagreementBaselines(eqx.Module):
+    """One seed's mean disagreement about the action taken, at one point of its training; NaN where there is no row."""
+
+    collected: Float[Array, ""]  # at the newest rows of the ring
+    untrained: Float[Array, ""]  # there, of an ensemble that has learned nothing
+    random: Float[Array, ""]  # at rows that uniformly random actions collect, which nothing has learned from
+
+
+class Measurement(eqx.Module):
+    """One seed at one point of its training."""
+
+    open_loop_error: OpenLoopError
+    novelty: Novelty | None  # where states can be counted
+    baselines: DisagreementBaselines | None  # where they cannot, and there is an ensemble
+
+
+def measure(
+    env: Environment,
+    config: Config,
+    agent: Agent,
+    ring: ReplayBuffer,
+    coverage: Coverage | None,
+    step: Int[Array, ""],
+    hypers: Hypers,
+    *,
+    key: PRNGKeyArray,
+) -> Measurement:
+    """All that is measured of a seed.
+
+    Args:
+        step: rows of each environment that were collected so far.
+    """
+    ahead, by_state, beside = open_loop_error(agent.model, ring, step, hypers, key=jr.fold_in(key, 0)), None, None
+    if coverage is not None:
+        by_state = novelty(env, agent, ring, coverage, hypers, key=key)
+    elif agent.intrinsic is not None:
+        beside = disagreement_baselines(env, config, agent, ring, step, hypers, key=key)
+    return Measurement(ahead, by_state, beside)
+
+
+def open_loop_error(
+    model: WorldModel, ring: ReplayBuffer, step: Int[Array, ""], hypers: Hypers, *, key: PRNGKeyArray
+) -> OpenLoopError:
+    """Errors from the stored state of a row on, over uniform windows of the ring, as far as their episode goes; NaN
+    where no episode goes so far. A ring that holds fewer rows has one window in each environment, and what is there of
+    it."""
+    (capacity, envs), length = ring.reward.shape, max(AHEAD)
+    clock = StepCounters(step, jnp.zeros((), jnp.int32))
+    rows = read(ring, choose(clock, capacity, envs, WINDOWS, length, online=False, key=key), length)
+    there, key = jnp.minimum(step, capacity), jr.fold_in(key, 0)
+    ahead, observed, _ = open_loop_errors(model, rows, AHEAD, hypers.unimix, context=1, present=there, key=key)
+    return OpenLoopError(ahead.loss, observed.loss)
+
+
+def novelty(
+    env: Environment, agent: Agent, ring: ReplayBuffer, coverage: Coverage, hypers: Hypers, *, key: PRNGKeyArray
+) -> Novelty:
+    """Coverage as it is, and the disagreement about every action at stored rows of each state, averaged over them.
+
+    Rows are read with their stored latents. Each state has the same number of them, however seldom it was visited.
+    """
+    about = jnp.full(coverage.visits.shape, jnp.nan)
+    if (reward := agent.intrinsic) is not None:
+        rows, present = rows_of_states(coverage.where, env.states.size if env.states else 0, key=key)
+        actions = action_vectors(env.action_space)
+        by_row = lax.map(lambda at: _novelty_of_rows(reward.measured, agent.model, ring, at, actions, hypers), rows.T)
+        about = jnp.where(present[:, None], by_row.mean(0), jnp.nan)  # over K
+    return Novelty(coverage.visits, about, coverage.episodes, coverage.goal_episode, coverage.solved_episode)
+
+
+def disagreement_baselines(
+    env: Environment,
+    config: Config,
+    agent: Agent,
+    ring: ReplayBuffer,
+    step: Int[Array, ""],
+    hypers: Hypers,
+    *,
+    key: PRNGKeyArray,
+) -> DisagreementBaselines:
+    """Disagreement beside two scales of it, where no visits can be counted.
+
+    Args:
+        step: rows of each environment that were collected so far.
+    """
+    key_start, key_steps, key_members = jr.split(key, 3)
+    capacity = capacity_of(ring)
+    at = (step - 1 - jnp.arange(min(RECENT_ROWS, capacity))) % capacity
+    recent = jax.tree.map(lambda x: x[at], ring)
+    there = (jnp.arange(at.size) < step)[:, None] & ~recent.is_last
+
+    def act(actor_state, key):
+        actor_state, row, _ = collect(env, agent, RandomPolicy(env.action_space), actor_state, hypers, key=key)
+        return actor_state, row
+
+    begun = start(env, agent.model, RANDOM_ENVS, key=key_start)
+    _, fresh = lax.scan(act, begun, jr.split(key_steps, RANDOM_STEPS))
+    assert agent.intrinsic is not None
+    intrinsic = agent.intrinsic.measured
+    untrained = intrinsic.untrained(config, env.obs_space, env.action_space, key=key_members)
+    mean = lambda reward, rows, there: _mean_novelty(reward, agent.model, rows, there, hypers)
+    return DisagreementBaselines(
+        mean(intrinsic, recent, there), mean(untrained, recent, there), mean(intrinsic, fresh, ~fresh.is_last)
+    )
+
+
+def _mean_novelty(
+    reward: IntrinsicReward, model: WorldModel, rows: Row, there: Bool[Array, "R N"], hypers: Hypers
+) -> Float[Array, ""]:
+    """Over the rows that are there. An episode's last row has no action that was taken."""
+    feat = Latent.stored(rows.deter, rows.stoch, model.rssm.classes, model.dtype).feat
+    by_row = reward(model, feat, action_vector(model, rows.action), hypers)
+    return jnp.where(there, by_row, 0.0).sum() / there.sum()
+
+
+def _novelty_of_rows(
+    reward: IntrinsicReward,
+    model: WorldModel,
+    ring: ReplayBuffer,
+    at: Int[Array, " X"],
+    actions: Float[Array, "U A"],
+    hypers: Hypers,
+) -> Float[Array, "X U"]:
+    """The novelty of each action at these rows of the ring."""
+    index = jnp.unravel_index(at, ring.reward.shape)
+    feat = Latent.stored(ring.deter[index], ring.stoch[index], model.rssm.classes, model.dtype).feat
+    spread = lambda action: jnp.broadcast_to(action, (*at.shape, *action.shape))
+    about = lambda action: reward(model, feat, spread(action), hypers)
+    return lax.map(about, actions).T.astype(jnp.float32)
+
+
+def rows_of_states(where: Int[Array, "C N"], states: int, *, key: PRNGKeyArray) -> tuple[Int[Array, "X K"], Array]:
+    """K rows of each state, spread evenly over all its rows in the ring by age: none twice where there are as many.
+
+    Args:
+        where: the state of each row of the ring, -1 for none.
+
+    Returns:
+        positions in the flattened ring; whether the state has any row, [X] (else the positions mean nothing).
+    """
+    order = jnp.argsort(where.reshape(-1), stable=True)  # rows of one state stand together, those of none come first
+    count = jnp.bincount(jnp.where(where < 0, states, where).reshape(-1), length=states + 1)[:states]
+    first = where.size - count.sum() + jnp.cumsum(count) - count
+    offset = jr.randint(key, (states,), 0, jnp.maximum(count, 1))
+    spread = jnp.arange(ROWS_PER_STATE) * count[:, None] // ROWS_PER_STATE
+    place = first[:, None] + (offset[:, None] + spread) % jnp.maximum(count, 1)[:, None]
+    return order[jnp.minimum(place, where.size - 1)], count > 0

@@ -1,0 +1,1 @@
+"""What scores say: statistics over seeds, runs read again and compared, tables."""

@@ -1,0 +1,187 @@
+"""Tables: a comparison as text, for the terminal, as markdown and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from stages.cli import terminal
+from stages.report.compare import Comparison, Line, Pair, described, differing_settings, final_scores
+from stages.report.read import EXPLORED
+from stages.report.score_table import decimals, number
+from stages.report.statistics import Estimate
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+STATISTICS = {"iqm": "IQM", "median": "median", "mean": "mean", "optimality_gap": "optimality\ngap"}
+FEW_SETTINGS = 4
+
+
+class Table(NamedTuple):
+    """A title, the columns' names and cells [rows][columns]; a cell may have two lines. Notes follow it."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+
+
+def tables(comparison: Comparison) -> list[Table]:
+    """For each environment the scores, the probabilities of improvement, and novelty where it was measured."""
+    result = []
+    for group in comparison.groups:
+        differing = differing_settings(group.runs)
+        apart = [f"{run.name}: {_short(described(run, differing))}" for run in group.runs if differing]
+        steps = sorted({run.done for run in group.runs})
+        after = f" after {steps[0]:,} steps a seed" if len(steps) == 1 else ""
+        result.append(_scores(f"{group.env}: final scores{after}", group.lines, group.notes + apart))
+        result += _improvement(group.env, group.pairs) + _novelty(group.env, group.lines)
+    if comparison.over:
+        result.append(_scores("Over environments, 0 the lowest return and 1 the highest", comparison.over, []))
+    result += _improvement("Over environments", comparison.over_pairs)
+    if comparison.notes:
+        result.append(Table("", [], [], comparison.notes))
+    return result
+
+
+def print_tables(tables: Sequence[Table], console: Console | None = None) -> None:
+    """To the terminal, and as wide as it is; 80 columns where it is a pipe."""
+    from rich import box
+    from rich.table import Table as Rich
+    from rich.text import Text
+
+    console = console or terminal.console()
+    for table in tables:
+        if table.columns:
+            # Text, not str: a name such as "catch[bsuite]" is not markup.
+            style: dict[str, Any] = {
+                "title_justify": "left",
+                "title_style": "bold",
+                "min_width": min(len(table.title), console.width),
+            }
+            shown = Rich(title=Text(table.title), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), **style)
+            for index, column in enumerate(table.columns):
+                shown.add_column(Text(column), justify="left" if index == 0 else "right", overflow="fold")
+            for row in table.rows:
+                shown.add_row(*map(Text, row))
+            console.print(shown)
+        for note in table.notes:
+            console.print(Text(f"  {note}"))
+        if table.notes:
+            console.print()
+
+
+def markdown(tables: Sequence[Table]) -> str:
+    """The same for a README or an issue."""
+    lines: list[str] = []
+    for table in tables:
+        if table.columns:
+            lines += [f"### {table.title}", ""]
+            cells = [table.columns, ["---"] + ["---:"] * (len(table.columns) - 1), *table.rows]
+            lines += ["| " + " | ".join(_escaped(cell) for cell in row) + " |" for row in cells]
+            lines.append("")
+        lines += [f"- {_escaped(note)}" for note in table.notes]
+        lines += [""] if table.notes else []
+    return "\n".join(lines)
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """All numbers, with every seed's, for programs."""
+    line = lambda each: {
+        "seeds": each.seeds,
+        **{name: estimate._asdict() for name, estimate in each.estimates.items()},
+        **each.novelty,
+    }
+    pair = lambda each: {"ours": each.ours, "theirs": each.theirs, **each.probability._asdict()}
+    groups = {}
+    for group in comparison.groups:
+        runs = {
+            run.name: {
+                "finished": run.finished,
+                "steps": run.done,
+                "settings": {name: run.settings.get(name) for name in comparison.differing},
+                "versions": {name: run.settings[name] for name in run.settings if name.startswith("versions.")},
+                "seeds": run.seeds,
+                "score": final_scores(run),
+            }
+            | {name: run.per_seed(name) for name in ("zero_shot", *EXPLORED) if run.per_seed(name).size}
+            | {"estimates": line(each)}
+            for run, each in zip(group.runs, group.lines, strict=True)
+        }
+        groups[group.env] = {"runs": runs, "improvement": [pair(p) for p in group.pairs], "notes": group.notes}
+    over = {each.name: line(each) for each in comparison.over}
+    return {
+        "environments": groups,
+        "over_environments": {"scores": over, "improvement": [pair(p) for p in comparison.over_pairs]},
+        "notes": comparison.notes,
+    }
+
+
+def _scores(title: str, lines: Sequence[Line], notes: list[str]) -> Table:
+    shown = [name for name in STATISTICS if any(np.isfinite(_value(line, name)) for line in lines)]
+    digits = {name: _places([line.estimates[name] for line in lines if name in line.estimates]) for name in shown}
+    rows = [
+        [f"{line.name}\n{line.seeds} seed{'' if line.seeds == 1 else 's'}"]
+        + [_cell(line.estimates[name], digits[name]) if name in line.estimates else "-" for name in shown]
+        for line in lines
+    ]
+    return Table(title, ["run", *(STATISTICS[name] for name in shown)], rows, notes)
+
+
+def _improvement(title: str, pairs: Sequence[Pair]) -> list[Table]:
+    rows = [[f"{pair.ours} over {pair.theirs}", _cell(pair.probability, 2, " ")] for pair in pairs]
+    return [Table(f"{title}: probability of improvement", ["", "probability"], rows, [])] if pairs else []
+
+
+def _novelty(title: str, lines: Sequence[Line]) -> list[Table]:
+    if not any(line.novelty for line in lines):
+        return []
+    columns = ["run", "states visited", "reached the goal", "solved", "rank correlation"]
+    rows = [[line.name, *explored(line.novelty)] for line in lines]
+    return [Table(f"{title}: exploration (medians over seeds)", columns, rows, [])]
+
+
+def explored(novelty: Mapping[str, float]) -> list[str]:
+    """Cells: states visited, how many seeds reached the goal and solved it, rank correlation; medians over seeds."""
+    value = lambda name: novelty.get(name, np.nan)
+    states = f"{value('visited_states'):g}\nof {value('states'):,g}" if novelty else "-"
+    ends = [_episodes(value(f"{name}_seeds"), value("seeds"), value(f"{name}_episode")) for name in ("goal", "solved")]
+    return [states, *ends, number(value("novelty_correlation"), 2)]
+
+
+def _episodes(reached: float, seeds: float, episode: float) -> str:
+    """By how many seeds, and when half of all were there."""
+    if np.isnan(reached):
+        return "-"
+    return f"by {reached:g} of {seeds:g}" + ("" if np.isnan(episode) else f"\nepisode {episode:,g}")
+
+
+def _value(line: Line, name: str) -> float:
+    return line.estimates[name].value if name in line.estimates else np.nan
+
+
+def _places(estimates: Sequence[Estimate]) -> int:
+    """Decimals that show three digits of the largest, and two behind the point of a share."""
+    extreme = max((abs(x) for estimate in estimates for x in estimate if np.isfinite(x)), default=0.0)
+    return max(decimals(max(extreme, 1.0) if extreme > 0.1 else extreme) - 1, 0)
+
+
+def _cell(estimate: Estimate, digits: int, between: str = "\n") -> str:
+    """A number and its interval; nothing but a dash without one."""
+    value, low, high = (number(x, digits) for x in estimate)
+    interval = f"{low} to {high}" if between == "\n" else f"({low} to {high})"
+    return value + between + interval if np.isfinite(estimate.value) else "-"
+
+
+def _short(text: str) -> str:
+    flags = text.split(" --")
+    return " --".join(flags[:FEW_SETTINGS]) + (
+        f" and {len(flags) - FEW_SETTINGS} more" if len(flags) > FEW_SETTINGS else ""
+    )
+
+
+def _escaped(cell: str) -> str:
+    return cell.replace("|", "\\|").replace("\n", "<br>")

@@ -1,0 +1,290 @@
+"""Rounds: how many seeds fit side by side, and how a sweep's seeds are assigned to rounds and processes.
+
+A round is P seeds of each process, trained side by side from their first step to their last evaluation. All rounds run
+the same executables. A place that no seed is left for trains the last seed once more, and its results are dropped.
+Where several trials (settings) are trained, every trial has all seeds, and one place is a seed of a trial.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+
+from envs.environment import Environment
+from stages.cli.processes import Processes
+from stages.config import Config, ConfigError, Hypers
+from stages.replay import StepCounters
+from stages.sweep import memory
+from stages.sweep.memory import format_bytes
+from stages.sweep.sweep import Sweep, mesh_for
+from stages.train import TrainState
+
+
+@dataclass(frozen=True)
+class Round:
+    """Seeds that are trained at the same time."""
+
+    seeds: list[int]  # of all processes, without padding
+    mine: list[int]  # [P], this process's, with padding
+    trials: list[int] = field(default_factory=list)  # of each of `seeds`; empty: there is one trial
+    mine_trials: list[int] = field(default_factory=list)  # of each of `mine`
+
+    def places(self, trial: int) -> list[int]:
+        """Where among `seeds` those of a trial are."""
+        if not self.trials:
+            return list(range(len(self.seeds)))
+        return [slot for slot, number in enumerate(self.trials) if number == trial]
+
+    def hypers(self, of_trials: Sequence[Hypers]) -> Hypers:
+        """The hyperparameters of each of `mine`, [P]."""
+        records = [of_trials[trial] for trial in self.mine_trials or [0] * len(self.mine)]
+        return jax.tree.map(lambda *values: np.array(values, np.float32), *records)
+
+
+class Phase(NamedTuple):
+    """A stretch of a round in one mode: `chunks` calls of `iterations` iterations each."""
+
+    sweep: Sweep
+    iterations: int
+    chunks: int
+
+    @property
+    def total(self) -> int:
+        """Iterations of the whole phase."""
+        return self.iterations * self.chunks
+
+
+class Fit(NamedTuple):
+    """What fits side by side in one process."""
+
+    width: int  # P; 0: not even the minimum fits
+    phases: list[Phase]  # compiled for it
+    need: float  # bytes that it needs
+    all_need: float  # bytes that all seeds of the process side by side would have needed
+
+
+class Plan(NamedTuple):
+    """What will run."""
+
+    phases: list[Phase]  # compiled
+    rounds: list[Round]
+    parameters: dict[str, int]  # of a seed, by part
+    line: str  # says what runs side by side, and why
+
+
+class Evaluator:
+    """Evaluations of one round's seeds. Each env step has episodes of its own, whatever was evaluated before."""
+
+    def __init__(self, round: Round, processes: Processes):
+        self.round, self.processes = round, processes
+
+    def __call__(self, sweep: Sweep, state: TrainState, clock: StepCounters) -> np.ndarray:
+        """The tasker's mean score over evaluation episodes, [seeds] of all processes, without padding."""
+        scores, _ = sweep.evaluate(state, self.round.mine, int(clock.step))
+        return self.processes.gather(np.asarray(scores).mean(1))[: len(self.round.seeds)]
+
+
+# ---- what is compiled ----------------------------------------------------------------------------------------------
+
+
+def split_chunks(config: Config, todo: int, points: int) -> tuple[int, int]:
+    """(iterations of a chunk, chunks) that collect `todo` rows or little more: chunks are equal, so one is compiled."""
+    iterations = -(-_iterations(config, todo) // points)
+    return iterations, _chunks(config, todo, iterations)
+
+
+def _iterations(config: Config, todo: int) -> int:
+    return max(1, -(-todo // (config.schedule[0] * config.envs)))
+
+
+def _chunks(config: Config, todo: int, iterations: int) -> int:
+    return -(-_iterations(config, todo) // iterations)
+
+
+def phases_of(
+    env: Environment,
+    config: Config,
+    devices: Sequence[Any],
+    width: int,
+    points: int,
+    iterations: Sequence[int] = (),
+) -> list[Phase]:
+    """The phases of a round of `width` seeds on these devices, not compiled yet.
+
+    Args:
+        points: chunks in each phase, at most.
+        iterations: of a chunk, in each phase; of a run that goes on with the chunks that it had.
+    """
+    mesh, task = mesh_for(width, devices), dataclasses.replace(config, mode="task")
+    prefilled = config.prefill * config.envs
+    stretches = [(config, config.steps - prefilled)] + ([(task, config.adapt_steps)] if config.adapt_steps else [])
+    if iterations:
+        split = [
+            (n, _chunks(phase_config, todo, n)) for (phase_config, todo), n in zip(stretches, iterations, strict=True)
+        ]
+    else:
+        split = [split_chunks(phase_config, todo, points) for phase_config, todo in stretches]
+    # What is really collected, chunks being equal: so the ring holds all of it, and may grow if the run goes on.
+    rows = [
+        n * chunks * phase_config.schedule[0] * phase_config.envs
+        for (phase_config, _), (n, chunks) in zip(stretches, split, strict=True)
+    ]
+    exact = {"steps": prefilled + rows[0], "adapt_steps": sum(rows[1:])}
+    return [
+        Phase(Sweep(env, dataclasses.replace(phase_config, **exact), mesh), n, chunks)
+        for (phase_config, _), (n, chunks) in zip(stretches, split, strict=True)
+    ]
+
+
+def prepare(phases: list[Phase], width: int, usable: float) -> float:
+    """Compile all that the phases run, and return the bytes needed: of all devices if they share memory, else of each.
+
+    Nothing is allocated. Nothing is compiled either if the seeds' states, and the minimum that one of them takes beside
+    its own, are more than `usable`.
+    """
+    (first, iterations, _), *later = phases
+    pools = first.mesh.size if memory.shared(list(first.mesh.devices)) else 1
+    state, clock = first.shapes(width)
+    held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)) / first.mesh.size * pools
+    minimum = held + first.least(state)
+    if minimum > usable:
+        return minimum
+    try:
+        needs = [first.prepare(state, clock, iterations)]
+        needs += [phase.sweep.prepare(state, clock, phase.iterations, adapts=True) for phase in later]
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):  # so says a TPU's compiler of a program too big for it
+            raise
+        return math.inf
+    return max(needs) * pools
+
+
+# ---- what fits -----------------------------------------------------------------------------------------------------
+
+
+def side_by_side(seeds: int, devices: int, limit: float) -> int:
+    """Seeds of a round, P, at most `limit`: the fewest rounds, equally full, and equally many seeds on each device.
+
+    P is a multiple of the devices, or fewer than them. Rounded up, it can exceed `seeds`.
+    """
+    full = lambda n: n if n <= devices else -(-n // devices) * devices
+    limit = int(min(full(seeds), limit))
+    limit = limit if limit <= devices else limit // devices * devices
+    return full(-(-seeds // -(-seeds // limit))) if limit else 0
+
+
+def fit_width(
+    seeds: int,
+    devices: Sequence[Any],
+    build: Callable[[int], list[Phase]],
+    usable: Callable[[], float],
+    limit: float = math.inf,
+    minimum: int = 1,
+) -> Fit:
+    """The widest round that fits into `usable()` bytes, compiled. What fits at the first try is compiled once.
+
+    Args:
+        seeds: of this process.
+        build: width -> phases, not compiled.
+        usable: bytes; asked after compiling, since the compiler's leftovers count.
+        limit: seeds side by side at most.
+        minimum: give up where not even so many fit.
+    """
+    width, all_need = side_by_side(seeds, len(devices), limit), 0.0
+    while True:
+        built = build(width)
+        need = prepare(built, width, usable())
+        room = usable()
+        if not math.isinf(need):
+            all_need = max(all_need, need * max(1, seeds / width))
+        if need <= room:
+            return Fit(width, built, need, all_need)
+        if width <= minimum:
+            return Fit(0, built, need, all_need)
+        guess = width // 2 if math.isinf(need) else int(width * room / need)
+        width = side_by_side(seeds, len(devices), max(minimum, min(guess, width - 1)))
+
+
+# ---- the sweep's rounds --------------------------------------------------------------------------------------------
+
+
+def assign(seeds: list[int], width: int, processes: Processes, trials: Sequence[int] = ()) -> list[Round]:
+    """The sweep's seeds, of each of these trials, in rounds of `width` places for each process; trial by trial."""
+    pairs = [(trial, seed) for trial in trials or [0] for seed in seeds]
+    block, rounds = width * processes.count, []
+    for start in range(0, len(pairs), block):
+        logged = pairs[start : start + block]
+        slots = logged + logged[-1:] * (block - len(logged))
+        local = slots[processes.index * width :][:width]
+        of = lambda pairs: [trial for trial, _ in pairs] if trials else []
+        rounds.append(Round([seed for _, seed in logged], [seed for _, seed in local], of(logged), of(local)))
+    return rounds
+
+
+def plan(
+    seeds: list[int],
+    devices: Sequence[Any],
+    processes: Processes,
+    build: Callable[[int], list[Phase]],
+    *,
+    trials: Sequence[int] = (),
+    parallel: int | Literal["auto"] = "auto",
+    allowed: float = 0.0,
+) -> Plan:
+    """Compile for as many seeds side by side as fit, in all processes.
+
+    Args:
+        seeds: of the whole sweep.
+        devices: of this process.
+        build: width -> phases, not compiled.
+        trials: settings that each of the seeds is trained with, by their numbers; empty: there is one.
+        parallel: seeds side by side in all processes together; then nothing narrower is tried.
+        allowed: bytes that a process may use, of each device where they have their own; 0: a share of what is free.
+
+    Raises:
+        ConfigError: not even one seed fits, or not as many as `parallel` wants; in all processes.
+    """
+    agents = len(seeds) * max(1, len(trials))
+    share = -(-agents // processes.count)
+    sharers = processes.on_this_machine() if memory.shared(devices) else 1
+    free = lambda: allowed or memory.free(devices) / sharers
+    usable = lambda: allowed or memory.SHARE * free()
+    if parallel == "auto":
+        # On an accelerator fewer seeds than devices need no less of any device.
+        minimum = 1 if memory.shared(devices) else min(share, len(devices))
+        fitted = fit_width(share, devices, build, usable, minimum=minimum)
+    else:
+        limit = math.inf if parallel >= agents else max(1, parallel // processes.count)
+        fitted = fit_width(share, devices, build, free, limit, minimum=side_by_side(share, len(devices), limit))
+    where = "" if memory.shared(devices) else " on each device"
+    room = f"{format_bytes(free())} are {'allowed' if allowed else 'free'}{where}"
+    agreed = min(int(answer) for answer in processes.exchange(b"%d" % fitted.width))
+    if not agreed:
+        if fitted.width:
+            raise ConfigError("the sweep does not fit into the memory of another process")
+        problem = "not even one seed fits" if parallel == "auto" else f"--parallel {parallel} does not fit"
+        advice = "or take a smaller --preset" if parallel == "auto" else "or leave --parallel at auto"
+        raise ConfigError(
+            f"{problem}: it needs {format_bytes(fitted.need)}, and {room}; lower --replay.capacity, --envs or "
+            f"--replay.batch-size, {advice}"
+        )
+    if agreed < fitted.width:
+        built = build(agreed)
+        fitted = Fit(agreed, built, prepare(built, agreed, math.inf), fitted.all_need)
+    rounds = assign(seeds, agreed, processes, trials)
+    line = _announce(fitted, rounds, processes, room, tight=fitted.need > usable())
+    return Plan(fitted.phases, rounds, fitted.phases[0].sweep.parameters(agreed), line)
+
+
+def _announce(fitted: Fit, rounds: list[Round], processes: Processes, room: str, tight: bool) -> str:
+    """What will run side by side, and why, in a line."""
+    seeds, width = sum(len(round.seeds) for round in rounds), fitted.width * processes.count
+    where = " in each process" if processes.count > 1 else ""
+    line = f"seeds side by side: {seeds}; they need {format_bytes(fitted.need)}{where}, {room}"
+    if len(rounds) > 1:
+        line = f"{len(rounds)} rounds of {width}: {seeds} seeds need {format_bytes(fitted.all_need)}{where}, {room}"
+    return line + (": that is tight, and may fail; a smaller --parallel, or auto, is safe" if tight else "")

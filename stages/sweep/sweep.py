@@ -1,0 +1,289 @@
+"""Sweep: seeds side by side. vmap inside, sharded over devices outside; called in chunks with donated state."""
+
+import collections
+import concurrent.futures
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from envs.environment import Environment
+from stages import train
+from stages.agent import parameter_counts
+from stages.collect import Episodes
+from stages.config import Config, Hypers
+from stages.evaluate import evaluate
+from stages.measure.measurement import Measurement, measure
+from stages.replay import StepCounters
+from stages.sweep import memory
+from stages.train import Progress, TrainState
+
+MEASURING = 2**31
+"""Points of measurements' keys count from here."""
+CPU_LANE = 1
+"""Seeds that a CPU device computes at once, measured: see docs/speed.md."""
+ONCE, EACH_CHUNK = 0, 1
+"""XLA's optimisation level, on a CPU, of what runs once, and of what runs after each chunk."""
+
+
+def mesh_for(seeds: int, devices: Sequence[Any] | None = None) -> Mesh:
+    """The most devices that share the seeds out evenly."""
+    devices = list(jax.devices() if devices is None else devices)
+    count = max(d for d in range(1, len(devices) + 1) if seeds % d == 0)
+    return Mesh(np.array(devices[:count]), ("seeds",))
+
+
+def keys_of(seeds: Sequence[int], point: int) -> jax.Array:
+    """One key a seed: point 0 is training's, those from MEASURING are measurements', the others evaluations'."""
+    keys = jax.vmap(jr.key)(jnp.asarray(seeds, jnp.uint32))
+    return jax.vmap(jr.fold_in, (0, None))(keys, point)
+
+
+def over_seeds(mesh: Mesh, fn: Callable, seed_args: int, clock: bool, lane: int = 0) -> Callable:
+    """`fn` of one seed -> of a sweep: leading arguments carry a seed axis, and so do results.
+
+    With `clock`, the last argument and the second result are the counters, the same for all seeds, never batched. With
+    `lane`, a device computes at most so many seeds at once (in_lanes).
+    """
+    axes = (0,) * seed_args + ((None,) if clock else ())
+    out_axes: Any = (0, None, 0) if clock else 0
+    specs = tuple(P("seeds") if a == 0 else P() for a in axes)
+    out_specs: Any = (P("seeds"), P(), P("seeds")) if clock else P("seeds")
+    batched = in_lanes(fn, lane) if lane else jax.vmap(fn, in_axes=axes, out_axes=out_axes)
+    return jax.shard_map(batched, mesh=mesh, in_specs=specs, out_specs=out_specs, check_vma=False)
+
+
+def in_lanes(fn: Callable, lane: int) -> Callable:
+    """`fn(state, clock) -> (state, clock, progress)` of one seed -> of seeds [S, ...], `lane` of them at a time.
+
+    Each lane runs to the end before the next begins, so that a processor's cache holds all that it works on; its
+    state is copied from, and written back to, its place among all seeds'. A lane of one seed has no seed axis at all,
+    and a single lane works in place.
+    """
+
+    def run(state, clock):
+        seeds = jax.tree.leaves(state)[0].shape[0]
+        width = max(w for w in range(1, min(lane, seeds) + 1) if seeds % w == 0)
+        batched = fn if width == 1 else jax.vmap(fn, in_axes=(0, None), out_axes=(0, None, 0))
+        lanes = state if width == 1 else jax.tree.map(lambda x: x.reshape(-1, width, *x.shape[1:]), state)
+
+        def one(carry, lane):
+            lanes, _ = carry
+            part = jax.tree.map(lambda x: _row_major(lax.dynamic_index_in_dim(x, lane, keepdims=False)), lanes)
+            part, after, progress = batched(part, clock)
+            write = lambda x, part: lax.dynamic_update_index_in_dim(x, _row_major(part), lane, 0)
+            return (jax.tree.map(write, lanes, part), after), progress
+
+        if width < seeds:
+            (lanes, after), progress = lax.scan(one, (lanes, clock), jnp.arange(seeds // width))
+        else:
+            part, after, progress = batched(jax.tree.map(lambda x: _row_major(x.reshape(x.shape[1:])), lanes), clock)
+            lanes, progress = jax.tree.map(lambda x: _row_major(x.reshape(1, *x.shape)), (part, progress))
+        merge = lambda x: x.reshape(seeds, *x.shape[2 if width > 1 else 1 :])
+        return jax.tree.map(merge, lanes), after, jax.tree.map(merge, progress)
+
+    return run
+
+
+def _row_major(x: jax.Array) -> jax.Array:
+    """`x` with a row-major layout: XLA may order axes of length 1 another way, and then copies a whole ring."""
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return x
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+
+
+def lane_of(config: Config, mesh: Mesh) -> int:
+    """Seeds that a device computes at once; 0 is all."""
+    return config.lane or (CPU_LANE if mesh.devices.flat[0].platform == "cpu" else 0)
+
+
+def _compiled_fast(mesh: Mesh, level: int) -> dict[str, Any] | None:
+    """Compiler options for a program that runs seldom: on a CPU, optimising it takes longer than running it."""
+    if mesh.devices.flat[0].platform != "cpu":
+        return None
+    # jaxlib 0.10 has its older emitters still: half the compiler's work, and kernels that are slower in places.
+    emitters = {"xla_cpu_use_fusion_emitters": False} if version("jaxlib").startswith("0.10.") else {}
+    return {"xla_backend_optimization_level": level} | emitters
+
+
+def _measured(state: TrainState) -> tuple[Any, ...]:
+    """What of a state is read where it is measured."""
+    return state.agent, state.ring, state.coverage, state.hypers, state.env_params
+
+
+class Sweep:
+    """Compiled stages of one phase of a run, for one environment, Config and mesh.
+
+    `traces` counts how often each stage was traced; a run asserts that `train_chunk` was traced once.
+    """
+
+    def __init__(self, env: Environment, config: Config, mesh: Mesh):
+        self.config, self.mesh = config, mesh
+        self.traces = collections.Counter()
+        wrap = functools.partial(over_seeds, mesh)
+
+        def init(hypers, key):
+            return train.init(env, config, hypers, key=key)
+
+        def prefill(state, clock):
+            return train.collect_steps(env, config, state, clock, config.prefill)
+
+        def train_chunk(iterations, state, clock):
+            self.traces["train_chunk"] += 1
+            return train.train_chunk(env, config, iterations, state, clock)
+
+        def score(agent, hypers, env_params, key):
+            self.traces["evaluate"] += 1
+            return evaluate(env.with_params(env_params), agent, config, hypers, key=key)
+
+        def take(agent, ring, coverage, hypers, env_params, step, key):
+            return measure(env.with_params(env_params), config, agent, ring, coverage, step, hypers, key=key)
+
+        jit = lambda level: functools.partial(jax.jit, compiler_options=_compiled_fast(mesh, level))
+        self._stages = {
+            "init": jit(ONCE)(wrap(init, 2, False)),
+            "prefill": jit(ONCE)(wrap(prefill, 1, True), donate_argnums=0),
+            "adapt": jit(ONCE)(wrap(train.adapt, 1, False), donate_argnums=0),
+            "evaluate": jit(EACH_CHUNK)(wrap(score, 4, False)),
+            "measure": jit(EACH_CHUNK)(wrap(take, 7, False)),
+        }
+        lane = lane_of(config, mesh)
+        self._train_chunk = lambda n: jax.jit(wrap(functools.partial(train_chunk, n), 1, True, lane), donate_argnums=0)
+        self._compiled: dict[int | str, jax.stages.Compiled] = {}  # train_chunk by its iterations
+        self._prepared: tuple[tuple[int, int], float] | None = None  # (seeds, iterations) of `prepare`, and its result
+
+    def shapes(self, seeds: int) -> tuple[TrainState, StepCounters]:
+        """The state of so many seeds after `prefill`, and the clock, as shapes: nothing is computed or allocated."""
+        traced = self._stages["init"].trace(self._hyper_shapes(seeds), self._key_shapes(seeds))
+        return self._placed(traced.out_info, P("seeds")), self._placed(jax.eval_shape(StepCounters.zero), P())
+
+    def adapted(self, state: TrainState) -> TrainState:
+        """What `adapt` makes of a state of these shapes, as shapes."""
+        return self._placed(jax.eval_shape(jax.vmap(train.adapt), state), P("seeds"))
+
+    def parameters(self, seeds: int) -> dict[str, int]:
+        """Parameters of one of so many seeds, by part; nothing is computed."""
+        state, _ = self.shapes(seeds)
+        return parameter_counts(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state.agent))
+
+    def least(self, state: TrainState) -> float:
+        """Bytes that one seed takes at the least over its state while it trains or is evaluated, from shapes alone.
+
+        A batch, its features, what two heads keep of them for their gradients, and imagination's noise are there at
+        once; and so is a row of each evaluation episode. What else is there the compiler knows; but where these do not
+        fit, there is no need to compile.
+        """
+        model, half = self.config.model, 2  # bytes of bfloat16
+        row = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.ring)) / state.ring.reward.size
+        starts = self.config.replay.batch_size * self.config.replay.batch_length
+        kept, noise = (model.feat + 2 * model.units) * half, self.config.horizon * model.stoch * 4
+        return max(starts * (row + kept + noise), self.config.eval_episodes * row)
+
+    def prepare(self, state: TrainState, clock: StepCounters, iterations: int, adapts: bool = False) -> float:
+        """Compile all stages from shapes alone; what is compiled already is not compiled again.
+
+        Args:
+            adapts: whether this phase goes on from the state of an exploring one; then that state's shapes are given,
+                and `adapt` is compiled instead of `init` and `prefill`.
+
+        Returns:
+            bytes of memory that a device needs at the most demanding moment.
+        """
+        seeds, before = state.key.shape[0], state
+        if self._prepared and self._prepared[0] == (seeds, iterations):
+            return self._prepared[1]
+        keys = self._key_shapes(seeds)
+        state = self.adapted(before) if adapts else before
+        step = self._placed(jax.ShapeDtypeStruct(keys.shape, jnp.int32), P("seeds"))
+        # The longest first. Tracing goes on while the compiler, which needs no interpreter, is at work.
+        jobs = {
+            "train_chunk": (self._train_chunk(iterations), state, clock),
+            "evaluate": (self._stages["evaluate"], state.agent, state.hypers, state.env_params, keys),
+            "measure": (self._stages["measure"], *_measured(state), step, keys),
+        }
+        if adapts:
+            jobs["adapt"] = (self._stages["adapt"], before)
+        else:
+            jobs["init"] = (self._stages["init"], state.hypers, keys)
+            jobs["prefill"] = (self._stages["prefill"], state, clock)
+        with concurrent.futures.ThreadPoolExecutor() as pool, warnings.catch_warnings():
+            # What `adapt` leaves behind is donated, and finds no place in what it returns.
+            warnings.filterwarnings("ignore", "Some donated buffers were not usable", UserWarning)
+            compiling = {name: pool.submit(stage.lower(*shapes).compile) for name, (stage, *shapes) in jobs.items()}
+            done = {name: job.result() for name, job in compiling.items()}
+        self._compiled |= {iterations if name == "train_chunk" else name: program for name, program in done.items()}
+        needs = {name: memory.need(program) for name, program in done.items()}
+        held = needs["train_chunk"].held  # the whole state; `init` makes it, the others find it there
+        held_of = {name: need.held if name == "init" else max(held, need.held) for name, need in needs.items()}
+        highest = max(need.more + held_of[name] for name, need in needs.items())
+        self._prepared = (seeds, iterations), highest
+        return highest
+
+    def compile(self, state: TrainState, clock: StepCounters, iterations: int) -> jax.stages.Compiled:
+        """Compile `train_chunk` for chunks of `iterations` iterations; returns the compiled program."""
+        self._compiled[iterations] = self._train_chunk(iterations).lower(state, clock).compile()
+        return self._compiled[iterations]
+
+    def init(self, seeds: Sequence[int], hypers: Hypers) -> TrainState:
+        """States of all seeds; all of a seed's randomness comes from its number.
+
+        Args:
+            hypers: numbers, the same for all, or arrays [seeds]: each place of the sweep trains with its own.
+        """
+        per_seed = lambda x: jnp.broadcast_to(jnp.asarray(x, jnp.float32), (len(seeds),))
+        hypers = jax.device_put(jax.tree.map(per_seed, hypers), NamedSharding(self.mesh, P("seeds")))
+        return self._run("init", hypers, self._keys(seeds))
+
+    def prefill(self, state: TrainState) -> tuple[TrainState, StepCounters, Episodes]:
+        """Collect what the first batch needs. Consumes `state`."""
+        return self._run("prefill", state, StepCounters.zero())
+
+    def train_chunk(
+        self, state: TrainState, clock: StepCounters, iterations: int
+    ) -> tuple[TrainState, StepCounters, Progress]:
+        """One chunk. Consumes `state`."""
+        if iterations not in self._compiled:
+            self.compile(state, clock, iterations)
+        return self._compiled[iterations](state, clock)
+
+    def adapt(self, state: TrainState) -> TrainState:
+        """An exploring phase's state without the explorer, as mode task trains it. Consumes `state`."""
+        return self._run("adapt", state)
+
+    def evaluate(self, state: TrainState, seeds: Sequence[int], point: int) -> tuple[jax.Array, jax.Array]:
+        """Scores and lengths [seeds, E] of evaluation episodes. `point` numbers the evaluation."""
+        return self._run("evaluate", state.agent, state.hypers, state.env_params, self._keys(seeds, point + 1))
+
+    def measure(self, state: TrainState, seeds: Sequence[int], step: int) -> Measurement:
+        """What is measured of each seed, [seeds, ...], after so many steps of each environment."""
+        steps = jax.device_put(np.full(len(seeds), step, np.int32), NamedSharding(self.mesh, P("seeds")))
+        return self._run("measure", *_measured(state), steps, self._keys(seeds, MEASURING + step))
+
+    def _run(self, stage: str, *args: Any) -> Any:
+        """A stage as `prepare` compiled it, or compiled now."""
+        return self._compiled.get(stage, self._stages[stage])(*args)
+
+    def _placed(self, shapes: Any, spec: P) -> Any:
+        """Shapes with their place on the devices, so that what is compiled for them takes what the stages give."""
+        sharding = NamedSharding(self.mesh, spec)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+
+    def _hyper_shapes(self, seeds: int) -> Hypers:
+        per_seed = jax.ShapeDtypeStruct((seeds,), jnp.float32)
+        return self._placed(jax.tree.map(lambda _: per_seed, Hypers()), P("seeds"))
+
+    def _key_shapes(self, seeds: int) -> jax.ShapeDtypeStruct:
+        return self._placed(jax.eval_shape(lambda: jr.split(jr.key(0), seeds)), P("seeds"))
+
+    def _keys(self, seeds: Sequence[int], point: int = 0) -> jax.Array:
+        return jax.device_put(keys_of(seeds, point), NamedSharding(self.mesh, P("seeds")))

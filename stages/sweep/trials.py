@@ -1,0 +1,207 @@
+"""Trials: what `--sweep` asks for -> the settings that are tried, and which of them one program trains side by side.
+
+A trial is one choice of settings, trained with every seed. Hyperparameters (`Hypers`) are arrays: trials that differ in
+nothing else are places of one compiled program, beside each other as seeds are. Other settings decide shapes: each
+choice of them is a program of its own, and they run one after the other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from stages.cli.arguments import MOST_SEEDS, Arguments, parse
+from stages.cli.settings_file import advice, flat
+from stages.config import Config, ConfigError, Hypers
+
+DRAW_SEED = 0  # of random search: the same command tries the same settings
+HYPERS = tuple(each.name for each in dataclasses.fields(Hypers))
+ALONE: dict[str, Any] = {"sweep": (), "trials": 0}
+"""What asks for a sweep, as it is in the run that a trial alone would be."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One choice of settings."""
+
+    name: str  # of its folder in its program's; empty where it is all that the program trains
+    arguments: Arguments  # of the run that it alone would be
+    settings: Mapping[str, str] = field(default_factory=dict)  # what was swept, as the command line has it
+
+
+@dataclass(frozen=True)
+class Program:
+    """Trials that differ in hyperparameters alone."""
+
+    name: str  # of its folder in the sweep's; empty where there is one program
+    arguments: Arguments
+    trials: list[Trial]
+
+
+def programs_of(argv: Sequence[str], arguments: Arguments) -> list[Program]:
+    """All that the command line asks for: one program with one trial, or a sweep's.
+
+    Args:
+        arguments: what `parse(argv)` gives.
+
+    Raises:
+        ConfigError: a setting that cannot be swept, or values that it cannot take.
+    """
+    if not arguments.sweep:
+        if arguments.trials:
+            raise ConfigError("--trials draws the values of --sweep NAME=log:LOW:HIGH; name a setting to sweep")
+        return [Program("", arguments, [Trial("", arguments)])]
+    settings = dict(_setting(flags, arguments) for flags in arguments.sweep)
+    if len(settings) < len(arguments.sweep):
+        raise ConfigError("--sweep names a setting twice: give all of its values at once, as in lr=1e-4,1e-3")
+    chosen = _drawn(settings, arguments) if arguments.trials else _grid(settings)
+    if len(chosen) * arguments.seeds > MOST_SEEDS:
+        agents = f"{len(chosen)} trials of {arguments.seeds} seeds"
+        raise ConfigError(f"{agents} are more than {MOST_SEEDS:,} agents: take fewer --seeds, values or --trials")
+    remaining = _without_sweep(argv)
+    top, shapes = arguments.logdir, [name for name in settings if not _is_hyper(name)]
+    programs: dict[str, Program] = {}
+    for values in chosen:
+        shape, hypers = _folder(values, shapes), _folder(values, [name for name in settings if name not in shapes])
+        if shape not in programs:
+            flags = [token for name in shapes for token in (_flag(name), values[name])]
+            asked = {name: getattr(arguments, name) for name in ALONE}
+            trained = dataclasses.replace(parse([*remaining, *flags]), logdir=_inside(top, shape), **asked)
+            programs[shape] = Program(shape, trained, [])
+        flags = [token for name, value in values.items() for token in (_flag(name), value)]
+        trained = dataclasses.replace(parse([*remaining, *flags]), logdir=_inside(top, shape, hypers), **ALONE)
+        programs[shape].trials.append(Trial(hypers, trained, values))
+    if len(shapes) == len(settings):  # each is an ordinary run
+        return [Program(p.name, p.trials[0].arguments, p.trials) for p in programs.values()]
+    return list(programs.values())
+
+
+def describe(programs: Sequence[Program]) -> str:
+    """What a sweep does, in a line."""
+    names = list(programs[0].trials[0].settings)
+    shapes = [name for name in names if not _is_hyper(name)]
+    count = sum(len(program.trials) for program in programs)
+    line = f"sweep of {', '.join(names)}: {count} trials"
+    if not shapes:
+        return f"{line}, side by side in one program"
+    needs = "sets" if len(shapes) == 1 else "set"
+    return (
+        f"{line} in {len(programs)} programs, one after the other, since {', '.join(shapes)} {needs} what is compiled"
+    )
+
+
+# ---- names and values ----------------------------------------------------------------------------------------------
+
+
+def _setting(text: str, arguments: Arguments) -> tuple[str, str]:
+    """`NAME=VALUES` -> the setting's name, as trials have it, and its values, not read yet."""
+    given, equals, values = text.partition("=")
+    if not equals or not values:
+        raise ConfigError(f"--sweep {text!r} must be NAME=VALUE,VALUE,... or NAME=log:LOW:HIGH")
+    name = given.strip().lstrip("-").replace("-", "_").removeprefix("hypers.")
+    if name.startswith("env.") and name != "env.":
+        return name, values
+    known = [*HYPERS, *(name for name in flat(dataclasses.asdict(arguments.config)) if name != "env_args"), "preset"]
+    if name not in known:
+        raise ConfigError(f"--sweep: there is no setting {given!r}{advice(name, known)}")
+    return name, values
+
+
+def _is_hyper(name: str) -> bool:
+    """Whether a setting is an array in the compiled program, so that its values may be trained side by side."""
+    return name in HYPERS
+
+
+def _flag(name: str) -> str:
+    """The setting's flag."""
+    return "--" + ("hypers." if _is_hyper(name) else "") + name.replace("_", "-")
+
+
+def _folder(values: Mapping[str, str], names: Sequence[str]) -> str:
+    """A folder's name that says these settings' values."""
+    return ",".join(re.sub(r"[^\w.+=-]", "_", f"{name}={values[name]}") for name in names)
+
+
+def _inside(*parts: str) -> str:
+    """A folder in a folder; an empty name is the outer one itself."""
+    return os.path.join(*filter(None, parts))
+
+
+def _listed(name: str, values: str) -> list[str]:
+    """Values that are given one by one."""
+    items = [value.strip() for value in values.split(",")]
+    if "" in items or len(set(items)) < len(items):
+        raise ConfigError(f"--sweep {name}={values}: a value is empty or given twice")
+    return items
+
+
+def _grid(settings: Mapping[str, str]) -> list[dict[str, str]]:
+    """Every combination, the last setting's values changing first."""
+    for name, values in settings.items():
+        if _range(name, values):
+            raise ConfigError(f"--sweep {name}={values} is a range: say how many values are drawn with --trials N")
+    choices = [_listed(name, values) for name, values in settings.items()]
+    return [dict(zip(settings, combination, strict=True)) for combination in itertools.product(*choices)]
+
+
+def _drawn(settings: Mapping[str, str], arguments: Arguments) -> list[dict[str, str]]:
+    """Random search: as many trials, each with a value of every setting drawn by itself."""
+    if arguments.trials < 0:
+        raise ConfigError(f"--trials must be 0 or more, not {arguments.trials}")
+    rng, integers = np.random.default_rng(DRAW_SEED), _whole_settings(arguments.config)
+    trials = []
+    for _ in range(arguments.trials):
+        trial = {}
+        for name, values in settings.items():
+            if between := _range(name, values):
+                scale, low, high = between
+                number = (
+                    math.exp(rng.uniform(math.log(low), math.log(high))) if scale == "log" else rng.uniform(low, high)
+                )
+                trial[name] = str(round(number)) if name in integers else f"{number:.3g}"
+            else:
+                items = _listed(name, values)
+                trial[name] = items[rng.integers(len(items))]
+        if trial not in trials:  # drawn twice, it would be the same trial
+            trials.append(trial)
+    return trials
+
+
+def _range(name: str, values: str) -> tuple[str, float, float] | None:
+    """(log or uniform, lowest, highest) of a range; None of a list."""
+    scale, *ends = values.split(":")
+    if scale not in ("log", "uniform"):
+        return None
+    try:
+        low, high = map(float, ends)
+    except ValueError:
+        low = high = math.nan
+    if not (low < high and math.isfinite(low) and math.isfinite(high)) or (scale == "log" and low <= 0):
+        raise ConfigError(f"--sweep {name}={values}: a range is log:LOW:HIGH, with 0 < LOW < HIGH, or uniform:LOW:HIGH")
+    return scale, low, high
+
+
+def _whole_settings(config: Config) -> set[str]:
+    """Settings that are whole numbers."""
+    settings: dict[str, Any] = flat(dataclasses.asdict(config))
+    return {name for name, value in settings.items() if isinstance(value, int) and not isinstance(value, bool)}
+
+
+def _without_sweep(argv: Sequence[str]) -> list[str]:
+    """The command line without what asks for a sweep."""
+    remaining, tokens, asks = [], iter(argv), {_flag(name) for name in ALONE}
+    for token in tokens:
+        flag, equals, _ = token.partition("=")
+        if flag.replace("_", "-") not in asks:
+            remaining.append(token)
+        elif not equals:
+            next(tokens, None)
+    return remaining
