@@ -1,12 +1,13 @@
 """Environments: what one is here, and where to get one. Imports nothing from stages/."""
 
-from envs.environment import ActionSpace, Environment, ObsSpace, State, Timestep, env_step
+from envs.environment import ActionSpace, DictSpace, Environment, ObsSpace, State, Timestep, env_step
 from envs.errors import BadOverride, EnvError, UnavailableEnvironment, UnknownEnvironment
 from envs.registry import ids, make
 
 __all__ = [
     "ActionSpace",
     "BadOverride",
+    "DictSpace",
     "EnvError",
     "Environment",
     "ObsSpace",

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from envs.environment import ActionSpace, Environment, ObsSpace, State, StateSpace, Timestep
+from envs.environment import ActionSpace, Environment, ObsSpace, Space, State, StateSpace, Timestep
 
 SETTING = "action_map_per_seed"
 
@@ -25,7 +25,7 @@ class DeepSeaPerSeed(Environment):
 
     plain: Environment
     name: str
-    obs_space: ObsSpace  # [size, size]
+    obs_space: Space  # an array [size, size]
     action_space: ActionSpace
     time_limit: int
     states: StateSpace | None
@@ -34,6 +34,7 @@ class DeepSeaPerSeed(Environment):
 
     def sample_params(self, key: PRNGKeyArray) -> Int[Array, "size size"]:
         """A mapping: in each cell, either action is as likely to be the one that goes right."""
+        assert isinstance(self.obs_space, ObsSpace)
         return jr.bernoulli(key, 0.5, self.obs_space.shape).astype(jnp.int32)
 
     def with_params(self, params: Int[Array, "size size"]) -> "DeepSeaPerSeed":

@@ -11,8 +11,8 @@ Source: the row layout of DreamerV3 (Hafner et al., 2025) and of dm_env.
 
 import abc
 import dataclasses
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -22,6 +22,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
 
 State = PyTree[Array, "S"]
+Obs = PyTree[Shaped[Array, "..."]]
+"""An observation: an array, or a dict of arrays (DictSpace)."""
 
 STORAGE = {"real": np.float32, "binary": np.bool_, "image": np.uint8, "categorical": np.int32}
 
@@ -46,6 +48,45 @@ class ObsSpace:
     def dtype(self) -> np.dtype:
         """The dtype that observations have and are stored in."""
         return np.dtype(STORAGE[self.kind])
+
+
+@dataclasses.dataclass(frozen=True)
+class DictSpace:
+    """An observation of several entries: a dict of arrays, each with a space of its own.
+
+    Entries are ordered by name, as jax orders dicts.
+    """
+
+    entries: Mapping[str, ObsSpace]
+
+    def __post_init__(self) -> None:
+        if not self.entries:
+            raise ValueError("an observation has at least one entry")
+        object.__setattr__(self, "entries", dict(sorted(self.entries.items())))
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.entries.items()))
+
+
+Space = ObsSpace | DictSpace
+"""The space of an observation: of one array, or of a dict of arrays."""
+
+
+def obs_entries(space: Space) -> dict[str, ObsSpace]:
+    """The space of each entry, by name; the only entry of an observation without names is ""."""
+    return dict(space.entries) if isinstance(space, DictSpace) else {"": space}
+
+
+def zip_entries(space: Space, *obs: Any) -> Iterator[tuple[str, ObsSpace, *tuple[Any, ...]]]:
+    """(name, space, array of each `obs`...) of every entry, in order."""
+    for name, entry in obs_entries(space).items():
+        yield name, entry, *(tree if isinstance(space, ObsSpace) else tree[name] for tree in obs)
+
+
+def map_entries(space: Space, function: Callable[..., Any], *obs: Any) -> Any:
+    """`function(space, array of each obs...)` of every entry: of the structure that observations of `space` have."""
+    results = {name: function(entry, *arrays) for name, entry, *arrays in zip_entries(space, *obs)}
+    return results[""] if isinstance(space, ObsSpace) else results
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +116,7 @@ class StateSpace:
 class Timestep(eqx.Module):
     """What the environment says at one row; the reward arrived with the observation."""
 
-    obs: Shaped[Array, "..."]  # obs_space.shape, obs_space.dtype
+    obs: Obs  # obs_space.shape and obs_space.dtype, of every entry
     reward: Float[Array, ""]
     is_first: Bool[Array, ""]
     is_last: Bool[Array, ""]
@@ -90,7 +131,7 @@ class Environment(abc.ABC):
     """
 
     name: str  # the registered id
-    obs_space: ObsSpace
+    obs_space: Space
     action_space: ActionSpace
     time_limit: int  # env steps: no episode is longer
     states: StateSpace | None = None  # None: its states cannot be counted

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from envs import deep_sea
-from envs.environment import ActionSpace, Environment, ObsSpace, State, StateSpace, Timestep
+from envs.environment import ActionSpace, Environment, ObsSpace, Space, State, StateSpace, Timestep
 from envs.errors import BadOverride, EnvError, UnavailableEnvironment
 from envs.overrides import INT32_MOST, TIME_LIMIT, Value, apply_overrides
 from envs.states import goal_of, state_space
@@ -112,7 +112,7 @@ class GymnaxEnvironment(Environment):
     """A gymnax environment and its parameters, behind our interface."""
 
     name: str
-    obs_space: ObsSpace
+    obs_space: Space  # of one array
     action_space: ActionSpace
     time_limit: int  # env steps
     inner: Any  # gymnax's environment, with its own methods for pictures
@@ -152,6 +152,7 @@ class GymnaxEnvironment(Environment):
 
     def _own_obs(self, obs: Array) -> Array:
         """From gymnax's observation to ours: in storage type, and within [-1, 1] where that is asked for."""
+        assert isinstance(self.obs_space, ObsSpace)
         obs = jnp.asarray(obs, self.obs_space.dtype).reshape(self.obs_space.shape)  # a gray image gets a channel
         if self.obs_range is None:
             return obs
@@ -180,12 +181,12 @@ def _is_key(dtype: Any) -> bool:
 
 def _obs_range(env: GymnaxEnvironment) -> tuple[np.ndarray, np.ndarray] | None:
     """(centre, half of the range) of real observations, as declared; None without finite bounds."""
-    declared, shape = env.inner.observation_space(env.params), env.obs_space.shape
-    if env.obs_space.kind != "real" or not hasattr(declared, "low"):
+    declared, space = env.inner.observation_space(env.params), env.obs_space
+    if not isinstance(space, ObsSpace) or space.kind != "real" or not hasattr(declared, "low"):
         return None
     # In double precision: between float32's largest and its negative lies more than float32 holds.
     low, high = (np.asarray(x, np.float64) for x in (declared.low, declared.high))
-    if {low.shape, high.shape} - {(), shape} or not (low < high).all():
+    if {low.shape, high.shape} - {(), space.shape} or not (low < high).all():
         return None
     if np.abs(low).max() > LARGEST_BOUND or np.abs(high).max() > LARGEST_BOUND:
         return None

@@ -21,7 +21,19 @@ import jax.random as jr
 from jaxtyping import Array
 
 from envs import gymnax_suite
-from envs.environment import ActionSpace, Environment, ObsSpace, State, Timestep, env_step
+from envs.environment import (
+    ActionSpace,
+    DictSpace,
+    Environment,
+    Obs,
+    ObsSpace,
+    State,
+    Timestep,
+    env_step,
+    map_entries,
+    obs_entries,
+    zip_entries,
+)
 from envs.errors import EnvError, UnavailableEnvironment, UnknownEnvironment
 from envs.overrides import INT32_MOST, Value, coerce_all, defaults_of
 
@@ -138,8 +150,11 @@ def _pair(name: str, made: Any) -> tuple[Any, Any]:
 def _check(name: str, env: Environment) -> None:
     """Whether reset and step give what the environment's spaces say, by shapes alone. Errors: `EnvError`."""
     obs, actions = getattr(env, "obs_space", None), getattr(env, "action_space", None)
-    if not isinstance(obs, ObsSpace) or not isinstance(actions, ActionSpace) or actions.size < 1:
-        raise EnvError(f"{name}: obs_space must be an envs.ObsSpace, and action_space an envs.ActionSpace with actions")
+    if not isinstance(obs, ObsSpace | DictSpace) or not isinstance(actions, ActionSpace) or actions.size < 1:
+        raise EnvError(
+            f"{name}: obs_space must be an envs.ObsSpace or envs.DictSpace, and action_space an envs.ActionSpace with "
+            "actions"
+        )
     if not isinstance(limit := getattr(env, "time_limit", None), int) or not 1 <= limit <= INT32_MOST:
         raise EnvError(f"{name}: time_limit must be a whole number of steps, 1 to {INT32_MOST:,}, not {limit!r}")
     discrete = actions.kind == "discrete"
@@ -149,7 +164,8 @@ def _check(name: str, env: Environment) -> None:
     first = jax.eval_shape(lambda key: bound(key).reset(key), key)
     later = jax.eval_shape(lambda key, state, action: bound(key).step(key, state, action), key, first[0], action)
     truth = jnp.zeros((), jnp.bool_)
-    row = jax.eval_shape(lambda: Timestep(jnp.zeros(obs.shape, obs.dtype), jnp.zeros(()), truth, truth, truth))
+    zeros = lambda: map_entries(obs, lambda entry: jnp.zeros(entry.shape, entry.dtype))
+    row = jax.eval_shape(lambda: Timestep(zeros(), jnp.zeros(()), truth, truth, truth))
     for verb, found, wanted in (("reset", first[1], row), ("step", later[1], row), ("step", later[0], first[0])):
         if _shapes(found) != _shapes(wanted):
             part = "timestep" if wanted is row else "state"
@@ -160,15 +176,15 @@ def _check(name: str, env: Environment) -> None:
 def _check_classes(name: str, env: Environment) -> None:
     """Whether categorical observations are within their classes, in a few episodes of random actions: an integer beyond
     them would be seen as nothing at all. Errors: `EnvError`."""
-    space, actions = env.obs_space, env.action_space
-    if space.kind != "categorical":
+    actions = env.action_space
+    if all(entry.kind != "categorical" for entry in obs_entries(env.obs_space).values()):
         return
 
-    def play(key: Array) -> tuple[Array, Array]:
+    def play(key: Array) -> tuple[Obs, Obs]:
         key_params, key_reset, key_rows = jr.split(key, 3)
         bound = env.with_params(env.sample_params(key_params))
 
-        def row(carry: tuple[State, Timestep], key: Array) -> tuple[tuple[State, Timestep], Array]:
+        def row(carry: tuple[State, Timestep], key: Array) -> tuple[tuple[State, Timestep], Obs]:
             key_action, key_step = jr.split(key)
             action = jr.uniform(key_action, (actions.size,), minval=-1.0)
             if actions.kind == "discrete":
@@ -177,15 +193,17 @@ def _check_classes(name: str, env: Environment) -> None:
             return (state, timestep), timestep.obs
 
         first = bound.reset(key_reset)
-        obs = jnp.append(jax.lax.scan(row, first, jr.split(key_rows, TRIED_ROWS))[1], first[1].obs)
-        return obs.min(), obs.max()
+        obs = jax.lax.scan(row, first, jr.split(key_rows, TRIED_ROWS))[1]
+        obs = jax.tree.map(lambda xs, x: jnp.append(xs, x), obs, first[1].obs)
+        return jax.tree.map(jnp.min, obs), jax.tree.map(jnp.max, obs)
 
-    least, most = (x.item() for x in jax.jit(play)(jr.key(0)))
-    if least < 0 or most >= space.classes:
-        raise EnvError(
-            f"{name}: an observation goes from {least} to {most}, but its space says 0 to {space.classes - 1}: correct "
-            "its bounds"
-        )
+    for entry_name, entry, least, most in zip_entries(env.obs_space, *jax.jit(play)(jr.key(0))):
+        if entry.kind == "categorical" and (least < 0 or most >= entry.classes):
+            subject = f"entry {entry_name!r} of an observation" if entry_name else "an observation"
+            raise EnvError(
+                f"{name}: {subject} goes from {least} to {most}, but its space says 0 to {entry.classes - 1}: correct "
+                "its bounds"
+            )
 
 
 def _shapes(tree: Any) -> Any:

@@ -5,7 +5,7 @@ import jax
 import jax.random as jr
 from jaxtyping import PRNGKeyArray
 
-from envs.environment import ActionSpace, ObsSpace
+from envs.environment import ActionSpace, Space
 from stages.behavior import Behavior, BehaviorTarget, Statistics, update_target
 from stages.config import Config, Hypers, Mode
 from stages.intrinsic import IntrinsicReward
@@ -22,7 +22,7 @@ class Agent(eqx.Module):
     explorer: Behavior | None
     intrinsic: IntrinsicReward | None
 
-    def __init__(self, config: Config, obs: ObsSpace, actions: ActionSpace, *, key: PRNGKeyArray):
+    def __init__(self, config: Config, obs: Space, actions: ActionSpace, *, key: PRNGKeyArray):
         key_model, key_tasker, key_explorer, key_intrinsic = jr.split(key, 4)
         self.model = WorldModel(config, obs, actions, key=key_model)
         self.tasker = Behavior(config.model, actions, len(tasker_rewards(Hypers())), key=key_tasker)

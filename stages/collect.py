@@ -9,9 +9,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from envs.environment import Environment, Timestep, env_step
+from envs.environment import Environment, Obs, Timestep, env_step
 from stages.agent import Agent
 from stages.behavior import Behavior
 from stages.config import Hypers
@@ -53,7 +53,7 @@ def act(
     behavior: Behavior | RandomPolicy,
     latent: Latent,
     action: Float[Array, "*b A"],
-    obs: Shaped[Array, "..."],
+    obs: Obs,
     is_first: Bool[Array, "*b"],
     hypers: Hypers,
     greedy: bool,

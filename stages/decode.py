@@ -2,24 +2,27 @@
 
 Binary observations are Bernoulli (a summed squared error learns them far more slowly: on Catch, with all else equal, a
 return of -0.56 against 0.84 after 2,048 updates), reals a squared error of their symlog, integers categorical, images a
-squared error of a sigmoid as in the reference.
+squared error of a sigmoid as in the reference. Of an observation of several entries each has outputs of its own: images
+are the channels of one image that convolutions make, all other entries have a linear layer each on one MLP.
 
 Axes: D deter, S categoricals, K classes; "..." are any leading axes.
 """
 
+import functools
 import math
+import operator
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float, PRNGKeyArray, Shaped
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 
-from envs.environment import ObsSpace
+from envs.environment import DictSpace, Obs, ObsSpace, Space, map_entries, zip_entries
 from stages.config import ModelConfig
-from stages.encode import MULTIPLIERS, convolutional, features, image_shape
+from stages.encode import MULTIPLIERS, convolutional, features, image_shape, images_and_vectors, join, joined_image
 from stages.networks.convolution import Conv, ConvStage, pyramid, upsample
-from stages.networks.layers import BlockLinear, Dense, Head, Linear, RMSNorm
+from stages.networks.layers import MLP, BlockLinear, Dense, Head, Linear, RMSNorm
 from stages.networks.symlog import symexp, symlog
 from stages.networks.two_hot import cross_entropy
 from stages.rssm import Latent
@@ -88,23 +91,67 @@ class ConvDecoder(eqx.Module):
         return self.out(x).astype(jnp.float32).reshape(*lead, *features(self.space))
 
 
-Decoder = MLPDecoder | ConvDecoder
+class DictDecoder(eqx.Module):
+    """Entries that are no images: a linear layer each on one MLP; images: the channels of one ConvDecoder."""
+
+    mlp: MLP | None
+    out: dict[str, Linear]
+    conv: ConvDecoder | None
+    space: DictSpace = eqx.field(static=True)
+
+    def __init__(self, space: DictSpace, model: ModelConfig, *, key: PRNGKeyArray):
+        key_mlp, key_conv, *keys = jr.split(key, 2 + len(space.entries))
+        images, vectors = images_and_vectors(space, model)
+        self.mlp = MLP(model.feat, model.units, model.layers, key=key_mlp) if vectors else None
+        self.out = {
+            name: Linear(model.units, math.prod(features(entry)), key=key_out)
+            for key_out, (name, entry) in zip(keys, vectors.items(), strict=False)
+        }
+        self.conv = ConvDecoder(joined_image(images), model, key=key_conv) if images else None
+        self.space = space
+
+    def __call__(self, latent: Latent) -> dict[str, Float[Array, "..."]]:
+        """Raw outputs [..., *features] of each entry: logits, or predicted symlog."""
+        lead, raw = latent.deter.shape[:-1], {}
+        if self.mlp is not None:
+            hidden = self.mlp(latent.feat)
+            raw = {name: out(hidden).astype(jnp.float32) for name, out in self.out.items()}
+        if self.conv is not None:
+            images = [name for name in self.space.entries if name not in self.out]
+            channels = [image_shape(self.space.entries[name])[2] for name in images]
+            ends = [sum(channels[: i + 1]) for i in range(len(channels) - 1)]
+            raw |= dict(zip(images, jnp.split(self.conv(latent), ends, -1), strict=True))
+        return {name: raw[name].reshape(*lead, *features(entry)) for name, entry in self.space.entries.items()}
 
 
-def make_decoder(space: ObsSpace, model: ModelConfig, *, key: PRNGKeyArray) -> Decoder:
-    """The decoder that this observation space calls for."""
+Decoder = MLPDecoder | ConvDecoder | DictDecoder
+
+
+def make_decoder(space: Space, model: ModelConfig, *, key: PRNGKeyArray) -> Decoder:
+    """The decoder that this observation space calls for. Raises ConfigError where there is none."""
+    if isinstance(space, DictSpace):
+        return DictDecoder(space, model, key=key)
     cls = ConvDecoder if convolutional(space, model) else MLPDecoder
     return cls(space, model, key=key)
 
 
-def recon_loss(decoder: Decoder, latent: Latent, obs: Shaped[Array, "..."]) -> Float[Array, "..."]:
-    """Negative log-likelihood (or squared error) of observations, summed over each one's entries.
+def recon_losses(decoder: Decoder, latent: Latent, obs: Obs) -> dict[str, Float[Array, "..."]]:
+    """Negative log-likelihood (or squared error) of each entry of observations, summed over its numbers, [...].
 
     Args:
         latent: [..., D] and [..., S, K].
         obs: [..., *obs] in the space's storage type.
     """
-    space, raw = decoder.space, decoder(latent)
+    entries = zip_entries(decoder.space, decoder(latent), obs)
+    return {name: _entry_loss(space, raw, array) for name, space, raw, array in entries}
+
+
+def recon_loss(decoder: Decoder, latent: Latent, obs: Obs) -> Float[Array, "..."]:
+    """`recon_losses`, summed over entries."""
+    return functools.reduce(operator.add, recon_losses(decoder, latent, obs).values())
+
+
+def _entry_loss(space: ObsSpace, raw: Float[Array, "..."], obs: Shaped[Array, "..."]) -> Float[Array, "..."]:
     if space.kind == "categorical":
         loss = cross_entropy(raw, jax.nn.one_hot(obs, space.classes))
     elif space.kind == "binary":
@@ -117,20 +164,27 @@ def recon_loss(decoder: Decoder, latent: Latent, obs: Shaped[Array, "..."]) -> F
 
 
 def decode_mean(decoder: Decoder, latent: Latent) -> Float[Array, "... P"]:
-    """The observation that the decoder expects, flat, in the numbers that an encoder reads (encode.preprocess_obs)."""
-    space, raw = decoder.space, decoder(latent)
+    """The observation that the decoder expects, flat, in the numbers that an encoder reads (encode.flat_numbers)."""
+    lead = latent.deter.shape[:-1]
+    entries = zip_entries(decoder.space, decoder(latent))
+    return join([_entry_mean(space, raw).reshape(*lead, -1) for _, space, raw in entries])
+
+
+def _entry_mean(space: ObsSpace, raw: Float[Array, "..."]) -> Float[Array, "..."]:
     if space.kind == "categorical":
-        raw = jax.nn.softmax(raw)
-    elif space.kind != "real":
-        raw = jax.nn.sigmoid(raw) - (0.5 if space.kind == "image" else 0.0)
-    return raw.reshape(*latent.deter.shape[:-1], -1)
+        return jax.nn.softmax(raw)
+    if space.kind == "real":
+        return raw
+    return jax.nn.sigmoid(raw) - (0.5 if space.kind == "image" else 0.0)
 
 
-def reconstruct(decoder: Decoder, latent: Latent) -> Float[Array, "..."]:
-    """The most likely observation, float32: probabilities for binary and byte entries, indices for integers."""
-    raw = decoder(latent)
-    if decoder.space.kind == "categorical":
+def reconstruct(decoder: Decoder, latent: Latent) -> PyTree[Float[Array, "..."]]:
+    """The most likely observation, float32, of the structure that observations have: probabilities for binary and byte
+    entries, indices for integers."""
+    return map_entries(decoder.space, _entry_mode, decoder(latent))
+
+
+def _entry_mode(space: ObsSpace, raw: Float[Array, "..."]) -> Float[Array, "..."]:
+    if space.kind == "categorical":
         return jnp.argmax(raw, -1).astype(jnp.float32)
-    if decoder.space.kind == "real":
-        return symexp(raw)
-    return jax.nn.sigmoid(raw)
+    return symexp(raw) if space.kind == "real" else jax.nn.sigmoid(raw)

@@ -23,10 +23,10 @@ import optax
 from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from envs.environment import ActionSpace, ObsSpace
+from envs.environment import ActionSpace, Space
 from stages.config import Config, EnsembleConfig, Hypers
 from stages.decode import decode_mean
-from stages.encode import features
+from stages.encode import number_count
 from stages.ensemble import ObsNumbers
 from stages.intrinsic import IntrinsicReward
 from stages.replay import Row
@@ -50,10 +50,10 @@ class EllipticalBonus(IntrinsicReward):
     name: ClassVar[str] = "elliptical"
     loss_name: ClassVar[str] = "elliptical"
 
-    def __init__(self, config: Config, obs: ObsSpace, actions: ActionSpace, *, key: PRNGKeyArray):
+    def __init__(self, config: Config, obs: Space, actions: ActionSpace, *, key: PRNGKeyArray):
         key_frequencies, key_numbers = jr.split(key)
         discrete, width = actions.kind == "discrete", 2 * config.ensemble.frequencies
-        read = math.prod(features(obs)) + (0 if discrete else actions.size)
+        read = number_count(obs) + (0 if discrete else actions.size)
         self.frequencies = jr.normal(key_frequencies, (read, config.ensemble.frequencies))
         self.moment = jnp.zeros((actions.size if discrete else 1, width, width))
         self.weight = jnp.zeros(())
@@ -93,7 +93,7 @@ class EllipticalBonus(IntrinsicReward):
         """One step of the average towards the pairs that were drawn uniformly; the loss is their mean bonus before."""
         # The first quarter comes from the newest rows, and would count them many times.
         pairs = jax.tree.map(lambda x: x[:, x.shape[1] // 4 :], pairs)
-        numbers = self.numbers.updated(model.decoder.space, pairs.obs[1])
+        numbers = self.numbers.updated(model.decoder.space, jax.tree.map(lambda x: x[1], pairs.obs))
         reward = eqx.tree_at(lambda reward: reward.numbers, self, numbers)
         feat = Latent.stored(pairs.deter[0], pairs.stoch[0], model.rssm.classes, model.dtype).feat
         action, acted = action_vector(model, pairs.action[0]), ~pairs.is_last[0]
@@ -107,7 +107,7 @@ class EllipticalBonus(IntrinsicReward):
         updated = eqx.tree_at(lambda r: (r.moment, r.weight, r.inverse), reward, (moment, weight, inverse))
         return updated, opt_state, (self(model, feat, action, hypers) * acted).sum() / jnp.maximum(acted.sum(), 1)
 
-    def untrained(self, config: Config, obs: ObsSpace, actions: ActionSpace, *, key: PRNGKeyArray) -> "EllipticalBonus":
+    def untrained(self, config: Config, obs: Space, actions: ActionSpace, *, key: PRNGKeyArray) -> "EllipticalBonus":
         fresh = EllipticalBonus(config, obs, actions, key=key)
         return eqx.tree_at(lambda r: (r.frequencies, r.numbers), fresh, (self.frequencies, self.numbers))
 

@@ -18,12 +18,12 @@ import jax.numpy as jnp
 import jax.random as jr
 import optax
 from jax.lax import stop_gradient as sg
-from jaxtyping import Array, Float, PRNGKeyArray, Shaped
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from envs.environment import ObsSpace
+from envs.environment import Obs, Space, obs_entries
 from stages.config import Config, EnsembleConfig, Hypers
 from stages.decode import decode_mean
-from stages.encode import embed_size, features, preprocess_obs
+from stages.encode import embed_size, features, flat_numbers, join, number_count
 from stages.fast.stacked import Stacked
 from stages.networks.distributions import Categorical
 from stages.networks.layers import Head
@@ -70,22 +70,27 @@ class ObsNumbers(eqx.Module):
     frequencies: Float[Array, "P W"] | None  # fixed and random, of input fourier
     normalizer: RunningNormalizer | None  # of real observations, where own updates feed it
 
-    def __init__(self, obs: ObsSpace, config: EnsembleConfig, *, key: PRNGKeyArray):
-        size, projects = math.prod(features(obs)), "projected" in (config.input, config.target)
+    def __init__(self, obs: Space, config: EnsembleConfig, *, key: PRNGKeyArray):
+        size, projects = number_count(obs), "projected" in (config.input, config.target)
         self.projection = jr.normal(key, (size, config.projection)) if projects else None
         self.frequencies = None
         if config.input == "fourier":
             self.frequencies = jr.normal(jr.fold_in(key, 0), (size, config.frequencies))
-        self.normalizer = RunningNormalizer.zero(size) if obs.kind == "real" and config.updates else None
+        any_real = any(entry.kind == "real" for entry in obs_entries(obs).values())
+        self.normalizer = RunningNormalizer.zero(size) if any_real and config.updates else None
 
-    def normalize(self, space: ObsSpace, numbers: Float[Array, "... P"]) -> Float[Array, "... P"]:
-        """Reals one by one, over what was seen; all other kinds together.
+    def normalize(self, space: Space, numbers: Float[Array, "... P"]) -> Float[Array, "... P"]:
+        """Reals one by one, over what was seen; the numbers of an entry of another kind together.
 
         One cell of a grid of 100 is then as loud as a hundred cells, beside the action and to the prior networks.
         """
-        if space.kind == "real":
-            return numbers if self.normalizer is None else self.normalizer(numbers)
-        return numbers * math.sqrt(numbers.shape[-1]) / jnp.sqrt(jnp.square(numbers).sum(-1, keepdims=True) + 0.01)
+        reals = numbers if self.normalizer is None else self.normalizer(numbers)
+        parts, start = [], 0
+        for entry in obs_entries(space).values():
+            stop = start + math.prod(features(entry))
+            parts.append(reals[..., start:stop] if entry.kind == "real" else _unit_scale(numbers[..., start:stop]))
+            start = stop
+        return join(parts)
 
     def project(self, numbers: Float[Array, "... P"]) -> Float[Array, "... Q"]:
         """Normalised numbers in the fixed random projection, of the same mean square in expectation."""
@@ -102,12 +107,16 @@ class ObsNumbers(eqx.Module):
         angle = sharpness * numbers @ self.frequencies / math.sqrt(numbers.shape[-1])
         return math.sqrt(2) * jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1)
 
-    def updated(self, space: ObsSpace, obs: Shaped[Array, "n ..."]) -> "ObsNumbers":
+    def updated(self, space: Space, obs: Obs) -> "ObsNumbers":
         """The normaliser moved towards observations [n, *obs] in storage type."""
         if self.normalizer is None:
             return self
-        seen = preprocess_obs(space, obs).reshape(obs.shape[0], -1)
-        return eqx.tree_at(lambda numbers: numbers.normalizer, self, self.normalizer.updated(seen))
+        return eqx.tree_at(lambda numbers: numbers.normalizer, self, self.normalizer.updated(flat_numbers(space, obs)))
+
+
+def _unit_scale(numbers: Float[Array, "... P"]) -> Float[Array, "... P"]:
+    """Numbers brought to a mean square of 1."""
+    return numbers * math.sqrt(numbers.shape[-1]) / jnp.sqrt(jnp.square(numbers).sum(-1, keepdims=True) + 0.01)
 
 
 def state_action_inputs(
@@ -131,11 +140,11 @@ def state_action_inputs(
     return sg(jnp.concatenate([state.astype(feat.dtype), action], -1))
 
 
-def input_size(obs: ObsSpace, action: int, config: Config) -> int:
+def input_size(obs: Space, action: int, config: Config) -> int:
     """I: how many numbers `state_action_inputs` gives."""
     sizes = {
         "feat": config.model.feat,
-        "decoded": math.prod(features(obs)),
+        "decoded": number_count(obs),
         "projected": config.ensemble.projection,
         "fourier": 2 * config.ensemble.frequencies,
     }
@@ -153,7 +162,7 @@ class Ensemble(eqx.Module):
     numbers: ObsNumbers
     config: EnsembleConfig = eqx.field(static=True)
 
-    def __init__(self, config: Config, obs: ObsSpace, action: int, *, key: PRNGKeyArray):
+    def __init__(self, config: Config, obs: Space, action: int, *, key: PRNGKeyArray):
         key_members, key_prior, key_projection = jr.split(key, 3)
         model, sizes = config.model, config.ensemble
         inputs, units, latent = input_size(obs, action, config), sizes.units or model.units, model.stoch * model.classes
@@ -203,7 +212,7 @@ def ensemble_target(
     latent: Latent,
     embed: Float[Array, "*b E"],
     post: Categorical | None,
-    obs: Shaped[Array, "..."],
+    obs: Obs,
 ) -> Float[Array, "*b Y"]:
     """What members predict of rows, one row earlier. Sends no gradient.
 
@@ -211,7 +220,7 @@ def ensemble_target(
         post: the posterior of these rows, for target probs.
         obs: [*b, *obs] in storage type, for target projected.
     """
-    lead, space = latent.deter.shape[:-1], model.decoder.space
+    lead = latent.deter.shape[:-1]
     match ensemble.config.target:
         case "probs":
             assert post is not None, "replay keeps no probabilities"
@@ -223,8 +232,8 @@ def ensemble_target(
         case "deter":
             target = latent.deter
         case "projected":
-            seen = ensemble.numbers.normalize(space, preprocess_obs(space, obs).reshape(*lead, -1))
-            target = ensemble.numbers.project(seen)
+            space = model.decoder.space
+            target = ensemble.numbers.project(ensemble.numbers.normalize(space, flat_numbers(space, obs)))
     return sg(target).astype(jnp.float32)
 
 
@@ -278,13 +287,14 @@ def update_ensemble(
         (ensemble, optimiser state, loss []): the loss in nats, the mean over members and pairs.
     """
     latent = Latent.stored(pairs.deter, pairs.stoch, model.rssm.classes, model.dtype)
-    numbers = ensemble.numbers.updated(model.decoder.space, pairs.obs[1])
+    successor_obs = jax.tree.map(lambda x: x[1], pairs.obs)
+    numbers = ensemble.numbers.updated(model.decoder.space, successor_obs)
     ensemble = eqx.tree_at(lambda e: e.numbers, ensemble, numbers)
     action = action_vector(model, pairs.action)
     inputs = ensemble_inputs(ensemble, model, latent.feat[0], action[0], hypers)
     successor = jax.tree.map(lambda x: x[1], latent)
-    embed = model.encoder(pairs.obs[1], model.dtype)
-    target = ensemble_target(ensemble, model, successor, embed, None, pairs.obs[1])
+    embed = model.encoder(successor_obs, model.dtype)
+    target = ensemble_target(ensemble, model, successor, embed, None, successor_obs)
 
     def loss(members: Stacked) -> Float[Array, ""]:
         error = 0.5 * jnp.square(predict(replace_members(ensemble, members), inputs, hypers) - target).sum(-1)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from envs.environment import ActionSpace, ObsSpace
+from envs.environment import ActionSpace, Space
 from stages.config import Config, Hypers
 from stages.ensemble import (
     Ensemble,
@@ -37,7 +37,7 @@ class IntrinsicReward(eqx.Module):
     """The metric of its loss is loss/LOSS_NAME."""
 
     @abc.abstractmethod
-    def __init__(self, config: Config, obs: ObsSpace, actions: ActionSpace, *, key: PRNGKeyArray): ...
+    def __init__(self, config: Config, obs: Space, actions: ActionSpace, *, key: PRNGKeyArray): ...
 
     @property
     @abc.abstractmethod
@@ -80,7 +80,7 @@ class IntrinsicReward(eqx.Module):
         """
 
     @abc.abstractmethod
-    def untrained(self, config: Config, obs: ObsSpace, actions: ActionSpace, *, key: PRNGKeyArray) -> "IntrinsicReward":
+    def untrained(self, config: Config, obs: Space, actions: ActionSpace, *, key: PRNGKeyArray) -> "IntrinsicReward":
         """This reward with new trainable weights; whatever does not learn by gradient stays."""
 
 
@@ -91,7 +91,7 @@ class Disagreement(IntrinsicReward):
     name: ClassVar[str] = "disagreement"
     loss_name: ClassVar[str] = "ensemble"
 
-    def __init__(self, config: Config, obs: ObsSpace, actions: ActionSpace, *, key: PRNGKeyArray):
+    def __init__(self, config: Config, obs: Space, actions: ActionSpace, *, key: PRNGKeyArray):
         self.ensemble = Ensemble(config, obs, actions.size, key=key)
 
     @property
@@ -122,7 +122,7 @@ class Disagreement(IntrinsicReward):
         ensemble, opt_state, loss = update_ensemble(self.ensemble, opt_state, model, pairs, hypers)
         return eqx.tree_at(lambda reward: reward.ensemble, self, ensemble), opt_state, loss
 
-    def untrained(self, config: Config, obs: ObsSpace, actions: ActionSpace, *, key: PRNGKeyArray) -> "Disagreement":
+    def untrained(self, config: Config, obs: Space, actions: ActionSpace, *, key: PRNGKeyArray) -> "Disagreement":
         ensemble = replace_members(self.ensemble, Ensemble(config, obs, actions.size, key=key).members)
         return eqx.tree_at(lambda reward: reward.ensemble, self, ensemble)
 
@@ -137,7 +137,7 @@ class ConstantReward(IntrinsicReward):
     name: ClassVar[str] = "constant"
     loss_name: ClassVar[str] = Disagreement.loss_name
 
-    def __init__(self, config: Config, obs: ObsSpace, actions: ActionSpace, *, key: PRNGKeyArray):
+    def __init__(self, config: Config, obs: Space, actions: ActionSpace, *, key: PRNGKeyArray):
         self.unpaid = Disagreement(config, obs, actions, key=key)
 
     @property
@@ -168,5 +168,5 @@ class ConstantReward(IntrinsicReward):
         unpaid, opt_state, loss = self.unpaid.update(opt_state, model, pairs, stored, hypers)
         return eqx.tree_at(lambda reward: reward.unpaid, self, unpaid), opt_state, loss
 
-    def untrained(self, config: Config, obs: ObsSpace, actions: ActionSpace, *, key: PRNGKeyArray) -> "ConstantReward":
+    def untrained(self, config: Config, obs: Space, actions: ActionSpace, *, key: PRNGKeyArray) -> "ConstantReward":
         return eqx.tree_at(lambda r: r.unpaid, self, self.unpaid.untrained(config, obs, actions, key=key))

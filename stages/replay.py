@@ -12,6 +12,8 @@ import jax.random as jr
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped, UInt8
 
+from envs.environment import Obs
+
 NEWEST = 64
 """Rows, of all environments together, that a quarter of the sampled pairs come from."""
 
@@ -19,7 +21,7 @@ NEWEST = 64
 class Row(eqx.Module):
     """One step of one environment. action[t] was chosen at obs[t]; reward[t] arrived with obs[t]."""
 
-    obs: Shaped[Array, "..."]  # [..., *obs], in the space's storage type
+    obs: Obs  # [..., *obs], in the space's storage type
     action: Shaped[Array, "..."]  # [...] int32, or [..., A] float32
     reward: Float[Array, "..."]
     is_first: Bool[Array, "..."]

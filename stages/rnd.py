@@ -17,7 +17,7 @@ import optax
 from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from envs.environment import ActionSpace, ObsSpace
+from envs.environment import ActionSpace, Space
 from stages.config import Config, EnsembleConfig, Hypers
 from stages.ensemble import ObsNumbers, input_size, own_optimizer, state_action_inputs
 from stages.intrinsic import IntrinsicReward
@@ -37,7 +37,7 @@ class RND(IntrinsicReward):
     name: ClassVar[str] = "rnd"
     loss_name: ClassVar[str] = "rnd"
 
-    def __init__(self, config: Config, obs: ObsSpace, actions: ActionSpace, *, key: PRNGKeyArray):
+    def __init__(self, config: Config, obs: Space, actions: ActionSpace, *, key: PRNGKeyArray):
         key_predictor, key_target, key_numbers = jr.split(key, 3)
         settings = config.ensemble
         sizes = (input_size(obs, actions.size, config), settings.units or config.model.units, settings.layers)
@@ -72,7 +72,7 @@ class RND(IntrinsicReward):
         self, opt_state: optax.OptState, model: WorldModel, pairs: Row, stored: Int[Array, ""], hypers: Hypers
     ) -> tuple["RND", optax.OptState, Float[Array, ""]]:
         del stored
-        numbers = self.numbers.updated(model.decoder.space, pairs.obs[1])
+        numbers = self.numbers.updated(model.decoder.space, jax.tree.map(lambda x: x[1], pairs.obs))
         reward = eqx.tree_at(lambda reward: reward.numbers, self, numbers)
         feat = Latent.stored(pairs.deter[0], pairs.stoch[0], model.rssm.classes, model.dtype).feat
         action = action_vector(model, pairs.action[0])
@@ -86,7 +86,7 @@ class RND(IntrinsicReward):
         updates, opt_state = own_optimizer(hypers).update(grads, opt_state)
         return reward._with_predictor(eqx.apply_updates(reward.predictor, updates)), opt_state, value
 
-    def untrained(self, config: Config, obs: ObsSpace, actions: ActionSpace, *, key: PRNGKeyArray) -> "RND":
+    def untrained(self, config: Config, obs: Space, actions: ActionSpace, *, key: PRNGKeyArray) -> "RND":
         return self._with_predictor(RND(config, obs, actions, key=key).predictor)
 
     def _error(self, inputs: Float[Array, "*b I"]) -> Float[Array, "*b"]:

@@ -3,6 +3,9 @@
 Axes: T time (leading), B windows, then each part's own. Source: DreamerV3, eq. 1-3.
 """
 
+import functools
+import operator
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -10,10 +13,10 @@ import jax.random as jr
 from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
-from envs.environment import ActionSpace, ObsSpace
+from envs.environment import ActionSpace, Obs, Space
 from stages import rssm
 from stages.config import Config, Hypers
-from stages.decode import Decoder, make_decoder, recon_loss
+from stages.decode import Decoder, make_decoder, recon_losses
 from stages.encode import Encoder, embed_size, make_encoder
 from stages.networks.distributions import Categorical, kl
 from stages.networks.heads import ContinueHead, TwoHotHead
@@ -31,7 +34,7 @@ class WorldModel(eqx.Module):
     actions: ActionSpace = eqx.field(static=True)
     dtype: jnp.dtype = eqx.field(static=True)
 
-    def __init__(self, config: Config, obs: ObsSpace, actions: ActionSpace, *, key: PRNGKeyArray):
+    def __init__(self, config: Config, obs: Space, actions: ActionSpace, *, key: PRNGKeyArray):
         model = config.model
         key_encoder, key_rssm, key_decoder, key_reward, key_cont = jr.split(key, 5)
         self.encoder = make_encoder(obs, model, key=key_encoder)
@@ -70,7 +73,7 @@ def observe(
     model: WorldModel,
     context: Latent,
     action: Float[Array, "T B A"],
-    obs: Shaped[Array, "T B ..."],
+    obs: Obs,
     is_first: Bool[Array, "T B"],
     unimix: Float[Array, ""] | float,
     *,
@@ -94,7 +97,7 @@ def observe(
 def model_loss(
     model: WorldModel,
     observed: Observed,
-    obs: Shaped[Array, "T B ..."],
+    obs: Obs,
     reward: Float[Array, "T B"],
     is_terminal: Bool[Array, "T B"],
     hypers: Hypers,
@@ -114,8 +117,9 @@ def model_loss(
     # The continue target carries the discount: imagined weights are then products of continues alone.
     target = (1 - is_terminal.astype(jnp.float32)) * (1 - 1 / hypers.discount_horizon)
     logit = model.cont(head_feat)
+    recon = recon_losses(model.decoder, observed.latent, obs)
     losses = {
-        "recon": recon_loss(model.decoder, observed.latent, obs),
+        "recon": functools.reduce(operator.add, recon.values()),
         "reward": model.reward.loss(model.reward(head_feat), reward),
         "cont": jax.nn.softplus(logit) - target * logit,
         "dyn": dyn,
@@ -128,6 +132,8 @@ def model_loss(
         "kl": sg(kl(observed.post, observed.prior)).sum(-1).mean(),  # both losses', before free nats
         "kl_free": (dyn <= hypers.free_nats).mean(dtype=jnp.float32),  # share of rows whose KL costs nothing
     }
+    if len(recon) > 1:
+        metrics |= {f"recon_{name}": sg(loss).mean() for name, loss in recon.items()}
     return losses, metrics
 
 

@@ -8,6 +8,7 @@ Both are pure functions of their arguments, and Policy and PolicyState are pytre
 scanned and vmapped. Axes: S seeds, N environments, A action vector; "..." are the axes that `reset` was asked for.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -17,7 +18,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
-from envs.environment import ObsSpace
+from envs.environment import DictSpace, Obs, ObsSpace, Space, zip_entries
 from stages.behavior import Behavior
 from stages.collect import act, env_action
 from stages.config import ConfigError, Hypers
@@ -55,14 +56,15 @@ class Policy(eqx.Module):
         return PolicyState(initial(self.model.rssm, lead, self.model.dtype), action)
 
     def act(
-        self, state: PolicyState, obs: ArrayLike, is_first: ArrayLike, *, key: PRNGKeyArray
+        self, state: PolicyState, obs: ArrayLike | Mapping[str, ArrayLike], is_first: ArrayLike, *, key: PRNGKeyArray
     ) -> tuple[Array, PolicyState]:
         """Look at a row and choose an action there.
 
         Args:
             state: of `reset`, or of `act` at the row before, whose action was really taken.
-            obs: [..., *obs], of the shape and meaning that the agent was trained on; numpy will do. Images are bytes, 0
-                to 255. Under jit and vmap the values are not known: there only shape and type are checked.
+            obs: [..., *obs], of the shape and meaning that the agent was trained on, or a dict of such arrays; numpy
+                will do. Images are bytes, 0 to 255. Under jit and vmap the values are not known: there only shape and
+                type are checked.
             is_first: [...] of bools, whether the row begins an episode.
             key: of the samples of latent and action; a new one at each row.
 
@@ -73,17 +75,16 @@ class Policy(eqx.Module):
         Raises:
             ConfigError: obs or is_first has another shape, type or range.
         """
-        lead, space = state.action.shape[:-1], self.model.encoder.space
-        obs, is_first = _array("obs", obs), _array("is_first", is_first)
-        if obs.shape != lead + space.shape or is_first.shape != lead:
+        lead, is_first = state.action.shape[:-1], _array("is_first", is_first)
+        if is_first.shape != lead:
             raise ConfigError(
-                f"obs is {list(obs.shape)} and is_first {list(is_first.shape)}, but the agent was trained on "
-                f"{list(space.shape)} and the state is of {list(lead)}: give {list(lead + space.shape)} and "
-                f"{list(lead)}, or vmap over the seeds"
+                f"is_first is {list(is_first.shape)}, but the state is of {list(lead)}: give {list(lead)}, or vmap over"
+                " the seeds"
             )
         if is_first.dtype != np.bool_:
             raise ConfigError(f"is_first must be of bools, not {is_first.dtype}")
-        before = (state.latent, state.action, jnp.asarray(_stored(space, obs)), jnp.asarray(is_first))
+        seen = _observation(self.model.encoder.space, obs, lead)
+        before = (state.latent, state.action, seen, jnp.asarray(is_first))
         latent, action = act(self.model, self.behavior, *before, self.hypers, self.greedy, key=key)
         chosen = env_action(self.model, action)
         if self.model.actions.kind == "continuous":
@@ -104,7 +105,27 @@ def _array(name: str, values: Any) -> Array | np.ndarray:
     return array
 
 
-def _stored(space: ObsSpace, obs: Array | np.ndarray) -> Array | np.ndarray:
+def _observation(space: Space, obs: Any, lead: tuple[int, ...]) -> Obs:
+    """Every entry of an observation as the encoder takes it. Raises ConfigError."""
+    if isinstance(space, DictSpace) and (not isinstance(obs, Mapping) or obs.keys() != space.entries.keys()):
+        given = f"{sorted(obs)}" if isinstance(obs, Mapping) else type(obs).__name__
+        raise ConfigError(f"obs must be a dict of {', '.join(space.entries)}, not {given}")
+    entries = zip_entries(space, obs)
+    stored = {name: _entry(f"obs[{name!r}]" if name else "obs", entry, x, lead) for name, entry, x in entries}
+    return stored if isinstance(space, DictSpace) else stored[""]
+
+
+def _entry(name: str, space: ObsSpace, values: Any, lead: tuple[int, ...]) -> Array:
+    values = _array(name, values)
+    if values.shape != lead + space.shape:
+        raise ConfigError(
+            f"{name} is {list(values.shape)}, but the agent was trained on {list(space.shape)} and the state is of "
+            f"{list(lead)}: give {list(lead + space.shape)}, or vmap over the seeds"
+        )
+    return jnp.asarray(_stored(name, space, values))
+
+
+def _stored(name: str, space: ObsSpace, obs: Array | np.ndarray) -> Array | np.ndarray:
     """Observations in the type that the encoder takes; numpy's are compared with the space before they lose anything.
 
     Raises:
@@ -114,16 +135,18 @@ def _stored(space: ObsSpace, obs: Array | np.ndarray) -> Array | np.ndarray:
     if is_float and space.kind in ("image", "categorical"):
         meaning = "bytes, 0 to 255" if space.kind == "image" else f"whole numbers, 0 to {space.classes - 1}"
         advice = "; scale floats of 0 to 1 by 255 and cast them to uint8" if space.kind == "image" else ""
-        raise ConfigError(f"obs is {obs.dtype}, but the agent was trained on {meaning}{advice}")
+        raise ConfigError(f"{name} is {obs.dtype}, but the agent was trained on {meaning}{advice}")
     if not isinstance(obs, Tracer):
         with np.errstate(over="ignore"):  # it becomes infinite, which is refused
             values = np.asarray(obs, np.float32 if space.kind == "real" else None)
         most = {"binary": 1, "image": 255, "categorical": space.classes - 1}.get(space.kind)
         if most is None and not np.isfinite(values).all():
-            raise ConfigError("obs is not finite: it holds NaN or infinities, or more than a 32-bit float can hold")
+            raise ConfigError(f"{name} is not finite: it holds NaN or infinities, or more than a 32-bit float can hold")
         if most is not None and not ((values >= 0) & (values <= most) & (values == np.rint(values))).all():
             low, high = values.min(), values.max()
-            raise ConfigError(f"the agent was trained on whole numbers from 0 to {most}; obs goes from {low} to {high}")
+            raise ConfigError(
+                f"the agent was trained on whole numbers from 0 to {most}; {name} goes from {low} to {high}"
+            )
     return obs.astype(space.dtype)
 
 

@@ -13,14 +13,15 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from envs.environment import Environment
+from envs.environment import Environment, Obs, obs_entries, zip_entries
 from stages.agent import Agent
 from stages.behavior import Behavior
 from stages.collect import collect, start
 from stages.config import Hypers
 from stages.decode import Decoder, recon_loss, reconstruct
+from stages.encode import join
 from stages.replay import Row
 from stages.rssm import Latent, imagine_step
 from stages.uniform import RandomPolicy
@@ -43,8 +44,9 @@ class Errors(eqx.Module):
     """How far predicted observations are from the real ones."""
 
     loss: Float[Array, "..."]  # in the decoder's terms, a mean over the observation's entries (decode.recon_loss)
-    right: Float[Array, "..."]  # share of the entries whose likeliest value is the real one; NaN of real numbers
-    exact: Float[Array, "..."]  # 1 where all of them are; NaN of real numbers
+    right: Float[Array, "..."]  # share of the numbers whose likeliest value is the real one, of binary and categorical
+    # entries; NaN where there are none
+    exact: Float[Array, "..."]  # 1 where all of them are; NaN likewise
 
 
 def play_rows(
@@ -106,16 +108,19 @@ def episode_step(is_first: Bool[Array, "T N"]) -> Int[Array, "T N"]:
     return rows - lax.cummax(jnp.where(is_first, rows, 0))
 
 
-def errors(decoder: Decoder, latent: Latent, obs: Shaped[Array, "..."]) -> Errors:
+def errors(decoder: Decoder, latent: Latent, obs: Obs) -> Errors:
     """Errors of the observations predicted from states [..., D] and [..., S, K], [...]."""
     space, lead = decoder.space, latent.deter.shape[:-1]
-    loss = recon_loss(decoder, latent, obs) / math.prod(space.shape)
-    if space.kind not in ("binary", "categorical"):
+    loss = recon_loss(decoder, latent, obs) / sum(math.prod(entry.shape) for entry in obs_entries(space).values())
+    right = [
+        (jnp.round(likeliest) == array).reshape(*lead, -1).astype(jnp.float32)
+        for _, entry, likeliest, array in zip_entries(space, reconstruct(decoder, latent), obs)
+        if entry.kind in ("binary", "categorical")
+    ]
+    if not right:
         none = jnp.full(lead, jnp.nan)
         return Errors(loss, none, none)
-    likeliest = jnp.round(reconstruct(decoder, latent))
-    right = (likeliest == obs).reshape(*lead, -1).astype(jnp.float32)
-    return Errors(loss, right.mean(-1), right.min(-1))
+    return Errors(loss, join(right).mean(-1), join(right).min(-1))
 
 
 def open_loop_errors(
@@ -144,7 +149,7 @@ def open_loop_errors(
     observed, count = episode_step(rows.is_first) < context, there.sum(1)
 
     def mean(latent):
-        each = errors(model.decoder, jax.tree.map(lambda x: x[at], latent), rows.obs[at])
+        each = errors(model.decoder, jax.tree.map(lambda x: x[at], latent), jax.tree.map(lambda x: x[at], rows.obs))
         return jax.tree.map(lambda x: jnp.where(there, x, 0).sum(1) / count, each)
 
     return mean(open_loop(model, rows, observed, unimix, key=key)), mean(posterior(model, rows)), count

@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from jaxtyping import PyTree
 from numpy.typing import NDArray
 from PIL import Image
 
-from envs.environment import ObsSpace
+from envs.environment import ObsSpace, zip_entries
 from stages.figures.curves import BLUE, GREY, INK
 from stages.watch.canvas import Canvas
 from stages.watch.scene import Scene
@@ -43,8 +44,8 @@ def _frame(scene: Scene, title: str, t: int) -> Image.Image:
     strips = 1 + (scene.disagreement is not None)
     canvas = Canvas(WIDTH, TOP + BODY + 18 + strips * STRIP + 10)
     _head(canvas, scene, title, t)
-    if is_board(scene.env.obs_space):
-        _boards(canvas, scene, t)
+    if (board := _board(scene)) is not None:
+        _boards(canvas, *board, t)
     else:
         _lines(canvas, scene, t)
     top = TOP + BODY + 18
@@ -65,9 +66,15 @@ def _head(canvas: Canvas, scene: Scene, title: str, t: int) -> None:
 # ---- boards --------------------------------------------------------------------------------------------------------
 
 
-def _boards(canvas: Canvas, scene: Scene, t: int) -> None:
+def _board(scene: Scene) -> tuple[ObsSpace, NDArray, NDArray[np.float32]] | None:
+    """Space, truth and prediction [T, ...] of the first entry that is drawn as cells; None: there is none."""
+    entries = zip_entries(scene.env.obs_space, scene.obs, scene.predicted)
+    return next(((space, obs, predicted) for _, space, obs, predicted in entries if is_board(space)), None)
+
+
+def _boards(canvas: Canvas, space: ObsSpace, obs: NDArray, predictions: NDArray[np.float32], t: int) -> None:
     """What happened, what the model expects, and what it missed or made up."""
-    truth, predicted = _channels(scene, scene.obs[t]), _channels(scene, scene.predicted[t])
+    truth, predicted = _channels(space, obs[t]), _channels(space, predictions[t])
     wide = (WIDTH - 4 * EDGE) / 3
     panels = (
         ("what happens", painted(truth)),
@@ -83,10 +90,10 @@ def _boards(canvas: Canvas, scene: Scene, t: int) -> None:
     canvas.text(middle + 6, TOP + BODY - 4, "made up", 11, ORANGE, "lm", bold=True)
 
 
-def _channels(scene: Scene, obs: NDArray) -> NDArray[np.float64]:
+def _channels(space: ObsSpace, obs: NDArray) -> NDArray[np.float64]:
     """An observation as [rows, columns, C] in 0..1."""
-    rows, columns, *_ = scene.env.obs_space.shape
-    scale = 255.0 if scene.env.obs_space.kind == "image" and obs.dtype == np.uint8 else 1.0
+    rows, columns, *_ = space.shape
+    scale = 255.0 if space.kind == "image" and obs.dtype == np.uint8 else 1.0
     return obs.astype(np.float64).reshape(rows, columns, -1) / scale
 
 
@@ -121,8 +128,7 @@ def _lines(canvas: Canvas, scene: Scene, t: int) -> None:
         _map(canvas, scene, t, (EDGE, TOP + 20, 200, BODY - 24))
         canvas.text(EDGE + 100, TOP + 8, " by ".join(scene.env.states.labels), 12, INK, "mm")
         left += 200 + EDGE
-    truth = scene.obs.reshape(len(scene.error), -1).astype(np.float64)
-    predicted = scene.predicted.reshape(truth.shape).astype(np.float64)
+    truth, predicted = _flat(scene, scene.obs), _flat(scene, scene.predicted)
     count = min(truth.shape[1], MOST_PLOTS)
     columns = 2 if count > 4 else 1
     rows, wide = math.ceil(count / columns), (WIDTH - left - EDGE - (columns - 1) * EDGE) / columns
@@ -137,6 +143,12 @@ def _lines(canvas: Canvas, scene: Scene, t: int) -> None:
         column, row = divmod(entry, rows)
         box = (left + column * (wide + EDGE), TOP + 20 + row * tall, wide, tall - 8)
         _plot(canvas, scene, t, box, truth[:, entry], predicted[:, entry], entry)
+
+
+def _flat(scene: Scene, obs: PyTree[np.ndarray]) -> NDArray[np.float64]:
+    """The numbers of all entries, [T, P]."""
+    entries = [x.reshape(len(x), -1) for _, _, x in zip_entries(scene.env.obs_space, obs)]
+    return np.concatenate(entries, 1).astype(np.float64)
 
 
 def _plot(canvas: Canvas, scene: Scene, t: int, box, truth: NDArray, predicted: NDArray, entry: int) -> None:

@@ -6,11 +6,11 @@ Axes: T rows.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 from numpy.typing import NDArray
 
 from envs.environment import Environment
@@ -29,8 +29,8 @@ class Scene:
     """Rows of one environment, as numpy [T, ...]; several episodes where they are short."""
 
     env: Environment
-    obs: NDArray[Any]  # in storage type
-    predicted: NDArray[np.float32]  # decode.reconstruct: probabilities of binary entries
+    obs: PyTree[np.ndarray]  # every entry in storage type
+    predicted: PyTree[np.ndarray]  # decode.reconstruct: probabilities of binary entries
     error: NDArray[np.float32]  # in the decoder's terms, a mean over entries
     observed: NDArray[np.bool_]  # whether the model saw the row
     ahead: NDArray[np.int32]  # rows since it last saw one; 0 where it sees

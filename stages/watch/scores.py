@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.environment import Space, obs_entries
 from stages.cli import terminal
 from stages.cli.arguments import env_title
 from stages.evaluate import evaluate
@@ -26,6 +27,11 @@ Floats = NDArray[np.float64]
 
 KINDS = {"binary": "nats an entry", "categorical": "nats an entry", "real": "squared symlog", "image": "squared"}
 """What a prediction's error is in, by the kind of observation (stages/decode.py)."""
+
+
+def error_unit(space: Space) -> str:
+    """What prediction errors of this observation are in."""
+    return " + ".join(dict.fromkeys(KINDS[entry.kind] for entry in obs_entries(space).values()))
 
 
 class Scores(NamedTuple):
@@ -97,7 +103,7 @@ def as_json(loaded: Loaded, scores: Scores, policy: str, point: int | None) -> d
         "prediction": {
             "context": CONTEXT,
             "ahead": AHEAD,
-            "unit": KINDS[loaded.groups[0].env.obs_space.kind],
+            "unit": error_unit(loaded.groups[0].env.obs_space),
             "episodes": scores.episodes,
             "open_loop": scores.open_loop,
             "posterior": scores.posterior,
@@ -128,10 +134,11 @@ def print_scores(loaded: Loaded, scores: Scores, policy: str) -> None:
             for seed, values, length in zip(scores.seeds, scores.score, scores.length, strict=True)
         ],
     )
-    kind = loaded.groups[0].env.obs_space.kind
-    whole = ["all right", "all right"] if kind in ("binary", "categorical") else []
+    space = loaded.groups[0].env.obs_space
+    can_be_right = any(entry.kind in ("binary", "categorical") for entry in obs_entries(space).values())
+    whole = ["all right", "all right"] if can_be_right else []
     _print(
-        f"predicted observations: error ({KINDS[kind]}), interquartile mean over seeds",
+        f"predicted observations: error ({error_unit(space)}), interquartile mean over seeds",
         ["rows ahead", "run forward", *whole[:1], "observed", *whole[1:], "episodes"],
         [
             [
