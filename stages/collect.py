@@ -44,7 +44,7 @@ def start(env: Environment, model: WorldModel, envs: int, *, key: PRNGKeyArray) 
     """`envs` environments at their first observation, with the model's initial state."""
     env_state, timestep = jax.vmap(env.reset)(jr.split(key, envs))
     latent = initial(model.rssm, (envs,), model.dtype)
-    action = jnp.zeros((envs, env.action_space.size), model.dtype)
+    action = jnp.zeros((envs, env.action_space.size))
     return ActorState(env_state, timestep, latent, action, jnp.zeros(envs), jnp.zeros(envs, jnp.int32))
 
 
@@ -74,7 +74,7 @@ def act(
     latent = observe_step(model.rssm, latent, embed, action, is_first, uniform, hypers.unimix)
     policy = behavior.actor(latent.feat, hypers.policy_unimix)
     action = policy.mode() if greedy else policy.sample(behavior.actor.noise(is_first.shape, key=key_action))
-    return latent, action.astype(model.dtype)
+    return latent, action.astype(jnp.float32)  # whatever the model computes in: environments take it as it is
 
 
 def env_action(model: WorldModel, action: Float[Array, "... A"]) -> Array:

@@ -67,7 +67,7 @@ def imagine(
 
 def _imagine_block(model: WorldModel, actor: Actor, start: Latent, noise: Noise, unimix, policy_unimix) -> Trajectory:
     """A trajectory without its leading axis."""
-    act = lambda feat, noise: actor(feat, policy_unimix).sample(noise).astype(feat.dtype)
+    act = lambda feat, noise: actor(feat, policy_unimix).sample(noise)  # float32: its log-probability is taken
 
     def step(latent, noise):
         latent_noise, action_noise = noise

@@ -115,7 +115,7 @@ def observe(
         (posterior states, posterior, prior), [T, B, ...].
     """
     dynamics = _pack(rssm)
-    projected = (_project_action(dynamics, action, is_first), _project_embed(rssm, embed))
+    projected = (_project_action(dynamics, action, embed.dtype, is_first), _project_embed(rssm, embed))
 
     def step(dynamics, latent, projected, fixed):
         (action, embed), (is_first, uniform, unimix) = projected, fixed
@@ -140,7 +140,8 @@ def observe_step(
 ) -> Latent:
     """One step with an observation: the posterior state. Arguments as in observe, of one row."""
     dynamics = _pack(rssm)
-    projected_action, projected_embed = _project_action(dynamics, action, is_first), _project_embed(rssm, embed)
+    projected_action = _project_action(dynamics, action, embed.dtype, is_first)
+    projected_embed = _project_embed(rssm, embed)
     return _posterior_step(dynamics, latent, projected_action, projected_embed, is_first, uniform, unimix)[0]
 
 
@@ -153,7 +154,7 @@ def imagine_step(
 ) -> Latent:
     """One step without an observation: a state sampled from the prior. Arguments as in observe, of one row."""
     dynamics = _pack(rssm)
-    deter = _advance(dynamics, latent, _project_action(dynamics, action))
+    deter = _advance(dynamics, latent, _project_action(dynamics, action, latent.deter.dtype))
     prior = Categorical.from_outputs(_prior_logits(dynamics, deter), unimix)
     return Latent(deter, prior.rsample(uniform).astype(deter.dtype))
 
@@ -190,10 +191,10 @@ def _project_embed(rssm: RSSM, embed: Float[Array, "... E"]) -> Float[Array, "..
 
 
 def _project_action(
-    dynamics: _Dynamics, action: Float[Array, "*b A"], is_first: Bool[Array, "*b"] | None = None
+    dynamics: _Dynamics, action: Float[Array, "*b A"], dtype: jnp.dtype, is_first: Bool[Array, "*b"] | None = None
 ) -> Float[Array, "*b D"]:
     """The action's part of the cell's hidden layer; the action before an episode is zero. It needs no state either."""
-    action = bound_action(action)
+    action = bound_action(action).astype(dtype)
     if is_first is not None:
         action = jnp.where(is_first[..., None], 0, action)
     return dynamics.cell.project(1, dynamics.from_action(action))

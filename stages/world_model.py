@@ -54,10 +54,10 @@ def compute_dtype(name: str) -> jnp.dtype:
 
 
 def action_vector(model: WorldModel, action: Shaped[Array, "..."]) -> Float[Array, "... A"]:
-    """Stored action -> the vector that the model reads: one-hot of a discrete one."""
+    """Stored action -> the vector that the model reads, float32: one-hot of a discrete one."""
     if model.actions.kind == "discrete":
-        return jax.nn.one_hot(action, model.actions.size, dtype=model.dtype)
-    return action.astype(model.dtype)
+        return jax.nn.one_hot(action, model.actions.size)
+    return action.astype(jnp.float32)
 
 
 class Observed(eqx.Module):

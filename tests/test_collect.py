@@ -191,7 +191,26 @@ def test_acting_keeps_the_models_type(case, name, greedy):
     actor_state = jax.eval_shape(lambda key: start(env, agent.model, N, key=key), jr.key(1))
     choose = lambda actor_state: act(agent.model, agent.tasker, *before(actor_state), HYPERS, greedy, key=jr.key(5))
     latent, action = jax.eval_shape(choose, actor_state)
-    chex.assert_type([latent.deter, latent.stoch, action, actor_state.action, actor_state.latent.deter], jnp.bfloat16)
+    chex.assert_type([latent.deter, latent.stoch, actor_state.latent.deter], jnp.bfloat16)
+    chex.assert_type([action, actor_state.action], jnp.float32)
+
+
+def test_a_continuous_action_is_not_rounded_to_the_models_type(case):
+    """bfloat16 has 8 bits: rounded, an action would be another one than its log-probability is taken of."""
+    env, config = case("Pendulum").env, case("Pendulum").config
+    half = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="bfloat16"))
+    agent = arbitrary(lambda: Agent(half, env.obs_space, env.action_space, key=jr.key(0)))
+
+    @jax.jit
+    def action_and_sample(key):
+        actor_state = start(env, agent.model, N, key=key)
+        latent, action = act(agent.model, agent.tasker, *before(actor_state), HYPERS, False, key=key)
+        noise = agent.tasker.actor.noise((N,), key=jr.split(key)[1])
+        return action, agent.tasker.actor(latent.feat, HYPERS.policy_unimix).sample(noise)
+
+    action, sample = action_and_sample(jr.key(5))
+    np.testing.assert_array_equal(action, sample)
+    assert (action != action.astype(jnp.bfloat16).astype(jnp.float32)).any()
 
 
 def test_environments_of_a_seed_differ(case):

@@ -228,7 +228,7 @@ def test_a_trajectory_has_the_compute_type(config, env):
         actor = arbitrary(lambda a=actions: Actor(half.model, a, key=jr.key(0)))
         noise, start = draw_noise(model, actor, H, n, key=jr.key(1)), rssm.initial(model.rssm, (n,), model.dtype)
         out = jax.eval_shape(lambda *args: imagine(*args, RATIO, SHARE), model, actor, start, noise)
-        chex.assert_type([out.feat, out.action, out.cont], [jnp.bfloat16, jnp.bfloat16, jnp.float32])
+        chex.assert_type([out.feat, out.action, out.cont], [jnp.bfloat16, jnp.float32, jnp.float32])
 
 
 def test_noise_is_uniform_for_latents_and_the_actors_own_for_actions(config, env, model, actor):

@@ -52,7 +52,7 @@ class Policy(eqx.Module):
 
         Once is enough: where an episode begins, `is_first` makes `act` forget the one before.
         """
-        action = jnp.zeros((*lead, self.model.actions.size), self.model.dtype)
+        action = jnp.zeros((*lead, self.model.actions.size))
         return PolicyState(initial(self.model.rssm, lead, self.model.dtype), action)
 
     def act(
