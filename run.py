@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 
 from stages.cli import terminal
-from stages.cli.arguments import parse
+from stages.cli.parse import parse
 from stages.commands.command import command
 from stages.config import ConfigError
 from stages.sweep.start import check_machines, start_jax
@@ -30,7 +30,7 @@ def main(argv: list[str], start: Callable[[], None] = lambda: None) -> int:
     from stages.cli.signals import Signals, Stopped
     from stages.commands.grid import leave_grid
     from stages.loop.training_loop import train_program
-    from stages.store.folder import RunFolderError
+    from stages.store.files import RunFolderError
     from stages.sweep.trials import describe, programs_of
 
     started = time.time()

@@ -20,9 +20,9 @@ from jax.sharding import SingleDeviceSharding
 
 from stages.cli.processes import Processes
 from stages.config import Hypers
-from stages.store import checkpoint
-from stages.store.checkpoint import Checkpoints, Place
-from stages.store.folder import RunFolderError
+from stages.store import checkpoint, orbax_quirks
+from stages.store.checkpoint import CheckpointId, Checkpoints
+from stages.store.files import RunFolderError
 from tests.conftest import tree_equal
 from tests.test_processes import play
 
@@ -63,55 +63,54 @@ def made(path, keep=2, processes=None):
 def test_everything_comes_back(tmp_path):
     checkpoints = made(tmp_path)
     assert checkpoints.newest() is None
-    checkpoints.save(Place(0, 10), tree(), {"step": 10, "scores": [1.5, float("nan")]})
+    checkpoints.save(CheckpointId(0, 10), tree(), {"step": 10, "scores": [1.5, float("nan")]})
     checkpoints.wait()
     again = made(tmp_path)
-    assert again.newest() == Place(0, 10)
-    assert tree_equal(again.restore(Place(0, 10), shapes(tree())), tree())
-    assert again.progress(Place(0, 10)) == {"step": 10, "scores": [1.5, None]}
+    assert again.newest() == CheckpointId(0, 10)
+    assert tree_equal(again.restore(CheckpointId(0, 10), shapes(tree())), tree())
+    assert again.progress(CheckpointId(0, 10)) == {"step": 10, "scores": [1.5, None]}
 
 
 @pytest.mark.parametrize("kind", ["threefry2x32", "rbg"])
 def test_random_keys_of_every_kind_come_back(tmp_path, kind):
     """An environment chooses the kind of the keys in its state."""
     checkpoints, state = made(tmp_path), {"keys": jr.split(jr.key(7, impl=kind), (2, 3))}
-    checkpoints.save(Place(0, 1), state, {})
+    checkpoints.save(CheckpointId(0, 1), state, {})
     checkpoints.wait()
-    found = made(tmp_path).restore(Place(0, 1), shapes(state))["keys"]
+    found = made(tmp_path).restore(CheckpointId(0, 1), shapes(state))["keys"]
     assert found.dtype == state["keys"].dtype
     np.testing.assert_array_equal(jr.uniform(found[1, 2], 3), jr.uniform(state["keys"][1, 2], 3))
 
 
-def test_of_an_older_checkpoint_hyperparameters_that_came_have_their_defaults_and_those_that_went_are_left(tmp_path):
+def test_hyperparameters_newer_than_a_checkpoint_have_their_defaults(tmp_path):
     class Older(NamedTuple):
         lr: jax.Array
-        bootstrap: jax.Array
 
     class Of(NamedTuple):
         hypers: Hypers | Older
 
     checkpoints, lr = made(tmp_path), jnp.array([0.5, 0.25])
-    checkpoints.save(Place(0, 1), (Of(Older(lr, jnp.ones(2))),), {})
+    checkpoints.save(CheckpointId(0, 1), (Of(Older(lr)),), {})
     checkpoints.wait()
     hypers = jax.tree.map(lambda x: jnp.full(2, x, jnp.float32), Hypers())
-    (found,) = made(tmp_path).restore(Place(0, 1), shapes((Of(hypers),)))
+    (found,) = made(tmp_path).restore(CheckpointId(0, 1), shapes((Of(hypers),)))
     assert tree_equal(found.hypers, eqx.tree_at(lambda h: h.lr, hypers, lr))
 
 
 def test_what_is_saved_is_the_state_at_the_call(tmp_path):
     """Training donates and overwrites the arrays while they are being written."""
     checkpoints, state = made(tmp_path), {"w": jnp.ones((64, 1024, 64))}
-    checkpoints.save(Place(0, 1), state, {})
+    checkpoints.save(CheckpointId(0, 1), state, {})
     jax.jit(lambda s: jax.tree.map(lambda x: x * 0 - 1, s), donate_argnums=0)(state)
     checkpoints.wait()
-    found = made(tmp_path).restore(Place(0, 1), shapes({"w": jnp.ones((64, 1024, 64))}))
+    found = made(tmp_path).restore(CheckpointId(0, 1), shapes({"w": jnp.ones((64, 1024, 64))}))
     np.testing.assert_array_equal(found["w"], 1)
 
 
 def test_the_newest_are_kept_and_of_a_round_that_is_over_only_the_last(tmp_path):
     checkpoints = made(tmp_path, keep=2)
     for step in (10, 20, 30, 30):
-        checkpoints.save(Place(0, step), tree(step), {})
+        checkpoints.save(CheckpointId(0, step), tree(step), {})
     checkpoints.wait()
     there = lambda: sorted(int(path.name) for path in (tmp_path / "checkpoints/round-0000/process-0").iterdir())
     assert there() == [20, 30]
@@ -119,16 +118,16 @@ def test_the_newest_are_kept_and_of_a_round_that_is_over_only_the_last(tmp_path)
     checkpoints.close()
     assert there() == [30]
     checkpoints = made(tmp_path)
-    checkpoints.save(Place(1, 10), tree(), {})
+    checkpoints.save(CheckpointId(1, 10), tree(), {})
     checkpoints.wait()
-    assert made(tmp_path).newest() == Place(1, 10)
-    assert tree_equal(made(tmp_path).restore(Place(0, 30), shapes(tree())), tree(30))
+    assert made(tmp_path).newest() == CheckpointId(1, 10)
+    assert tree_equal(made(tmp_path).restore(CheckpointId(0, 30), shapes(tree())), tree(30))
 
 
 def test_a_sweep_that_is_prolonged_goes_on_from_what_was_written_last(tmp_path):
     """Its first round again, though the last round has checkpoints too."""
     checkpoints = made(tmp_path)
-    for place in (Place(0, 30), Place(1, 30), Place(0, 40)):
+    for place in (CheckpointId(0, 30), CheckpointId(1, 30), CheckpointId(0, 40)):
         checkpoints.save(place, tree(), {})
         checkpoints.wait()
         assert made(tmp_path).newest() == place
@@ -136,16 +135,16 @@ def test_a_sweep_that_is_prolonged_goes_on_from_what_was_written_last(tmp_path):
 
 def test_none_is_written_where_none_shall_be_kept(tmp_path):
     checkpoints = made(tmp_path, keep=0)
-    checkpoints.save(Place(0, 10), tree(), {})
+    checkpoints.save(CheckpointId(0, 10), tree(), {})
     checkpoints.wait()
     assert not list(tmp_path.iterdir())
 
 
 def test_a_ring_may_have_grown(tmp_path):
     checkpoints = made(tmp_path)
-    checkpoints.save(Place(0, 1), tree(), {})
+    checkpoints.save(CheckpointId(0, 1), tree(), {})
     checkpoints.wait()
-    found = made(tmp_path).restore(Place(0, 1), shapes(tree(capacity=5)))
+    found = made(tmp_path).restore(CheckpointId(0, 1), shapes(tree(capacity=5)))
     ring = np.asarray(found["state"]["ring"][0])
     np.testing.assert_array_equal(ring[:, :3], tree()["state"]["ring"][0])
     np.testing.assert_array_equal(ring[:, 3:], 0)
@@ -168,9 +167,9 @@ def another(**changes):
 )
 def test_a_state_of_another_kind_is_refused(tmp_path, wanted, words):
     checkpoints = made(tmp_path)
-    checkpoints.save(Place(0, 1), tree(), {})
+    checkpoints.save(CheckpointId(0, 1), tree(), {})
     checkpoints.wait()
-    refused(lambda: made(tmp_path).restore(Place(0, 1), shapes(wanted)), "of another state", *words)
+    refused(lambda: made(tmp_path).restore(CheckpointId(0, 1), shapes(wanted)), "of another state", *words)
 
 
 def refused(call, *words):
@@ -184,7 +183,7 @@ def refused(call, *words):
 @pytest.mark.parametrize("damage", ["truncated", "emptied", "overwritten", "removed"])
 def test_a_damaged_checkpoint_is_one_line(tmp_path, damage):
     checkpoints = made(tmp_path)
-    checkpoints.save(Place(0, 1), {"w": jr.normal(jr.key(0), (2, 100_000))}, {"step": 1})
+    checkpoints.save(CheckpointId(0, 1), {"w": jr.normal(jr.key(0), (2, 100_000))}, {"step": 1})
     checkpoints.wait()
     files = [p for p in (tmp_path / "checkpoints").rglob("*") if p.is_file() and p.parent.name == "d"]
     largest = max(files, key=lambda p: p.stat().st_size)
@@ -213,7 +212,7 @@ def test_a_flipped_bit_in_any_file_is_one_line_that_names_it(tmp_path):
     """Of the log, of every array that is read, and of those that a reader of the agents alone leaves."""
     checkpoints = made(tmp_path)
     for step in (1, 2):
-        checkpoints.save(Place(0, step), {"w": jnp.ones((2, 64)), "rest": jnp.ones((2, 64))}, {"step": step})
+        checkpoints.save(CheckpointId(0, step), {"w": jnp.ones((2, 64)), "rest": jnp.ones((2, 64))}, {"step": step})
     checkpoints.wait()
     folder = tmp_path / "checkpoints/round-0000/process-0/2"
     files = [p for p in folder.rglob("*") if p.is_file() and p.name not in checkpoint.REWRITTEN and p.stat().st_size]
@@ -222,40 +221,40 @@ def test_a_flipped_bit_in_any_file_is_one_line_that_names_it(tmp_path):
     for file in files:
         flip(file)
         for read in (
-            lambda: made(tmp_path).progress(Place(0, 2)),
-            lambda: made(tmp_path).restore(Place(0, 2), wanted, part=True),
+            lambda: made(tmp_path).progress(CheckpointId(0, 2)),
+            lambda: made(tmp_path).restore(CheckpointId(0, 2), wanted, part=True),
         ):
             name = "" if file.name == "checksums.json" else str(file.relative_to(folder))
             refused(read, "cannot be read", name, "remove the folder to go on from the checkpoint at 1 steps")
         flip(file)
-    np.testing.assert_array_equal(made(tmp_path).restore(Place(0, 2), wanted, part=True)["w"], 1)
+    np.testing.assert_array_equal(made(tmp_path).restore(CheckpointId(0, 2), wanted, part=True)["w"], 1)
     for file in folder.rglob("commit_success.txt"):  # where it was written; a copy leaves that out
         file.write_text("")
-    assert made(tmp_path).progress(Place(0, 2)) == {"step": 2}
+    assert made(tmp_path).progress(CheckpointId(0, 2)) == {"step": 2}
 
 
 def test_a_checkpoint_from_before_there_were_checksums_is_read(tmp_path):
     checkpoints = made(tmp_path)
-    checkpoints.save(Place(0, 1), tree(), {"step": 1})
+    checkpoints.save(CheckpointId(0, 1), tree(), {"step": 1})
     checkpoints.wait()
     (tmp_path / "checkpoints/round-0000/process-0/1/checksums.json").unlink()
-    assert made(tmp_path).progress(Place(0, 1)) == {"step": 1}
+    assert made(tmp_path).progress(CheckpointId(0, 1)) == {"step": 1}
 
 
 def test_a_foreign_file_where_the_checkpoint_should_be_is_one_line(tmp_path):
     checkpoints = made(tmp_path)
-    checkpoints.save(Place(0, 1), tree(), {"step": 1})
+    checkpoints.save(CheckpointId(0, 1), tree(), {"step": 1})
     checkpoints.wait()
     (found,) = (tmp_path / "checkpoints").rglob("progress/metadata")
     found.write_text("not JSON")
-    refused(lambda: made(tmp_path).progress(Place(0, 1)), "cannot be read")
+    refused(lambda: made(tmp_path).progress(CheckpointId(0, 1)), "cannot be read")
 
 
 @pytest.mark.parametrize("fails", ["save", "wait_until_finished"])
 def test_a_disk_that_refuses_costs_the_save_and_not_the_one_before(tmp_path, monkeypatch, fails):
     """At once, or in the thread that writes."""
     checkpoints = made(tmp_path)
-    checkpoints.save(Place(0, 1), tree(), {"step": 1})
+    checkpoints.save(CheckpointId(0, 1), tree(), {"step": 1})
     checkpoints.wait()
 
     def disk_full(*args, **kwargs):
@@ -264,12 +263,14 @@ def test_a_disk_that_refuses_costs_the_save_and_not_the_one_before(tmp_path, mon
     with monkeypatch.context() as patch:
         patch.setattr(ocp.CheckpointManager, fails, disk_full)
         refused(
-            lambda: (checkpoints.save(Place(0, 2), tree(2), {}), checkpoints.wait()), "No space left", "free the disk"
+            lambda: (checkpoints.save(CheckpointId(0, 2), tree(2), {}), checkpoints.wait()),
+            "No space left",
+            "free the disk",
         )
-    assert tree_equal(made(tmp_path).restore(Place(0, 1), shapes(tree())), tree())
-    checkpoints.save(Place(0, 3), tree(3), {})
+    assert tree_equal(made(tmp_path).restore(CheckpointId(0, 1), shapes(tree())), tree())
+    checkpoints.save(CheckpointId(0, 3), tree(3), {})
     checkpoints.wait()
-    assert made(tmp_path).newest() == Place(0, 3)
+    assert made(tmp_path).newest() == CheckpointId(0, 3)
 
 
 @contextlib.contextmanager
@@ -287,15 +288,15 @@ def test_a_save_that_fails_leaves_nothing_and_later_ones_keep_as_many_as_before(
     noise = {"w": jr.normal(jr.key(0), (2, 100_000))}  # it does not compress
     checkpoints, folder = made(tmp_path, keep=2), tmp_path / "checkpoints/round-0000/process-0"
     for step in (1, 2):
-        checkpoints.save(Place(0, step), noise, {})
+        checkpoints.save(CheckpointId(0, step), noise, {})
         checkpoints.wait()
     for step in (3, 4):
         with files_of_at_most(100_000):
-            save = lambda step=step: (checkpoints.save(Place(0, step), noise, {}), checkpoints.wait())
+            save = lambda step=step: (checkpoints.save(CheckpointId(0, step), noise, {}), checkpoints.wait())
             refused(save, "written: File too large", "free the disk")
         assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
     for step in (5, 6):
-        checkpoints.save(Place(0, step), noise, {})
+        checkpoints.save(CheckpointId(0, step), noise, {})
         checkpoints.wait()
     checkpoints.close()
     assert sorted(path.name for path in folder.iterdir()) == ["5", "6"]
@@ -305,7 +306,7 @@ def test_on_a_disk_that_may_be_too_small_a_save_ends_before_anything_else_is_wri
     usage = SimpleNamespace(free=2 * tree()["w"].nbytes)
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
     checkpoints = made(tmp_path)
-    checkpoints.save(Place(0, 1), tree(), {})
+    checkpoints.save(CheckpointId(0, 1), tree(), {})
     assert (tmp_path / "checkpoints/round-0000/process-0/1/commit_success.txt").exists()
 
 
@@ -327,7 +328,7 @@ def test_processes_go_on_from_what_all_of_them_have(tmp_path):
                 (path / part).mkdir()
             (path / "_CHECKPOINT_METADATA").write_text(json.dumps({"commit_timestamp_nsecs": 1}))
             (path / "commit_success.txt").write_text("done")
-    assert play(lambda processes: made(tmp_path, processes=processes).newest(), 2) == [Place(0, 10)] * 2
+    assert play(lambda processes: made(tmp_path, processes=processes).newest(), 2) == [CheckpointId(0, 10)] * 2
 
     def refusal(processes):
         with pytest.raises(RunFolderError, match="all 3 processes"):
@@ -352,16 +353,18 @@ def test_a_process_saves_whatever_others_do_to_the_store_they_share(tmp_path, mo
     store = Store()
     monkeypatch.setattr("orbax.checkpoint._src.futures.signaling_client.get_signaling_client", lambda: store)
     checkpoints = made(tmp_path)
-    checkpoints.save(Place(0, 1), tree(), {})
+    checkpoints.save(CheckpointId(0, 1), tree(), {})
     checkpoints.wait()
-    assert tree_equal(made(tmp_path).restore(Place(0, 1), shapes(tree())), tree())
+    assert tree_equal(made(tmp_path).restore(CheckpointId(0, 1), shapes(tree())), tree())
 
 
 def test_an_orbax_that_asks_in_another_way_is_refused_in_one_line(tmp_path, monkeypatch):
     monkeypatch.delattr("orbax.checkpoint._src.multihost.multihost.process_index")
 
     def saves(processes):
-        refused(lambda: made(tmp_path, processes=processes).save(Place(1, 1), tree(), {}), "install version 0.12.8")
+        refused(
+            lambda: made(tmp_path, processes=processes).save(CheckpointId(1, 1), tree(), {}), "install version 0.12.8"
+        )
         return True
 
     assert play(saves, 2) == [True] * 2
@@ -370,9 +373,9 @@ def test_an_orbax_that_asks_in_another_way_is_refused_in_one_line(tmp_path, monk
 def test_arrays_on_their_way_when_another_failed_are_silent_and_nothing_else_is(tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: said.append(str(unraisable.exc_value)))
-    checkpoint._quiet_closed_loops.cache_clear()
+    orbax_quirks.silence_closed_loops.cache_clear()
     made(tmp_path), made(tmp_path)
     for error in (RuntimeError("Event loop is closed"), RuntimeError("another"), ValueError("Event loop is closed")):
         sys.unraisablehook(SimpleNamespace(exc_value=error))
     assert said == ["another", "Event loop is closed"]
-    checkpoint._quiet_closed_loops.cache_clear()  # the hook goes with this test
+    orbax_quirks.silence_closed_loops.cache_clear()  # the hook goes with this test

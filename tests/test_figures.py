@@ -14,7 +14,7 @@ from stages.figures import curves
 from stages.figures.curves import plot_curves
 from stages.report import score_table
 from stages.report.statistics import summarise
-from stages.store.folder import RunFolderError
+from stages.store.files import RunFolderError
 
 NAN, INF = float("nan"), float("inf")
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.store.folder import RunFolder, RunFolderError
+from stages.store.files import RunFolderError
+from stages.store.folder import RunFolder
 
 NAN, INF = float("nan"), float("inf")
 

@@ -11,7 +11,7 @@ import run
 from stages.commands.command import command
 from stages.commands.grid import grid_of, leave_grid, plot_grid, table_of
 from stages.report.read import read_runs
-from stages.store.load import load
+from stages.store.load import load_run
 from stages.sweep import start
 from tests.test_figures import pixels
 from tests.test_results import write_run
@@ -66,7 +66,7 @@ def test_a_trial_equals_its_run_alone(swept, alone, rate):
 
 
 def test_its_agents_are_loaded_from_the_sweeps_checkpoints(swept, alone, rate):
-    [ours], [theirs] = load(swept / f"lr={rate}").groups, load(alone).groups
+    [ours], [theirs] = load_run(swept / f"lr={rate}").groups, load_run(alone).groups
     assert ours.seeds == theirs.seeds == [0, 1] and ours.step == theirs.step and ours.finished
     np.testing.assert_allclose(ours.hypers.lr, [float(rate)] * 2, rtol=1e-6)
     flat = lambda agent: np.asarray(agent.tasker.actor.head.out.weight)

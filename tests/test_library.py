@@ -28,8 +28,8 @@ from stages.library import training
 from stages.library.policy import _stored
 from stages.measure.open_loop import play_rows
 from stages.report.read import read_runs
-from stages.store.folder import RunFolderError
-from stages.store.load import Trained
+from stages.store.files import RunFolderError
+from stages.store.load import AgentBatch
 from tests.conftest import arbitrary, pick, tree_equal
 from tests.test_run import PHASES, TINY
 
@@ -82,7 +82,7 @@ def agents():
     make = lambda key: Agent(arguments.config, OBS, ACTIONS, key=key)
     agent = arbitrary(lambda: jax.vmap(make)(jr.split(jr.key(0), 3)))
     hypers = jax.tree.map(lambda x: jnp.full(3, x, jnp.float32), arguments.hypers)
-    return Trained(Corridor(), arguments.config, [5, 6, 7], 40, True, {}, agent, hypers, None)
+    return AgentBatch(Corridor(), arguments.config, [5, 6, 7], 40, True, {}, agent, hypers, None)
 
 
 # ---- settings ------------------------------------------------------------------------------------------------------

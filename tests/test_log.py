@@ -28,7 +28,8 @@ from stages.log.run_log import (
     log_start,
 )
 from stages.replay import StepCounters
-from stages.store.folder import RunFolder, plain
+from stages.store.files import plain
+from stages.store.folder import RunFolder
 from stages.sweep.memory import peak_memory_mb
 from stages.sweep.rounds import Evaluator, Plan, Round
 from stages.sweep.trials import Trial

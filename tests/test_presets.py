@@ -6,7 +6,8 @@ from typing import get_args
 
 import pytest
 
-from stages.cli.arguments import parse, set_by_mode
+from stages.cli.parse import parse
+from stages.cli.saved_settings import set_by_mode
 from stages.cli.validate import validate
 from stages.config import Config, ConfigError, EnsembleConfig, Mode
 from stages.log.lines import start_lines

@@ -21,7 +21,8 @@ from stages.report.compare import compare, described, differing_settings
 from stages.report.export import write_scores, write_table
 from stages.report.read import TRAINING, read_runs
 from stages.report.tables import markdown, print_tables, tables
-from stages.store.folder import RunFolder, RunFolderError
+from stages.store.files import RunFolderError
+from stages.store.folder import RunFolder
 
 NAN = math.nan
 COUNTED = {"states": 21, "visited_states": [9, 12], "novelty_correlation": [-0.5, None],

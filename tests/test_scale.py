@@ -145,7 +145,7 @@ SAVES = """
 import sys
 from pathlib import Path
 import numpy as np
-from stages.store.checkpoint import Checkpoints, Place
+from stages.store.checkpoint import Checkpoints, CheckpointId
 from stages.cli.processes import join
 folder, coordinator, index = sys.argv[1:]
 with join(coordinator, 2, int(index)) as processes:
@@ -157,13 +157,13 @@ with join(coordinator, 2, int(index)) as processes:
     )
     saved = Checkpoints(Path(folder), processes, keep=2)
     for step in range(1, 9):
-        saved.save(Place(0, step), state(step), {"process": index})
+        saved.save(CheckpointId(0, step), state(step), {"process": index})
     saved.wait()
     saved.close()
     found = Checkpoints(Path(folder), processes, keep=2)
     place = found.newest()
     restored = found.restore(place, shapes)
-    assert place == Place(0, 8) and found.progress(place) == {"process": index}
+    assert place == CheckpointId(0, 8) and found.progress(place) == {"process": index}
     np.testing.assert_array_equal(restored["weights"], state(8)["weights"])
     assert (jax.random.key_data(restored["key"]) == jax.random.key_data(state(8)["key"])).all()
 """

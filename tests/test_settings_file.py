@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from stages.cli.arguments import parse
+from stages.cli.parse import parse
 from stages.config import ConfigError
 
 WORDS = [

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from stages.cli.arguments import parse
+from stages.cli.parse import parse
 from stages.cli.processes import Processes
 from stages.cli.settings_file import flat
 from stages.config import ConfigError, Hypers

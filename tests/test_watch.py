@@ -11,13 +11,13 @@ from PIL import Image
 
 import run
 from envs.environment import ObsSpace
-from stages.cli.arguments import settings_of
 from stages.cli.processes import Processes
+from stages.cli.saved_settings import settings_of
 from stages.commands.command import command
 from stages.config import ConfigError, Hypers
 from stages.report.read import read_runs
-from stages.store.checkpoint import Checkpoints, Place
-from stages.store.load import Part, load
+from stages.store.checkpoint import CheckpointId, Checkpoints
+from stages.store.load import Part, load_run
 from stages.sweep import start
 from stages.watch.canvas import SCALE, Canvas, write_gif
 from stages.watch.frames import CHANNELS, NIGHT, is_board, painted
@@ -78,7 +78,7 @@ def test_all_seeds_come_back_and_nothing_in_the_folder_is_touched(folder):
     partial = folder / "checkpoints" / "round-0000" / "process-0" / "9.orbax-checkpoint-tmp"
     partial.mkdir()  # as a run at work has it
     before = listed(folder)
-    loaded = load(folder)
+    loaded = load_run(folder)
     assert [group.seeds for group in loaded.groups] == [[5, 6], [7]] and loaded.missing == []
     assert all(group.finished and group.diverged == {} and group.step >= 40 for group in loaded.groups)
     assert (
@@ -128,23 +128,23 @@ def test_what_cannot_be_loaded_says_so_in_one_line(folder, tmp_path, capsys):
 
 
 def test_a_run_from_before_a_hyperparameter_has_its_default(folder, tmp_path):
-    [group, _] = load(folder).groups
+    [group, _] = load_run(folder).groups
     older = collections.namedtuple("Older", [name for name in vars(group.hypers) if name != "lam"])
     hypers = older(*(getattr(group.hypers, name) for name in older._fields))
     checkpoints, round = Checkpoints(tmp_path / "older", Processes(), keep=1), {"seeds": [5, 6], "mine": [5, 6]}
     state = (Part(group.agent, hypers, group.env_params, np.zeros(2, np.int32)),)
-    checkpoints.save(Place(0, group.step), state, {"rounds": [{"round": round, "phase": 0}]})
+    checkpoints.save(CheckpointId(0, group.step), state, {"rounds": [{"round": round, "phase": 0}]})
     checkpoints.close()
     saved = json.loads((folder / "config.json").read_text())
     del saved["hypers"]["lam"]
     (tmp_path / "older" / "config.json").write_text(json.dumps(saved))
-    [loaded] = load(tmp_path / "older").groups
+    [loaded] = load_run(tmp_path / "older").groups
     np.testing.assert_array_equal(loaded.hypers.lam, np.float32(Hypers().lam))
     assert tree_equal(loaded.agent, group.agent)
 
 
 def test_a_seed_that_diverged_is_said(whole):
-    loaded = load(whole)
+    loaded = load_run(whole)
     groups = [dataclasses.replace(loaded.groups[0], diverged={6: 20}), loaded.groups[1]]
     [line] = notes(loaded._replace(groups=groups))
     assert "seed 6 diverged at step 20" in line
@@ -204,7 +204,7 @@ def test_a_copy_has_the_agents_and_the_numbers_of_its_seeds(folder, tmp_path, ca
     copy = tmp_path / "new" / "copy"
     assert command(["export", str(folder), "--out", str(copy), "--seeds", "2"]) == 0
     assert "MB" in capsys.readouterr().out
-    whole, kept = load(folder), load(copy)
+    whole, kept = load_run(folder), load_run(copy)
     assert [group.seeds for group in kept.groups] == [[5, 6]] and kept.missing == []
     for part in ("agent", "hypers", "env_params"):
         assert tree_equal(getattr(kept.groups[0], part), getattr(whole.groups[0], part)), part
@@ -238,7 +238,7 @@ def test_a_copy_of_a_run_that_is_at_work_says_so(folder, tmp_path):
     shutil.rmtree(folder / "checkpoints" / "round-0001")
     (folder / "summary.json").unlink()
     assert command(["export", str(folder), "--out", str(tmp_path / "out")]) == 0
-    assert load(tmp_path / "out").missing == [7] and not (tmp_path / "out" / "summary.json").exists()
+    assert load_run(tmp_path / "out").missing == [7] and not (tmp_path / "out" / "summary.json").exists()
 
 
 def test_what_cannot_be_copied_or_go_on_says_so_in_one_line(folder, tmp_path, capsys):

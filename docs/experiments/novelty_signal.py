@@ -44,7 +44,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 import envs
 from envs.environment import Environment, env_step
 from stages import optimizer
-from stages.cli.arguments import parse
+from stages.cli.parse import parse
 from stages.config import Config, Hypers
 from stages.decode import decode_mean
 from stages.encode import features, preprocess_obs

@@ -1,42 +1,18 @@
 """Arguments: the command line -> what to run. Raises ConfigError, one line that says what to change."""
 
 import dataclasses
-import itertools
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from stages.cli.settings_file import flat, words_of
+from stages.cli.settings_file import flat
 from stages.cli.trackers import Kind, check_sink
 from stages.cli.validate import validate
-from stages.config import Config, ConfigError, EnsembleConfig, Hypers, Mode, ModelConfig, ReplayConfig
-from stages.presets import DEFAULT_ENV, DEFAULT_ENV_ARGS, DEFAULT_MODE, DEFAULT_STEPS, PRESETS, Recipe, preset
-
-DESCRIPTION = """Train a sweep of DreamerV3 agents, with Plan2Explore if asked: `python run.py --seeds 32`.
-
-`--help` lists every setting with its default and source; `--preset` chooses sizes; `--env.NAME VALUE` sets a
-constructor argument or parameter of the environment.
-
-What runs have left (each has a --help of its own):
-  python run.py compare RUN RUN ...   scores with intervals, curves, probability of improvement: table and picture
-  python run.py report RUN            one page of HTML: scores, curves, losses, entropies, exploration, settings
-  python run.py eval RUN              its agents play again: scores, and errors of the world model run forward
-  python run.py video RUN             a GIF of an agent playing, and of what its world model predicts
-  python run.py export RUN            a small copy of it, for these four and not for training
-"""
-
-
-MODES = """
-Without --env, DeepSea-bsuite of size 8 is trained in mode mix. Beside the preset, modes change:
-  explore, mix: an ensemble of 5 members that read the decoded observation, predict a fixed projection of the next one,
-    carry frozen random priors and have two updates of their own for each of the model's; advantages divided by their
-    own range; train ratio 64, 0.1 free nats, entropy bonus 0.05 for the explorer
-  random: train ratio 64 and 0.1 free nats, as the control of explore and mix
-"""
+from stages.config import Config, ConfigError, Hypers
+from stages.presets import Recipe
 
 MOST_SEEDS = 10_000  # of a run: its log, its picture and its bootstrap hold them all
 
@@ -125,126 +101,8 @@ def mode_title(settings: Mapping[str, Any]) -> str:
 
 DEFAULTS = Arguments(config=Config(), hypers=Hypers()).flat
 """Arguments as no preset has changed them: those that are newer than a run count as these in it."""
-
-
-# ---- going on with a run -------------------------------------------------------------------------------------------
-
-FREE = {
-    *"config_file logdir log devices parallel memory checkpoint_minutes checkpoint_keep".split(),
-    *"distributed coordinator process config.block config.lane".split(),
-}
-"""Arguments that change no number of a run, and so may differ when it goes on."""
-GROWING = ("config.steps", "config.adapt_steps")
-"""Arguments that may be raised."""
-
-
-def flag_of(name: str) -> str:
-    """The flag of an argument by its path."""
-    return "--" + name.removeprefix("config.").replace("_", "-")
-
-
-def beyond_preset(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by their paths, as JSON has them -> of those that their preset has otherwise, what it has.
-
-    Nothing where the preset is not known any more.
-    """
-    defaults = _flat_preset(settings, settings["config.mode"])
-    return {name: was for name, was in defaults.items() if name in settings and settings[name] != was}
-
-
-def set_by_mode(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What the mode changes in the preset, by path: its values. Nothing where the preset is not known any more."""
-    plain, defaults = _flat_preset(settings, "task"), _flat_preset(settings, settings["config.mode"])
-    return {name: value for name, value in defaults.items() if value != plain[name] and name != "config.mode"}
-
-
-def _flat_preset(settings: Mapping[str, Any], mode: Mode) -> dict[str, Any]:
-    """The preset of settings in a mode, by path; nothing for one that is not known any more."""
-    try:
-        config, hypers = preset(settings["preset"], mode, settings.get("recipe", "default"))
-    except ConfigError:
-        return {}
-    return flat(json.loads(json.dumps({"config": dataclasses.asdict(config), "hypers": dataclasses.asdict(hypers)})))
-
-
-def check_same_run(arguments: Arguments, saved: Mapping[str, Any]) -> bool:
-    """Whether these arguments ask for more steps of a run that was saved with its own.
-
-    Args:
-        saved: the run's config.json.
-
-    Raises:
-        ConfigError: they ask for another run.
-    """
-    new = arguments.flat
-    old = {name: value for name, value in flat(saved).items() if not name.startswith("versions.")}
-    old = DEFAULTS | old  # what came after the run was off in it
-    differing = [name for name in new.keys() | old.keys() if new.get(name) != old.get(name)]
-    raised = [name for name in GROWING if name in differing and old.get(name) and new[name] > old[name]]
-    if refused := sorted(set(differing) - FREE - set(raised)):
-        named = [f"{flag_of(name)} {old.get(name)} (now {new.get(name, 'gone')})" for name in refused[:5]]
-        unlisted = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
-        raise ConfigError(
-            f"the run in {arguments.logdir} was made with {', '.join(named)}{unlisted}: give it the same again (only "
-            "--steps and --adapt-steps may grow), or choose another --logdir"
-        )
-    return bool(raised)
-
-
-def settings_of(saved: Mapping[str, Any]) -> tuple[Config, Hypers]:
-    """Config and Hypers of a run from its config.json. Raises ConfigError if they are of another program."""
-    try:
-        config = dict(saved["config"])
-        parts = {"model": ModelConfig, "ensemble": EnsembleConfig, "replay": ReplayConfig}
-        made: dict[str, Any] = {name: make(**config[name]) for name, make in parts.items()}
-        made["env_args"] = tuple((name, value) for name, value in config["env_args"])
-        return Config(**config | made), Hypers(**saved["hypers"])
-    except (KeyError, TypeError, ValueError) as error:
-        why = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-        raise ConfigError(
-            f"the run's config.json is of another version of this program ({why}): check out the one that made it"
-        ) from error
-
-
 NAMES = [name.removeprefix("config.") for name in flat(dataclasses.asdict(Arguments()))]
 """Every setting, by its name on the command line."""
-
-
-# ---- the command line ----------------------------------------------------------------------------------------------
-
-
-def parse(argv: list[str]) -> Arguments:
-    """Arguments from the command line. Raises ConfigError; tyro itself exits with 2 on flags it cannot read."""
-    if file := _peek(argv, "--config", ""):
-        argv = [*words_of(file, NAMES), *argv]
-    argv, env_args = _take_env_args(argv)
-    config, hypers = _defaults(argv)
-    config = dataclasses.replace(config, env_args=tuple(sorted((dict(config.env_args) | env_args).items())))
-    registry = tyro.constructors.ConstructorRegistry()
-    registry.primitive_rule(_whole_number)
-    presets = "\n".join(f"  {name}: {why}" for name, (_, _, why) in PRESETS.items())
-    with registry:
-        arguments = tyro.cli(
-            Arguments,
-            args=argv,
-            default=Arguments(config=config, hypers=hypers),
-            description=f"{DESCRIPTION}\nPresets:\n{presets}\n{MODES}",
-        )
-    check(arguments)
-    return arguments
-
-
-def _defaults(argv: list[str]) -> tuple[Config, Hypers]:
-    """The defaults of all other flags: those of the preset in the mode. Without --env, those of the default job."""
-    job = not _peek(argv, "--env", "")
-    asked, recipe = _peek(argv, "--mode", DEFAULT_MODE if job else "task"), _peek(argv, "--recipe", "default")
-    modes: dict[str, Mode] = {name: name for name in get_args(Mode)}  # tyro refuses any other
-    published = "published" if recipe == "published" else "default"
-    config, hypers = preset(_peek(argv, "--preset", "tiny"), modes.get(asked, "task"), published)
-    if job:
-        args = tuple(sorted(DEFAULT_ENV_ARGS.items()))
-        config = dataclasses.replace(config, env=DEFAULT_ENV, env_args=args, steps=DEFAULT_STEPS)
-    return config, hypers
 
 
 def check(arguments: Arguments) -> None:
@@ -272,49 +130,3 @@ def check(arguments: Arguments) -> None:
         raise ConfigError(f"--memory must be finite and 0 or more, not {arguments.memory}")
     check_sink(arguments.log)
     validate(arguments.config, arguments.hypers)
-
-
-def _take_env_args(argv: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Split off `--env.NAME VALUE` and `--env.NAME=VALUE`: their names depend on the environment."""
-    remaining, env_args, tokens = [], {}, iter(argv)
-    for token in tokens:
-        match = re.fullmatch(r"--env\.([\w-]+)(?:=(.*))?", token)
-        if not match:
-            remaining.append(token)
-            continue
-        value = match[2] if match[2] is not None else next(tokens, None)
-        if value is None:
-            raise ConfigError(f"{token} needs a value: {token} VALUE")
-        env_args[match[1].replace("-", "_")] = value
-    return remaining, env_args
-
-
-def _peek(argv: list[str], flag: str, default: str) -> str:
-    """A flag's last value before the parser sees it: the preset decides the others' defaults."""
-    value = default
-    for token, successor in itertools.pairwise([*argv, default]):
-        if token == flag:
-            value = successor
-        if token.startswith(flag + "="):
-            value = token.split("=", 1)[1]
-    return value
-
-
-def _whole_number(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[int] | None:
-    """Whole numbers may be written 1e6."""
-    if info.type is not int:
-        return None
-    return tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="INT",
-        instance_from_str=_read_whole_number,
-        is_instance=lambda x: isinstance(x, int),
-        str_from_instance=lambda x: [str(x)],
-    )
-
-
-def _read_whole_number(tokens: list[str]) -> int:
-    number = float(tokens[0])
-    if not number.is_integer():
-        raise ValueError(f"{tokens[0]} is not a whole number")
-    return int(tokens[0]) if re.fullmatch(r"[+-]?\d+", tokens[0]) else int(number)

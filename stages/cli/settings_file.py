@@ -9,7 +9,11 @@ from typing import Any
 from envs.suggest import did_you_mean
 from stages.config import ConfigError
 
-NOT_TAKEN = {"config_file", "logdir", "process", "processes", "coordinator", "distributed", "versions"}
+JsonObject = dict[str, Any]
+"""What a file of JSON holds."""
+Settings = Mapping[str, Any]
+"""Settings by their paths, such as config.replay.batch_size, with JSON's values."""
+RUN_ONLY = {"config_file", "logdir", "process", "processes", "coordinator", "distributed", "versions"}
 """What a run's config.json says of one run on one cluster."""
 
 
@@ -32,7 +36,7 @@ def words_of(file: str, known: Sequence[str]) -> list[str]:
         raise ConfigError(f"cannot read --config {file!r}: {' '.join(str(error).split())}") from error
     if not isinstance(settings, Mapping):
         raise ConfigError(f"--config {file!r} must hold settings by their names, not {type(settings).__name__}")
-    settings = {name: value for name, value in settings.items() if name not in NOT_TAKEN}
+    settings = {name: value for name, value in settings.items() if name not in RUN_ONLY}
     inner = settings.pop("config", {})  # as a run's config.json has them
     settings = {**settings, **inner} if isinstance(inner, Mapping) else settings
     pairs = settings.pop("env_args", {})
@@ -45,9 +49,9 @@ def words_of(file: str, known: Sequence[str]) -> list[str]:
     return flags
 
 
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings as nested mappings -> by their path, such as config.replay.batch_size."""
-    pairs: dict[str, Any] = {}
+def flat(settings: Settings, prefix: str = "") -> JsonObject:
+    """Nested mappings -> values by their path, such as config.replay.batch_size."""
+    pairs: JsonObject = {}
     for name, value in settings.items():
         pairs |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
     return pairs

@@ -21,7 +21,7 @@ from stages.report.compare import compare
 from stages.report.export import write_scores, write_table
 from stages.report.read import read_run, read_runs
 from stages.report.tables import as_json, markdown, print_tables, tables
-from stages.store.folder import RunFolderError, make_folder, write_json, write_whole
+from stages.store.files import RunFolderError, make_folder, write_json, write_whole
 
 Run = Annotated[Path, tyro.conf.arg(metavar="RUN")]
 Policy = Literal["task", "explore", "random"]
@@ -80,10 +80,10 @@ def eval_run(run: Run, /, episodes: int = 100, policy: Policy = "task", seed_poi
     if seed_point is not None and not 0 <= seed_point < 2**31 - 1:
         raise ConfigError(f"--seed-point must be 0 or more and below 2^31 - 1, not {seed_point}")
     _start_jax()
-    from stages.store.load import load
+    from stages.store.load import load_run
     from stages.watch import scores
 
-    loaded = load(run)
+    loaded = load_run(run)
     _warn(scores.notes(loaded))
     played = scores.play(loaded, policy, episodes, seed_point)
     with terminal.printing():
@@ -121,10 +121,10 @@ def video_run(
     if not 0 <= seed_point < 2**31 - 1:
         raise ConfigError(f"--seed-point must be 0 or more and below 2^31 - 1, not {seed_point}")
     _start_jax()
-    from stages.store.load import group_of, load
+    from stages.store.load import group_of, load_run
     from stages.watch.video import write_video
 
-    loaded = load(run)
+    loaded = load_run(run)
     seed = loaded.groups[0].seeds[0] if seed is None else seed
     group = group_of(loaded, seed)
     file = Path(out) if out else loaded.path / f"seed-{seed}-{policy}.gif"

@@ -14,9 +14,10 @@ import numpy as np
 from stages.cli.processes import Processes
 from stages.config import ConfigError
 from stages.report.statistics import summarise
-from stages.store.checkpoint import Checkpoints, Place
-from stages.store.folder import RunFolder, RunFolderError, make_folder, read_config, read_json, write_json, write_whole
-from stages.store.load import Loaded, Part, load, take_seeds
+from stages.store.checkpoint import CheckpointId, Checkpoints
+from stages.store.files import RunFolderError, make_folder, read_json, write_json, write_whole
+from stages.store.folder import RunFolder, read_config
+from stages.store.load import Loaded, Part, load_run, take_seeds
 
 PER_SEED = (
     *("seeds", "score", "zero_shot", "untrained", "training_score", "evaluation_score"),
@@ -33,7 +34,7 @@ def copy_run(run: Path, out: str, seeds: int | None) -> Path:
         ConfigError: the run has fewer seeds; or another version of this program made it.
         EnvError: its environment cannot be made.
     """
-    loaded = load(run)
+    loaded = load_run(run)
     config = read_config(loaded.path)
     if seeds is not None and not 1 <= seeds <= config["seeds"]:
         raise ConfigError(f"--seeds must be 1 to {config['seeds']}, as many as the run has, not {seeds}")
@@ -70,7 +71,9 @@ def _write_agents(folder: Path, loaded: Loaded, kept: Sequence[int]) -> None:
     checkpoints = Checkpoints(folder, Processes(), keep=1)
     try:
         for index, (step, part) in enumerate(parts):
-            checkpoints.save(Place(index, step), (part,), {"rounds": rounds, "trials": [""], "agents_only": True})
+            checkpoints.save(
+                CheckpointId(index, step), (part,), {"rounds": rounds, "trials": [""], "agents_only": True}
+            )
         checkpoints.wait()
     finally:
         checkpoints.close()

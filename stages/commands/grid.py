@@ -20,7 +20,7 @@ from stages.report.read import Result, read_runs
 from stages.report.score_table import decimals, number
 from stages.report.statistics import Interval, summarise
 from stages.report.tables import Table, explored, markdown, print_tables
-from stages.store.folder import write_whole
+from stages.store.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

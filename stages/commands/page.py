@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stages.cli.arguments import beyond_preset, mode_title
+from stages.cli.arguments import mode_title
+from stages.cli.saved_settings import beyond_preset
 from stages.commands.page_frame import PAGE
 from stages.figures.curves import curves_figure
 from stages.figures.metric import metric_figure

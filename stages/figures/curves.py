@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stages.report.statistics import iqm_curve
-from stages.store.folder import write_whole
+from stages.store.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,12 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stages.store import load as runs_load
-from stages.store.folder import RunFolderError
-from stages.store.load import Trained
+from stages.store.files import RunFolderError
+from stages.store.load import AgentBatch
 
 
-def load(run: str | os.PathLike[str]) -> Trained:
+def load(run: str | os.PathLike[str]) -> AgentBatch:
     """The agents of a run's folder, [S, ...], from its newest checkpoints. Nothing in the folder is touched.
 
     Raises:
@@ -24,16 +23,16 @@ def load(run: str | os.PathLike[str]) -> Trained:
         ConfigError: the run was made by another version of this program.
         EnvError: its environment cannot be made.
     """
-    loaded = runs_load.load(run)
+    loaded = load_run(run)
     if len({(group.step, group.config) for group in loaded.groups}) > 1:
         raise RunFolderError(
             f"the rounds of {str(loaded.path)!r} are not equally far: wait for the run's end, or take one of "
-            "stages.store.load.load(run).groups"
+            "stages.store.load.load_run(run).groups"
         )
     return joined(loaded.groups)
 
 
-def joined(groups: Sequence[Trained]) -> Trained:
+def joined(groups: Sequence[AgentBatch]) -> AgentBatch:
     """Groups of one phase and step as one, in the seeds' order, on the first device."""
     order = np.argsort([seed for group in groups for seed in group.seeds])
     here = jax.local_devices()[0]

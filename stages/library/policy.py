@@ -23,7 +23,7 @@ from stages.behavior import Behavior
 from stages.collect import act, env_action
 from stages.config import ConfigError, Hypers
 from stages.rssm import Latent, initial
-from stages.store.load import POLICIES, Trained, player_of, take_seeds
+from stages.store.load import POLICIES, AgentBatch, select_behavior, take_seeds
 from stages.uniform import RandomPolicy
 from stages.world_model import WorldModel
 
@@ -150,7 +150,9 @@ def _stored(name: str, space: ObsSpace, obs: Array | np.ndarray) -> Array | np.n
     return obs.astype(space.dtype)
 
 
-def policy_of(agents: Trained, seed: int | None = None, *, policy: str = "task", greedy: bool | None = None) -> Policy:
+def policy_of(
+    agents: AgentBatch, seed: int | None = None, *, policy: str = "task", greedy: bool | None = None
+) -> Policy:
     """The policy of one seed, or of all of them, [S, ...].
 
     Args:
@@ -162,13 +164,13 @@ def policy_of(agents: Trained, seed: int | None = None, *, policy: str = "task",
     Raises:
         ConfigError: there are no agents, no such seed, or no such policy.
     """
-    if not isinstance(agents, Trained):
+    if not isinstance(agents, AgentBatch):
         raise ConfigError(f"agents must be what `load` returned, or `train(...).agents`, not {type(agents).__name__}")
     if policy not in POLICIES:
         raise ConfigError(f"policy must be one of {', '.join(POLICIES)}, not {policy!r}")
     if seed is not None and seed not in agents.seeds:
         raise ConfigError(f"there is no seed {seed}; choose one of {agents.seeds}")
-    player = player_of(agents.agent, policy)
+    player = select_behavior(agents.agent, policy)
     greedy = agents.config.eval_greedy if greedy is None else greedy
     whole = Policy(agents.agent.model, player, agents.hypers, greedy)
     return whole if seed is None else take_seeds(whole, agents.seeds.index(seed))

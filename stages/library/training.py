@@ -21,7 +21,7 @@ from stages.log.run_log import RunLog, RunSetup
 from stages.loop.training_loop import train_rounds
 from stages.replay import StepCounters
 from stages.report.read import tabulated
-from stages.store.load import Trained, take_seeds
+from stages.store.load import AgentBatch, take_seeds
 from stages.sweep.start import local_devices
 from stages.sweep.trials import Trial
 from stages.train import TrainState
@@ -32,7 +32,7 @@ Floats = NDArray[np.float64]
 class Training(NamedTuple):
     """What `train` returns; numbers as numpy, NaN where there is none."""
 
-    agents: Trained  # their `seeds` are S numbers; every array of theirs is [S, ...]
+    agents: AgentBatch  # their `seeds` are S numbers; every array of theirs is [S, ...]
     steps: NDArray[np.int64]  # [P], env steps of a seed
     phases: list[str]  # [P], the mode: after exploring, adapt_steps are in mode task
     metrics: dict[str, Floats]  # by their names in metrics.jsonl, such as "episode/score", [S, P]
@@ -41,12 +41,12 @@ class Training(NamedTuple):
     zero_shot: Floats | None  # [S], the same at the end of mode explore; None in other modes
 
 
-def _trained(env: Environment, config: Config, log: RoundLog, state: TrainState, clock: StepCounters) -> Trained:
+def _trained(env: Environment, config: Config, log: RoundLog, state: TrainState, clock: StepCounters) -> AgentBatch:
     """A round's agents at its end, without padding."""
     parts = take_seeds((state.agent, state.hypers, state.env_params), np.arange(len(log.round.seeds)))
     config = config if log.phase == 0 else dataclasses.replace(config, mode="task")
     step = int(clock.step) * config.envs
-    return Trained(env, config, log.round.seeds, step, True, log.diverged_at, *parts)
+    return AgentBatch(env, config, log.round.seeds, step, True, log.diverged_at, *parts)
 
 
 def train(

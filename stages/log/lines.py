@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from stages.cli.arguments import Arguments, beyond_preset, flag_of, set_by_mode
+from stages.cli.arguments import Arguments
+from stages.cli.saved_settings import beyond_preset, flag_of, set_by_mode
 from stages.report.statistics import summarise
 from stages.sweep.rounds import Plan, Round
 from stages.sweep.trials import Trial

@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from envs.environment import Environment
-from stages.cli.arguments import Arguments, check_same_run
+from stages.cli.arguments import Arguments
 from stages.cli.processes import Processes
+from stages.cli.saved_settings import check_same_run
 from stages.cli.signals import Signals, Stopped
 from stages.config import ConfigError
 from stages.log.run_log import RunLog
 from stages.replay import StepCounters
-from stages.store.checkpoint import Checkpoints, Place
+from stages.store.checkpoint import CheckpointId, Checkpoints
+from stages.store.files import RunFolderError
 from stages.store.fingerprint import COMPUTATION, check_spaces, fingerprint
-from stages.store.folder import RunFolder, RunFolderError
+from stages.store.folder import RunFolder
 from stages.sweep.rounds import Phase
 from stages.sweep.trials import Program
 from stages.train import TrainState
@@ -135,7 +137,7 @@ class Keeper:
         state, clock = self._phases[0].sweep.shapes(len(logged.round.mine))
         if logged.phase:
             state = self._phases[logged.phase].sweep.adapted(state)
-        return self._checkpoints.restore(Place(index, logged.step), (state, clock))
+        return self._checkpoints.restore(CheckpointId(index, logged.step), (state, clock))
 
     def on_chunk(self, state: TrainState, clock: StepCounters) -> None:
         """Save if it is time. Raises Stopped, once all is saved, where a signal has asked any process to stop."""
@@ -182,7 +184,7 @@ class Keeper:
     def _save(self, state: TrainState, clock: StepCounters) -> bool:
         """Whether the disk let it begin."""
         self._wait()  # one before that failed must not cost this one
-        place = Place(self._log.current, self._log.round.step)
+        place = CheckpointId(self._log.current, self._log.round.step)
         progress = self._log.saved([each.iterations for each in self._phases]) | {"environment": self._environment}
         saved = self._tried(lambda: self._checkpoints.save(place, (state, clock), progress))
         self._saved_at = time.time()

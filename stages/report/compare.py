@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stages.cli.arguments import FREE, beyond_preset, flag_of, set_by_mode
+from stages.cli.saved_settings import FREE, beyond_preset, flag_of, set_by_mode
 from stages.report.read import EVALUATION, EXPLORED, TRAINING, Floats, Result
 from stages.report.statistics import Estimate, aggregates, improvement
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from stages.report.compare import final_scores
 from stages.report.read import EVALUATION, TRAINING, Result
-from stages.store.folder import write_whole
+from stages.store.files import write_whole
 
 
 def write_table(path: Path, runs: Sequence[Result], differing: Sequence[str]) -> None:

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from envs.scales import scale_of
 from stages.cli.arguments import DEFAULTS, env_title
 from stages.cli.settings_file import flat
-from stages.store.folder import RunFolder, RunFolderError, read_config, read_json
+from stages.store.files import RunFolderError, read_json
+from stages.store.folder import RunFolder, read_config
 
 Floats = NDArray[np.float64]
 

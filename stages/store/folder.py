@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import json
-import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-
-class RunFolderError(ValueError):
-    """The run's folder cannot be used or written. The message is one line that says what to do."""
+from stages.cli.settings_file import JsonObject, Settings
+from stages.store.files import (
+    RunFolderError,
+    encode_json,
+    make_folders,
+    prove_writable,
+    read_json,
+    write_error,
+    write_json,
+)
 
 
 @dataclass(frozen=True)
@@ -52,16 +55,16 @@ class RunFolder:
         lock = -1
         try:
             folder = folder.absolute()  # fails where the working directory is gone
-            _make_folders(folder, made)
+            make_folders(folder, made)
             lock = _lock(folder / cls.LOCK)
             if not (folder / cls.CONFIG).exists():
                 _refuse_a_run(folder, (cls.METRICS, cls.SUMMARY))
-            _probe(folder)
+            prove_writable(folder)
         except BaseException as error:
             cls(folder, tuple(made), lock).discard()
             if isinstance(error, RunFolderError) or not isinstance(error, (OSError, ValueError)):
                 raise
-            raise _explained(folder, error) from error
+            raise write_error(folder, error) from error
         return cls(folder, tuple(made), lock)
 
     def close(self) -> None:
@@ -79,27 +82,27 @@ class RunFolder:
                 path.rmdir()
 
     @property
-    def config(self) -> Any:
+    def config(self) -> JsonObject | None:
         """The configuration of the run that is here, as JSON has it; None without one. Raises RunFolderError."""
         return self._read(self.CONFIG)
 
     @property
-    def summary(self) -> dict[str, Any] | None:
+    def summary(self) -> JsonObject | None:
         """The summary of the run that is here, as JSON has it; None without one. Raises RunFolderError."""
         return self._read(self.SUMMARY)
 
-    def _read(self, name: str) -> Any:
+    def _read(self, name: str) -> JsonObject | None:
         return read_json(self.path / name, ": choose another --logdir")
 
-    def write_config(self, config: Mapping[str, Any]) -> None:
+    def write_config(self, config: Settings) -> None:
         """Write `config.json`, whole or not at all. Raises RunFolderError if the disk refuses."""
         write_json(self.path / self.CONFIG, config)
 
-    def write_summary(self, summary: Mapping[str, Any]) -> None:
+    def write_summary(self, summary: Settings) -> None:
         """Write `summary.json`, whole or not at all. Raises RunFolderError if the disk refuses."""
         write_json(self.path / self.SUMMARY, summary)
 
-    def append_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def append_metrics(self, rows: Sequence[Settings]) -> None:
         """Append one line per row (one row per seed and log step) to `metrics.jsonl`, all of them or none.
 
         The lines have left this process when the call returns. A half-written last line, as a killed process
@@ -108,7 +111,7 @@ class RunFolder:
         Raises:
             RunFolderError: the disk refuses; the file still ends with the last whole line before this call.
         """
-        lines = b"".join(_encode(row) for row in rows)  # first: a bad row must not cost the file
+        lines = b"".join(encode_json(row) for row in rows)  # first: a bad row must not cost the file
         path = self.path / self.METRICS
         try:
             file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
@@ -117,7 +120,7 @@ class RunFolder:
             finally:
                 os.close(file)
         except OSError as error:
-            raise _explained(path, error) from error
+            raise write_error(path, error) from error
 
     @property
     def metrics_size(self) -> int:
@@ -141,7 +144,7 @@ class RunFolder:
             if path.exists():
                 os.truncate(path, size)
         except OSError as error:
-            raise _explained(path, error) from error
+            raise write_error(path, error) from error
 
 
 def _lock(path: Path) -> int:
@@ -163,18 +166,6 @@ def _lock(path: Path) -> int:
     return file
 
 
-def _make_folders(folder: Path, made: list[Path]) -> None:
-    """`mkdir -p` that notes in `made` what was not there before."""
-    for path in reversed([folder, *folder.parents]):
-        if path.exists():
-            continue
-        with contextlib.suppress(FileExistsError):  # another process was faster, or a dangling link: seen below
-            path.mkdir()
-            made.append(path)
-    if not folder.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-
-
 def _refuse_a_run(folder: Path, names: Sequence[str]) -> None:
     for name in names:
         if os.path.lexists(folder / name):
@@ -182,19 +173,6 @@ def _refuse_a_run(folder: Path, names: Sequence[str]) -> None:
                 f"{str(folder)!r} holds part of a run ({name}) without its {RunFolder.CONFIG}; choose another "
                 "--logdir, or remove it"
             )
-
-
-def _probe(folder: Path) -> None:
-    """Write a file and remove it: root passes permission checks, but not a full or read-only disk."""
-    probe = folder / f".probe-{os.getpid()}"
-    try:
-        with open(probe, "wb") as file:
-            file.write(bytes(4096))
-            file.flush()
-            os.fsync(file.fileno())
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            probe.unlink()
 
 
 def _append(file: int, lines: bytes) -> None:
@@ -225,17 +203,7 @@ def _end_of_last_line(file: int, block: int = 65536) -> int:
     return 0
 
 
-def read_json(path: Path, advice: str = "") -> Any:
-    """What a file of JSON holds; None where it is missing. Raises RunFolderError, which ends with `advice`."""
-    try:
-        return json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError) as error:
-        raise RunFolderError(f"cannot read {str(path)!r} ({' '.join(str(error).split())}){advice}") from error
-
-
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> JsonObject:
     """The config.json of a run that is looked at. Raises RunFolderError where there is no run."""
     config = read_json(folder / RunFolder.CONFIG)
     if config is None:
@@ -243,75 +211,3 @@ def read_config(folder: Path) -> dict[str, Any]:
         advice = f"it holds {len(inside)}, such as {inside[0]!r}" if inside else "give the folder that a run printed"
         raise RunFolderError(f"{str(folder)!r} is no run's folder ({RunFolder.CONFIG} is missing): {advice}")
     return config
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Replace `path` in one step: a reader, or a crash, sees the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            with open(temporary, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            with contextlib.suppress(OSError):  # gone after a successful replace
-                temporary.unlink()
-    except OSError as error:
-        raise _explained(path, error) from error
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """`write_whole` of a value as JSON, indented."""
-    write_whole(path, _encode(value, indent=2))
-
-
-def make_folder(path: str | os.PathLike[str]) -> Path:
-    """A folder to write to, new or not. Raises RunFolderError."""
-    folder = Path(os.path.expanduser(path)).absolute()
-    try:
-        _make_folders(folder, [])
-        _probe(folder)
-    except (OSError, ValueError) as error:
-        raise _explained(folder, error) from error
-    return folder
-
-
-def _encode(value: Mapping[str, Any], indent: int | None = None) -> bytes:
-    return (json.dumps(plain(value), allow_nan=False, indent=indent) + "\n").encode()
-
-
-def plain(value: Any) -> Any:
-    """`value` as JSON can hold it."""
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if hasattr(value, "tolist"):  # numpy's and jax's arrays and scalars
-        return plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-_ADVICE = {
-    errno.ENOSPC: "free space on that disk, or choose another --logdir",
-    errno.EDQUOT: "free some of your quota, or choose another --logdir",
-    errno.EACCES: "choose another --logdir, or ask for permission to write there",
-    errno.EPERM: "choose another --logdir, or ask for permission to write there",
-    errno.EROFS: "choose another --logdir, on a disk that can be written",
-    errno.ENOTDIR: "a file stands in the way; choose another --logdir, or remove that file",
-    errno.ENOENT: "the folder was removed or cannot be made; choose another --logdir",
-    errno.ENAMETOOLONG: "choose a shorter --logdir",
-}
-
-
-def _explained(path: Path, error: OSError | ValueError) -> RunFolderError:
-    """The refusal in one line: which path, why, and what to do."""
-    code = error.errno if isinstance(error, OSError) else None
-    reason = " ".join(((error.strerror if isinstance(error, OSError) else None) or str(error)).split())
-    advice = _ADVICE.get(code, "choose another --logdir") if code is not None else "choose another --logdir"
-    return RunFolderError(f"cannot write {str(path)!r}: {reason}; {advice}")

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from stages.cli.arguments import MOST_SEEDS, Arguments, parse
+from stages.cli.arguments import MOST_SEEDS, Arguments
+from stages.cli.parse import parse
 from stages.cli.settings_file import advice, flat
 from stages.config import Config, ConfigError, Hypers
 

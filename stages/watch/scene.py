@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from envs.environment import Environment
 from stages.decode import reconstruct
 from stages.measure.open_loop import CONTEXT, episode_step, errors, open_loop, play_rows, posterior
-from stages.store.load import Trained, player_of, take_seeds
+from stages.store.load import AgentBatch, select_behavior, take_seeds
 from stages.sweep.sweep import keys_of
 from stages.world_model import action_vector
 
@@ -40,7 +40,7 @@ class Scene:
     state: NDArray[np.int32] | None  # countable state; None where there are none
 
 
-def shoot(group: Trained, seed: int, policy: str, rows: int, point: int) -> Scene:
+def record_scene(group: AgentBatch, seed: int, policy: str, rows: int, point: int) -> Scene:
     """`rows` rows of one of the group's seeds.
 
     Args:
@@ -49,12 +49,12 @@ def shoot(group: Trained, seed: int, policy: str, rows: int, point: int) -> Scen
     """
     at = group.seeds.index(seed)
     agent, hypers, env_params = take_seeds((group.agent, group.hypers, group.env_params), at)
-    player_of(agent, policy)  # before anything is compiled
+    select_behavior(agent, policy)  # before anything is compiled
 
     def one(agent, hypers, env_params, key):
         env, model = group.env.with_params(env_params), agent.model
         key_play, key_predict = jax.random.split(key)
-        player = player_of(agent, policy)
+        player = select_behavior(agent, policy)
         taken = play_rows(env, agent, player, hypers, 1, rows, group.config.eval_greedy, key=key_play)
         where = episode_step(taken.rows.is_first)
         observed = where % (CONTEXT + BLIND) < CONTEXT

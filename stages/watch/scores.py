@@ -20,7 +20,7 @@ from stages.evaluate import evaluate
 from stages.measure.open_loop import AHEAD, CONTEXT, open_loop_errors, play_rows
 from stages.report.score_table import decimals, number, print_table
 from stages.report.statistics import Interval, summarise
-from stages.store.load import Loaded, Trained, player_of
+from stages.store.load import AgentBatch, Loaded, select_behavior
 from stages.sweep.sweep import keys_of, mesh_for, over_seeds
 
 Floats = NDArray[np.float64]
@@ -62,12 +62,12 @@ def play(loaded: Loaded, policy: str, episodes: int, point: int | None) -> Score
     return Scores(seeds, *jax.tree.map(sort, *[tuple(part)[1:] for part in parts]))
 
 
-def _play(group: Trained, policy: str, episodes: int, point: int | None) -> Scores:
-    player_of(group.agent, policy)  # before anything is compiled
+def _play(group: AgentBatch, policy: str, episodes: int, point: int | None) -> Scores:
+    select_behavior(group.agent, policy)  # before anything is compiled
     config = dataclasses.replace(group.config, eval_episodes=episodes)
 
     def one(agent, hypers, env_params, key):
-        env, player = group.env.with_params(env_params), player_of(agent, policy)
+        env, player = group.env.with_params(env_params), select_behavior(agent, policy)
         score, length = evaluate(env, agent, config, hypers, player, key=key)
         key_play, key_predict = jax.random.split(jax.random.fold_in(key, 0))
         rows = CONTEXT + max(AHEAD)

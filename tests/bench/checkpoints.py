@@ -70,7 +70,7 @@ def full(count: int) -> list[Result]:
     import jax.numpy as jnp
 
     from stages.cli.processes import Processes
-    from stages.store.checkpoint import Checkpoints, Place
+    from stages.store.checkpoint import CheckpointId, Checkpoints
 
     rng, results = np.random.default_rng(0), []
     arrays = [jnp.asarray(rng.normal(size=(250_000, 100)).astype(np.float32)) for _ in range(10)]
@@ -78,7 +78,7 @@ def full(count: int) -> list[Result]:
         checkpoints = Checkpoints(Path(scratch), Processes(), keep=2)
         for save in range(count):
             begun, cpu = time.perf_counter(), time.process_time()
-            checkpoints.save(Place(0, save + 1), (arrays,), {})
+            checkpoints.save(CheckpointId(0, save + 1), (arrays,), {})
             blocks = time.perf_counter() - begun
             checkpoints.wait()
             written, cpu = time.perf_counter() - begun, time.process_time() - cpu

@@ -28,7 +28,7 @@ from stages.agent import Agent
 from stages.config import Hypers
 from stages.measure.open_loop import play_rows, posterior
 from stages.rssm import Latent, imagine_step
-from stages.store.load import load, take_seeds
+from stages.store.load import load_run, take_seeds
 from stages.uniform import RandomPolicy
 from stages.world_model import action_vector
 
@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="+")
     found = []
     for path in parser.parse_args().runs:
-        loaded = load(path)
+        loaded = load_run(path)
         asked = int(dict(loaded.config.env_args).get("memory_length", MEMORY_LENGTH))
         for group in loaded.groups:
             take = jax.jit(functools.partial(probe, group.env, asked))

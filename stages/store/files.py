@@ -1,0 +1,126 @@
+"""Files that are written whole or not at all, and read again. Host side only."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stages.cli.settings_file import JsonObject
+
+
+class RunFolderError(ValueError):
+    """The run's folder cannot be used or written. The message is one line that says what to do."""
+
+
+def make_folders(folder: Path, made: list[Path]) -> None:
+    """`mkdir -p` that notes in `made` what was not there before."""
+    for path in reversed([folder, *folder.parents]):
+        if path.exists():
+            continue
+        with contextlib.suppress(FileExistsError):  # another process was faster, or a dangling link: seen below
+            path.mkdir()
+            made.append(path)
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+
+
+def prove_writable(folder: Path) -> None:
+    """Write a file and remove it: root passes permission checks, but not a full or read-only disk."""
+    probe = folder / f".probe-{os.getpid()}"
+    try:
+        with open(probe, "wb") as file:
+            file.write(bytes(4096))
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            probe.unlink()
+
+
+def read_json(path: Path, advice: str = "") -> JsonObject | None:
+    """The object in a file of JSON; None where the file is missing. Raises RunFolderError, which ends with `advice`."""
+    try:
+        return json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"cannot read {str(path)!r} ({' '.join(str(error).split())}){advice}") from error
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Replace `path` in one step: a reader, or a crash, sees the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            with contextlib.suppress(OSError):  # gone after a successful replace
+                temporary.unlink()
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+def write_json(path: Path, value: Mapping[str, object]) -> None:
+    """`write_whole` of a value as JSON, indented."""
+    write_whole(path, encode_json(value, indent=2))
+
+
+def make_folder(path: str | os.PathLike[str]) -> Path:
+    """A folder to write to, new or not. Raises RunFolderError."""
+    folder = Path(os.path.expanduser(path)).absolute()
+    try:
+        make_folders(folder, [])
+        prove_writable(folder)
+    except (OSError, ValueError) as error:
+        raise write_error(folder, error) from error
+    return folder
+
+
+def encode_json(value: Mapping[str, object], indent: int | None = None) -> bytes:
+    """A value as a line of JSON, or indented."""
+    return (json.dumps(plain(value), allow_nan=False, indent=indent) + "\n").encode()
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON can hold it: arrays as lists, what is not finite as null."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "tolist"):  # numpy's and jax's arrays and scalars
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+_ADVICE = {
+    errno.ENOSPC: "free space on that disk, or choose another --logdir",
+    errno.EDQUOT: "free some of your quota, or choose another --logdir",
+    errno.EACCES: "choose another --logdir, or ask for permission to write there",
+    errno.EPERM: "choose another --logdir, or ask for permission to write there",
+    errno.EROFS: "choose another --logdir, on a disk that can be written",
+    errno.ENOTDIR: "a file stands in the way; choose another --logdir, or remove that file",
+    errno.ENOENT: "the folder was removed or cannot be made; choose another --logdir",
+    errno.ENAMETOOLONG: "choose a shorter --logdir",
+}
+
+
+def write_error(path: Path, error: OSError | ValueError) -> RunFolderError:
+    """The refusal in one line: which path, why, and what to do."""
+    code = error.errno if isinstance(error, OSError) else None
+    reason = " ".join(((error.strerror if isinstance(error, OSError) else None) or str(error)).split())
+    advice = _ADVICE.get(code, "choose another --logdir") if code is not None else "choose another --logdir"
+    return RunFolderError(f"cannot write {str(path)!r}: {reason}; {advice}")
