@@ -127,7 +127,7 @@ class GymnaxEnvironment(Environment):
     def reset(self, key: PRNGKeyArray) -> tuple[State, Timestep]:
         with own_broadcasting():
             obs, state = self.inner.reset_env(key, self.params)
-        return self._strong(state), Timestep(
+        return strong(state, self.state_dtypes), Timestep(
             obs=self._own_obs(obs),
             reward=jnp.zeros((), jnp.float32),
             is_first=jnp.array(True),
@@ -142,7 +142,7 @@ class GymnaxEnvironment(Environment):
             truncated = self.inner.is_truncated(state, self.params)
         terminated = jnp.asarray(terminated, jnp.bool_)
         truncated = jnp.asarray(truncated, jnp.bool_)
-        return self._strong(state), Timestep(
+        return strong(state, self.state_dtypes), Timestep(
             obs=self._own_obs(obs),
             reward=jnp.asarray(reward, jnp.float32),
             is_first=jnp.array(False),
@@ -169,9 +169,10 @@ class GymnaxEnvironment(Environment):
         clipped = jnp.clip(jnp.asarray(action, jnp.float32), -1.0, 1.0)
         return jnp.asarray(self.action_center) + jnp.asarray(self.action_reach) * clipped
 
-    def _strong(self, state: PyTree) -> State:
-        """Give each leaf its one dtype: gymnax's resets hold Python numbers where its steps hold arrays."""
-        return jax.tree.map(lambda x, dtype: x if _is_key(dtype) else jnp.asarray(x, dtype), state, self.state_dtypes)
+
+def strong(state: PyTree, dtypes: PyTree) -> State:
+    """Give each leaf its one dtype: suites' resets hold Python numbers where their steps hold arrays."""
+    return jax.tree.map(lambda x, dtype: x if _is_key(dtype) else jnp.asarray(x, dtype), state, dtypes)
 
 
 def _is_key(dtype: Any) -> bool:
@@ -210,13 +211,13 @@ def _adapt(name: str, inner: Any, params: Any) -> GymnaxEnvironment:
                 "terminated and info"
             )
         later_obs, later, reward, terminated, _ = stepped
-        _check_equal(name, "an observation", obs, later_obs)
+        check_equal(name, "an observation", obs, later_obs)
         obs_space = _obs_space(name, obs, inner.observation_space(params))
         truncated = jax.eval_shape(lambda s: inner.is_truncated(s, params), later)
     for part, x in {"a reward": reward, "terminated": terminated, "is_truncated": truncated}.items():
         if getattr(x, "shape", None) != ():
             raise EnvError(f"{name}: step gives {part} of {_described(x)}, but it must be one number, of shape []")
-    _check_equal(name, "a state", first, later, dtypes=False)
+    check_equal(name, "a state", first, later, dtypes=False)
     return GymnaxEnvironment(
         name=name,
         obs_space=obs_space,
@@ -224,7 +225,7 @@ def _adapt(name: str, inner: Any, params: Any) -> GymnaxEnvironment:
         time_limit=time_limit,
         inner=inner,
         params=params,
-        state_dtypes=jax.tree.map(_common_dtype, first, later),
+        state_dtypes=jax.tree.map(common_dtype, first, later),
         action_center=(high + low) / 2,
         action_reach=(high - low) / 2,
         states=state_space(name, inner, params),
@@ -232,7 +233,7 @@ def _adapt(name: str, inner: Any, params: Any) -> GymnaxEnvironment:
     )
 
 
-def _check_equal(name: str, part: str, reset: Any, step: Any, dtypes: bool = True) -> None:
+def check_equal(name: str, part: str, reset: Any, step: Any, dtypes: bool = True) -> None:
     """Whether reset and step give one form of something, shapes and `dtypes`. Errors: `EnvError`."""
     if jax.tree.structure(reset) != jax.tree.structure(step):
         raise EnvError(f"{name}: reset and step give {part} of different structure: they must be the same")
@@ -249,7 +250,7 @@ def _described(x: Any) -> str:
     return f"{x.dtype}{list(x.shape)}" if hasattr(x, "shape") else type(x).__name__
 
 
-def _common_dtype(first: Any, later: Any) -> Any:
+def common_dtype(first: Any, later: Any) -> Any:
     """The dtype that holds what reset and step give."""
     return first.dtype if first.dtype == later.dtype else jnp.promote_types(first.dtype, later.dtype)
 

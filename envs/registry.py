@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Protocol
 
-from envs import gymnax_suite, own
+from envs import envelope_suite, gymnax_suite, own
 from envs.environment import Environment
 from envs.errors import UnknownEnvironment
 from envs.overrides import Value
@@ -27,19 +27,23 @@ SUITES: tuple[Suite, ...] = (
 
 
 def ids() -> tuple[str, ...]:
-    """All ids that `make` accepts. Imports the suites: seconds, the first time."""
+    """All ids that `make` accepts, but those of the suites in envs/envelope_suite.py. Imports gymnax: seconds, the
+    first time."""
     return tuple(name for suite in SUITES for name in suite.ids())
 
 
 def make(name: str, overrides: Mapping[str, Value] | None = None) -> Environment:
     """Make an environment; do it once a run, since two objects of one name are two for the compiler's cache.
 
-    Name: one of `ids()`, for example "Catch-bsuite", or of the caller's own, "package.module:factory" (envs/own.py).
+    Name: one of `ids()`, for example "Catch-bsuite"; of another suite, "navix::Navix-DoorKey-8x8-v0"
+    (envs/envelope_suite.py); or of the caller's own, "package.module:factory" (envs/own.py).
     Overrides: settings of that environment, for example {"size": 20} or {"size": "20"} for "DeepSea-bsuite"; a wrong
     key's error lists the right ones.
     Errors, each one line and before anything is compiled: `UnknownEnvironment`, `UnavailableEnvironment`,
     `BadOverride`, all of them `EnvError`.
     """
+    if envelope_suite.is_suites(name):
+        return envelope_suite.make(name, overrides or {})
     if own.is_own(name):
         return own.make(name, overrides or {})
     for suite in SUITES:

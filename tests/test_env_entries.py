@@ -1,0 +1,155 @@
+"""Observations of several entries as one array, several actions as one: tables by hand, and a suite made here."""
+
+from types import SimpleNamespace
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+from envs import EnvError, ObsSpace, env_step
+from envs.entries import Entry, continuous_actions, discrete_actions, observations
+from envs.envelope_adapter import adapt
+
+
+def entry(low, high, dtype, shape=(), name="x"):
+    bounds = (np.broadcast_to(np.asarray(bound), shape) for bound in (low, high))
+    return Entry(name, *bounds, np.dtype(dtype))
+
+
+SMALL, DIRECTION = entry(0, 1, np.int8, (2,)), entry(-1, 2, np.int32)
+SPEED, COUNT = entry(-1.0, 3.0, np.float32), entry(0, 500, np.int32)
+
+
+@pytest.mark.parametrize(
+    ("entries", "space", "obs", "expected"),
+    [
+        ([SPEED], ObsSpace((), "real"), [2.5], 2.5),
+        ([SMALL], ObsSpace((2,), "binary"), [[1, 0]], [True, False]),
+        ([DIRECTION], ObsSpace((), "categorical", 4), [-1], 0),  # counted from its lowest
+        ([COUNT], ObsSpace((), "categorical", 501), [500], 500),  # alone it has room
+        ([entry(0, 2000, np.int32)], ObsSpace((), "real"), [7], 7.0),
+        ([entry(0, [1, 4], np.int32, (2,))], ObsSpace((2,), "categorical", 5), [[1, 3]], [1, 3]),
+        ([SMALL, SMALL], ObsSpace((4,), "binary"), [[1, 0], [1, 1]], [1, 0, 1, 1]),
+        ([DIRECTION, DIRECTION], ObsSpace((2,), "categorical", 4), [2, -1], [3, 0]),
+        ([SMALL, DIRECTION], ObsSpace((6,), "binary"), [[1, 0], 1], [1, 0, 0, 0, 1, 0]),
+        ([DIRECTION, SPEED], ObsSpace((5,), "real"), [0, 2.5], [0, 1, 0, 0, 2.5]),
+        ([SMALL, COUNT], ObsSpace((3,), "real"), [[0, 1], 300], [0, 1, 300]),
+    ],
+)
+def test_entries_become_one_array_and_can_be_read_off_it(entries, space, obs, expected):
+    observe = observations("it", tuple(entries))
+    assert observe.space == space
+    seen = observe([jnp.asarray(leaf, entry.dtype) for leaf, entry in zip(obs, entries, strict=True)])
+    assert (seen.shape, seen.dtype) == (space.shape, space.dtype)
+    np.testing.assert_array_equal(seen, np.asarray(expected, space.dtype))
+
+
+def test_images_are_bytes_whether_they_come_as_bytes_or_as_shares():
+    as_bytes, shares = entry(0, 255, np.uint8, (4, 4, 3)), entry(0.0, 1.0, np.float32, (4, 4, 3))
+    picture = np.random.default_rng(0).integers(0, 256, (4, 4, 3)).astype(np.uint8)
+    for one, obs in ((as_bytes, picture), (shares, (picture / 255).astype(np.float32))):
+        observe = observations("it", (one,))
+        assert observe.space == ObsSpace((4, 4, 3), "image")
+        np.testing.assert_array_equal(observe(jnp.asarray(obs)), picture)
+    with pytest.raises(EnvError, match=r"it: an observation has an image beside other entries.*: x uint8\[4, 4, 3\] 0"):
+        observations("it", (as_bytes, SPEED))
+    with pytest.raises(EnvError, match="it: an observation has no entry"):
+        observations("it", ())
+
+
+def test_numbers_within_finite_bounds_can_be_rescaled():
+    observe = observations("it", (entry([-1.0, 0.0], [3.0, 1.0], np.float32, (2,)), entry(0.0, 10.0, np.float32)))
+    assert observe.rescalable is not None
+    np.testing.assert_array_equal(observe.rescalable, [[1.0, 0.5, 5.0], [2.0, 0.5, 5.0]])
+    assert observations("it", (SPEED, DIRECTION)).rescalable is None
+    assert observations("it", (entry(-np.inf, np.inf, np.float32),)).rescalable is None
+
+
+def test_several_choices_are_one_and_the_last_changes_fastest():
+    act = discrete_actions("it", np.array([2, 3]), np.dtype(np.int32))
+    assert (act.space.kind, act.space.size) == ("discrete", 6)
+    pairs = [act(jnp.asarray(action, jnp.int32)).tolist() for action in range(6)]
+    assert pairs == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]
+    assert discrete_actions("it", np.array(100), np.dtype(np.int32)).space.size == 100  # one choice has no limit
+    with pytest.raises(EnvError, match="it: an action is 2 choices, of 10, 10: 100 combinations; agents here choose"):
+        discrete_actions("it", np.array([10, 10]), np.dtype(np.int32))
+
+
+def test_continuous_actions_are_clipped_and_brought_to_their_range():
+    act = continuous_actions("it", np.array([[0.0, -2.0]]), np.array([[1.0, 2.0]]), np.dtype(np.float32))
+    np.testing.assert_array_equal(act(jnp.array([-3.0, 0.5])), [[0.0, 1.0]])
+    with pytest.raises(EnvError, match="it: continuous actions must have finite bounds"):
+        continuous_actions("it", np.array([-np.inf]), np.array([1.0]), np.dtype(np.float32))
+
+
+class Info(eqx.Module):
+    """What envelope says of a row."""
+
+    obs: dict
+    reward: jax.Array
+    terminated: jax.Array
+    truncated: jax.Array
+
+
+class Drift:
+    """An environment as envelope's are: a dictionary of entries, two choices, and a typed random key in its state."""
+
+    observation_space = SimpleNamespace(
+        tree={
+            "noise": SimpleNamespace(low=np.float32(0), high=np.float32(1), dtype=np.dtype(np.float32)),
+            "where": SimpleNamespace(n=np.array(5), dtype=np.dtype(np.int32)),
+        }
+    )
+    action_space = SimpleNamespace(n=np.array([2, 3]), dtype=np.dtype(np.int32))
+
+    def init(self, key):
+        return {"key": key, "where": 0}, self.info(key, 0, 0)  # a Python number, where steps give an array
+
+    def step(self, state, action):
+        key = jr.fold_in(state["key"], 1)
+        where = jnp.minimum(state["where"] + action[0] * action[1], 4)
+        return {"key": key, "where": where}, self.info(key, where, where)
+
+    def info(self, key, where, reward):
+        obs = {"where": jnp.asarray(where, jnp.int32), "noise": jr.uniform(key)}
+        return Info(obs, reward, jnp.asarray(where == 4), jnp.asarray(reward == 3))
+
+
+def test_a_typed_key_in_the_state_goes_through_resets_and_steps():
+    """Actions 5, 5, 4, 5, 0: two cells on, two on (an end), a reset, two on, none."""
+    env = adapt("drift", Drift(), 9, bounded=True, rescale=False)
+    assert env.obs_space == ObsSpace((6,), "real") and env.action_space.size == 6
+
+    def body(carry, action):
+        carry = env_step(env, jr.key(7), *carry, action)
+        return carry, carry
+
+    first = env.reset(jr.key(3))
+    _, (states, rows) = jax.jit(lambda first: jax.lax.scan(body, first, jnp.array([5, 5, 4, 5, 0])))(first)
+    np.testing.assert_array_equal(states["where"], [2, 4, 0, 2, 2])
+    np.testing.assert_array_equal(rows.obs[:, 1:], np.eye(5)[[2, 4, 0, 2, 2]])
+    np.testing.assert_array_equal(rows.reward, [2, 4, 0, 2, 2])
+    np.testing.assert_array_equal(rows.is_first, [0, 0, 1, 0, 0])
+    np.testing.assert_array_equal(rows.is_last, [0, 1, 0, 0, 0])
+    np.testing.assert_array_equal(rows.is_terminal, rows.is_last)
+    key = jr.key(3)
+    for row in range(2):
+        key = jr.fold_in(key, 1)
+        np.testing.assert_array_equal(jr.key_data(states["key"][row]), jr.key_data(key))
+        np.testing.assert_allclose(rows.obs[row, 0], jr.uniform(key), rtol=1e-6)
+    np.testing.assert_array_equal(jr.key_data(states["key"][2]), jr.key_data(jr.split(jr.key(7))[1]))
+    stepped = jax.eval_shape(env.step, jr.key(0), first[0], jnp.zeros((), jnp.int32))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), stepped) == jax.tree.map(lambda x: (x.shape, x.dtype), first)
+    assert not any(getattr(x, "weak_type", False) for x in jax.tree.leaves((first, stepped)))
+
+
+def test_a_truncation_is_last_and_not_terminal():
+    env = adapt("drift", Drift(), 9, bounded=True, rescale=False)
+    state, _ = env.reset(jr.key(0))
+    step = jax.jit(env.step)
+    state, _ = step(jr.key(0), state, jnp.array(4))
+    _, timestep = step(jr.key(0), state, jnp.array(5))  # 1 + 2: the fake's time limit
+    assert timestep.is_last and not timestep.is_terminal
