@@ -27,6 +27,11 @@ def _whole(state: PyTree) -> PyTree:
     return state
 
 
+def _nothing(before: PyTree, after: PyTree) -> dict[str, Array]:
+    del before, after
+    return {}
+
+
 @final
 @dataclasses.dataclass(frozen=True, eq=False)
 class EnvelopeEnvironment(Environment):
@@ -43,11 +48,13 @@ class EnvelopeEnvironment(Environment):
     trim: Callable[[PyTree], PyTree] = _whole  # what is kept of a first state
     states: StateSpace | None = None
     goal: float | None = None
+    happened: Callable[[PyTree, PyTree], dict[str, Array]] = _nothing  # (state before, after) -> the step's events
+    achievements: tuple[str, ...] = ()
 
     def reset(self, key: PRNGKeyArray) -> tuple[State, Timestep]:
         with own_broadcasting():
             state, info = self.inner.init(key)
-            return self._row(self.trim(state), info, is_first=True)
+            return self._row(self.trim(state), info, None)
 
     def step(self, key: PRNGKeyArray, state: State, action: Array) -> tuple[State, Timestep]:
         del key  # the state has its own
@@ -55,10 +62,12 @@ class EnvelopeEnvironment(Environment):
         if self.action_space.kind == "discrete":
             chex.assert_type(action, int)
         with own_broadcasting():
-            state, info = self.inner.step(state, self.act(action))
-            return self._row(state, info, is_first=False)
+            after, info = self.inner.step(state, self.act(action))
+            return self._row(after, info, state)
 
-    def _row(self, state: PyTree, info: Any, is_first: bool) -> tuple[State, Timestep]:
+    def _row(self, state: PyTree, info: Any, before: PyTree | None) -> tuple[State, Timestep]:
+        """The row of `state`; `before` is None at a reset."""
+        is_first = before is None
         terminated, truncated = (
             jnp.zeros((), jnp.bool_) if is_first else jnp.asarray(x, jnp.bool_)
             for x in (info.terminated, info.truncated)
@@ -70,6 +79,7 @@ class EnvelopeEnvironment(Environment):
             is_first=jnp.array(is_first),
             is_last=terminated | truncated,
             is_terminal=terminated,
+            events=self.happened(state if is_first else before, state),
         )
 
 
@@ -145,5 +155,7 @@ def _actions(name: str, space: Any) -> Actions:
         return discrete_actions(name, np.asarray(space.n), np.dtype(space.dtype))
     low, high = np.asarray(space.low), np.asarray(space.high)
     if np.issubdtype(np.dtype(space.dtype), np.integer):
-        raise EnvError(f"{name}: actions are whole numbers within bounds; only Discrete ones can be chosen here")
+        if low.any():
+            raise EnvError(f"{name}: actions are whole numbers from {low} on; agents here choose from 0 on")
+        return discrete_actions(name, high + 1, np.dtype(space.dtype))
     return continuous_actions(name, low, high, np.dtype(space.dtype))

@@ -4,7 +4,7 @@ jax-envelope (https://github.com/keraJLi/envelope, 0.6, Python 3.12) has one int
 which neither resets by itself nor takes a time limit for an end. It falls short in places, which are mended here:
 
 - navix: see envs/minigrid.py.
-- craftax: making an environment compiles its reset and step, to learn the form of what is not used here.
+- craftax: see envs/craftax_suite.py.
 - brax: asking for the observation's size runs a reset, operation by operation.
 - jumanji: an environment without a time limit of its own has none: `MOST_STEPS` is given.
 
@@ -19,9 +19,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-import jax.numpy as jnp
-
-from envs import minigrid
+from envs import craftax_suite, minigrid
 from envs.envelope_adapter import adapt
 from envs.environment import Environment
 from envs.errors import BadOverride, EnvError, UnavailableEnvironment, UnknownEnvironment
@@ -128,7 +126,9 @@ def _make(name: str, suite: str, own_id: str, overrides: Mapping[str, Value]) ->
         env=backend.create(own_id, values, time_limit), max_steps=time_limit
     )
     env = adapt(name, inner, time_limit, bounded=suite in BOUNDED, rescale=bool(rescale))
-    return minigrid.with_states(minigrid.without_pictures(env), own_id) if suite == "navix" else env
+    if suite == "navix":
+        return minigrid.with_states(minigrid.without_pictures(env), own_id)
+    return craftax_suite.with_achievements(env, own_id) if suite == "craftax" else env
 
 
 # ---- the suites ----------------------------------------------------------------------------------------------------
@@ -146,24 +146,6 @@ def _envelope(suite: str) -> Any:
     """envelope's class for a suite: NavixEnvelope for navix."""
     name = "".join(word.capitalize() for word in suite.split("_")) + "Envelope"
     return getattr(importlib.import_module(f"envelope.adapters.{suite}_envelope"), name)
-
-
-def _craftax_env(own_id: str) -> Any:
-    return importlib.import_module("craftax.craftax_env").make_craftax_env_from_name(own_id, auto_reset=False)
-
-
-def _craftax_defaults(own_id: str) -> tuple[dict[str, Any], int | None]:
-    params = _craftax_env(own_id).default_params
-    settings = {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
-    return settings, int(params.max_timesteps)
-
-
-def _craftax(own_id: str, values: dict[str, Value], time_limit: int) -> Any:
-    env, container = _craftax_env(own_id), importlib.import_module("envelope").Container
-    params = env.default_params.replace(max_timesteps=jnp.inf, **values)  # its own limit would look like an end
-    return _envelope("craftax")(
-        craftax_env=env, env_params=params, _max_steps=time_limit, _empty_backend_info=container()
-    )
 
 
 def _playground_defaults(own_id: str) -> tuple[dict[str, Any], int | None]:
@@ -190,7 +172,7 @@ def _plainly(suite: str) -> Callable[[str, dict[str, Value], int], Any]:
 
 BACKENDS: Mapping[str, Backend] = {
     "navix": Backend(minigrid.defaults, minigrid.create),
-    "craftax": Backend(_craftax_defaults, _craftax),
+    "craftax": Backend(craftax_suite.defaults, craftax_suite.create),
     "mujoco_playground": Backend(_playground_defaults, _plainly("mujoco_playground")),
     "brax": Backend(_brax_defaults, _plainly("brax")),
     "jumanji": Backend(_jumanji_defaults, _plainly("jumanji")),

@@ -121,6 +121,8 @@ class Timestep(eqx.Module):
     is_first: Bool[Array, ""]
     is_last: Bool[Array, ""]
     is_terminal: Bool[Array, ""]
+    events: dict[str, Shaped[Array, ""]] = eqx.field(default_factory=dict)
+    """What happened in the step to this row, by name: flags or counts. A reset has the same names, and zeros."""
 
 
 class Environment(abc.ABC):
@@ -136,6 +138,7 @@ class Environment(abc.ABC):
     time_limit: int  # env steps: no episode is longer
     states: StateSpace | None = None  # None: its states cannot be counted
     goal: float | None = None  # an episode whose return is above has reached the goal; None: it has no goal
+    achievements: tuple[str, ...] = ()  # events that Crafter's score counts; without any there is no such score
 
     def sample_params(self, key: PRNGKeyArray) -> PyTree[Array]:
         """Parameters that are drawn once for a seed's whole life, such as what its actions mean; None without any."""

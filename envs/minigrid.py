@@ -63,7 +63,7 @@ def without_pictures(env: EnvelopeEnvironment) -> EnvelopeEnvironment:
 
 
 def with_states(env: EnvelopeEnvironment, own_id: str) -> EnvelopeEnvironment:
-    """A navix environment with countable states, and the goal: navix pays at the goal, and nowhere else.
+    """A navix environment with events, countable states, and the goal: navix pays at the goal, and nowhere else.
 
     A state is the agent's cell. Where there is a key it is cell, direction and what became of the key: it lies
     somewhere, it is carried, or it was used.
@@ -78,7 +78,15 @@ def with_states(env: EnvelopeEnvironment, own_id: str) -> EnvelopeEnvironment:
     else:
         count = _reachable(own_id, height - 2, width - 2) or cells
         states = StateSpace(size, count, lambda state: _cell(state, width), (height, width))
-    return dataclasses.replace(env, states=states, goal=0.0)
+    return dataclasses.replace(env, states=states, goal=0.0, happened=_happened)
+
+
+def _happened(before: State, after: State) -> dict[str, Array]:
+    """What navix says of the step, such as "key_pickup" and "door_open"; bumping into walls is left out."""
+    del before  # navix forgets a step's events with the next
+    wrapped: Any = after
+    events = wrapped.unwrapped.state.events
+    return {"_".join(pair): events.happened(pair) for pair in events.events if pair[0] not in ("wall", "grid")}
 
 
 def _reachable(own_id: str, rows: int, columns: int) -> int:

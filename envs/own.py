@@ -6,6 +6,7 @@ an id that the module registers with `gymnax.register`.
 """
 
 import contextlib
+import dataclasses
 import difflib
 import importlib
 import os
@@ -166,11 +167,24 @@ def _check(name: str, env: Environment) -> None:
     truth = jnp.zeros((), jnp.bool_)
     zeros = lambda: map_entries(obs, lambda entry: jnp.zeros(entry.shape, entry.dtype))
     row = jax.eval_shape(lambda: Timestep(zeros(), jnp.zeros(()), truth, truth, truth))
+    row = dataclasses.replace(row, events=_checked_events(name, env, first[1]))
     for verb, found, wanted in (("reset", first[1], row), ("step", later[1], row), ("step", later[0], first[0])):
         if _shapes(found) != _shapes(wanted):
             part = "timestep" if wanted is row else "state"
             raise EnvError(f"{name}: {verb} gives a {part} of {_listed(found)}, but it must be {_listed(wanted)}")
     _check_classes(name, env)
+
+
+def _checked_events(name: str, env: Environment, timestep: Timestep) -> Any:
+    """The events of a timestep, each one number, with all achievements among them. Errors: `EnvError`."""
+    events = getattr(timestep, "events", {})
+    if not isinstance(events, dict) or any(getattr(x, "shape", None) != () for x in events.values()):
+        raise EnvError(f"{name}: events must be a dictionary of names with one flag or count each, not {events}")
+    if missing := sorted(set(env.achievements) - events.keys()):
+        raise EnvError(
+            f"{name}: {missing[0]!r} is an achievement and no event; events are {', '.join(events) or 'none'}"
+        )
+    return events
 
 
 def _check_classes(name: str, env: Environment) -> None:

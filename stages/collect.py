@@ -30,6 +30,7 @@ class ActorState(eqx.Module):
     action: Float[Array, "N A"]  # the action before `timestep`
     score: Float[Array, " N"]  # reward of the episode so far
     length: Int[Array, " N"]  # rows of the episode so far
+    events: dict[str, Int[Array, " N"]]  # how often each happened in the episode so far; {} without events
 
 
 class Episodes(eqx.Module):
@@ -38,6 +39,7 @@ class Episodes(eqx.Module):
     count: Float[Array, ""]
     score: Float[Array, ""]
     length: Float[Array, ""]
+    events: dict[str, Float[Array, ""]] = eqx.field(default_factory=dict)  # episodes in which each happened
 
 
 def start(env: Environment, model: WorldModel, envs: int, *, key: PRNGKeyArray) -> ActorState:
@@ -45,7 +47,9 @@ def start(env: Environment, model: WorldModel, envs: int, *, key: PRNGKeyArray) 
     env_state, timestep = jax.vmap(env.reset)(jr.split(key, envs))
     latent = initial(model.rssm, (envs,), model.dtype)
     action = jnp.zeros((envs, env.action_space.size))
-    return ActorState(env_state, timestep, latent, action, jnp.zeros(envs), jnp.zeros(envs, jnp.int32))
+    score, length = jnp.zeros(envs), jnp.zeros(envs, jnp.int32)
+    events = {name: jnp.zeros(envs, jnp.int32) for name in timestep.events}
+    return ActorState(env_state, timestep, latent, action, score, length, events)
 
 
 def act(
@@ -117,9 +121,12 @@ def collect(
     )
     score, length = actor_state.score + now.reward, actor_state.length + 1
     ended = now.is_last.astype(jnp.float32)
-    episodes = Episodes(ended.sum(), (ended * score).sum(), (ended * length).sum())
+    events = {name: count + now.events[name].astype(jnp.int32) for name, count in actor_state.events.items()}
+    happened = {name: (ended * (count > 0)).sum() for name, count in events.items()}
+    episodes = Episodes(ended.sum(), (ended * score).sum(), (ended * length).sum(), happened)
     keys = jr.split(key_env, now.reward.shape[0])
     step = lambda key, state, timestep, action: env_step(env, key, state, timestep, action)
     env_state, timestep = jax.vmap(step)(keys, actor_state.env_state, now, taken)
-    actor_state = ActorState(env_state, timestep, latent, action, score * ~now.is_last, length * ~now.is_last)
+    score, length, events = jax.tree.map(lambda x: x * ~now.is_last, (score, length, events))
+    actor_state = ActorState(env_state, timestep, latent, action, score, length, events)
     return actor_state, row, episodes
