@@ -1,7 +1,7 @@
 """An environment of jax-envelope, already made, behind our interface.
 
-It carries its own random key in its state, so that steps draw nothing from ours. Where its observation or its action
-has several entries, they become one array (envs/entries.py).
+It carries its own random key in its state, so that steps draw nothing from ours. envs/entries.py says what its
+observations and actions are here.
 """
 
 import dataclasses
@@ -15,8 +15,8 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from envs.entries import Actions, Entry, Observations, continuous_actions, discrete_actions, observations
-from envs.environment import ActionSpace, Environment, ObsSpace, State, StateSpace, Timestep
+from envs.entries import Actions, Entry, continuous_actions, discrete_actions, rescaled
+from envs.environment import ActionSpace, DictSpace, Environment, Obs, Space, State, StateSpace, Timestep
 from envs.errors import EnvError
 from envs.gymnax_suite import check_equal, common_dtype, own_broadcasting, strong
 
@@ -38,11 +38,11 @@ class EnvelopeEnvironment(Environment):
     """A suite's environment through jax-envelope, behind our interface."""
 
     name: str
-    obs_space: ObsSpace
+    obs_space: Space
     action_space: ActionSpace
     time_limit: int  # env steps
     inner: Any  # envelope's environment
-    observe: Observations
+    entries: dict[str, Entry]  # in the order of the leaves of the suite's observation
     act: Actions
     state_dtypes: Any  # one dtype for each leaf of the state
     trim: Callable[[PyTree], PyTree] = _whole  # what is kept of a first state
@@ -73,14 +73,21 @@ class EnvelopeEnvironment(Environment):
             for x in (info.terminated, info.truncated)
         )
         reward = jnp.zeros((), jnp.float32) if is_first else jnp.asarray(info.reward, jnp.float32)
-        return strong(state, self.state_dtypes), Timestep(
-            obs=self.observe(_seen(info.obs)),
+        state = strong(state, self.state_dtypes)
+        return state, Timestep(
+            obs=self._observe(info.obs),
             reward=reward,
             is_first=jnp.array(is_first),
             is_last=terminated | truncated,
             is_terminal=terminated,
             events=self.happened(state if is_first else before, state),
         )
+
+    def _observe(self, obs: PyTree) -> Obs:
+        """The suite's observation -> ours: a dictionary where it has several entries."""
+        leaves = jax.tree.leaves(_seen(obs))
+        seen = {name: entry(leaf) for (name, entry), leaf in zip(self.entries.items(), leaves, strict=True)}
+        return seen if isinstance(self.obs_space, DictSpace) else next(iter(seen.values()))
 
 
 def adapt(name: str, inner: Any, time_limit: int, bounded: bool, rescale: bool) -> EnvelopeEnvironment:
@@ -106,13 +113,14 @@ def adapt(name: str, inner: Any, time_limit: int, bounded: bool, rescale: bool) 
     for part in ("reward", "terminated", "truncated"):
         if getattr(stepped, part).shape != ():
             raise EnvError(f"{name}: step gives {part} of shape {list(getattr(stepped, part).shape)}, not one number")
-    observe = observations(name, _entries(_seen(seen.obs), inner.observation_space if bounded else None))
-    if rescale:
-        if observe.rescalable is None:
-            raise EnvError(f"{name}: its observations are no real numbers with finite bounds, and so are not rescaled")
-        observe = dataclasses.replace(observe, obs_range=observe.rescalable)
+    entries = _entries(_seen(seen.obs), inner.observation_space if bounded else None)
+    if not entries:
+        raise EnvError(f"{name}: an observation has no entry")
+    entries = rescaled(name, entries) if rescale else entries
+    spaces = {key: entry.space for key, entry in entries.items()}
+    space = DictSpace(spaces) if len(spaces) > 1 else next(iter(spaces.values()))
     dtypes = jax.tree.map(common_dtype, first, later)
-    return EnvelopeEnvironment(name, observe.space, act.space, time_limit, inner, observe, act, dtypes)
+    return EnvelopeEnvironment(name, space, act.space, time_limit, inner, entries, act, dtypes)
 
 
 def _seen(obs: PyTree) -> PyTree:
@@ -120,23 +128,19 @@ def _seen(obs: PyTree) -> PyTree:
     return {name: entry for name, entry in obs.items() if name != PRIVILEGED} if isinstance(obs, dict) else obs
 
 
-def _entries(obs: PyTree, space: Any) -> tuple[Entry, ...]:
-    """The entries of an observation; `space` is envelope's, or None where all are any numbers."""
+def _entries(obs: PyTree, space: Any) -> dict[str, Entry]:
+    """The entries of an observation by their path; `space` is envelope's, or None where all are any numbers."""
     leaves = jax.tree_util.tree_leaves_with_path(obs)
-    if space is None:
-        declared = [(-np.inf, np.inf, np.dtype(np.float32)) for _ in leaves]
-    else:
+    declared = [(np.asarray(-np.inf), np.asarray(np.inf), np.dtype(np.float32)) for _ in leaves]
+    if space is not None:
         is_space = lambda x: hasattr(x, "n") or hasattr(x, "low")
         declared = [_bounds(leaf) for leaf in jax.tree.leaves(getattr(space, "tree", space), is_leaf=is_space)]
-    return tuple(
-        Entry(
-            jax.tree_util.keystr(path).strip("."),
-            np.broadcast_to(np.asarray(low), leaf.shape),
-            np.broadcast_to(np.asarray(high), leaf.shape),
-            np.dtype(dtype),
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): Entry(
+            np.broadcast_to(low, leaf.shape), np.broadcast_to(high, leaf.shape), dtype
         )
         for (path, leaf), (low, high, dtype) in zip(leaves, declared, strict=True)
-    )
+    }
 
 
 def _bounds(space: Any) -> tuple[np.ndarray, np.ndarray, np.dtype]:

@@ -15,7 +15,7 @@ import jax.random as jr
 from jaxtyping import Array, Int, PyTree
 
 from envs.envelope_adapter import EnvelopeEnvironment
-from envs.environment import State, StateSpace
+from envs.environment import ObsSpace, State, StateSpace
 from envs.errors import BadOverride
 from envs.overrides import Value
 
@@ -50,7 +50,7 @@ def create(own_id: str, values: dict[str, Value], time_limit: int) -> Any:
 
 def without_pictures(env: EnvelopeEnvironment) -> EnvelopeEnvironment:
     """A navix environment whose states have no picture to start from, if it never draws one."""
-    if env.obs_space.kind == "image":
+    if isinstance(env.obs_space, ObsSpace) and env.obs_space.kind == "image":
         return env
     cache = importlib.import_module("navix.rendering.cache").RenderingCache(patches=jnp.zeros((0,), jnp.uint8))
     strip = lambda state: state.replace(
@@ -71,8 +71,8 @@ def with_states(env: EnvelopeEnvironment, own_id: str) -> EnvelopeEnvironment:
     world = env.inner.unwrapped.navix_env
     height, width = world.height, world.width
     size, cells = height * width, (height - 2) * (width - 2)
-    first, _ = jax.eval_shape(env.reset, jax.eval_shape(lambda: jr.key(0)))
-    if "key" in _entities(first):
+    entities = jax.eval_shape(lambda: _entities(env.reset(jr.key(0))[0]))
+    if "key" in entities:
         index = lambda state: (_key_stage(state) * 4 + _player(state).direction) * size + _cell(state, width)
         states = StateSpace(3 * 4 * size, _reachable(own_id, height - 2, width - 2) or 12 * cells, index)
     else:

@@ -1,4 +1,4 @@
-"""Observations of several entries as one array, several actions as one: tables by hand, and a suite made here."""
+"""A suite's observations entry by entry, several actions as one: tables by hand, and a suite made here."""
 
 from types import SimpleNamespace
 
@@ -9,63 +9,50 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from envs import EnvError, ObsSpace, env_step
-from envs.entries import Entry, continuous_actions, discrete_actions, observations
+from envs import DictSpace, EnvError, ObsSpace, env_step
+from envs.entries import Entry, continuous_actions, discrete_actions, rescaled
 from envs.envelope_adapter import adapt
 
 
-def entry(low, high, dtype, shape=(), name="x"):
+def entry(low, high, dtype, shape=()):
     bounds = (np.broadcast_to(np.asarray(bound), shape) for bound in (low, high))
-    return Entry(name, *bounds, np.dtype(dtype))
-
-
-SMALL, DIRECTION = entry(0, 1, np.int8, (2,)), entry(-1, 2, np.int32)
-SPEED, COUNT = entry(-1.0, 3.0, np.float32), entry(0, 500, np.int32)
+    return Entry(*bounds, np.dtype(dtype))
 
 
 @pytest.mark.parametrize(
-    ("entries", "space", "obs", "expected"),
+    ("declared", "space", "value", "seen"),
     [
-        ([SPEED], ObsSpace((), "real"), [2.5], 2.5),
-        ([SMALL], ObsSpace((2,), "binary"), [[1, 0]], [True, False]),
-        ([DIRECTION], ObsSpace((), "categorical", 4), [-1], 0),  # counted from its lowest
-        ([COUNT], ObsSpace((), "categorical", 501), [500], 500),  # alone it has room
-        ([entry(0, 2000, np.int32)], ObsSpace((), "real"), [7], 7.0),
-        ([entry(0, [1, 4], np.int32, (2,))], ObsSpace((2,), "categorical", 5), [[1, 3]], [1, 3]),
-        ([SMALL, SMALL], ObsSpace((4,), "binary"), [[1, 0], [1, 1]], [1, 0, 1, 1]),
-        ([DIRECTION, DIRECTION], ObsSpace((2,), "categorical", 4), [2, -1], [3, 0]),
-        ([SMALL, DIRECTION], ObsSpace((6,), "binary"), [[1, 0], 1], [1, 0, 0, 0, 1, 0]),
-        ([DIRECTION, SPEED], ObsSpace((5,), "real"), [0, 2.5], [0, 1, 0, 0, 2.5]),
-        ([SMALL, COUNT], ObsSpace((3,), "real"), [[0, 1], 300], [0, 1, 300]),
+        (entry(-1.0, 3.0, np.float32), ObsSpace((), "real"), 2.5, 2.5),
+        (entry(0, 1, np.int8, (2,)), ObsSpace((2,), "binary"), [1, 0], [True, False]),
+        (entry(-1, 2, np.int32), ObsSpace((), "categorical", 4), -1, 0),  # counted from its lowest
+        (entry(0, [1, 4], np.int32, (2,)), ObsSpace((2,), "categorical", 5), [1, 3], [1, 3]),
+        (entry(0, 63, np.uint8, (4, 4, 3)), ObsSpace((4, 4, 3), "categorical", 64), np.full((4, 4, 3), 9), 9),
+        (entry(0, 64, np.int32), ObsSpace((), "real"), 64, 64.0),
     ],
 )
-def test_entries_become_one_array_and_can_be_read_off_it(entries, space, obs, expected):
-    observe = observations("it", tuple(entries))
-    assert observe.space == space
-    seen = observe([jnp.asarray(leaf, entry.dtype) for leaf, entry in zip(obs, entries, strict=True)])
-    assert (seen.shape, seen.dtype) == (space.shape, space.dtype)
-    np.testing.assert_array_equal(seen, np.asarray(expected, space.dtype))
+def test_an_entry_is_of_the_kind_that_its_bounds_say(declared, space, value, seen):
+    assert declared.space == space
+    now = declared(jnp.asarray(value, declared.dtype))
+    assert (now.shape, now.dtype) == (space.shape, space.dtype)
+    np.testing.assert_array_equal(now, np.broadcast_to(np.asarray(seen, space.dtype), space.shape))
 
 
 def test_images_are_bytes_whether_they_come_as_bytes_or_as_shares():
-    as_bytes, shares = entry(0, 255, np.uint8, (4, 4, 3)), entry(0.0, 1.0, np.float32, (4, 4, 3))
     picture = np.random.default_rng(0).integers(0, 256, (4, 4, 3)).astype(np.uint8)
-    for one, obs in ((as_bytes, picture), (shares, (picture / 255).astype(np.float32))):
-        observe = observations("it", (one,))
-        assert observe.space == ObsSpace((4, 4, 3), "image")
-        np.testing.assert_array_equal(observe(jnp.asarray(obs)), picture)
-    with pytest.raises(EnvError, match=r"it: an observation has an image beside other entries.*: x uint8\[4, 4, 3\] 0"):
-        observations("it", (as_bytes, SPEED))
-    with pytest.raises(EnvError, match="it: an observation has no entry"):
-        observations("it", ())
+    as_bytes, shares = entry(0, 255, np.uint8, (4, 4, 3)), entry(0.0, 1.0, np.float32, (4, 4, 3))
+    for declared, value in ((as_bytes, picture), (shares, (picture / 255).astype(np.float32))):
+        assert declared.space == ObsSpace((4, 4, 3), "image")
+        np.testing.assert_array_equal(declared(jnp.asarray(value)), picture)
 
 
 def test_numbers_within_finite_bounds_can_be_rescaled():
-    observe = observations("it", (entry([-1.0, 0.0], [3.0, 1.0], np.float32, (2,)), entry(0.0, 10.0, np.float32)))
-    assert observe.rescalable is not None
-    np.testing.assert_array_equal(observe.rescalable, [[1.0, 0.5, 5.0], [2.0, 0.5, 5.0]])
-    assert observations("it", (SPEED, DIRECTION)).rescalable is None
-    assert observations("it", (entry(-np.inf, np.inf, np.float32),)).rescalable is None
+    speed = entry([-1.0, 0.0], [3.0, 1.0], np.float32, (2,))
+    endless, direction = entry(-np.inf, np.inf, np.float32), entry(-1, 2, np.int32)
+    entries = rescaled("it", {"speed": speed, "endless": endless, "direction": direction})
+    np.testing.assert_array_equal(entries["speed"](jnp.array([3.0, 0.25])), [1.0, -0.5])
+    assert entries["endless"](jnp.array(7.0)) == 7 and entries["direction"](jnp.array(2)) == 3
+    with pytest.raises(EnvError, match="it: its observations are no real numbers with finite bounds"):
+        rescaled("it", {"endless": endless, "direction": direction})
 
 
 def test_several_choices_are_one_and_the_last_changes_fastest():
@@ -121,7 +108,8 @@ class Drift:
 def test_a_typed_key_in_the_state_goes_through_resets_and_steps():
     """Actions 5, 5, 4, 5, 0: two cells on, two on (an end), a reset, two on, none."""
     env = adapt("drift", Drift(), 9, bounded=True, rescale=False)
-    assert env.obs_space == ObsSpace((6,), "real") and env.action_space.size == 6
+    entries = {"noise": ObsSpace((), "real"), "where": ObsSpace((), "categorical", 5)}
+    assert env.obs_space == DictSpace(entries) and env.action_space.size == 6
 
     def body(carry, action):
         carry = env_step(env, jr.key(7), *carry, action)
@@ -130,7 +118,7 @@ def test_a_typed_key_in_the_state_goes_through_resets_and_steps():
     first = env.reset(jr.key(3))
     _, (states, rows) = jax.jit(lambda first: jax.lax.scan(body, first, jnp.array([5, 5, 4, 5, 0])))(first)
     np.testing.assert_array_equal(states["where"], [2, 4, 0, 2, 2])
-    np.testing.assert_array_equal(rows.obs[:, 1:], np.eye(5)[[2, 4, 0, 2, 2]])
+    np.testing.assert_array_equal(rows.obs["where"], states["where"])
     np.testing.assert_array_equal(rows.reward, [2, 4, 0, 2, 2])
     np.testing.assert_array_equal(rows.is_first, [0, 0, 1, 0, 0])
     np.testing.assert_array_equal(rows.is_last, [0, 1, 0, 0, 0])
@@ -139,7 +127,7 @@ def test_a_typed_key_in_the_state_goes_through_resets_and_steps():
     for row in range(2):
         key = jr.fold_in(key, 1)
         np.testing.assert_array_equal(jr.key_data(states["key"][row]), jr.key_data(key))
-        np.testing.assert_allclose(rows.obs[row, 0], jr.uniform(key), rtol=1e-6)
+        np.testing.assert_allclose(rows.obs["noise"][row], jr.uniform(key), rtol=1e-6)
     np.testing.assert_array_equal(jr.key_data(states["key"][2]), jr.key_data(jr.split(jr.key(7))[1]))
     stepped = jax.eval_shape(env.step, jr.key(0), first[0], jnp.zeros((), jnp.int32))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), stepped) == jax.tree.map(lambda x: (x.shape, x.dtype), first)

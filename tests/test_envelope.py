@@ -151,7 +151,7 @@ def test_navix_error_lines(name, overrides, words):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("navx::Navix-Empty-5x5-v0", "navx::Navix-Empty-5x5-v0: no suite is named 'navx'; did you mean navix?"),
+        ("navx::Navix-Empty-5x5-v0", "navx::Navix-Empty-5x5-v0: no suite is named 'navx'; did you mean navix or"),
         ("::", "it is one of navix, craftax, mujoco_playground, brax, jumanji"),
         ("gymnax::CartPole-v1", "gymnax's ids are given without a suite: 'CartPole-v1'"),
     ],
