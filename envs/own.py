@@ -6,7 +6,6 @@ an id that the module registers with `gymnax.register`.
 """
 
 import contextlib
-import dataclasses
 import difflib
 import importlib
 import os
@@ -166,8 +165,9 @@ def _check(name: str, env: Environment) -> None:
     later = jax.eval_shape(lambda key, state, action: bound(key).step(key, state, action), key, first[0], action)
     truth = jnp.zeros((), jnp.bool_)
     zeros = lambda: map_entries(obs, lambda entry: jnp.zeros(entry.shape, entry.dtype))
-    row = jax.eval_shape(lambda: Timestep(zeros(), jnp.zeros(()), truth, truth, truth))
-    row = dataclasses.replace(row, events=_checked_events(name, env, first[1]))
+    events = _checked_events(name, env, first[1])
+    no_events = lambda: {name: jnp.zeros((), event.dtype) for name, event in events.items()}
+    row = jax.eval_shape(lambda: Timestep(zeros(), jnp.zeros(()), truth, truth, truth, no_events()))
     for verb, found, wanted in (("reset", first[1], row), ("step", later[1], row), ("step", later[0], first[0])):
         if _shapes(found) != _shapes(wanted):
             part = "timestep" if wanted is row else "state"

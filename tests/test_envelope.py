@@ -37,6 +37,7 @@ def test_a_walk_to_the_goal_by_hand():
     np.testing.assert_array_equal(rows.is_first, [1, 0, 0, 0, 0, 0, 1, 0])
     np.testing.assert_array_equal(rows.is_last, [0, 0, 0, 0, 0, 1, 0, 0])
     np.testing.assert_array_equal(rows.is_terminal, rows.is_last)
+    np.testing.assert_array_equal(rows.events["goal_reach"], rows.reward == 1)
     board = np.full((5, 5, 3), (2, 5, 0))  # walls are 2, grey; the floor is 1; the goal 8, green; the agent 10
     board[1:4, 1:4], board[3, 3] = (1, 0, 0), (8, 1, 0)
     for row, (cell, direction) in enumerate([((1, 1), 0), ((1, 2), 0), ((1, 3), 0), ((1, 3), 1), ((2, 3), 1)]):
@@ -124,6 +125,8 @@ def test_it_trains_end_to_end():
     training = library.train(config, hypers, seeds=1, env=env)
     assert np.isfinite(training.metrics["train/loss/recon"]).any()
     assert training.score.shape == (1,) and 0 <= training.score[0] <= 1
+    reached, scores = training.metrics["event/goal_reach"], training.metrics["episode/score"]
+    np.testing.assert_allclose(reached, scores, rtol=1e-6)  # 1 at the goal, and nothing else pays
 
 
 @needs_navix

@@ -103,7 +103,10 @@ def train(
     )
     check(arguments)
     env = envs.make(config.env, dict(config.env_args)) if env is None else own.checked("env", env)
-    setup = RunSetup(arguments, [Trial("", arguments)], states=env.states, has_goal=env.goal is not None)
+    setup = RunSetup(
+        arguments, [Trial("", arguments)], states=env.states, has_goal=env.goal is not None,
+        achievements=env.achievements,
+    )  # fmt: skip
     log, groups = RunLog(setup, time.time(), table=[]), []
 
     def keep(ended: RoundLog, state: TrainState, clock: StepCounters) -> None:

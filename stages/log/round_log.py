@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import ArrayLike
 
 from stages.config import Config
+from stages.report.events import METRIC, EventLog
 from stages.report.novelty import NoveltyLog
 from stages.sweep.rounds import Phase, Round
 from stages.train import Progress
@@ -57,6 +58,7 @@ class RoundLog:
     diverged: np.ndarray = field(default_factory=lambda: np.zeros(0, int))  # [seeds], env step; 0: it has not
     novelty: NoveltyLog = field(default_factory=NoveltyLog)  # empty where states cannot be counted
     untrained_share: np.ndarray = field(default_factory=lambda: np.zeros(0))  # there: of an untrained ensemble's
+    events: EventLog = field(default_factory=EventLog)  # empty where the environment has none
     adapt_step: int | None = None  # the step from which mode task goes on with what was explored
     phase: int = 0  # the one at work
     done: int = 0  # iterations of it
@@ -70,6 +72,7 @@ class RoundLog:
         scores = {name: np.array(saved[name], np.float64) for name in names}
         curves: dict[str, Any] = {name: ScoreCurve.load(saved[name]) for name in ("training", "evaluation")}
         curves["novelty"] = NoveltyLog.load(saved["novelty"])
+        curves["events"] = EventLog.load(saved["events"])
         scores["diverged"] = np.array(saved["diverged"], int)
         return RoundLog(**{**saved, **scores, **curves, "round": Round(**saved["round"])})
 
@@ -84,7 +87,8 @@ class RoundLog:
         trials = [trial for log in rounds for trial in log.round.trials]
         round = dataclasses.replace(rounds[-1].round, seeds=seeds, trials=trials)
         novelty = NoveltyLog.of_all([log.novelty for log in rounds])
-        curves = {"training": training, "evaluation": evaluation, "novelty": novelty}
+        events = EventLog.of_all([log.events for log in rounds])
+        curves = {"training": training, "evaluation": evaluation, "novelty": novelty, "events": events}
         return dataclasses.replace(rounds[-1], round=round, **curves, **scores)
 
     def of_trial(self, trial: int) -> "RoundLog":
@@ -97,7 +101,9 @@ class RoundLog:
         names = ("untrained", "zero_shot", "final", "diverged", "untrained_share")
         scores: dict[str, Any] = {name: getattr(self, name)[slots] for name in names if getattr(self, name).size}
         round = dataclasses.replace(self.round, seeds=[self.round.seeds[slot] for slot in slots], trials=[])
-        curves: dict[str, Any] = {name: getattr(self, name).of_places(slots) for name in ("training", "evaluation")}
+        curves: dict[str, Any] = {
+            name: getattr(self, name).of_places(slots) for name in ("training", "evaluation", "events")
+        }
         return dataclasses.replace(self, round=round, novelty=self.novelty.of_places(slots), **curves, **scores)
 
     def finished(self, phases: list[Phase]) -> bool:
@@ -127,6 +133,7 @@ class RoundLog:
         self.step = rows[0]["step"]
         self.done += iterations
         self.updates += iterations * updates
+        self.events.add(rows)
         diverged = self.on_diverged(np.array([row["diverged"] or 0 for row in rows]))
         scores = self.carried_forward(np.array([row["episode/score"] for row in rows]))
         self.training.add(self.step, np.where(self.diverged > 0, np.nan, scores))
@@ -150,12 +157,14 @@ def metric_rows(
 ) -> list[dict[str, Any]]:
     """One metrics row for each seed, with DreamerV3's names.
 
-    `episode/score` is NaN where no episode ended; `diverged` is the env step at which the seed did, else None.
+    `episode/score` and `event/NAME`, the share of episodes in which it happened, are NaN where no episode ended;
+    `diverged` is the env step at which the seed did, else None.
     """
     episodes, metrics = progress.episodes, {name: shortest(value) for name, value in progress.metrics.items()}
     count = np.asarray(episodes.count)
     with np.errstate(invalid="ignore"):
         scores, lengths = np.asarray(episodes.score) / count, np.asarray(episodes.length) / count
+        events = {METRIC + name: np.asarray(happened) / count for name, happened in episodes.events.items()}
     spent, (steps, updates) = time.time() - since, config.schedule
     shared = {
         "fps/policy": round(iterations * steps * config.envs / spent, 2),
@@ -166,6 +175,7 @@ def metric_rows(
         row = {"step": clock_step * config.envs, "seed": seed, "phase": config.mode}
         row["diverged"] = int(progress.diverged[i]) * config.envs or None
         row |= {"episode/score": float(scores[i]), "episode/length": float(lengths[i]), "episode/count": int(count[i])}
+        row |= {name: float(share[i]) for name, share in events.items()}
         rows.append(row | {f"train/{name}": float(value[i]) for name, value in metrics.items()} | shared)
     return rows
 

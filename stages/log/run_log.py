@@ -47,6 +47,7 @@ class RunSetup:
     processes: Processes = field(default_factory=Processes)
     states: StateSpace | None = None  # of the environment
     has_goal: bool = False  # whether the environment has one
+    achievements: tuple[str, ...] = ()  # its events that Crafter's score counts
     folder: RunFolder | None = None  # None: nothing is printed or written, or another process does
     folders: list[RunFolder] = field(default_factory=list)  # of each trial; empty where `folder` is None
 
@@ -259,9 +260,9 @@ def log_finish(log: RunLog) -> None:
     about |= {"processes": run.processes.count, "rounds": len(log.rounds), **cost}
     for index, (trial, folder) in enumerate(zip(run.trials, run.folders, strict=True)):
         of_trial = merged.of_trial(index)
-        write_finished(folder, trial, of_trial, run.states, about)
+        write_finished(folder, trial, of_trial, run.states, run.achievements, about)
         if names == [""]:
-            print_finished(trial, of_trial, run.states, run.has_goal)
+            print_finished(trial, of_trial, run.states, run.has_goal, run.achievements)
     if names != [""]:
         run.folder.write_summary({"finished": True, "trials": names, **cost})
     terminal.say(
@@ -277,7 +278,7 @@ def _write_unfinished(log: RunLog, folder: RunFolder) -> None:
     about |= {"versions": versions()}
     for index, (trial, trial_folder) in enumerate(zip(run.trials, run.folders, strict=True)):
         if current.round.places(index):
-            write_unfinished(trial_folder, trial, current.of_trial(index), run.states, about)
+            write_unfinished(trial_folder, trial, current.of_trial(index), run.states, run.achievements, about)
     if run.trials[0].name:
         folder.write_summary({"finished": False, "trials": [trial.name for trial in run.trials]})
 

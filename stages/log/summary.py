@@ -5,7 +5,7 @@ finished.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,9 @@ from stages.sweep.trials import Trial
 
 
 def write_unfinished(
-    folder: RunFolder, trial: Trial, log: RoundLog, states: StateSpace | None, about: Mapping[str, Any]
-) -> None:
+    folder: RunFolder, trial: Trial, log: RoundLog, states: StateSpace | None, achievements: Sequence[str],
+    about: Mapping[str, Any],
+) -> None:  # fmt: skip
     """summary.json of a trial at a log point. Raises RunFolderError."""
     config = trial.arguments.config
     last = lambda curve: curve.scores[-1].tolist() if curve.scores else None
@@ -40,14 +41,16 @@ def write_unfinished(
             "training_score": last(log.training),
             "evaluation_score": last(log.evaluation),
             **summary(log.novelty, None if states is None else states.count),
+            **log.events.summary(achievements),
             **about,
         }
     )
 
 
 def write_finished(
-    folder: RunFolder, trial: Trial, log: RoundLog, states: StateSpace | None, about: Mapping[str, Any]
-) -> None:
+    folder: RunFolder, trial: Trial, log: RoundLog, states: StateSpace | None, achievements: Sequence[str],
+    about: Mapping[str, Any],
+) -> None:  # fmt: skip
     """curves.png, novelty.png where states can be counted, and summary.json, at the end of a run.
 
     Raises:
@@ -84,14 +87,17 @@ def write_finished(
             "zero_shot": log.zero_shot.tolist() if config.mode == "explore" else None,
             "untrained": log.untrained.tolist(),
             **summary(log.novelty, None if states is None else states.count),
+            **log.events.summary(achievements),
             "untrained_share": log.untrained_share.tolist() if log.untrained_share.size else None,
             **about,
         }
     )
 
 
-def print_finished(trial: Trial, log: RoundLog, states: StateSpace | None, has_goal: bool) -> None:
-    """The table of a trial's final scores, and what is known of its exploring."""
+def print_finished(
+    trial: Trial, log: RoundLog, states: StateSpace | None, has_goal: bool, achievements: Sequence[str]
+) -> None:
+    """The table of a trial's final scores, and what is known of its exploring and of what happened in its episodes."""
     with terminal.printing():
         title = f"{_title(trial)}: final evaluation, {trial.arguments.config.eval_episodes} episodes a seed"
         print_table(summarise(log.final, log.round.seeds), title, log.diverged_at)
@@ -100,6 +106,8 @@ def print_finished(trial: Trial, log: RoundLog, states: StateSpace | None, has_g
     elif np.isfinite(log.untrained_share).any():
         share = np.nanmedian(log.untrained_share)
         terminal.say(f"disagreement about what was collected last: {share:.2g} of an untrained ensemble's (median)")
+    for line in log.events.lines(achievements):
+        terminal.say(line)
 
 
 def _title(trial: Trial) -> str:

@@ -46,8 +46,8 @@ def train_program(program: Program, processes: Processes, signals: Signals, star
     entered = enter(program, processes)
     try:
         setup = RunSetup(
-            program.arguments, program.trials, processes, env.states, env.goal is not None, entered.folder,
-            entered.trials,
+            program.arguments, program.trials, processes, env.states, env.goal is not None, env.achievements,
+            entered.folder, entered.trials,
         )  # fmt: skip
         if not entered.finished:
             log = RunLog(setup, started)
