@@ -1,6 +1,6 @@
 """Environments: what one is here, and where to get one. Imports nothing from stages/."""
 
-from envs.environment import ActionSpace, DictSpace, Environment, ObsSpace, State, Timestep, env_step
+from envs.environment import ActionSpace, DictSpace, Environment, ObsSpace, State, StateSpace, Timestep, env_step
 from envs.errors import BadOverride, EnvError, UnavailableEnvironment, UnknownEnvironment
 from envs.registry import ids, make
 
@@ -12,6 +12,7 @@ __all__ = [
     "Environment",
     "ObsSpace",
     "State",
+    "StateSpace",
     "Timestep",
     "UnavailableEnvironment",
     "UnknownEnvironment",
