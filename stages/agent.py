@@ -6,9 +6,10 @@ import jax.random as jr
 from jaxtyping import PRNGKeyArray
 
 from envs.environment import ActionSpace, Space
-from stages.behavior import Behavior, BehaviorTarget, Statistics, update_target
+from stages.behavior import Behavior, BehaviorTarget, update_target
 from stages.config import Config, Hypers, Mode
 from stages.intrinsic import IntrinsicReward
+from stages.returns import ReturnScale
 from stages.rewards import INTRINSIC_REWARDS, explorer_rewards, tasker_rewards
 from stages.uniform import RandomPolicy
 from stages.world_model import WorldModel
@@ -25,7 +26,7 @@ class Agent(eqx.Module):
     def __init__(self, config: Config, obs: Space, actions: ActionSpace, *, key: PRNGKeyArray):
         key_model, key_tasker, key_explorer, key_intrinsic = jr.split(key, 4)
         self.model = WorldModel(config, obs, actions, key=key_model)
-        self.tasker = Behavior(config.model, actions, len(tasker_rewards(Hypers())), key=key_tasker)
+        self.tasker = Behavior(config.model, actions, len(tasker_rewards(config, Hypers())), key=key_tasker)
         self.explorer = self.intrinsic = None
         if rewards := explorer_rewards(config, Hypers()):
             self.explorer = Behavior(config.model, actions, len(rewards), key=key_explorer)
@@ -33,7 +34,7 @@ class Agent(eqx.Module):
 
 
 class Targets(eqx.Module):
-    """Slow critics and statistics of returns of both behaviours."""
+    """Slow critics and return scales of both behaviours."""
 
     tasker: BehaviorTarget
     explorer: BehaviorTarget | None
@@ -46,13 +47,13 @@ class Targets(eqx.Module):
 
 
 def update_targets(
-    targets: Targets, agent: Agent, tasker: Statistics, explorer: Statistics | None, hypers: Hypers
+    targets: Targets, agent: Agent, tasker_scale: ReturnScale, explorer_scale: ReturnScale | None, hypers: Hypers
 ) -> Targets:
-    """Slow critics one step towards the critics; statistics of returns replaced by the new ones."""
-    new_tasker, new_explorer = update_target(targets.tasker, agent.tasker, tasker, hypers.slow_rate), None
-    if targets.explorer is not None and agent.explorer is not None and explorer is not None:
-        new_explorer = update_target(targets.explorer, agent.explorer, explorer, hypers.slow_rate)
-    return Targets(new_tasker, new_explorer)
+    """Slow critics one step towards the critics; return scales replaced by the new ones."""
+    tasker, explorer = update_target(targets.tasker, agent.tasker, tasker_scale, hypers.slow_rate), None
+    if targets.explorer is not None and agent.explorer is not None and explorer_scale is not None:
+        explorer = update_target(targets.explorer, agent.explorer, explorer_scale, hypers.slow_rate)
+    return Targets(tasker, explorer)
 
 
 def trainable(agent: Agent) -> Agent:

@@ -23,9 +23,7 @@ from stages.fast import blocks
 from stages.fast.stacked import Stacked
 from stages.imagine import Trajectory
 from stages.networks.heads import Actor, TwoHotHead
-from stages.returns import ReturnScale, StartValue, lambda_return, return_range, update_scale, update_start_value
-
-Statistics = tuple[ReturnScale, StartValue]
+from stages.returns import ReturnScale, divisor, lambda_return, update_scale
 
 
 class Behavior(eqx.Module):
@@ -42,18 +40,16 @@ class Behavior(eqx.Module):
 
 
 class BehaviorTarget(eqx.Module):
-    """What follows a behaviour without gradient: slow critics and statistics of their returns, [R, ...]."""
+    """What follows a behaviour without gradient: slow critics and return scales, [R, ...]."""
 
     slow: Stacked
     scale: ReturnScale
-    start: StartValue
 
     @staticmethod
     def of(behavior: Behavior) -> "BehaviorTarget":
-        """Slow critics equal to the critics, and statistics at zero."""
-        zeros = (ReturnScale.zero(), StartValue.zero())
-        scale, start = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(behavior.critics),)), zeros)
-        return BehaviorTarget(jax.tree.map(jnp.array, behavior.critics), scale, start)
+        """Slow critics equal to the critics, and scales at zero."""
+        zero = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(behavior.critics),)), ReturnScale.zero())
+        return BehaviorTarget(jax.tree.map(jnp.array, behavior.critics), zero)
 
 
 class Replayed(eqx.Module):
@@ -61,7 +57,6 @@ class Replayed(eqx.Module):
 
     feat: Float[Array, "T B F"]
     reward: Float[Array, "R T B"]
-    is_first: Bool[Array, "T B"]
     is_last: Bool[Array, "T B"]
     is_terminal: Bool[Array, "T B"]
 
@@ -73,15 +68,6 @@ class Objective(NamedTuple):
     norm: Norm  # whose range divides them
     floor: Float[Array, ""] | float  # the smallest divisor
     debias: bool  # whether the range is corrected for the start of its averages at zero
-    peak_share: Float[Array, ""] | float = 0.0  # the divisor is at least this share of the largest range so far
-    episodic: bool = True  # whether returns end with the episode; else they go on with the value of starting states
-
-
-class EntropyBonus(NamedTuple):
-    """The weight of the actor's entropy."""
-
-    weight: Float[Array, ""] | float
-    least: Float[Array, ""] | float = 1.0  # it falls with the range of the first reward's returns, but not below this
 
 
 def behavior_loss(
@@ -91,9 +77,9 @@ def behavior_loss(
     reward: Float[Array, "blocks R L c"],
     replayed: Replayed,
     objectives: tuple[Objective, ...],
-    bonus: EntropyBonus,
+    entropy: Float[Array, ""] | float,
     hypers: Hypers,
-) -> tuple[dict[str, Array], Statistics, dict[str, Array]]:
+) -> tuple[dict[str, Array], ReturnScale, dict[str, Array]]:
     """Actor and critic losses.
 
     The actor ascends sum_r weight_r (R_r - v_r) / max(floor_r, S_r) by REINFORCE, plus entropy; S_r is the range of the
@@ -103,38 +89,31 @@ def behavior_loss(
 
     Args:
         objectives: one for each of the R rewards.
-        bonus: weight of the actor's entropy.
+        entropy: weight of the actor's entropy.
 
     Returns:
         losses: policy [] and value [], means over imagined rows, and repval [T-1, B] (the last row has no successor),
             summed over rewards.
-        the new return scales and start values [R]
+        the new return scales [R]
         metrics: [], or [R] where each reward has its own
     """
     trajectory, reward = sg((trajectory, reward))
     weight = jnp.cumprod(trajectory.cont, 1)
     rows = weight[:, :-1].size
 
-    earned = _go_on_past_end(reward, objectives, target.start, trajectory.cont, hypers)
-    value_loss, (value, returns) = _critic_loss(behavior.critics, target.slow, trajectory, earned, weight, hypers)
+    value_loss, (value, returns) = _critic_loss(behavior.critics, target.slow, trajectory, reward, weight, hypers)
     gain = returns - value[:, :, :-1]
     scale = _scales(target.scale, returns, gain, weight[:, :-1], objectives, hypers)
     advantage = _advantage(gain, scale, objectives)
-    eta = _entropy_weight(bonus, jax.tree.map(lambda x: x[0], scale))
-    policy_loss, entropy_sum = _actor_loss(behavior.actor, trajectory, advantage, weight, eta, hypers)
+    policy_loss, entropy_sum = _actor_loss(behavior.actor, trajectory, advantage, weight, entropy, hypers)
 
     # Blocks hold consecutive starts, and a start is a replayed row: [R, blocks, c] is [R, T, B].
     bootstrap = jnp.moveaxis(returns[:, :, 0], 1, 0).reshape(replayed.reward.shape)
     losses = {
         "policy": policy_loss / rows,
         "value": value_loss / rows,
-        "repval": _replay_loss(behavior.critics, target, replayed, bootstrap, objectives, hypers),
+        "repval": _replay_loss(behavior.critics, target.slow, replayed, bootstrap, hypers),
     }
-    start = target.start
-    if not all(objective.episodic for objective in objectives):
-        value_there = _values(target.slow, sg(replayed.feat))
-        follow = jax.vmap(update_start_value, (0, 0, None, None))
-        start = follow(start, value_there, replayed.is_first, hypers.return_rate)
     per_reward = lambda x: x.mean((0, 2, 3))
     metrics = {
         "adv_mag": jnp.abs(advantage).mean(),
@@ -146,35 +125,7 @@ def behavior_loss(
         "rew": per_reward(reward[:, :, 1:]),
         "replay_rew": replayed.reward.mean((1, 2)),
     }
-    return losses, (scale, start), metrics
-
-
-def _go_on_past_end(
-    reward: Float[Array, "*b R T n"],
-    objectives: tuple[Objective, ...],
-    start: StartValue,
-    discount: Float[Array, "*b T n"],
-    hypers: Hypers,
-) -> Float[Array, "*b R T n"]:
-    """Rewards, plus the discounted value of starting states wherever the episode ends, for returns that do not end
-    with it (Burda et al. 2018, arXiv 1810.12894, section 2.3).
-
-    Args:
-        discount: the probability that the episode goes on, times the discount.
-    """
-    if all(objective.episodic for objective in objectives):
-        return reward
-    ended = jnp.maximum(0.0, 1 - 1 / hypers.discount_horizon - discount)[..., None, :, :]
-    value = jnp.where(jnp.array([objective.episodic for objective in objectives]), 0.0, start.mean)
-    return reward + value[:, None, None] * ended
-
-
-def _entropy_weight(bonus: EntropyBonus, scale: ReturnScale) -> Float[Array, ""]:
-    """The bonus times the range of returns, which is kept between `bonus.least` and 1.
-
-    Advantages are divided by a range above 1 and not by one below it: a constant bonus would outweigh small ones.
-    """
-    return bonus.weight * jnp.clip(return_range(scale, debias=True), bonus.least, 1.0)
+    return losses, scale, metrics
 
 
 def _critic_loss(critics: Stacked, slow: Stacked, trajectory: Trajectory, reward, weight, hypers: Hypers):
@@ -220,45 +171,35 @@ def _advantage(
     """Advantages `gain` of all rewards, each divided by its scale and weighted, summed (DreamerV3, eq. 7)."""
     total = jnp.zeros((gain.shape[0], *gain.shape[2:]))
     for r, objective in enumerate(objectives):
-        own = jax.tree.map(lambda x, r=r: x[r], scale)
-        floor = jnp.maximum(objective.floor, objective.peak_share * own.peak)
-        total += objective.weight * gain[:, r] / jnp.maximum(floor, return_range(own, objective.debias))
+        spread = divisor(jax.tree.map(lambda x, r=r: x[r], scale), objective.floor, objective.debias)
+        total += objective.weight * gain[:, r] / spread
     return total
 
 
-def _actor_loss(actor: Actor, trajectory: Trajectory, advantage, weight, eta, hypers: Hypers):
+def _actor_loss(actor: Actor, trajectory: Trajectory, advantage, weight, bonus, hypers: Hypers):
     """REINFORCE and the entropy bonus, summed over imagined actions; and the summed entropy, nats."""
 
     def block_loss(actor, frozen, block):
-        unimix, eta = frozen
+        unimix, bonus = frozen
         trajectory, advantage, weight = block
         policy = actor(trajectory.feat, unimix)
         entropy = policy.entropy()
         padded = jnp.concatenate([advantage, jnp.zeros_like(advantage[:1])])
-        losses = -weight * (padded * policy.log_prob(trajectory.action) + eta * entropy)
+        losses = -weight * (padded * policy.log_prob(trajectory.action) + bonus * entropy)
         return losses[:-1].sum(), entropy[:-1].sum()
 
-    loss, entropy = blocks.sum_over(block_loss, actor, (hypers.policy_unimix, eta), (trajectory, advantage, weight))
+    loss, entropy = blocks.sum_over(block_loss, actor, (hypers.policy_unimix, bonus), (trajectory, advantage, weight))
     return loss, entropy.sum()
 
 
-def _replay_loss(
-    critics: Stacked,
-    target: BehaviorTarget,
-    replayed: Replayed,
-    bootstrap: Float[Array, "R T B"],
-    objectives: tuple[Objective, ...],
-    hypers: Hypers,
-) -> Float[Array, "T-1 B"]:
+def _replay_loss(critics: Stacked, slow: Stacked, replayed: Replayed, bootstrap, hypers: Hypers):
     """The critics' loss on replayed rows [T-1, B]; `bootstrap` [R, T, B]: the imagined returns that start there."""
     logits = critics.map(lambda critic: critic(replayed.feat))
     discount = (1 - replayed.is_terminal.astype(jnp.float32)) * (1 - 1 / hypers.discount_horizon)
     to_returns = lambda reward, value: lambda_return(reward, value, discount, replayed.is_last, hypers.lam)
-    reward = _go_on_past_end(replayed.reward, objectives, target.start, discount, hypers)
-    returns = sg(jax.vmap(to_returns)(reward, bootstrap))
+    returns = sg(jax.vmap(to_returns)(replayed.reward, bootstrap))
     targets = jnp.concatenate([returns, bootstrap[:, -1:]], 1)
-    slow = _values(target.slow, sg(replayed.feat))
-    losses = _value_loss(critics, logits, targets, slow, hypers.slow_regularizer)[:-1]
+    losses = _value_loss(critics, logits, targets, _values(slow, sg(replayed.feat)), hypers.slow_regularizer)[:-1]
     # Past an episode's last row lies the next reset: nothing to predict there.
     return (1 - replayed.is_last[:-1].astype(jnp.float32)) * losses
 
@@ -274,7 +215,7 @@ def _value_loss(critics: Stacked, logits, returns, slow, regularizer):
     return critics.map(loss, logits, returns, slow).sum(0)
 
 
-def update_target(target: BehaviorTarget, behavior: Behavior, statistics: Statistics, rate) -> BehaviorTarget:
-    """Slow critics one step of `rate` towards the critics; statistics replaced."""
+def update_target(target: BehaviorTarget, behavior: Behavior, scale: ReturnScale, rate) -> BehaviorTarget:
+    """Slow critics one step of `rate` towards the critics; scales replaced."""
     slow = jax.tree.map(lambda s, c: (1 - rate) * s + rate * c, target.slow, behavior.critics)
-    return BehaviorTarget(slow, *statistics)
+    return BehaviorTarget(slow, scale)

@@ -131,9 +131,6 @@ class Hypers(eqx.Module):
     """Lambda of the lambda-return."""
     entropy: float = 3e-4
     """Entropy bonus of the tasker."""
-    entropy_least: float = 1.0
-    """The tasker's entropy bonus falls with the range of its returns, to this share of itself at the least: a reward of
-    0.1 is not divided by its range, and a constant bonus would outweigh it. 1: the bonus is constant (DreamerV3)."""
     explorer_entropy: float = 3e-4
     """Entropy bonus of the explorer."""
     slow_rate: float = 0.02
@@ -149,9 +146,6 @@ class Hypers(eqx.Module):
     mix_intrinsic_floor: float = 1e-8
     """The same in mode mix, where it says when novelty has faded: of a range below it, advantages are no longer brought
     to unit size, and the reward decides. In units of disagreement, so it suits one kind of ensemble and not another."""
-    mix_intrinsic_peak_share: float = 0.0
-    """In mode mix the divisor of intrinsic advantages is at least this share of their largest range so far: novelty
-    fades in units of its own."""
     extrinsic_scale: float = 1.0
     """Weight of the normalised extrinsic advantage in mode mix; of the reward itself in a sum (explorer_critics)."""
     intrinsic_scale: float = 1.0
@@ -210,6 +204,9 @@ class Config:
     """Environments of a seed, stepped together."""
     horizon: int = 15
     """Imagined steps, H."""
+    extrinsic_norm: Norm = "returns"
+    """What divides the extrinsic advantages: the range of the returns (DreamerV3's), or of the advantages themselves.
+    In a sparse task one action moves the return by a small part of its range: the entropy bonus then outweighs it."""
     intrinsic_norm: Norm = "returns"
     """What divides the explorer's intrinsic advantages: the range of the returns (DreamerV3's), or of the advantages.
     In episodes of one length, intrinsic returns differ mostly by the time that is left, which no action changes."""
@@ -218,9 +215,6 @@ class Config:
     actions, with the ensemble's inputs, sizes and updates; the elliptical bonus, in closed form, of random features of
     the decoded observation (--ensemble.frequencies, --ensemble.updates); or 1 for every step (constant, in mode explore
     only). The constant is a control: it asks for long episodes and nothing new, while the ensemble is measured."""
-    intrinsic_episodic: bool = True
-    """Whether intrinsic returns end with the episode. If not, they go on with the value of starting states (Burda et
-    al. 2018, arXiv 1810.12894, section 2.3): ending an episode then costs the explorer nothing."""
     explorer_critics: Critics = "each"
     """Critics of mode mix: one for each reward, its advantages divided by their own range (two value heads, as Burda et
     al. 2018, arXiv 1810.12894, section 2.3); or one for the plain sum of both rewards (Plan2Explore's code), whose

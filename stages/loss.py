@@ -12,10 +12,11 @@ from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from stages.agent import Agent, Targets
-from stages.behavior import Behavior, BehaviorTarget, EntropyBonus, Replayed, Statistics, behavior_loss
+from stages.behavior import Behavior, BehaviorTarget, Replayed, behavior_loss
 from stages.config import Config, Hypers
 from stages.imagine import draw_noise, imagine
 from stages.replay import Row
+from stages.returns import ReturnScale
 from stages.rewards import Reward, Scalar, explorer_rewards, imagined_rewards, replayed_rewards, tasker_rewards
 from stages.rssm import Latent
 from stages.world_model import action_vector, model_loss, observe
@@ -25,8 +26,8 @@ class Outcome(eqx.Module):
     """What an update needs besides its gradient."""
 
     latent: Latent  # fresh latents of the trained rows, [T, B, ...]
-    tasker: Statistics  # [R]
-    explorer: Statistics | None
+    tasker_scale: ReturnScale  # new return scales, [R]
+    explorer_scale: ReturnScale | None
     metrics: dict[str, Float[Array, ""]]
 
 
@@ -65,24 +66,22 @@ def agent_loss(
 
     # Only the tasker's replayed values shape the world model, and no reward does where it is reward-free.
     tasker_batch = sg(batch) if reward_free else batch
-    bonus = EntropyBonus(hypers.entropy, hypers.entropy_least)
-    learn = (agent.tasker, targets.tasker, tasker_rewards(hypers), bonus)
-    tasker_losses, tasker_statistics, tasker_metrics = learn_behavior(
-        agent, *learn, tasker_batch, config, hypers, key=key_tasker
+    paid = tasker_rewards(config, hypers)
+    tasker_losses, tasker_scale, tasker_metrics = learn_behavior(
+        agent, agent.tasker, targets.tasker, paid, hypers.entropy, tasker_batch, config, hypers, key=key_tasker
     )
-    losses, metrics, explorer_statistics = losses | tasker_losses, metrics | tasker_metrics, None
+    losses, metrics, explorer_scale = losses | tasker_losses, metrics | tasker_metrics, None
     if agent.explorer is not None and targets.explorer is not None:
-        bonus = EntropyBonus(hypers.explorer_entropy)
-        learn = (agent.explorer, targets.explorer, explorer_rewards(config, hypers), bonus)
-        explorer_losses, explorer_statistics, explorer_metrics = learn_behavior(
-            agent, *learn, sg(batch), config, hypers, key=key_explorer
+        paid, bonus = explorer_rewards(config, hypers), hypers.explorer_entropy
+        explorer_losses, explorer_scale, explorer_metrics = learn_behavior(
+            agent, agent.explorer, targets.explorer, paid, bonus, sg(batch), config, hypers, key=key_explorer
         )
         losses |= {f"explorer_{name}": loss for name, loss in explorer_losses.items()}
         metrics |= {f"explorer_{name}": value for name, value in explorer_metrics.items()}
 
     total, means = _weighted_sum(losses, loss_scales(hypers, agent))
     metrics |= {f"loss/{name}": mean for name, mean in means.items()}
-    return total, Outcome(sg(observed.latent), tasker_statistics, explorer_statistics, metrics)
+    return total, Outcome(sg(observed.latent), tasker_scale, explorer_scale, metrics)
 
 
 def learn_behavior(
@@ -90,18 +89,18 @@ def learn_behavior(
     behavior: Behavior,
     target: BehaviorTarget,
     rewards: tuple[Reward, ...],
-    bonus: EntropyBonus,
+    entropy: Scalar,
     batch: Batch,
     config: Config,
     hypers: Hypers,
     *,
     key: PRNGKeyArray,
-) -> tuple[dict[str, Array], Statistics, dict[str, Array]]:
-    """Imagine from every replayed state, compute the rewards, and learn: losses, new statistics [R], metrics.
+) -> tuple[dict[str, Array], ReturnScale, dict[str, Array]]:
+    """Imagine from every replayed state, compute the rewards, and learn from them: losses, new scales [R], metrics.
 
     Args:
         behavior: the agent's tasker or explorer.
-        bonus: weight of its actor's entropy.
+        entropy: weight of its actor's entropy.
         batch: its feat carries the gradient of the replayed values into the world model, if any.
     """
     model, intrinsic = sg((agent.model, agent.intrinsic))
@@ -111,12 +110,10 @@ def learn_behavior(
     imagined = imagined_rewards(rewards, model, intrinsic, trajectory, hypers)
     replayed = replayed_rewards(rewards, model, intrinsic, batch.rows, batch.feat, batch.action, hypers)
 
-    replay = Replayed(batch.feat, replayed, batch.rows.is_first, batch.rows.is_last, batch.rows.is_terminal)
+    replay = Replayed(batch.feat, replayed, batch.rows.is_last, batch.rows.is_terminal)
     objectives = tuple(reward.objective for reward in rewards)
-    losses, statistics, metrics = behavior_loss(
-        behavior, target, trajectory, imagined, replay, objectives, bonus, hypers
-    )
-    return losses, statistics, _by_reward(metrics, rewards)
+    losses, scale, metrics = behavior_loss(behavior, target, trajectory, imagined, replay, objectives, entropy, hypers)
+    return losses, scale, _by_reward(metrics, rewards)
 
 
 def _by_reward(metrics: dict[str, Array], rewards: tuple[Reward, ...]) -> dict[str, Float[Array, ""]]:

@@ -44,11 +44,10 @@ class ReturnScale(eqx.Module):
     low: Float[Array, "..."]
     high: Float[Array, "..."]
     weight: Float[Array, "..."]
-    peak: Float[Array, "..."]  # the largest range of the averages so far
 
     @staticmethod
     def zero() -> "ReturnScale":
-        return ReturnScale(*[jnp.zeros(())] * 4)
+        return ReturnScale(jnp.zeros(()), jnp.zeros(()), jnp.zeros(()))
 
 
 def update_scale(
@@ -67,8 +66,7 @@ def update_scale(
     else:
         low, high = weighted_percentiles(sg(returns), sg(weight), np.array([5.0, 95.0], np.float32))
     average = lambda old, new: (1 - rate) * old + rate * new
-    low, high = average(scale.low, low), average(scale.high, high)
-    return ReturnScale(low, high, average(scale.weight, 1.0), jnp.maximum(scale.peak, high - low))
+    return ReturnScale(average(scale.low, low), average(scale.high, high), average(scale.weight, 1.0))
 
 
 def weighted_percentiles(
@@ -81,34 +79,10 @@ def weighted_percentiles(
     return x.ravel()[order][jnp.minimum(at, x.size - 1)]
 
 
-def return_range(scale: ReturnScale, debias: bool) -> Float[Array, "..."]:
-    """S. `debias` corrects the averages for their start at zero, which a divisor's floor of 1 hides (DreamerV3) and a
-    small one does not."""
+def divisor(scale: ReturnScale, floor: Float[Array, ""] | float, debias: bool) -> Float[Array, ""]:
+    """max(floor, S). `debias` corrects the averages for their start at zero, which a floor of 1 hides (DreamerV3)
+    and a small one does not."""
     spread = scale.high - scale.low
-    return spread / jnp.maximum(scale.weight, 1e-8) if debias else spread
-
-
-class StartValue(eqx.Module):
-    """A moving average of a critic's values of starting states."""
-
-    total: Float[Array, "..."]
-    weight: Float[Array, "..."]  # what the average sums to: it starts at zero
-
-    @staticmethod
-    def zero() -> "StartValue":
-        return StartValue(jnp.zeros(()), jnp.zeros(()))
-
-    @property
-    def mean(self) -> Float[Array, "..."]:
-        """0 before any starting state was seen."""
-        return self.total / jnp.maximum(self.weight, 1e-8)
-
-
-def update_start_value(
-    start: StartValue, value: Float[Array, "*b"], is_first: Bool[Array, "*b"], rate: Float[Array, ""] | float
-) -> StartValue:
-    """One step of the average towards the values at rows that begin an episode; none where there is no such row."""
-    count = is_first.sum()
-    rate = jnp.where(count > 0, rate, 0.0)
-    mean = jnp.where(is_first, sg(value), 0.0).sum() / jnp.maximum(count, 1)
-    return StartValue((1 - rate) * start.total + rate * mean, (1 - rate) * start.weight + rate)
+    if debias:
+        spread = spread / jnp.maximum(scale.weight, 1e-8)
+    return jnp.maximum(floor, spread)

@@ -41,9 +41,9 @@ class Reward(NamedTuple):
     objective: Objective
 
 
-def tasker_rewards(hypers: Hypers) -> tuple[Reward, ...]:
-    """The environment's reward, as DreamerV3 normalises it (eq. 7)."""
-    return (Reward("extrinsic", {"extrinsic": 1.0}, _like_dreamer(hypers)),)
+def tasker_rewards(config: Config, hypers: Hypers) -> tuple[Reward, ...]:
+    """The environment's reward."""
+    return (Reward("extrinsic", {"extrinsic": 1.0}, _extrinsic(config, hypers)),)
 
 
 def explorer_rewards(config: Config, hypers: Hypers) -> tuple[Reward, ...]:
@@ -55,18 +55,24 @@ def explorer_rewards(config: Config, hypers: Hypers) -> tuple[Reward, ...]:
         return (Reward(name, {"intrinsic": 1.0}, _like_dreamer(hypers)),)
     # Averages of small ranges show their start at zero: they are debiased.
     floor = hypers.intrinsic_floor if config.mode == "explore" else hypers.mix_intrinsic_floor
-    share = 0.0 if config.mode == "explore" else hypers.mix_intrinsic_peak_share
-    intrinsic = Objective(hypers.intrinsic_scale, config.intrinsic_norm, floor, True, share, config.intrinsic_episodic)
+    intrinsic = Objective(hypers.intrinsic_scale, config.intrinsic_norm, floor, debias=True)
     if config.mode == "explore":
         return (Reward(name, {"intrinsic": 1.0}, intrinsic),)
     if config.explorer_critics == "sum":
         weights: dict[Source, Scalar] = {"intrinsic": hypers.intrinsic_scale, "extrinsic": hypers.extrinsic_scale}
         return (Reward("sum", weights, _like_dreamer(hypers)),)
-    extrinsic = _like_dreamer(hypers)._replace(weight=hypers.extrinsic_scale)
+    extrinsic = _extrinsic(config, hypers)._replace(weight=hypers.extrinsic_scale)
     return (
         Reward(name, {"intrinsic": 1.0}, intrinsic),
         Reward("extrinsic", {"extrinsic": 1.0}, extrinsic),
     )
+
+
+def _extrinsic(config: Config, hypers: Hypers) -> Objective:
+    """Advantages divided by the range that `config.extrinsic_norm` names, but by no less than the floor."""
+    if config.extrinsic_norm == "returns":
+        return _like_dreamer(hypers)
+    return Objective(1.0, "advantages", hypers.return_floor, debias=True)
 
 
 def _like_dreamer(hypers: Hypers) -> Objective:

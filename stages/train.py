@@ -136,7 +136,7 @@ def update(
     (total, outcome), grads = jax.value_and_grad(loss, has_aux=True)(trained)
     updates, opt_state = optimizer.optimizer(state.hypers).update(grads, state.opt_state, trained)
     agent: Agent = eqx.combine(eqx.apply_updates(trained, updates), fixed)
-    targets = update_targets(state.targets, agent, outcome.tasker, outcome.explorer, state.hypers)
+    targets = update_targets(state.targets, agent, outcome.tasker_scale, outcome.explorer_scale, state.hypers)
     latents = (outcome.latent.deter.astype(state.ring.deter.dtype), outcome.latent.classes)
 
     norms = {"opt/grad_norm": rows.norm(grads), "opt/update_norm": rows.norm(updates)}

@@ -17,20 +17,12 @@ import pytest
 from scipy import stats
 
 from envs.environment import ActionSpace
-from stages.behavior import (
-    Behavior,
-    BehaviorTarget,
-    EntropyBonus,
-    Objective,
-    Replayed,
-    behavior_loss,
-    update_target,
-)
+from stages.behavior import Behavior, BehaviorTarget, Objective, Replayed, behavior_loss, update_target
 from stages.config import Hypers, ModelConfig
 from stages.fast import blocks
 from stages.imagine import Trajectory
 from stages.networks.layers import Outputs
-from stages.returns import ReturnScale, StartValue
+from stages.returns import ReturnScale
 from tests.conftest import arbitrary
 
 H, T, B, F, BINS = 4, 4, 2, 6, 15
@@ -62,10 +54,8 @@ def make(actions, rewards):
     behavior = arbitrary(lambda: Behavior(SIZES, actions, rewards, key=jr.key(0)), seed=1)
     behavior = eqx.tree_at(lambda b: b.critics, behavior, moderate(behavior.critics))
     slow = moderate(arbitrary(lambda: behavior, seed=2).critics)
-    low, high = jnp.linspace(-1.0, -2.0, rewards), jnp.linspace(4.0, 1.0, rewards)
-    scale = ReturnScale(low, high, jnp.full((rewards,), 0.4), jnp.full((rewards,), 20.0))
-    start = StartValue(jnp.linspace(0.6, -0.3, rewards), jnp.full((rewards,), 0.3))
-    return behavior, BehaviorTarget(slow, scale, start)
+    scale = ReturnScale(jnp.linspace(-1.0, -2.0, rewards), jnp.linspace(4.0, 1.0, rewards), jnp.full((rewards,), 0.4))
+    return behavior, BehaviorTarget(slow, scale)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -79,9 +69,9 @@ def experience(actions, rewards):
     feat, cont = jr.normal(keys[1], (H + 1, n, F)), jr.uniform(keys[2], (H + 1, n), minval=0.3, maxval=0.99)
     imagined = Imagined(feat, action, 3 * jr.normal(keys[3], (rewards, H + 1, n)), cont)
     is_last = jnp.array([[False, False], [True, False], [False, True], [False, False]])
-    is_terminal, is_first = is_last.at[2, 1].set(False), jnp.roll(is_last, 1, 0)
-    feat, reward = jr.normal(keys[4], (T, B, F)), 3 * jr.normal(keys[5], (rewards, T, B))
-    return imagined, Replayed(feat, reward, is_first, is_last, is_terminal)
+    is_terminal = is_last.at[2, 1].set(False)
+    replayed = Replayed(jr.normal(keys[4], (T, B, F)), 3 * jr.normal(keys[5], (rewards, T, B)), is_last, is_terminal)
+    return imagined, replayed
 
 
 def in_blocks(imagined, count):
@@ -90,10 +80,9 @@ def in_blocks(imagined, count):
     return Trajectory(feat, action, cont), reward
 
 
-def given_loss(behavior, target, imagined, replayed, objectives, hypers, count=1, bonus=None):
-    """behavior_loss of imagined experience in `count` blocks; of two rewards' bonus, 0.4 is the least share."""
-    bonus = bonus or EntropyBonus(ENTROPY, 0.4 if len(objectives) == 2 else 1.0)
-    return behavior_loss(behavior, target, *in_blocks(imagined, count), replayed, objectives, bonus, hypers)
+def given_loss(behavior, target, imagined, replayed, objectives, hypers, count=1, entropy=ENTROPY):
+    """behavior_loss of imagined experience in `count` blocks."""
+    return behavior_loss(behavior, target, *in_blocks(imagined, count), replayed, objectives, entropy, hypers)
 
 
 CASES = {
@@ -102,10 +91,6 @@ CASES = {
     "two rewards": (
         DISCRETE,
         (Objective(1.0, "advantages", 1e-8, True), Objective(0.5, "returns", 6.0, False)),
-    ),
-    "two rewards, past an end": (
-        DISCRETE,
-        (Objective(1.0, "advantages", 1e-8, True, 0.8, episodic=False), Objective(0.5, "returns", 6.0, False)),
     ),
 }
 
@@ -214,9 +199,6 @@ def slow_loss(behavior, target, imagined, replayed, objectives, hypers, believed
     believed = behavior.critics if believed is None else believed
     rewards = len(imagined.reward)
     imagined, replayed = arrays(imagined), arrays(replayed)
-    # A return that does not end with the episode is paid the mean value of starting states there.
-    most = 1 - 1 / hypers.discount_horizon
-    past_end = [0.0 if o.episodic else float(target.start.total[r] / 0.3) for r, o in enumerate(objectives)]
     value, slow_value = np.zeros((2, rewards, H + 1, n))
     logits = np.zeros((rewards, H + 1, n, BINS))
     returns = np.zeros((rewards, H, n))
@@ -226,8 +208,7 @@ def slow_loss(behavior, target, imagined, replayed, objectives, hypers, believed
         slow_value[r] = softmax(slow_head(target.slow.module.head, imagined.feat, r)) @ slow_bins()
         for i in range(n):
             for t in range(H):
-                earned = imagined.reward[r, :, i] + past_end[r] * np.maximum(0, most - imagined.cont[:, i])
-                gone = (earned, value[r, :, i], imagined.cont[:, i], np.zeros(H + 1), hypers.lam)
+                gone = (imagined.reward[r, :, i], value[r, :, i], imagined.cont[:, i], np.zeros(H + 1), hypers.lam)
                 returns[r, t, i] = slow_return(*gone, t)
 
     scales, divisors = [], []
@@ -238,12 +219,8 @@ def slow_loss(behavior, target, imagined, replayed, objectives, hypers, believed
             pairs = zip((returns[r] - value[r, :H]).ravel(), np.cumprod(imagined.cont, 0)[:H].ravel(), strict=True)
             new = [*slow_percentiles(sorted(pairs), (5, 95)), 1.0]
         low, high, weight = (0.9 * o + 0.1 * x for o, x in zip(old, new, strict=True))
-        peak = max(20.0, high - low)
-        scales.append((low, high, weight, peak))
-        floor = max(objectives[r].floor, objectives[r].peak_share * peak)
-        divisors.append(max(floor, (high - low) / (weight if objectives[r].debias else 1)))
-    low, high, weight, _ = scales[0]
-    eta = ENTROPY * (np.clip((high - low) / weight, 0.4, 1) if rewards == 2 else 1)
+        scales.append((low, high, weight))
+        divisors.append(max(objectives[r].floor, (high - low) / (weight if objectives[r].debias else 1)))
 
     losses = {"policy": np.zeros((H, n)), "value": np.zeros((H, n)), "repval": np.zeros((T - 1, B))}
     advantages, entropies = np.zeros((2, H, n))
@@ -255,7 +232,7 @@ def slow_loss(behavior, target, imagined, replayed, objectives, hypers, believed
             )
             logp, entropy = slow_policy(behavior.actor, imagined.feat[t, i], imagined.action[t, i])
             advantages[t, i], entropies[t, i] = advantage, entropy
-            losses["policy"][t, i] = -weight * (logp * advantage + eta * entropy)
+            losses["policy"][t, i] = -weight * (logp * advantage + ENTROPY * entropy)
             for r in range(rewards):
                 fit = two_hot_nats(logits[r, t, i], returns[r, t, i])
                 stay = two_hot_nats(logits[r, t, i], slow_value[r, t, i])
@@ -270,8 +247,7 @@ def slow_loss(behavior, target, imagined, replayed, objectives, hypers, believed
             for t in range(T - 1):
                 if replayed.is_last[t, b]:
                     continue
-                earned = replayed.reward[r, :, b] + past_end[r] * (most - np.array(live))
-                goal = slow_return(earned, boot, live, replayed.is_last[:, b], hypers.lam, t)
+                goal = slow_return(replayed.reward[r, :, b], boot, live, replayed.is_last[:, b], hypers.lam, t)
                 fit, stay = (two_hot_nats(logits_rows[t, b], x) for x in (goal, slow_rows[t, b]))
                 losses["repval"][t, b] += fit + hypers.slow_regularizer * stay
     losses |= {name: losses[name].mean() for name in ("policy", "value")}
@@ -279,7 +255,7 @@ def slow_loss(behavior, target, imagined, replayed, objectives, hypers, believed
         "adv_mag": np.abs(advantages).mean(),
         "ent": entropies.mean(),
         "ret": returns.mean((1, 2)),
-        "ret_scale": np.array([high - low for low, high, *_ in scales]),
+        "ret_scale": np.array([high - low for low, high, _ in scales]),
         "val": value.mean((1, 2)),
         "rew": imagined.reward[:, 1:].mean((1, 2)),
         "replay_rew": replayed.reward.mean((1, 2)),
@@ -323,22 +299,8 @@ def test_gradient_is_the_slow_ones_slope(name, count, loss):
 @every_case
 @every_count
 def test_return_scales_are_averages_of_percentiles_one_for_each_reward(name, count):
-    (scale, _), expected = case(name, count)[0][1], np.array(slow_case(name)[1])
-    np.testing.assert_allclose(np.stack([scale.low, scale.high, scale.weight, scale.peak], 1), expected, rtol=1e-4)
-
-
-@every_case
-def test_start_values_are_averages_of_slow_values_where_episodes_begin(name):
-    behavior, target, _, replayed, *_ = arguments_of(name)
-    (_, start), first = case(name)[0][1], np.asarray(replayed.is_first)
-    assert first.sum() == 2
-    if all(objective.episodic for objective in arguments_of(name)[4]):
-        chex.assert_trees_all_equal(start, arrays(target.start))  # nobody asks for it
-        return
-    for r in range(len(behavior.critics)):
-        values = softmax(slow_head(target.slow.module.head, replayed.feat, r)) @ slow_bins()
-        np.testing.assert_allclose(start.total[r], 0.9 * target.start.total[r] + 0.1 * values[first].mean(), rtol=1e-4)
-        np.testing.assert_allclose(start.weight[r], 0.9 * 0.3 + 0.1, rtol=1e-5)
+    scale, expected = case(name, count)[0][1], np.array(slow_case(name)[1])
+    np.testing.assert_allclose(np.stack([scale.low, scale.high, scale.weight], 1), expected, rtol=1e-4)
 
 
 @every_case
@@ -368,14 +330,13 @@ def policy_gradient(arrival, lam):
     action = jnp.zeros((H + 1, 1, 3)).at[..., CHOSEN].set(1.0)
     reward = jnp.zeros((1, H + 1, 1)).at[0, arrival].set(1.0)
     imagined = Imagined(feat, action, reward, jnp.ones((H + 1, 1)))
-    replayed = Replayed(feat[:1], jnp.zeros((1, 1, 1)), *[jnp.zeros((1, 1), bool)] * 3)
+    replayed = Replayed(feat[:1], jnp.zeros((1, 1, 1)), jnp.zeros((1, 1), bool), jnp.zeros((1, 1), bool))
     objectives = (Objective(1.0, "returns", 1.0, False),)
     hypers = Hypers(lam=lam, policy_unimix=0.0)
 
     def loss(behavior):
         target = BehaviorTarget.of(behavior)
-        bonus = EntropyBonus(0.0)
-        losses, _, _ = given_loss(behavior, target, imagined, replayed, objectives, hypers, bonus=bonus)
+        losses, _, _ = given_loss(behavior, target, imagined, replayed, objectives, hypers, entropy=0.0)
         return H * losses["policy"]
 
     return jax.grad(loss)(actor_critic).actor.head.out.weight
@@ -495,8 +456,7 @@ def test_targets_start_equal_to_the_critics_and_at_no_scale():
     behavior, _ = make(DISCRETE, 2)
     target = BehaviorTarget.of(behavior)
     chex.assert_trees_all_equal(target.slow, behavior.critics)
-    chex.assert_trees_all_equal(target.scale, ReturnScale(*jnp.zeros((4, 2))))
-    chex.assert_trees_all_equal(target.start, StartValue(*jnp.zeros((2, 2))))
+    chex.assert_trees_all_equal(target.scale, ReturnScale(*jnp.zeros((3, 2))))
 
 
 def test_two_critics_are_not_one():
@@ -505,12 +465,12 @@ def test_two_critics_are_not_one():
     assert (weight[0] != weight[1]).any()
 
 
-def test_update_target_moves_slow_critics_by_the_rate_and_takes_the_statistics():
+def test_update_target_moves_slow_critics_by_the_rate_and_takes_the_scale():
     behavior, target = make(DISCRETE, 2)
-    statistics = ReturnScale(*jnp.arange(8.0).reshape(4, 2)), StartValue(*jnp.arange(4.0).reshape(2, 2))
-    updated = update_target(target, behavior, statistics, 0.25)
+    scale = ReturnScale(*jnp.arange(6.0).reshape(3, 2))
+    updated = update_target(target, behavior, scale, 0.25)
     mix = lambda s, c: 0.75 * np.asarray(s) + 0.25 * np.asarray(c)
     chex.assert_trees_all_close(updated.slow, jax.tree.map(mix, target.slow, behavior.critics), rtol=1e-5)
-    chex.assert_trees_all_equal((updated.scale, updated.start), statistics)
-    chex.assert_trees_all_equal(update_target(target, behavior, statistics, 0.0).slow, target.slow)
-    chex.assert_trees_all_equal(update_target(target, behavior, statistics, 1.0).slow, behavior.critics)
+    chex.assert_trees_all_equal(updated.scale, scale)
+    chex.assert_trees_all_equal(update_target(target, behavior, scale, 0.0).slow, target.slow)
+    chex.assert_trees_all_equal(update_target(target, behavior, scale, 1.0).slow, behavior.critics)

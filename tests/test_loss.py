@@ -120,7 +120,7 @@ class Case:
 
 def rewards_of(config, name):
     """The rewards of tasker or explorer."""
-    return rewards.tasker_rewards(HYPERS) if name == "tasker" else rewards.explorer_rewards(config, HYPERS)
+    return rewards.tasker_rewards(config, HYPERS) if name == "tasker" else rewards.explorer_rewards(config, HYPERS)
 
 
 def made_up(sizes, env) -> Row:
@@ -507,8 +507,8 @@ def test_explorer_and_tasker_imagine_apart(case, mode):
 @every_mode
 def test_new_scales_are_of_the_behaviours_that_exist(case, mode):
     outcome = case(mode).lost.outcome
-    assert len(outcome.tasker[0].low) == 1
-    explorer = None if outcome.explorer is None else len(outcome.explorer[0].low)
+    assert len(outcome.tasker_scale.low) == 1
+    explorer = None if outcome.explorer_scale is None else len(outcome.explorer_scale.low)
     assert explorer == {"task": None, "explore": 1, "mix": 2}[mode]
 
 

@@ -10,15 +10,7 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from stages.returns import (
-    ReturnScale,
-    StartValue,
-    lambda_return,
-    return_range,
-    update_scale,
-    update_start_value,
-    weighted_percentiles,
-)
+from stages.returns import ReturnScale, divisor, lambda_return, update_scale, weighted_percentiles
 from tests.test_distributions import close, either
 
 REWARD, VALUE = jnp.float32([9, 1, 2, 3]), jnp.float32([7, 10, 20, 30])
@@ -92,38 +84,18 @@ def test_return_scale_is_a_moving_average_of_percentiles():
 
 
 def test_return_scale_sends_no_gradient():
-    spread = lambda x: return_range(update_scale(ReturnScale.zero(), x, 0.5), True)
+    spread = lambda x: divisor(update_scale(ReturnScale.zero(), x, 0.5), 1e-8, True)
     chex.assert_trees_all_equal(jax.grad(spread)(jnp.arange(9.0)), jnp.zeros(9))
 
 
 @either
-@pytest.mark.parametrize(("debias", "expected"), [(False, 1.5), (True, 6.0)])
-def test_range_is_between_the_averages(run, debias, expected):
-    scale = ReturnScale(jnp.float32(-0.5), jnp.float32(1.0), jnp.float32(0.25), jnp.float32(9.0))
-    close(run(lambda scale: return_range(scale, debias))(scale), expected)
-
-
-def test_peak_is_the_largest_range_so_far():
-    scale, update = ReturnScale.zero(), jax.jit(update_scale)
-    ranges = []
-    for width in (1.0, 5.0, 0.1, 0.1, 0.1):
-        scale = update(scale, jnp.linspace(0, width, 101), 0.5)
-        ranges.append(float(scale.high - scale.low))
-        close(scale.peak, max(ranges))
-    assert ranges[-1] < 0.5 * max(ranges)
-
-
-def test_start_value_averages_where_episodes_begin_and_waits_where_none_does():
-    value = jnp.float32([[1.0, 10.0], [3.0, 30.0]])
-    first = jnp.array([[True, False], [True, False]])
-    start = update_start_value(StartValue.zero(), value, first, 0.5)
-    close((start.total, start.weight, start.mean), (1.0, 0.5, 2.0))
-    later = update_start_value(start, value, ~first, 0.5)
-    close((later.total, later.weight), (0.5 + 10.0, 0.75))
-    chex.assert_trees_all_equal(update_start_value(start, value, jnp.zeros((2, 2), bool), 0.5), start)
-    close(StartValue.zero().mean, 0.0)
-    slope = jax.grad(lambda value: update_start_value(start, value, first, 0.5).total)(value)
-    chex.assert_trees_all_equal(slope, jnp.zeros((2, 2)))
+@pytest.mark.parametrize(
+    "floor, debias, expected",
+    [(1.0, False, 1.5), (2.0, False, 2.0), (1.0, True, 6.0), (1e-8, False, 1.5), (7.0, True, 7.0)],
+)
+def test_divisor_is_the_spread_but_no_less_than_the_floor(run, floor, debias, expected):
+    scale = ReturnScale(jnp.float32(-0.5), jnp.float32(1.0), jnp.float32(0.25))
+    close(run(lambda scale, floor: divisor(scale, floor, debias))(scale, floor), expected)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 30])
@@ -131,12 +103,12 @@ def test_debias_makes_up_for_the_start_at_zero(steps):
     returns, scale = jnp.linspace(0, 1e-3, 101), ReturnScale.zero()
     for _ in range(steps):
         scale = update_scale(scale, returns, 0.01)
-    close(return_range(scale, True), 0.9e-3, rtol=1e-4)
-    close(return_range(scale, False), 0.9e-3 * (1 - 0.99**steps), rtol=1e-4)
+    close(divisor(scale, 1e-8, True), 0.9e-3, rtol=1e-4)
+    close(divisor(scale, 1e-8, False), 0.9e-3 * (1 - 0.99**steps), rtol=1e-4)
 
 
-def test_debias_before_any_return_is_zero():
-    close(return_range(ReturnScale.zero(), True), 0.0)
+def test_debias_before_any_return_is_the_floor():
+    close(divisor(ReturnScale.zero(), 1e-8, True), 1e-8)
 
 
 def test_weighted_percentiles_by_hand():

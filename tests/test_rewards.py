@@ -76,7 +76,16 @@ def rows_of(is_first, reward=0.0) -> Row:
 def test_what_the_explorer_is_paid(settings, names):
     assert tuple(reward.name for reward in explorer_rewards(Config(**settings), HYPERS)) == names
     # The tasker is paid alike in all modes.
-    assert tasker_rewards(HYPERS) == (Reward("extrinsic", {"extrinsic": 1.0}, DREAMER),)
+    assert tasker_rewards(Config(**settings), HYPERS) == (Reward("extrinsic", {"extrinsic": 1.0}, DREAMER),)
+
+
+def test_extrinsic_advantages_may_be_divided_by_their_own_range():
+    """The tasker's and, with its weight, the explorer's; the sum's and the constant's stay DreamerV3's."""
+    own = Objective(1.0, "advantages", 2.0, debias=True)
+    paid = lambda **settings: explorer_rewards(Config(extrinsic_norm="advantages", **settings), HYPERS)[-1].objective
+    assert tasker_rewards(Config(extrinsic_norm="advantages"), HYPERS)[0].objective == own
+    assert paid(mode="mix") == own._replace(weight=3.0)
+    assert paid(mode="mix", explorer_critics="sum") == paid(mode="explore", explorer_reward="constant") == DREAMER
 
 
 @pytest.mark.parametrize("mode", ["task", "random", "explore", "mix"])
@@ -93,16 +102,6 @@ def test_an_agent_has_the_intrinsic_reward_of_its_config(mode, name, cls):
             assert agent.intrinsic is None and agent.explorer is None
         else:
             assert type(agent.intrinsic) is cls and agent.intrinsic.updates == updates
-
-
-def test_past_an_end_and_peaks_are_the_intrinsic_rewards_alone():
-    hypers = Hypers(mix_intrinsic_peak_share=0.2)
-    intrinsic, extrinsic = explorer_rewards(Config(mode="mix", intrinsic_episodic=False), hypers)
-    assert (intrinsic.objective.episodic, intrinsic.objective.peak_share) == (False, 0.2)
-    assert (extrinsic.objective.episodic, extrinsic.objective.peak_share) == (True, 0.0)
-    (alone,) = explorer_rewards(Config(mode="explore", intrinsic_episodic=False), hypers)
-    assert (alone.objective.episodic, alone.objective.peak_share) == (False, 0.0)
-    assert tasker_rewards(hypers)[0].objective.episodic
 
 
 @pytest.mark.parametrize("norm", ["returns", "advantages"])

@@ -49,15 +49,7 @@ _POSITIVE_HYPERS = (
     "elliptical_ridge",
     "fourier_sharpness",
 )
-_UNIT_HYPERS = (
-    "unimix",
-    "policy_unimix",
-    "lam",
-    "slow_rate",
-    "return_rate",
-    "entropy_least",
-    "mix_intrinsic_peak_share",
-)
+_UNIT_HYPERS = ("unimix", "policy_unimix", "lam", "slow_rate", "return_rate")
 
 
 def _setting(config: Config, group: str, name: str) -> tuple[str, float]:
