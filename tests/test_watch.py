@@ -20,7 +20,7 @@ from stages.store.checkpoint import CheckpointId, Checkpoints
 from stages.store.load import Part, load_run
 from stages.sweep import start
 from stages.watch.canvas import SCALE, Canvas, write_gif
-from stages.watch.frames import CHANNELS, NIGHT, is_board, painted
+from stages.watch.frames import CHANNELS, NIGHT, channels_of, is_board, painted
 from stages.watch.scores import notes
 from tests.bench.kills import arrays
 from tests.conftest import tree_equal
@@ -170,6 +170,14 @@ def test_a_cell_is_as_strong_as_its_channel_is_sure():
     np.testing.assert_allclose(got[1, 0], 0.75 * np.array(NIGHT) + 0.25 * CHANNELS[0])
 
 
+def test_a_class_has_a_colour_and_class_0_is_the_ground():
+    obs = np.zeros((2, 2, 3), np.int32)
+    obs[0, 1] = 3, 7, 7  # of which the first is drawn
+    got = painted(channels_of(ObsSpace((2, 2, 3), "categorical", 8), obs))
+    np.testing.assert_allclose(got[0, 0], NIGHT)
+    np.testing.assert_allclose(got[0, 1], CHANNELS[2])
+
+
 def test_cells_are_where_they_belong():
     colours = np.ones((2, 4, 3))
     colours[1, 3] = [1, 0, 0]
@@ -182,6 +190,7 @@ def test_cells_are_where_they_belong():
 
 def test_boards_are_told_from_numbers():
     assert is_board(ObsSpace((10, 5), "binary")) and is_board(ObsSpace((10, 10, 4), "binary"))
+    assert is_board(ObsSpace((7, 7, 3), "categorical", 11)) and not is_board(ObsSpace((3,), "categorical", 5))
     assert not is_board(ObsSpace((4,), "real")) and not is_board(ObsSpace((1, 1), "binary"))
 
 

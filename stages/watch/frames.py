@@ -36,8 +36,8 @@ def draw_frames(scene: Scene, title: str) -> list[Image.Image]:
 
 
 def is_board(space: ObsSpace) -> bool:
-    """Whether an observation is drawn as cells: rows and columns, and channels that can be told apart."""
-    return len(space.shape) in (2, 3) and space.kind in ("binary", "image") and min(space.shape[:2]) > 1
+    """Whether an observation is drawn as cells: rows and columns, and channels or classes that can be told apart."""
+    return len(space.shape) in (2, 3) and space.kind != "real" and min(space.shape[:2]) > 1
 
 
 def _frame(scene: Scene, title: str, t: int) -> Image.Image:
@@ -74,7 +74,7 @@ def _board(scene: Scene) -> tuple[ObsSpace, NDArray, NDArray[np.float32]] | None
 
 def _boards(canvas: Canvas, space: ObsSpace, obs: NDArray, predictions: NDArray[np.float32], t: int) -> None:
     """What happened, what the model expects, and what it missed or made up."""
-    truth, predicted = _channels(space, obs[t]), _channels(space, predictions[t])
+    truth, predicted = channels_of(space, obs[t]), channels_of(space, predictions[t])
     wide = (WIDTH - 4 * EDGE) / 3
     panels = (
         ("what happens", painted(truth)),
@@ -90,9 +90,12 @@ def _boards(canvas: Canvas, space: ObsSpace, obs: NDArray, predictions: NDArray[
     canvas.text(middle + 6, TOP + BODY - 4, "made up", 11, ORANGE, "lm", bold=True)
 
 
-def _channels(space: ObsSpace, obs: NDArray) -> NDArray[np.float64]:
-    """An observation as [rows, columns, C] in 0..1."""
+def channels_of(space: ObsSpace, obs: NDArray) -> NDArray[np.float64]:
+    """An observation as [rows, columns, C] in 0..1. Of classes, the first number of each cell is drawn (the object that
+    MiniGrid says is there), and class 0 is the ground."""
     rows, columns, *_ = space.shape
+    if space.kind == "categorical":
+        return np.float64(obs.reshape(rows, columns, -1)[..., :1] == np.arange(1, space.classes))
     scale = 255.0 if space.kind == "image" and obs.dtype == np.uint8 else 1.0
     return obs.astype(np.float64).reshape(rows, columns, -1) / scale
 
