@@ -28,7 +28,8 @@ from stages.uniform import RandomPolicy
 from stages.world_model import WorldModel, action_vector
 
 CONTEXT = 5
-"""Rows of an episode that the model sees before it predicts, as in DreamerV3's report."""
+"""Rows of an episode that the model sees before it predicts, as in DreamerV3's figures; the reference's report of today
+observes half of the sequence."""
 AHEAD = (1, 5, 15)
 """Rows ahead at which predictions are measured."""
 
