@@ -48,6 +48,7 @@ class EnvelopeEnvironment(Environment):
     trim: Callable[[PyTree], PyTree] = _whole  # what is kept of a first state
     states: StateSpace | None = None
     goal: float | None = None
+    costly_reset: bool = True  # worlds are generated, physics settles
     happened: Callable[[PyTree, PyTree], dict[str, Array]] = _nothing  # (state before, after) -> the step's events
     achievements: tuple[str, ...] = ()
 

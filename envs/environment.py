@@ -138,6 +138,7 @@ class Environment(abc.ABC):
     time_limit: int  # env steps: no episode is longer
     states: StateSpace | None = None  # None: its states cannot be counted
     goal: float | None = None  # an episode whose return is above has reached the goal; None: it has no goal
+    costly_reset: bool = False  # whether a reset costs much more than a step: see `env_step`
     achievements: tuple[str, ...] = ()  # events that Crafter's score counts; without any there is no such score
 
     def sample_params(self, key: PRNGKeyArray) -> PyTree[Array]:
@@ -169,9 +170,39 @@ def env_step(
     """Make the next row: the reset if `timestep` is its episode's last (`action` is ignored), else the step.
 
     `state` and `timestep` belong together: the outputs of one `reset`, `step` or `env_step`. Shapes and dtypes
-    out are those that came in. Both branches are computed, since under vmap a condition would do so anyway.
+    out are those that came in. Both branches are computed, since under vmap a condition would do so anyway; but a
+    costly reset is computed only when one of all environments side by side begins anew.
     """
     key_step, key_reset = jr.split(key)  # in gymnax's order, so that a test can compare with its own step
     stepped = env.step(key_step, state, action)
+    if env.costly_reset:
+        return _reset_where(env, timestep.is_last, key_reset, stepped)
     fresh = env.reset(key_reset)
     return jax.tree.map(lambda new, old: jnp.where(timestep.is_last, new, old), fresh, stepped)
+
+
+def _reset_where(env: Environment, is_last: Array, key: PRNGKeyArray, stepped: PyTree) -> PyTree:
+    """`stepped`, and a reset where `is_last`; under any number of vmaps one condition decides for all lanes.
+
+    vmap turns a condition on a batched value into both of its branches. So the batching rule here moves the lanes into
+    the arrays, [...], and asks whether any of them is last.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def choose(is_last: Array, key: Array, stepped: PyTree) -> PyTree:
+        def with_resets() -> PyTree:
+            reset = env.reset
+            for _ in is_last.shape:
+                reset = jax.vmap(reset)
+            wide = lambda x: is_last.reshape(is_last.shape + (1,) * (x.ndim - is_last.ndim))
+            return jax.tree.map(lambda new, old: jnp.where(wide(old), new, old), reset(key), stepped)
+
+        return jax.lax.cond(is_last.any(), with_resets, lambda: stepped)
+
+    @choose.def_vmap
+    def lanes(size: int, batched: PyTree, *arguments: PyTree) -> tuple[PyTree, PyTree]:
+        widen = lambda x, has: x if has else jnp.broadcast_to(x, (size, *jnp.shape(x)))
+        out = choose(*jax.tree.map(widen, arguments, tuple(batched)))
+        return out, jax.tree.map(lambda _: True, out)
+
+    return choose(is_last, key, stepped)
