@@ -149,7 +149,7 @@ def _envelope(suite: str) -> Any:
 
 
 def _playground_defaults(own_id: str) -> tuple[dict[str, Any], int | None]:
-    config = importlib.import_module("mujoco_playground.registry").get_default_config(own_id)
+    config = importlib.import_module("mujoco_playground").registry.get_default_config(own_id)
     return dict(config.items()), int(config.episode_length)
 
 
