@@ -5,6 +5,7 @@ Axes: T steps, N environments, S seeds.
 
 import dataclasses
 import json
+from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -19,6 +20,8 @@ from stages.agent import Agent
 from stages.collect import Episodes, collect, start
 from stages.log.round_log import metric_rows
 from stages.report.events import EventLog, crafter_score
+from stages.report.read import Result
+from stages.report.tables import event_table
 from stages.store.files import plain
 from stages.train import Progress
 from stages.uniform import RandomPolicy
@@ -140,6 +143,27 @@ def test_without_events_nothing_is_said():
     log.add([{"episode/count": 3, "episode/score": 1.0}])
     assert log.summary(()) == {} and log.lines(()) == [] and log.of_places([0]) is log
     assert EventLog.of_all([log, log]).summary(()) == {}
+
+
+def test_compare_has_a_table_of_events():
+    """A seed without an episode is null in summary.json; a run may lack an event, or all."""
+    summaries = [
+        {"events": {"key": [0.5, 1.0], "door": [0.0, None]}, "crafter_score": [3.0, 5.0]},
+        {"events": {"key": [0.25, 0.25]}},
+        {},
+    ]
+    runs = [
+        Result(Path(), name, {}, summary, [0, 1], np.array([10]), ["task"], {})
+        for name, summary in zip("abc", summaries, strict=True)
+    ]
+    [table] = event_table("it", runs)
+    assert table.columns == ["event", "a", "b", "c"]
+    assert table.rows == [
+        ["key", "75.0", "25.0", "-"],
+        ["door", "0.0", "-", "-"],
+        ["Crafter's score", "4.00", "-", "-"],
+    ]
+    assert event_table("it", runs[2:]) == []
 
 
 def test_the_documented_environment_says_what_happens():

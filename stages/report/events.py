@@ -81,9 +81,15 @@ class EventLog:
         rest = f" and {len(seen) - MOST_SHOWN} more" if len(seen) > MOST_SHOWN else ""
         lines = [f"events, by share of {episodes:,} episodes: {listed or 'none'}{rest} (of {len(shares)} events)"]
         if achievements:
-            scores = self.summary(achievements)["crafter_score"]
-            lines.append(f"Crafter's score: {np.nanmean(scores):.2f} %, mean over seeds")
+            score = mean_of(self.summary(achievements)["crafter_score"])
+            lines.append(f"Crafter's score: {score:.2f} %, mean over seeds")
         return lines
+
+
+def mean_of(values: Sequence[float | None]) -> float:
+    """The mean over seeds that have a number; NaN without one."""
+    numbers = [value for value in values if value is not None and np.isfinite(value)]
+    return float(np.mean(numbers)) if numbers else np.nan
 
 
 def crafter_score(rates: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -9,7 +9,8 @@ import numpy as np
 
 from stages.cli import terminal
 from stages.report.compare import Comparison, Line, Pair, described, differing_settings, final_scores
-from stages.report.read import EXPLORED
+from stages.report.events import mean_of
+from stages.report.read import EXPLORED, Result
 from stages.report.score_table import decimals, number
 from stages.report.statistics import Estimate
 
@@ -39,6 +40,7 @@ def tables(comparison: Comparison) -> list[Table]:
         after = f" after {steps[0]:,} steps a seed" if len(steps) == 1 else ""
         result.append(_scores(f"{group.env}: final scores{after}", group.lines, group.notes + apart))
         result += _improvement(group.env, group.pairs) + _novelty(group.env, group.lines)
+        result += event_table(group.env, group.runs)
     if comparison.over:
         result.append(_scores("Over environments, 0 the lowest return and 1 the highest", comparison.over, []))
     result += _improvement("Over environments", comparison.over_pairs)
@@ -142,6 +144,18 @@ def _novelty(title: str, lines: Sequence[Line]) -> list[Table]:
     columns = ["run", "states visited", "reached the goal", "solved", "rank correlation"]
     rows = [[line.name, *explored(line.novelty)] for line in lines]
     return [Table(f"{title}: exploration (medians over seeds)", columns, rows, [])]
+
+
+def event_table(title: str, runs: Sequence[Result]) -> list[Table]:
+    """In what share of each run's episodes each event happened, and Crafter's score in %: means over seeds."""
+    names = list(dict.fromkeys(name for run in runs for name in run.summary.get("events", ())))
+    if not names:
+        return []
+    share = lambda run, name: mean_of(run.summary.get("events", {}).get(name, ()))
+    rows = [[name, *(number(100 * share(run, name), 1) for run in runs)] for name in names]
+    if any("crafter_score" in run.summary for run in runs):
+        rows.append(["Crafter's score", *(number(mean_of(run.summary.get("crafter_score", ())), 2) for run in runs)])
+    return [Table(f"{title}: % of episodes with each event", ["event", *(run.name for run in runs)], rows, [])]
 
 
 def explored(novelty: Mapping[str, float]) -> list[str]:
