@@ -39,7 +39,7 @@ def main(argv: list[str], start: Callable[[], None] = lambda: None) -> int:
         start()
         arguments = parse(argv)
         cluster = (arguments.coordinator, arguments.processes, arguments.process)
-        with Signals() as signals, join(*cluster) if arguments.several else Processes() as processes:
+        with Signals() as signals, join(*cluster) if arguments.is_distributed else Processes() as processes:
             check_machines(arguments, processes)
             name = f"{arguments.config.env.replace(':', '-')}-{arguments.config.mode}-{time.strftime('%Y%m%d-%H%M%S')}"
             arguments = dataclasses.replace(arguments, logdir=arguments.logdir or os.path.join("runs", name))

@@ -27,7 +27,7 @@ from stages.config import Config, Hypers
 from stages.fast import rows
 from stages.finite import all_finite, tree_where, update_diverged_step
 from stages.loss import Outcome, agent_loss
-from stages.measure.coverage import Coverage, count, start_coverage
+from stages.measure.coverage import Coverage, count_row, start_coverage
 from stages.replay import ReplayBuffer, StepCounters
 
 
@@ -104,7 +104,7 @@ def collect_steps(
         actor_state, row, episodes = collect(env, state.agent, behavior, before, state.hypers, key=key_step)
         is_finite = (diverged == 0) & all_finite((row, actor_state.timestep))
         ring = replay.add(ring, row, clock.step, is_finite)
-        coverage = count(env, coverage, before, row, clock.step, is_finite)
+        coverage = count_row(env, coverage, before, row, clock.step, is_finite)
         clock = StepCounters(clock.step + 1, clock.online_cursor)
         diverged = update_diverged_step(diverged, is_finite, clock.step)
         no_episodes = jax.tree.map(jnp.zeros_like, episodes)

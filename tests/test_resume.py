@@ -20,7 +20,7 @@ import run
 from envs import registry
 from stages.cli.signals import Signals
 from stages.commands.command import command
-from stages.loop import keeper, training_loop
+from stages.loop import checkpoint_policy, training_loop
 from stages.store.fingerprint import COMPUTATION, fingerprint
 from stages.sweep import start
 from tests.bench.kills import differences
@@ -261,7 +261,7 @@ def test_an_environment_that_has_changed_is_named(whole, tmp_path, monkeypatch, 
             error = capsys.readouterr().err
             assert "its time_limit was 1000 and is 7" in error and error.count("\n") == 1
     with monkeypatch.context() as patch:
-        patch.setattr(keeper, "fingerprint", lambda env: fingerprint(env) | {COMPUTATION: "another"})
+        patch.setattr(checkpoint_policy, "fingerprint", lambda env: fingerprint(env) | {COMPUTATION: "another"})
         assert run.main(words) == 0
     assert "run.py: warning: the environment's code" in capsys.readouterr().err
 

@@ -165,10 +165,10 @@ def test_the_title_says_what_the_explorer_is_paid():
 
 def test_where_and_how_wide_it_runs():
     plain = run.parse([])
-    assert (plain.parallel, plain.memory, plain.several) == ("auto", 0.0, False)
+    assert (plain.parallel, plain.memory, plain.is_distributed) == ("auto", 0.0, False)
     assert run.parse(["--parallel", "2e1", "--replay.online", "False"]).parallel == 20
     for words in (["--distributed"], ["--coordinator", "host:1"], ["--processes", "2"], ["--process", "0"]):
-        assert run.parse(words).several
+        assert run.parse(words).is_distributed
 
 
 def test_help_gives_every_setting_its_words(capsys):

@@ -2,13 +2,13 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
-from stages.cli.settings_file import flat
+from stages.cli.settings_file import JsonObject, Settings, flat
 from stages.cli.trackers import Kind, check_sink
 from stages.cli.validate import validate
 from stages.config import Config, ConfigError, Hypers
@@ -72,8 +72,8 @@ class Arguments:
     hypers: Hypers = field(default_factory=Hypers)
 
     @property
-    def several(self) -> bool:
-        """Whether the run has further processes."""
+    def is_distributed(self) -> bool:
+        """Whether the run has several processes."""
         return self.distributed or bool(self.coordinator) or self.processes != 0 or self.process != -1
 
     @property
@@ -82,18 +82,18 @@ class Arguments:
         return f"{env_title(self.config.env, self.config.env_args)}, {mode_title(self.flat)}, preset {self.preset}"
 
     @property
-    def flat(self) -> dict[str, Any]:
+    def flat(self) -> JsonObject:
         """All of them by their paths, as JSON has them."""
         return flat(json.loads(json.dumps(dataclasses.asdict(self))))
 
 
-def env_title(name: str, args: Iterable[tuple[str, Any]]) -> str:
+def env_title(name: str, args: Iterable[tuple[str, object]]) -> str:
     """An environment with its settings, such as "DeepSea-bsuite (size 10)"."""
     settings = ", ".join(f"{key} {value}" for key, value in args)
     return f"{name} ({settings})" if settings else name
 
 
-def mode_title(settings: Mapping[str, Any]) -> str:
+def mode_title(settings: Settings) -> str:
     """The mode of settings by their paths, with the explorer's reward where that is not disagreement."""
     mode, reward = settings["config.mode"], settings["config.explorer_reward"]
     return mode if reward == "disagreement" else f"{mode} ({reward} reward)"

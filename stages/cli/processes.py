@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from stages.cli.terminal import say
 from stages.config import ConfigError
@@ -67,34 +68,34 @@ class Processes:
         self._send(message)
         messages = [self._receive(i) for i in range(self.count)]
         self._turn += 1
-        for index, each in enumerate(messages):
-            if not each:
+        for index, received in enumerate(messages):
+            if not received:
                 raise ProcessError(f"process {index} of {self.count} has stopped; its own output says why")
         return messages
 
-    def exchange_json(self, value: Any) -> list[Any]:
+    def exchange_json(self, value: object) -> list[Any]:
         """One value of each process, as JSON has it, in their order. Raises ProcessError."""
-        return [json.loads(each) for each in self.exchange(json.dumps(value).encode())]
+        return [json.loads(message) for message in self.exchange(json.dumps(value).encode())]
 
-    def gather(self, tree: Any) -> Any:
+    def gather(self, tree: PyTree) -> PyTree:
         """Arrays [P, ...] of each process, of equal shapes -> numpy [W * P, ...], in the order of processes."""
         leaves, structure = jax.tree.flatten(jax.tree.map(np.asarray, tree))
         layout = np.dtype([(f"leaf{i}", x.dtype, x.shape) for i, x in enumerate(leaves)])
         messages = self.exchange(b"".join(x.tobytes() for x in leaves))
-        everyone = [np.frombuffer(message, layout)[0] for message in messages]
-        return structure.unflatten(np.concatenate([one[name] for one in everyone]) for name in layout.names or ())
+        records = [np.frombuffer(message, layout)[0] for message in messages]
+        return structure.unflatten(np.concatenate([record[name] for record in records]) for name in layout.names or ())
 
     def on_this_machine(self) -> int:
         """How many of the processes share this machine's memory."""
-        here = socket.gethostname().encode()
-        return self.exchange(here).count(here)
+        host = socket.gethostname().encode()
+        return self.exchange(host).count(host)
 
     def __enter__(self) -> "Processes":
         if self.count > 1:
             threading.Thread(target=self._beat, name="beat", daemon=True).start()
         return self
 
-    def __exit__(self, kind: Any, *_: Any) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         self._over.set()
         if self.count == 1:
             return
@@ -148,12 +149,12 @@ class Processes:
             beat = self._store.blocking_key_value_get_bytes(self._beat_key(index), 1000)
         except Exception:  # it has not begun to beat
             beat = b""
-        now = time.monotonic()
-        last, since = self._beats.get(index, (None, now))
+        time_s = time.monotonic()
+        last, since = self._beats.get(index, (None, time_s))
         if beat != last:
-            since = now
+            since = time_s
         self._beats[index] = beat, since
-        return now - since > SILENCE_S
+        return time_s - since > SILENCE_S
 
     def _beat(self) -> None:
         """Say again and again that this process lives."""
@@ -217,22 +218,22 @@ def _store() -> Any:
 
 def _address(coordinator: str) -> tuple[str, int]:
     """HOST:PORT -> host and port, as sockets take them. Raises ConfigError."""
-    found = re.fullmatch(r"\[?(.+?)\]?:(\d+)", coordinator)  # an IPv6 address stands in brackets
-    if not found or int(found[2]) >= 2**16:
+    match = re.fullmatch(r"\[?(.+?)\]?:(\d+)", coordinator)  # an IPv6 address stands in brackets
+    if not match or int(match[2]) >= 2**16:
         raise ConfigError(f"--coordinator must be HOST:PORT, not {coordinator!r}")
-    return found[1], int(found[2])
+    return match[1], int(match[2])
 
 
 def _reach(coordinator: str) -> None:
     """Wait until somebody listens at HOST:PORT. jax would wait as long, and then take the process down."""
-    address, begun = _address(coordinator), time.monotonic()
+    address, started = _address(coordinator), time.monotonic()
     say(f"waiting for process 0 at {coordinator} ...")
     while True:
         try:
             socket.create_connection(address, timeout=5).close()
             return
         except OSError as error:  # a name that is not known may be, too, once process 0's machine is up
-            if time.monotonic() > begun + ARRIVAL_S:
+            if time.monotonic() > started + ARRIVAL_S:
                 raise ConfigError(
                     f"--coordinator {coordinator} does not answer ({error}): start process 0 there, and see that its "
                     "port can be reached from here"

@@ -2,15 +2,13 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
-from typing import Any
 
 from stages.cli.arguments import DEFAULTS, Arguments
-from stages.cli.settings_file import flat
+from stages.cli.settings_file import JsonObject, Settings, flat
 from stages.config import Config, ConfigError, EnsembleConfig, Hypers, Mode, ModelConfig, ReplayConfig
 from stages.presets import preset
 
-FREE = {
+UNCHECKED = {
     *"config_file logdir log devices parallel memory checkpoint_minutes checkpoint_keep".split(),
     *"distributed coordinator process config.block config.lane".split(),
 }
@@ -24,7 +22,7 @@ def flag_of(name: str) -> str:
     return "--" + name.removeprefix("config.").replace("_", "-")
 
 
-def beyond_preset(settings: Mapping[str, Any]) -> dict[str, Any]:
+def beyond_preset(settings: Settings) -> JsonObject:
     """Settings by their paths, as JSON has them -> of those that their preset has otherwise, what it has.
 
     Nothing where the preset is not known any more.
@@ -33,13 +31,13 @@ def beyond_preset(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: was for name, was in defaults.items() if name in settings and settings[name] != was}
 
 
-def set_by_mode(settings: Mapping[str, Any]) -> dict[str, Any]:
+def set_by_mode(settings: Settings) -> JsonObject:
     """What the mode changes in the preset, by path: its values. Nothing where the preset is not known any more."""
     plain, defaults = _flat_preset(settings, "task"), _flat_preset(settings, settings["config.mode"])
     return {name: value for name, value in defaults.items() if value != plain[name] and name != "config.mode"}
 
 
-def _flat_preset(settings: Mapping[str, Any], mode: Mode) -> dict[str, Any]:
+def _flat_preset(settings: Settings, mode: Mode) -> JsonObject:
     """The preset of settings in a mode, by path; nothing for one that is not known any more."""
     try:
         config, hypers = preset(settings["preset"], mode, settings.get("recipe", "default"))
@@ -48,7 +46,7 @@ def _flat_preset(settings: Mapping[str, Any], mode: Mode) -> dict[str, Any]:
     return flat(json.loads(json.dumps({"config": dataclasses.asdict(config), "hypers": dataclasses.asdict(hypers)})))
 
 
-def check_same_run(arguments: Arguments, saved: Mapping[str, Any]) -> bool:
+def check_same_run(arguments: Arguments, saved: Settings) -> bool:
     """Whether these arguments ask for more steps of a run that was saved with its own.
 
     Args:
@@ -62,7 +60,7 @@ def check_same_run(arguments: Arguments, saved: Mapping[str, Any]) -> bool:
     old = DEFAULTS | old  # what came after the run was off in it
     differing = [name for name in new.keys() | old.keys() if new.get(name) != old.get(name)]
     raised = [name for name in GROWING if name in differing and old.get(name) and new[name] > old[name]]
-    if refused := sorted(set(differing) - FREE - set(raised)):
+    if refused := sorted(set(differing) - UNCHECKED - set(raised)):
         named = [f"{flag_of(name)} {old.get(name)} (now {new.get(name, 'gone')})" for name in refused[:5]]
         unlisted = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
         raise ConfigError(
@@ -72,12 +70,12 @@ def check_same_run(arguments: Arguments, saved: Mapping[str, Any]) -> bool:
     return bool(raised)
 
 
-def settings_of(saved: Mapping[str, Any]) -> tuple[Config, Hypers]:
+def settings_of(saved: Settings) -> tuple[Config, Hypers]:
     """Config and Hypers of a run from its config.json. Raises ConfigError if they are of another program."""
     try:
         config = dict(saved["config"])
         parts = {"model": ModelConfig, "ensemble": EnsembleConfig, "replay": ReplayConfig}
-        made: dict[str, Any] = {name: make(**config[name]) for name, make in parts.items()}
+        made: JsonObject = {name: make(**config[name]) for name, make in parts.items()}
         made["env_args"] = tuple((name, value) for name, value in config["env_args"])
         return Config(**config | made), Hypers(**saved["hypers"])
     except (KeyError, TypeError, ValueError) as error:

@@ -10,7 +10,6 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from typing import Any
 
 from stages.cli.terminal import say
 
@@ -34,9 +33,9 @@ class Signals:
 
     def __init__(self) -> None:
         self.asked = 0
-        self.on_abort: Callable[[], Any] = lambda: None
+        self.on_abort: Callable[[], object] = lambda: None
         self._when = ""
-        self._before: dict[int, Any] = {}
+        self._before: dict[int, signal.Handlers | Callable | int | None] = {}
         self._thread: threading.Thread | None = None
 
     def between_chunks(self, seconds: float | None = None) -> None:
@@ -57,7 +56,7 @@ class Signals:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._thread is None:
             return
         signal.set_wakeup_fd(self._wakeup)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -20,11 +20,11 @@ from stages.figures.comparison import plot_comparison
 from stages.report.compare import compare
 from stages.report.export import write_scores, write_table
 from stages.report.read import read_run, read_runs
-from stages.report.tables import as_json, markdown, print_tables, tables
+from stages.report.tables import markdown, print_tables, tables, to_json
 from stages.store.files import RunFolderError, make_folder, write_json, write_whole
 
 Run = Annotated[Path, tyro.conf.arg(metavar="RUN")]
-Policy = Literal["task", "explore", "random"]
+PolicyName = Literal["task", "explore", "random"]
 Runs = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN ...")]
 
 
@@ -43,7 +43,7 @@ def compare_runs(runs: Runs, /, out: str = "") -> None:
     with terminal.printing():
         print_tables(tables(comparison))
     write_whole(folder / "compare.md", markdown(tables(comparison)).encode())
-    write_json(folder / "compare.json", as_json(comparison))
+    write_json(folder / "compare.json", to_json(comparison))
     write_table(folder / "results.csv", comparison.runs, comparison.differing)
     write_scores(folder / "scores", comparison.runs)
     plot_comparison(folder / "compare.png", comparison)
@@ -64,7 +64,7 @@ def report_run(run: Run, /, out: str = "") -> None:
     terminal.say(f"see {folder / 'report.html'}, and results.csv beside it")
 
 
-def eval_run(run: Run, /, episodes: int = 100, policy: Policy = "task", seed_point: int | None = None) -> None:
+def eval_run(run: Run, /, episodes: int = 100, policy: PolicyName = "task", seed_point: int | None = None) -> None:
     """Let a run's agents play again, from their newest checkpoints: scores of each seed, and how well its world model
     predicts: the error of observations 1, 5 and 15 rows after 5 rows of an episode, with the true actions and without
     looking, beside the error where it looks. Leaves eval.json in the run's folder.
@@ -88,7 +88,7 @@ def eval_run(run: Run, /, episodes: int = 100, policy: Policy = "task", seed_poi
     played = scores.play(loaded, policy, episodes, seed_point)
     with terminal.printing():
         scores.print_scores(loaded, played, policy)
-    write_json(loaded.path / "eval.json", scores.as_json(loaded, played, policy, seed_point))
+    write_json(loaded.path / "eval.json", scores.to_json(loaded, played, policy, seed_point))
     terminal.say(f"see {loaded.path / 'eval.json'}")
 
 
@@ -96,7 +96,7 @@ def video_run(
     run: Run,
     /,
     seed: int | None = None,
-    policy: Policy = "task",
+    policy: PolicyName = "task",
     out: str = "",
     rows: int = 120,
     fps: float = 8.0,
@@ -167,7 +167,7 @@ def _start_jax() -> None:
     start.local_devices()
 
 
-COMMANDS: dict[str, Callable[..., Any]] = {
+COMMANDS: dict[str, Callable[..., None]] = {
     "compare": compare_runs,
     "report": report_run,
     "eval": eval_run,

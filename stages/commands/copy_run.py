@@ -5,13 +5,13 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from stages.cli.processes import Processes
+from stages.cli.settings_file import JsonObject, Settings
 from stages.config import ConfigError
 from stages.report.statistics import summarise
 from stages.store.checkpoint import CheckpointId, Checkpoints
@@ -58,12 +58,12 @@ def _write_agents(folder: Path, loaded: Loaded, kept: Sequence[int]) -> None:
     """A checkpoint for each group of seeds that has some of `kept`, with as much as `load` reads."""
     rounds, parts = [], []
     for group in loaded.groups:
-        places = np.flatnonzero([seed in kept for seed in group.seeds])
-        if not places.size:
+        slots = np.flatnonzero([seed in kept for seed in group.seeds])
+        if not slots.size:
             continue
-        seeds = [group.seeds[place] for place in places]
+        seeds = [group.seeds[slot] for slot in slots]
         diverged = np.array([group.diverged.get(seed, 0) // group.config.envs for seed in seeds], np.int32)
-        agent, hypers, env_params = take_seeds((group.agent, group.hypers, group.env_params), places)
+        agent, hypers, env_params = take_seeds((group.agent, group.hypers, group.env_params), slots)
         parts.append((group.step, Part(agent, hypers, env_params, diverged)))
         rounds.append(
             {"round": {"seeds": seeds, "mine": seeds, "trials": []}, "phase": int(group.config != loaded.config)}
@@ -81,11 +81,11 @@ def _write_agents(folder: Path, loaded: Loaded, kept: Sequence[int]) -> None:
         write_whole(note, b"")
 
 
-def _summary_of(summary: Mapping[str, Any], kept: Sequence[int]) -> dict[str, Any]:
+def _summary_of(summary: Settings, kept: Sequence[int]) -> JsonObject:
     """A summary of some of its seeds; the scores' interval is taken again, over these."""
     indices = [index for index, seed in enumerate(summary["seeds"]) if seed in kept]
     lists = {name: summary[name] for name in PER_SEED if summary.get(name) is not None}
-    kept_summary: dict[str, Any] = {name: [values[index] for index in indices] for name, values in lists.items()}
+    kept_summary: JsonObject = {name: [values[index] for index in indices] for name, values in lists.items()}
     kept_summary["diverged"] = {seed: step for seed, step in summary["diverged"].items() if int(seed) in kept}
     if "score" in kept_summary:
         scores = np.array(kept_summary["score"], np.float64)

@@ -11,7 +11,7 @@ import re
 import shlex
 from collections.abc import Iterable, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from stages.cli.saved_settings import beyond_preset
 from stages.commands.page_frame import PAGE
 from stages.figures.curves import curves_figure
 from stages.figures.metric import metric_figure
-from stages.report.compare import NO_SETTING, Line, compare, described
+from stages.report.compare import NO_SETTING, Line, compare, described, show_value
 from stages.report.read import EVALUATION, EXPLORED, TRAINING, Result
 from stages.report.score_table import decimals, number
 
@@ -240,8 +240,10 @@ def _settings(run: Result) -> str:
     """All settings, those that differ from their preset first; and versions."""
     changed = beyond_preset(run.settings)
     unchanged = [name for name in run.settings if name not in changed and not name.startswith("versions.")]
-    rows = [[name.removeprefix("config."), _word(run.settings[name]), _word(was)] for name, was in changed.items()]
-    rows += [[name.removeprefix("config."), _word(run.settings[name]), ""] for name in unchanged]
+    rows = [
+        [name.removeprefix("config."), show_value(run.settings[name]), show_value(was)] for name, was in changed.items()
+    ]
+    rows += [[name.removeprefix("config."), show_value(run.settings[name]), ""] for name in unchanged]
     versions = [
         [name.split(".")[1], str(value)] for name, value in run.settings.items() if name.startswith("versions.")
     ]
@@ -267,7 +269,3 @@ def _middle(run: Result, name: str) -> float | None:
 def _duration(seconds: float) -> str:
     rounded = round(seconds)
     return f"{rounded} s" if rounded < 120 else f"{rounded // 60} min" if rounded < 7200 else f"{rounded / 3600:.1f} h"
-
-
-def _word(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -157,11 +157,14 @@ def _draw_estimate(axes: Axes, estimate: Estimate, y: float, colour: str) -> Non
 def _dress_rows(axes: Axes, names: Sequence[str]) -> None:
     """One name for each line, from above."""
     dress(axes)
-    short = lambda line: line if len(line) < 25 else "..." + line[-22:]
-    shown = ["\n".join(map(short, name.split("\n"))) for name in names]
+    shown = ["\n".join(map(_shortened, name.split("\n"))) for name in names]
     axes.set_yticks(range(len(names)), shown, fontsize=8, parse_math=False)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
+
+
+def _shortened(line: str) -> str:
+    return line if len(line) < 25 else "..." + line[-22:]
 
 
 def _dress_steps(axes: Axes, runs: Sequence[Result]) -> None:

@@ -176,12 +176,12 @@ def _dots(values: NDArray[np.float64]) -> list[int]:
 
 def _draw_markers(axes: Axes, markers: Sequence[tuple[float, str]]) -> int:
     """Vertical lines, labelled above the axes; where labels would meet, one climbs. Returns their rows."""
-    left, right = axes.get_xlim()
+    x_min, x_max = axes.get_xlim()
     ends: list[float] = []  # where each row of labels ends, as a fraction of the axes' width
     for step, label in markers:
         axes.axvline(step, color=GREY, linewidth=1, linestyle=":", zorder=2.4)
         width = 0.0125 * len(label) + 0.02  # of 8.5 pt text, a little generous
-        fraction = (step - left) / (right - left)
+        fraction = (step - x_min) / (x_max - x_min)
         start = min(max(fraction - width / 2, 0.0), max(1 - width, 0.0))
         row = next((row for row, end in enumerate(ends) if end <= start), len(ends))
         ends[row : row + 1] = [start + width]

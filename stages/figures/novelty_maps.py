@@ -46,7 +46,7 @@ def plot_novelty(path: str | os.PathLike[str], log: NoveltyLog, states: StateSpa
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    maps = [m for each in log.maps.values() for m in (each.early, each.middle, each.late)]
+    maps = [m for three in log.maps.values() for m in (three.early, three.middle, three.late)]
     ensemble = bool(np.isfinite(log.correlation).any())
     rows = (1 + ensemble) if states.grid[0] and maps else 0
     heights = [2.6 * rows, 3.0] if rows else [3.2]
@@ -69,19 +69,19 @@ def _draw_maps(figure: SubFigure, maps: list[Map], states: StateSpace, rows: int
     from matplotlib.colors import LogNorm, Normalize
 
     axes = np.asarray(figure.subplots(rows, len(maps), squeeze=False))
-    most = max(1, *(int(each.visits.max()) for each in maps))
-    for column, each in enumerate(maps):
-        visited = np.where(each.visits > 0, each.visits, np.nan)
-        image = _draw_map(axes[0, column], visited, states, {"cmap": "viridis", "norm": LogNorm(1, max(most, 2))})
+    most_visits = max(2, *(int(point.visits.max()) for point in maps))
+    for column, point in enumerate(maps):
+        visited = np.where(point.visits > 0, point.visits, np.nan)
+        image = _draw_map(axes[0, column], visited, states, {"cmap": "viridis", "norm": LogNorm(1, most_visits)})
         last = column == len(maps) - 1
         if last:
             figure.colorbar(image, ax=list(axes[0]), shrink=0.9, label=f"visits (seed {seed})")
-        axes[0, column].set_title(f"after {each.step:,} steps", fontsize=9, color=INK)
+        axes[0, column].set_title(f"after {point.step:,} steps", fontsize=9, color=INK)
         if rows > 1:
-            seen = each.disagreement[np.isfinite(each.disagreement)]
+            seen = point.disagreement[np.isfinite(point.disagreement)]
             low, top = (float(seen.min()), float(seen.max())) if seen.size else (0.0, 0.0)
             look = {"cmap": "magma", "norm": Normalize(low, top if top > low else low + 1.0)}
-            image = _draw_map(axes[1, column], each.disagreement, states, look)
+            image = _draw_map(axes[1, column], point.disagreement, states, look)
             bar = figure.colorbar(image, ax=axes[1, column], shrink=0.9, label="disagreement" if last else "")
             bar.ax.tick_params(labelsize=8)
 
@@ -128,9 +128,9 @@ def _draw_bins(axes: Axes, log: NoveltyLog) -> None:
     _dress_steps(axes, log)
     for name, colour, label in zip(BINS, SHADES, LABELS, strict=True):
         curves = log.curve(f"disagreement_{name}")
-        there = np.isfinite(curves).any(0)
-        if there.any():
-            steps, median = np.array(log.steps)[there], np.nanmedian(curves[:, there], 0)
+        has_value = np.isfinite(curves).any(0)
+        if has_value.any():
+            steps, median = np.array(log.steps)[has_value], np.nanmedian(curves[:, has_value], 0)
             axes.plot(steps, median, color=colour, linewidth=1.6, marker="o", markersize=3, label=label)
     axes.set_yscale("log")  # it falls by orders of magnitude, and what counts is the order of the bins
     axes.set_ylabel("disagreement by visits of the pair", color=INK, fontsize=9)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stages.store.files import RunFolderError
-from stages.store.load import AgentBatch
+from stages.store.load import AgentBatch, load_run
 
 
 def load(run: str | os.PathLike[str]) -> AgentBatch:
@@ -35,15 +35,18 @@ def load(run: str | os.PathLike[str]) -> AgentBatch:
 def joined(groups: Sequence[AgentBatch]) -> AgentBatch:
     """Groups of one phase and step as one, in the seeds' order, on the first device."""
     order = np.argsort([seed for group in groups for seed in group.seeds])
-    here = jax.local_devices()[0]
-    each = jax.device_put([(group.agent, group.hypers, group.env_params) for group in groups], here)
-    merge = jax.jit(lambda each: jax.tree.map(lambda *parts: jnp.concatenate(parts)[order], *each))
-    agent, hypers, env_params = merge(each)
+    parts = [(group.agent, group.hypers, group.env_params) for group in groups]
+
+    @jax.jit
+    def merge(parts):
+        return jax.tree.map(lambda *arrays: jnp.concatenate(arrays)[order], *parts)
+
+    agent, hypers, env_params = merge(jax.device_put(parts, jax.local_devices()[0]))
     return dataclasses.replace(
         groups[0],
         seeds=sorted(seed for group in groups for seed in group.seeds),
         finished=all(group.finished for group in groups),
-        diverged={seed: at for group in groups for seed, at in group.diverged.items()},
+        diverged={seed: step for group in groups for seed, step in group.diverged.items()},
         agent=agent,
         hypers=hypers,
         env_params=env_params,

@@ -3,8 +3,8 @@
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+import jax
 import numpy as np
 
 from stages.cli.arguments import Arguments
@@ -21,14 +21,14 @@ IN_TITLE = ("config.env", "config.env_args", "config.mode")
 
 
 def start_lines(
-    arguments: Arguments, trials: int, seeds: Sequence[int], devices: Sequence[Any], processes: int, folder: Path
+    arguments: Arguments, trials: int, seeds: Sequence[int], devices: Sequence[jax.Device], processes: int, folder: Path
 ) -> list[str]:
     """What is trained, on what, and what differs from the preset; before anything is compiled."""
-    where = f"{len(devices)} {devices[0].platform} device(s)"
+    hardware = f"{len(devices)} {devices[0].platform} device(s)"
     if processes > 1:
-        where += f" of each of {processes} processes"
+        hardware += f" of each of {processes} processes"
     of_trials = f" of each of {trials} trials" if trials > 1 else ""
-    lines = [f"{arguments.title}: seeds {seeds[0]} to {seeds[-1]}{of_trials} on {where}; files in {folder}"]
+    lines = [f"{arguments.title}: seeds {seeds[0]} to {seeds[-1]}{of_trials} on {hardware}; files in {folder}"]
     settings = arguments.flat
     if by_mode := set_by_mode(settings):
         flags = ", ".join(f"{flag_of(name)} {value}" for name, value in by_mode.items())

@@ -3,8 +3,6 @@
 Axes: S seeds of all processes, without padding; P slots of this process.
 """
 
-from typing import Any
-
 import jax
 import numpy as np
 
@@ -14,7 +12,7 @@ from stages.measure.measurement import DisagreementBaselines, Measurement, Novel
 from stages.measure.open_loop import AHEAD
 from stages.report.novelty import Map, contrast_metrics, novelty_metrics
 
-Columns = dict[str, list[Any]]
+Columns = dict[str, list[float] | list[int | None]]
 
 
 def measured_columns(

@@ -2,13 +2,13 @@
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from jaxtyping import ArrayLike
 
+from stages.cli.settings_file import JsonObject
 from stages.config import Config
 from stages.report.events import METRIC, EventLog
 from stages.report.novelty import NoveltyLog
@@ -28,12 +28,17 @@ class ScoreCurve:
         self.steps.append(step)
         self.scores.append(np.asarray(scores, np.float64))
 
+    @property
+    def last(self) -> list[float] | None:
+        """Scores of the last point, [seeds]; None without one."""
+        return self.scores[-1].tolist() if self.scores else None
+
     @staticmethod
-    def load(saved: Mapping[str, Any]) -> "ScoreCurve":
+    def from_json(saved: JsonObject) -> "ScoreCurve":
         """A curve from its JSON, where no score is null."""
         return ScoreCurve(list(saved["steps"]), [np.array(scores, np.float64) for scores in saved["scores"]])
 
-    def of_places(self, slots: list[int]) -> "ScoreCurve":
+    def of_slots(self, slots: list[int]) -> "ScoreCurve":
         """The curve of some of its seeds."""
         return ScoreCurve(list(self.steps), [scores[slots] for scores in self.scores])
 
@@ -66,13 +71,13 @@ class RoundLog:
     updates: int = 0
 
     @staticmethod
-    def load(saved: Mapping[str, Any]) -> "RoundLog":
+    def from_json(saved: JsonObject) -> "RoundLog":
         """A round's log from its JSON."""
         names = ("untrained", "zero_shot", "final", "untrained_share")
         scores = {name: np.array(saved[name], np.float64) for name in names}
-        curves: dict[str, Any] = {name: ScoreCurve.load(saved[name]) for name in ("training", "evaluation")}
-        curves["novelty"] = NoveltyLog.load(saved["novelty"])
-        curves["events"] = EventLog.load(saved["events"])
+        curves: JsonObject = {name: ScoreCurve.from_json(saved[name]) for name in ("training", "evaluation")}
+        curves["novelty"] = NoveltyLog.from_json(saved["novelty"])
+        curves["events"] = EventLog.from_json(saved["events"])
         scores["diverged"] = np.array(saved["diverged"], int)
         return RoundLog(**{**saved, **scores, **curves, "round": Round(**saved["round"])})
 
@@ -93,18 +98,18 @@ class RoundLog:
 
     def of_trial(self, trial: int) -> "RoundLog":
         """The log of one trial's seeds alone."""
-        log = self._of_places(self.round.places(trial))
+        log = self._of_slots(self.round.slots(trial))
         return dataclasses.replace(log, novelty=log.novelty.with_map_of(trial))
 
-    def _of_places(self, slots: list[int]) -> "RoundLog":
-        """The log of the seeds at these places, as of one trial."""
+    def _of_slots(self, slots: list[int]) -> "RoundLog":
+        """The log of the seeds in these slots, as of one trial."""
         names = ("untrained", "zero_shot", "final", "diverged", "untrained_share")
-        scores: dict[str, Any] = {name: getattr(self, name)[slots] for name in names if getattr(self, name).size}
+        scores: JsonObject = {name: getattr(self, name)[slots] for name in names if getattr(self, name).size}
         round = dataclasses.replace(self.round, seeds=[self.round.seeds[slot] for slot in slots], trials=[])
-        curves: dict[str, Any] = {
-            name: getattr(self, name).of_places(slots) for name in ("training", "evaluation", "events")
+        curves: JsonObject = {
+            name: getattr(self, name).of_slots(slots) for name in ("training", "evaluation", "events")
         }
-        return dataclasses.replace(self, round=round, novelty=self.novelty.of_places(slots), **curves, **scores)
+        return dataclasses.replace(self, round=round, novelty=self.novelty.of_slots(slots), **curves, **scores)
 
     def finished(self, phases: list[Phase]) -> bool:
         """Whether the round has come to the end of these phases, and was evaluated there."""
@@ -120,7 +125,7 @@ class RoundLog:
         return {seed: int(step) for seed, step in zip(self.round.seeds, self.diverged, strict=False) if step}
 
     def add_chunk(
-        self, rows: Sequence[Mapping[str, Any]], tasker: np.ndarray | None, iterations: int, updates: int
+        self, rows: Sequence[JsonObject], tasker: np.ndarray | None, iterations: int, updates: int
     ) -> list[int]:
         """Add a log point; returns the slots of the seeds that have diverged since the one before.
 
@@ -142,7 +147,7 @@ class RoundLog:
         return diverged
 
     def on_diverged(self, steps: np.ndarray) -> list[int]:
-        """Notes at which env step each seed diverged, [seeds], 0 for none; returns the places of new ones."""
+        """Notes at which env step each seed diverged, [seeds], 0 for none; returns the slots of new ones."""
         before = self.diverged if self.diverged.size else np.zeros_like(steps)
         self.diverged = steps
         return np.flatnonzero((steps > 0) & (before == 0)).tolist()
@@ -154,7 +159,7 @@ class RoundLog:
 
 def metric_rows(
     progress: Progress, seeds: list[int], config: Config, clock_step: int, iterations: int, since: float
-) -> list[dict[str, Any]]:
+) -> list[JsonObject]:
     """One metrics row for each seed, with DreamerV3's names.
 
     `episode/score` and `event/NAME`, the share of episodes in which it happened, are NaN where no episode ended;

@@ -10,16 +10,17 @@ The training loop calls `log_start`, `log_plan`, for each round `log_round`, aft
 import dataclasses
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+import jax
 import numpy as np
 
 from envs.environment import StateSpace
 from stages.cli import terminal
 from stages.cli.arguments import Arguments
 from stages.cli.processes import Processes
+from stages.cli.settings_file import JsonObject
 from stages.config import Config, ConfigError
 from stages.log.lines import agent_name, plan_lines, progress_line, round_line, start_lines
 from stages.log.measured import measured_columns
@@ -34,8 +35,8 @@ from stages.sweep.rounds import Plan, Round
 from stages.sweep.trials import Trial
 from stages.train import Progress
 
-Row = dict[str, Any]
-"""A row of metrics.jsonl."""
+MetricRow = JsonObject
+"""A row of metrics.jsonl: a seed's metrics at a log point."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class RunSetup:
 
 @dataclass
 class RunLog:
-    """How far a run has come. `saved` gives it as JSON, for a checkpoint; `load` goes on from there."""
+    """How far a run has come. `to_json` gives it to a checkpoint; `resume` goes on from there."""
 
     setup: RunSetup
     started: float  # of time.time, earlier by the seconds that the run took before it was stopped
@@ -63,7 +64,7 @@ class RunLog:
     planned_rounds: int = 1
     compile_seconds: float = 0.0
     tracker: Tracker = field(default_factory=Tracker)
-    table: list[Row] | None = None  # every row so far, where the caller wants them; metrics.jsonl has them
+    table: list[MetricRow] | None = None  # every row so far, where the caller wants them; metrics.jsonl has them
 
     @property
     def round(self) -> RoundLog:
@@ -75,7 +76,7 @@ class RunLog:
         """Seconds since the run began, with those before it was stopped."""
         return round(time.time() - self.started, 2)
 
-    def saved(self, iterations: Sequence[int]) -> dict[str, Any]:
+    def to_json(self, iterations: Sequence[int]) -> JsonObject:
         """The log so far, with the run's arguments and versions, as JSON may hold it.
 
         Args:
@@ -93,16 +94,16 @@ class RunLog:
             "versions": versions(),
         }
 
-    def load(self, saved: Mapping[str, Any]) -> None:
-        """Go on from what `saved` gave; lines of metrics.jsonl after it are cut off."""
-        self.rounds = [RoundLog.load(log) for log in saved["rounds"]]
+    def resume(self, saved: JsonObject) -> None:
+        """Go on from what `to_json` gave; lines of metrics.jsonl after it are cut off."""
+        self.rounds = [RoundLog.from_json(log) for log in saved["rounds"]]
         self.started -= saved["seconds"]
         if self.setup.folder is not None:
             for folder, size in zip(self.setup.folders, saved["metrics_sizes"], strict=True):
                 folder.cut_metrics(size)
             present, past = versions(), saved["versions"]
             if changed := ", ".join(f"{k} {v} (now {present.get(k)})" for k, v in past.items() if present.get(k) != v):
-                self.warn(f"the checkpoint was made with {changed}; results may differ")
+                terminal.warn(f"the checkpoint was made with {changed}; results may differ")
 
     def restart(self) -> None:
         """Begin from nothing; what a run without a checkpoint has logged here is cut off.
@@ -123,10 +124,6 @@ class RunLog:
             for trial in self.setup.folders:
                 trial.cut_metrics(0)
 
-    def warn(self, line: str) -> None:
-        """A line of warning to standard error."""
-        terminal.warn(line)
-
     def on_abort(self) -> None:
         """Nothing will run: remove the empty folders."""
         if self.setup.folder is not None:
@@ -144,7 +141,7 @@ class RunLog:
             )
 
 
-def log_start(log: RunLog, seeds: Sequence[int], devices: Sequence[Any]) -> None:
+def log_start(log: RunLog, seeds: Sequence[int], devices: Sequence[jax.Device]) -> None:
     """The first lines; compiling begins."""
     log.compile_seconds = -time.time()
     run = log.setup
@@ -187,7 +184,7 @@ def log_round(log: RunLog, index: int, round: Round) -> RoundLog:
 
 def chunk_rows(
     log: RunLog, progress: Progress, config: Config, clock: StepCounters, iterations: int, since: float
-) -> list[Row]:
+) -> list[MetricRow]:
     """Rows of metrics.jsonl, of all processes' seeds. Reading the numbers waits for the chunk to end.
 
     Args:
@@ -199,7 +196,7 @@ def chunk_rows(
     return metric_rows(everyone, log.round.round.seeds, config, int(clock.step), iterations, since)
 
 
-def with_measurements(log: RunLog, rows: list[Row], measured: Measurement) -> list[Row]:
+def with_measurements(log: RunLog, rows: list[MetricRow], measured: Measurement) -> list[MetricRow]:
     """`rows` with what was measured of each seed, [P, ...] of this process."""
     run = log.setup
     half = run.arguments.config.steps // 2
@@ -208,7 +205,7 @@ def with_measurements(log: RunLog, rows: list[Row], measured: Measurement) -> li
 
 
 def log_chunk(
-    log: RunLog, config: Config, rows: list[Row], tasker: np.ndarray | None, iterations: int, share: float,
+    log: RunLog, config: Config, rows: list[MetricRow], tasker: np.ndarray | None, iterations: int, share: float,
     seconds: float,
 ) -> None:  # fmt: skip
     """One log point: metrics.jsonl, summary.json, curves, a line of progress.
@@ -231,7 +228,7 @@ def log_chunk(
         return
     prefix = f"round{log.current + 1}/" if log.planned_rounds > 1 else ""
     for index, (trial, folder) in enumerate(zip(run.trials, run.folders, strict=True)):
-        if trial_rows := [rows[slot] for slot in current.round.places(index)]:
+        if trial_rows := [rows[slot] for slot in current.round.slots(index)]:
             folder.append_metrics(trial_rows)
             if log.tracker.sink is not None:
                 log.tracker.write(current.step, series(trial_rows, prefix, trial.name))
@@ -242,7 +239,7 @@ def log_chunk(
     terminal.say(progress_line(config.mode, share, current.step, steps, scores, tasker, speed, seconds))
     if diverged:
         names = [f"{agent_name(run.trials, current.round, i)} at step {current.diverged[i]:,}" for i in diverged]
-        log.warn(
+        terminal.warn(
             f"{', '.join(names)}: a loss, gradient, observation or reward was not finite; frozen there (try a lower lr)"
         )
 
@@ -277,7 +274,7 @@ def _write_unfinished(log: RunLog, folder: RunFolder) -> None:
     about = {"round": log.current + 1, "rounds": log.planned_rounds, "wall_seconds": log.wall_seconds}
     about |= {"versions": versions()}
     for index, (trial, trial_folder) in enumerate(zip(run.trials, run.folders, strict=True)):
-        if current.round.places(index):
+        if current.round.slots(index):
             write_unfinished(trial_folder, trial, current.of_trial(index), run.states, run.achievements, about)
     if run.trials[0].name:
         folder.write_summary({"finished": False, "trials": [trial.name for trial in run.trials]})

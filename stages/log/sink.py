@@ -12,11 +12,12 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from stages.cli import terminal
+from stages.cli.settings_file import Settings
 from stages.cli.trackers import PACKAGES, Kind
 from stages.report.statistics import summarise
 
@@ -26,11 +27,11 @@ SCORES = ("episode/score", "eval/score")
 class Sink(NamedTuple):
     """Where numbers go: `write(step, name -> number)` after each chunk, `close` at the end."""
 
-    write: Callable[[int, Mapping[str, float]], Any]
-    close: Callable[[], Any]
+    write: Callable[[int, Mapping[str, float]], object]
+    close: Callable[[], object]
 
 
-def open_sink(kind: Kind, folder: Path, config: Mapping[str, Any], last_step: int = 0) -> Sink | None:
+def open_sink(kind: Kind, folder: Path, config: Settings, last_step: int = 0) -> Sink | None:
     """Begin to log, or go on with the same run.
 
     Args:
@@ -69,7 +70,7 @@ class Tracker:
     sink: Sink | None = None
 
     @staticmethod
-    def open(kind: Kind, folder: Path, config: Mapping[str, Any], last_step: int = 0) -> Tracker:
+    def open(kind: Kind, folder: Path, config: Settings, last_step: int = 0) -> Tracker:
         """As `open_sink`."""
         tracker = Tracker(kind)
         with tracker._guarded():
@@ -99,7 +100,7 @@ class Tracker:
             terminal.warn(f"no more of this run goes to {self.kind} ({why}); metrics.jsonl has all")
 
 
-def series(rows: Sequence[Mapping[str, Any]], prefix: str = "", trial: str = "") -> dict[str, float]:
+def series(rows: Sequence[Settings], prefix: str = "", trial: str = "") -> dict[str, float]:
     """What a sink is told of a chunk: every metric's mean over seeds, and of scores also the interquartile mean with
     its interval, and each seed's own. Numbers that are not finite are left out.
 

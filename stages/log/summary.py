@@ -5,13 +5,13 @@ finished.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from envs.environment import StateSpace
 from stages.cli import terminal
+from stages.cli.settings_file import Settings
 from stages.figures.curves import plot_curves
 from stages.figures.novelty_maps import plot_novelty
 from stages.log.round_log import RoundLog
@@ -24,11 +24,10 @@ from stages.sweep.trials import Trial
 
 def write_unfinished(
     folder: RunFolder, trial: Trial, log: RoundLog, states: StateSpace | None, achievements: Sequence[str],
-    about: Mapping[str, Any],
+    about: Settings,
 ) -> None:  # fmt: skip
     """summary.json of a trial at a log point. Raises RunFolderError."""
     config = trial.arguments.config
-    last = lambda curve: curve.scores[-1].tolist() if curve.scores else None
     folder.write_summary(
         {
             "finished": False,
@@ -38,8 +37,8 @@ def write_unfinished(
             "diverged": log.diverged_at,
             "env_steps": log.step,
             "updates": log.updates,
-            "training_score": last(log.training),
-            "evaluation_score": last(log.evaluation),
+            "training_score": log.training.last,
+            "evaluation_score": log.evaluation.last,
             **summary(log.novelty, None if states is None else states.count),
             **log.events.summary(achievements),
             **about,
@@ -49,7 +48,7 @@ def write_unfinished(
 
 def write_finished(
     folder: RunFolder, trial: Trial, log: RoundLog, states: StateSpace | None, achievements: Sequence[str],
-    about: Mapping[str, Any],
+    about: Settings,
 ) -> None:  # fmt: skip
     """curves.png, novelty.png where states can be counted, and summary.json, at the end of a run.
 

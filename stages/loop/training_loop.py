@@ -26,7 +26,8 @@ from stages.log.run_log import (
     log_start,
     with_measurements,
 )  # fmt: skip
-from stages.loop.keeper import Keeper, enter
+from stages.loop.checkpoint_policy import CheckpointPolicy
+from stages.loop.open_run import open_run
 from stages.replay import StepCounters
 from stages.sweep.rounds import Evaluator, Phase, Round, phases_of, plan
 from stages.sweep.trials import Program
@@ -43,28 +44,28 @@ def train_program(program: Program, processes: Processes, signals: Signals, star
     """
     config = program.arguments.config
     env = envs.make(config.env, dict(config.env_args))
-    entered = enter(program, processes)
+    opened = open_run(program, processes)
     try:
         setup = RunSetup(
             program.arguments, program.trials, processes, env.states, env.goal is not None, env.achievements,
-            entered.folder, entered.trials,
+            opened.folder, opened.trials,
         )  # fmt: skip
-        if not entered.finished:
+        if not opened.finished:
             log = RunLog(setup, started)
-            train_rounds(env, log, Keeper(program.arguments, env, entered.path, processes, signals, log))
-        elif entered.folder is not None:
-            terminal.say(f"the run in {entered.path} is finished; raise --steps to go on, or choose another --logdir")
+            train_rounds(env, log, CheckpointPolicy(program.arguments, env, opened.path, processes, signals, log))
+        elif opened.folder is not None:
+            terminal.say(f"the run in {opened.path} is finished; raise --steps to go on, or choose another --logdir")
     finally:
-        entered.close()
+        opened.close()
 
 
 def train_rounds(
-    env: Environment, log: RunLog, keeper: Keeper | None = None, on_round_end: OnRoundEnd | None = None
+    env: Environment, log: RunLog, saving: CheckpointPolicy | None = None, on_round_end: OnRoundEnd | None = None
 ) -> None:
     """Plan which seeds fit side by side, train them round by round, and log what they do.
 
     Args:
-        keeper: saves checkpoints, and goes on from them; None: nothing is saved.
+        saving: saves checkpoints, and resumes from them; None: nothing is saved.
         on_round_end: called with each round's log, last state and clock.
 
     Raises:
@@ -74,7 +75,7 @@ def train_rounds(
     setup, arguments = log.setup, log.setup.arguments
     seeds = list(range(arguments.seed_start, arguments.seed_start + arguments.seeds))
     devices = jax.local_devices()[: arguments.devices or None]
-    chunks, slots = (keeper.chunks, keeper.side_by_side) if keeper else ([], 0)
+    chunks, slots = (saving.chunks, saving.side_by_side) if saving else ([], 0)
 
     def build(width: int) -> list[Phase]:
         return phases_of(env, arguments.config, devices, width, arguments.log_points, chunks)
@@ -90,15 +91,15 @@ def train_rounds(
         log.on_abort()
         raise
     log_plan(log, planned)
-    if keeper:
-        keeper.on_plan(planned.phases)
+    if saving:
+        saving.on_plan(planned.phases)
     for index, round in enumerate(planned.rounds):
         hypers = round.hypers([trial.arguments.hypers for trial in setup.trials])
         if not log_round(log, index, round).finished(planned.phases):
-            train_round(planned.phases, round, hypers, log, keeper, on_round_end)
+            train_round(planned.phases, round, hypers, log, saving, on_round_end)
     log_finish(log)
-    if keeper:
-        keeper.close()
+    if saving:
+        saving.close()
 
 
 def train_round(
@@ -106,12 +107,12 @@ def train_round(
     round: Round,
     hypers: Hypers,
     log: RunLog,
-    keeper: Keeper | None = None,
+    saving: CheckpointPolicy | None = None,
     on_round_end: OnRoundEnd | None = None,
 ) -> None:
     """Train a round's seeds through the phases, from their first step or their checkpoint, to their last evaluation."""
     evaluate, logged = Evaluator(round, log.setup.processes), log.round
-    if keeper and (saved := keeper.restore(log.current)):
+    if saving and (saved := saving.restore(log.current)):
         state, clock = saved
     else:
         sweep = phases[0].sweep
@@ -121,18 +122,23 @@ def train_round(
         if phase is not phases[logged.phase]:
             state = phase.sweep.adapt(state)
             logged.on_adapt()
-        state, clock = train_phase(phase, state, clock, evaluate, log, keeper)
+        state, clock = train_phase(phase, state, clock, evaluate, log, saving)
         if phase.sweep.config.mode == "explore":
             logged.zero_shot = logged.evaluation.scores[-1]
     logged.final = evaluate(phases[-1].sweep, state, clock)
-    if keeper:
-        keeper.on_round_end(log.current, state, clock)
+    if saving:
+        saving.on_round_end(log.current, state, clock)
     if on_round_end:
         on_round_end(logged, state, clock)
 
 
 def train_phase(
-    phase: Phase, state: TrainState, clock: StepCounters, evaluate: Evaluator, log: RunLog, keeper: Keeper | None = None
+    phase: Phase,
+    state: TrainState,
+    clock: StepCounters,
+    evaluate: Evaluator,
+    log: RunLog,
+    saving: CheckpointPolicy | None = None,
 ) -> tuple[TrainState, StepCounters]:
     """Collect and train in equal chunks; log and save after each. Consumes `state`."""
     sweep, logged, since, first = phase.sweep, log.round, time.time(), log.round.done
@@ -146,7 +152,7 @@ def train_phase(
         done = logged.done + phase.iterations
         seconds = (time.time() - since) / (done - first) * (phase.total - done)
         log_chunk(log, sweep.config, rows, scores, phase.iterations, done / phase.total, seconds)
-        if keeper:
-            keeper.on_chunk(state, clock)
+        if saving:
+            saving.on_chunk(state, clock)
     assert sweep.traces["train_chunk"] <= 1, sweep.traces
     return state, clock

@@ -40,13 +40,13 @@ def start_coverage(env: Environment, capacity: int, envs: int) -> Coverage | Non
     return Coverage(visits, jnp.full((capacity, envs), -1, jnp.int32), zero, zero, zero, zero)
 
 
-def count(
+def count_row(
     env: Environment,
     coverage: Coverage | None,
     actor_state: ActorState,
     row: Row,
     step: Int[Array, ""],
-    taken: Bool[Array, ""] | bool = True,
+    is_kept: Bool[Array, ""] | bool = True,
 ) -> Coverage | None:
     """The record with one more row of every environment.
 
@@ -54,7 +54,7 @@ def count(
         actor_state: as it was at this row, before the step.
         row: [N, ...].
         step: the number of the row, as the ring counts; not batched.
-        taken: whether the ring took it; else the record stays what it is.
+        is_kept: whether the ring kept it; else the record stays unchanged.
 
     `solved_episode` is bsuite's rule for Deep Sea (Osband et al. 2020: the first episode at which the average regret is
     below 0.9; a bad episode is one without the goal), at every episode rather than at the logged ones.
@@ -63,11 +63,11 @@ def count(
         return coverage
     state = jnp.where(row.is_last, -1, jax.vmap(env.states.index)(actor_state.env_state))
     # Out of range, and so dropped, where no action was taken: -1 would be the last state.
-    visited = jnp.where(row.is_last | ~taken, env.states.size, state), action_index(env.action_space, row.action)
+    visited = jnp.where(row.is_last | ~is_kept, env.states.size, state), action_index(env.action_space, row.action)
     visits = coverage.visits.at[visited].add(1, mode="drop")
-    where = write_row(coverage.where, state, step, taken)
+    states = write_row(coverage.where, state, step, is_kept)
 
-    ended = row.is_last & taken
+    ended = row.is_last & is_kept
     number = coverage.episodes + jnp.cumsum(ended)  # of the episode that ends here
     episodes, misses, goal, solved = number[-1], coverage.misses, coverage.goal_episode, coverage.solved_episode
     if env.goal is not None:
@@ -76,13 +76,13 @@ def count(
         goal = _first(goal, reached, number)
         solved = _first(solved, ended & (10 * missed < SOLVED_TENTHS * number), number)
         misses = missed[-1]
-    return Coverage(visits, where, episodes, misses, goal, solved)
+    return Coverage(visits, states, episodes, misses, goal, solved)
 
 
 def _first(before: Int[Array, ""], event: Bool[Array, " N"], number: Int[Array, " N"]) -> Int[Array, ""]:
     """The number of the first event, if there was none before and is one now."""
-    now = jnp.where(event.any(), number[jnp.argmax(event)], 0)
-    return jnp.where(before > 0, before, now)
+    present = jnp.where(event.any(), number[jnp.argmax(event)], 0)
+    return jnp.where(before > 0, before, present)
 
 
 # ---- actions that are told apart -----------------------------------------------------------------------------------

@@ -99,8 +99,8 @@ def open_loop_error(
     (capacity, envs), length = ring.reward.shape, max(AHEAD)
     clock = StepCounters(step, jnp.zeros((), jnp.int32))
     rows = read(ring, choose(clock, capacity, envs, WINDOWS, length, online=False, key=key), length)
-    there, key = jnp.minimum(step, capacity), jr.fold_in(key, 0)
-    ahead, observed, _ = open_loop_errors(model, rows, AHEAD, hypers.unimix, context=1, present=there, key=key)
+    present, key = jnp.minimum(step, capacity), jr.fold_in(key, 0)
+    ahead, observed, _ = open_loop_errors(model, rows, AHEAD, hypers.unimix, context=1, present=present, key=key)
     return OpenLoopError(ahead.loss, observed.loss)
 
 
@@ -115,7 +115,9 @@ def novelty(
     if (reward := agent.intrinsic) is not None:
         rows, present = rows_of_states(coverage.where, env.states.size if env.states else 0, key=key)
         actions = action_vectors(env.action_space)
-        by_row = lax.map(lambda at: _novelty_of_rows(reward.measured, agent.model, ring, at, actions, hypers), rows.T)
+        by_row = lax.map(
+            lambda index: _novelty_of_rows(reward.measured, agent.model, ring, index, actions, hypers), rows.T
+        )
         about = jnp.where(present[:, None], by_row.mean(0), jnp.nan)  # over K
     return Novelty(coverage.visits, about, coverage.episodes, coverage.goal_episode, coverage.solved_episode)
 
@@ -137,63 +139,68 @@ def disagreement_baselines(
     """
     key_start, key_steps, key_members = jr.split(key, 3)
     capacity = capacity_of(ring)
-    at = (step - 1 - jnp.arange(min(RECENT_ROWS, capacity))) % capacity
-    recent = jax.tree.map(lambda x: x[at], ring)
-    there = (jnp.arange(at.size) < step)[:, None] & ~recent.is_last
+    newest = (step - 1 - jnp.arange(min(RECENT_ROWS, capacity))) % capacity
+    recent = jax.tree.map(lambda x: x[newest], ring)
+    present = (jnp.arange(newest.size) < step)[:, None] & ~recent.is_last
 
     def act(actor_state, key):
         actor_state, row, _ = collect(env, agent, RandomPolicy(env.action_space), actor_state, hypers, key=key)
         return actor_state, row
 
-    begun = start(env, agent.model, RANDOM_ENVS, key=key_start)
-    _, fresh = lax.scan(act, begun, jr.split(key_steps, RANDOM_STEPS))
+    actor_state = start(env, agent.model, RANDOM_ENVS, key=key_start)
+    _, fresh = lax.scan(act, actor_state, jr.split(key_steps, RANDOM_STEPS))
     assert agent.intrinsic is not None
     intrinsic = agent.intrinsic.measured
     untrained = intrinsic.untrained(config, env.obs_space, env.action_space, key=key_members)
-    mean = lambda reward, rows, there: _mean_novelty(reward, agent.model, rows, there, hypers)
     return DisagreementBaselines(
-        mean(intrinsic, recent, there), mean(untrained, recent, there), mean(intrinsic, fresh, ~fresh.is_last)
+        _mean_novelty(intrinsic, agent.model, recent, present, hypers),
+        _mean_novelty(untrained, agent.model, recent, present, hypers),
+        _mean_novelty(intrinsic, agent.model, fresh, ~fresh.is_last, hypers),
     )
 
 
 def _mean_novelty(
-    reward: IntrinsicReward, model: WorldModel, rows: Row, there: Bool[Array, "R N"], hypers: Hypers
+    reward: IntrinsicReward, model: WorldModel, rows: Row, present: Bool[Array, "R N"], hypers: Hypers
 ) -> Float[Array, ""]:
     """Over the rows that are there. An episode's last row has no action that was taken."""
     feat = Latent.stored(rows.deter, rows.stoch, model.rssm.classes, model.dtype).feat
     by_row = reward(model, feat, action_vector(model, rows.action), hypers)
-    return jnp.where(there, by_row, 0.0).sum() / there.sum()
+    return jnp.where(present, by_row, 0.0).sum() / present.sum()
 
 
 def _novelty_of_rows(
     reward: IntrinsicReward,
     model: WorldModel,
     ring: ReplayBuffer,
-    at: Int[Array, " X"],
+    index: Int[Array, " X"],
     actions: Float[Array, "U A"],
     hypers: Hypers,
 ) -> Float[Array, "X U"]:
     """The novelty of each action at these rows of the ring."""
-    index = jnp.unravel_index(at, ring.reward.shape)
-    feat = Latent.stored(ring.deter[index], ring.stoch[index], model.rssm.classes, model.dtype).feat
-    spread = lambda action: jnp.broadcast_to(action, (*at.shape, *action.shape))
-    about = lambda action: reward(model, feat, spread(action), hypers)
-    return lax.map(about, actions).T.astype(jnp.float32)
+    slot = jnp.unravel_index(index, ring.reward.shape)
+    feat = Latent.stored(ring.deter[slot], ring.stoch[slot], model.rssm.classes, model.dtype).feat
+
+    def of_action(action):
+        return reward(model, feat, jnp.broadcast_to(action, (*index.shape, *action.shape)), hypers)
+
+    return lax.map(of_action, actions).T.astype(jnp.float32)
 
 
-def rows_of_states(where: Int[Array, "C N"], states: int, *, key: PRNGKeyArray) -> tuple[Int[Array, "X K"], Array]:
+def rows_of_states(row_states: Int[Array, "C N"], states: int, *, key: PRNGKeyArray) -> tuple[Int[Array, "X K"], Array]:
     """K rows of each state, spread evenly over all its rows in the ring by age: none twice where there are as many.
 
     Args:
-        where: the state of each row of the ring, -1 for none.
+        row_states: the state of each row of the ring, -1 for none.
 
     Returns:
         positions in the flattened ring; whether the state has any row, [X] (else the positions mean nothing).
     """
-    order = jnp.argsort(where.reshape(-1), stable=True)  # rows of one state stand together, those of none come first
-    count = jnp.bincount(jnp.where(where < 0, states, where).reshape(-1), length=states + 1)[:states]
-    first = where.size - count.sum() + jnp.cumsum(count) - count
+    order = jnp.argsort(
+        row_states.reshape(-1), stable=True
+    )  # rows of one state stand together, those of none come first
+    count = jnp.bincount(jnp.where(row_states < 0, states, row_states).reshape(-1), length=states + 1)[:states]
+    first = row_states.size - count.sum() + jnp.cumsum(count) - count
     offset = jr.randint(key, (states,), 0, jnp.maximum(count, 1))
     spread = jnp.arange(ROWS_PER_STATE) * count[:, None] // ROWS_PER_STATE
-    place = first[:, None] + (offset[:, None] + spread) % jnp.maximum(count, 1)[:, None]
-    return order[jnp.minimum(place, where.size - 1)], count > 0
+    rank = first[:, None] + (offset[:, None] + spread) % jnp.maximum(count, 1)[:, None]
+    return order[jnp.minimum(rank, row_states.size - 1)], count > 0

@@ -90,9 +90,9 @@ def open_loop(
     uniform = jr.uniform(key, (*observed.shape, model.rssm.stoch))
     states, actions = posterior(model, rows), action_vector(model, rows.action)
 
-    def step(before, now):
-        (latent, taken), (state, observed, uniform, action) = before, now
-        imagined = imagine_step(model.rssm, latent, taken, uniform, unimix)
+    def step(carry, inputs):
+        (latent, last_action), (state, observed, uniform, action) = carry, inputs
+        imagined = imagine_step(model.rssm, latent, last_action, uniform, unimix)
         latent = Latent(
             jnp.where(observed[:, None], state.deter, imagined.deter),
             jnp.where(observed[:, None, None], state.stoch, imagined.stoch),
@@ -119,8 +119,8 @@ def errors(decoder: Decoder, latent: Latent, obs: Obs) -> Errors:
         if entry.kind in ("binary", "categorical")
     ]
     if not right:
-        none = jnp.full(lead, jnp.nan)
-        return Errors(loss, none, none)
+        nan = jnp.full(lead, jnp.nan)
+        return Errors(loss, nan, nan)
     return Errors(loss, join(right).mean(-1), join(right).min(-1))
 
 
@@ -144,13 +144,14 @@ def open_loop_errors(
         (of the model run forward, of the posterior that sees those rows, windows whose episode is so long), [H]: means
         over the windows whose is. NaN where there is none.
     """
-    at = jnp.array(ahead) + context - 1
+    target = jnp.array(ahead) + context - 1
     same_episode = jnp.cumsum(rows.is_first, 0) == rows.is_first[0]
-    there = same_episode[at] & (at < (rows.is_first.shape[0] if present is None else present))[:, None]
-    observed, count = episode_step(rows.is_first) < context, there.sum(1)
+    rows_present = rows.is_first.shape[0] if present is None else present
+    is_valid = same_episode[target] & (target < rows_present)[:, None]
+    observed, count = episode_step(rows.is_first) < context, is_valid.sum(1)
 
     def mean(latent):
-        each = errors(model.decoder, jax.tree.map(lambda x: x[at], latent), jax.tree.map(lambda x: x[at], rows.obs))
-        return jax.tree.map(lambda x: jnp.where(there, x, 0).sum(1) / count, each)
+        latent, obs = jax.tree.map(lambda x: x[target], (latent, rows.obs))
+        return jax.tree.map(lambda x: jnp.where(is_valid, x, 0).sum(1) / count, errors(model.decoder, latent, obs))
 
     return mean(open_loop(model, rows, observed, unimix, key=key)), mean(posterior(model, rows)), count

@@ -8,19 +8,19 @@ Axes: S seeds.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from stages.cli.saved_settings import FREE, beyond_preset, flag_of, set_by_mode
+from stages.cli.saved_settings import UNCHECKED, beyond_preset, flag_of, set_by_mode
 from stages.report.read import EVALUATION, EXPLORED, TRAINING, Floats, Result
 from stages.report.statistics import Estimate, aggregates, improvement
 
-WHERE = {"config.env", "config.env_args"}
+ENVIRONMENT = {"config.env", "config.env_args"}
 LENGTH = {"config.steps", "config.adapt_steps"}
-NO_SETTING = FREE | WHERE | {"seeds", "seed_start", "log_points", "processes"}
+NO_SETTING = UNCHECKED | ENVIRONMENT | {"seeds", "seed_start", "log_points", "processes"}
 """Arguments that do not say how an agent learns."""
 
 
@@ -97,8 +97,12 @@ def differing_settings(runs: Sequence[Result]) -> list[str]:
 
 def described(run: Result, differing: Sequence[str]) -> str:
     """What sets a run apart, as flags."""
-    shown = lambda value: f"{value:g}" if isinstance(value, float) else str(value)
-    return " ".join(f"{flag_of(name)} {shown(run.settings.get(name))}" for name in differing)
+    return " ".join(f"{flag_of(name)} {show_value(run.settings.get(name))}" for name in differing)
+
+
+def show_value(value: object) -> str:
+    """A setting's value for people."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def final_scores(run: Result) -> Floats:
@@ -168,16 +172,16 @@ def _notes(runs: list[Result]) -> list[str]:
         if not run.steps.size:
             notes.append(f"{run.name} has no line in its metrics.jsonl: no curve of it")
         elif len(missing := np.flatnonzero(~np.isfinite(run.curve(TRAINING)).any(1))) and run.finished:
-            notes.append(f"{run.name}: no episode with a finite score of seeds {_listed(run, missing)} in training")
+            notes.append(f"{run.name}: no episode with a finite score of seeds {_seed_names(run, missing)} in training")
         if run.diverged:
             seeds = [f"{seed} at step {step:,}" for seed, step in run.diverged.items()]
             notes.append(f"{run.name}: seeds diverged: {_some(seeds)}")
         if len(broken := np.flatnonzero(~np.isfinite(final_scores(run)))):
-            notes.append(f"{run.name}: no finite final score of seeds {_listed(run, broken)}: they are left out")
+            notes.append(f"{run.name}: no finite final score of seeds {_seed_names(run, broken)}: they are left out")
     return notes
 
 
-def _listed(run: Result, indices: Any) -> str:
+def _seed_names(run: Result, indices: Iterable[int]) -> str:
     return _some([str(run.seeds[i]) for i in indices])
 
 
@@ -202,14 +206,13 @@ def _over(groups: list[Group], differing: list[str]) -> tuple[list[Line], list[P
     known, unknown = [env for env in shared if scale[env]], [env for env in shared if not scale[env]]
     scores = {method: {env: np.concatenate([final_scores(r) for r in envs[env]]) for env in shared}
               for method, envs in methods.items()}  # fmt: skip
-    name = lambda method: method or "all runs"
     lines = [
-        Line(name(method), sum(int(np.isfinite(s).sum()) for s in tasks.values()),
+        Line(method or "all runs", sum(int(np.isfinite(s).sum()) for s in tasks.values()),
              _estimates([tasks[env] for env in known], [scale[env] for env in known]), {})
         for method, tasks in scores.items() if len(known) > 1
     ]  # fmt: skip
     pairs = [
-        Pair(name(a), name(b), improvement(list(scores[a].values()), list(scores[b].values())))
+        Pair(a or "all runs", b or "all runs", improvement(list(scores[a].values()), list(scores[b].values())))
         for a, b in itertools.combinations(scores, 2)
     ]
     notes = [f"scores over environments are without {', '.join(unknown)}, whose scale is not known"] if unknown else []

@@ -26,7 +26,7 @@ class EventLog:
     happened: dict[str, Counts] = field(default_factory=dict)
 
     @staticmethod
-    def load(saved: Mapping[str, Any]) -> "EventLog":
+    def from_json(saved: Mapping[str, Any]) -> "EventLog":
         """A log from its JSON."""
         happened = {name: np.array(counts, np.int64) for name, counts in saved["happened"].items()}
         return EventLog(np.array(saved["episodes"], np.int64), happened)
@@ -43,7 +43,7 @@ class EventLog:
         self.happened = {name: before[name] + counts[name] for name in names}
         self.episodes = self.episodes + episodes if self.episodes.size else episodes
 
-    def of_places(self, slots: list[int]) -> "EventLog":
+    def of_slots(self, slots: list[int]) -> "EventLog":
         """The log of some of its seeds."""
         if not self.episodes.size:
             return self

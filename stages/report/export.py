@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -69,16 +68,19 @@ def write_scores(folder: Path, runs: Sequence[Result]) -> None:
     Raises:
         RunFolderError: the disk refuses.
     """
-    part = lambda text: re.sub(r"\W+", "_", text).strip("_")
     for run in runs:
         names = [name for name in (TRAINING, EVALUATION) if name in run.metrics]
         for i, seed in enumerate(run.seeds):
             lines = []
             for p, step in enumerate(run.steps.tolist()):
-                row: dict[str, Any] = {name: float(run.metrics[name][i, p]) for name in names}
+                row = {name: float(run.metrics[name][i, p]) for name in names}
                 if np.isfinite(row.get(TRAINING, np.nan)):
                     lines.append(json.dumps({"step": step} | {k: v for k, v in row.items() if np.isfinite(v)}) + "\n")
             if lines:  # plot.py takes no empty file
-                path = folder / f"dreamsweep-env_{part(run.env)}-{part(run.name)}-{seed}"
+                path = folder / f"dreamsweep-env_{_without_hyphens(run.env)}-{_without_hyphens(run.name)}-{seed}"
                 path.mkdir(parents=True, exist_ok=True)
                 write_whole(path / "scores.jsonl", "".join(lines).encode())
+
+
+def _without_hyphens(text: str) -> str:
+    return re.sub(r"\W+", "_", text).strip("_")

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from stages.cli.settings_file import JsonObject
+
 Floats = NDArray[np.float64]
-Ints = NDArray[np.integer[Any]]
+Ints = NDArray[np.integer]
 
 BINS = {"never": (0, 0), "1_3": (1, 3), "4_15": (4, 15), "16_63": (16, 63), "64_255": (64, 255), "256": (256, np.inf)}
 """Name -> fewest and most visits of a bin of pairs."""
@@ -30,8 +32,7 @@ def rank_correlation(x: ArrayLike, y: ArrayLike) -> float:
 
     if len(np.unique(x)) < 2 or len(np.unique(y)) < 2:
         return math.nan
-    result: Any = stats.spearmanr(x, y)  # scipy's versions type it in different ways
-    return float(result.statistic)
+    return float(np.asarray(stats.spearmanr(x, y))[0])  # scipy's versions type it in different ways
 
 
 def novelty_metrics(visits: ArrayLike, disagreement: ArrayLike) -> dict[str, Floats]:
@@ -85,7 +86,7 @@ class Map(NamedTuple):
     disagreement: Floats  # [X], mean over actions; NaN where there is none
 
     @staticmethod
-    def load(saved: Sequence[Any]) -> Map:
+    def from_json(saved: Sequence) -> Map:
         """A map from its JSON, where NaN is null."""
         step, visits, disagreement = saved
         return Map(step, np.array(visits, np.int64), np.array(disagreement, np.float64))
@@ -106,9 +107,9 @@ class Maps:
     late: Map  # the last one
 
     @staticmethod
-    def load(saved: Mapping[str, Any]) -> Maps:
+    def from_json(saved: JsonObject) -> Maps:
         """Maps from their JSON."""
-        return Maps(*(Map.load(saved[name]) for name in ("early", "middle", "late")))
+        return Maps(*(Map.from_json(saved[name]) for name in ("early", "middle", "late")))
 
 
 @dataclass
@@ -122,14 +123,14 @@ class NoveltyLog:
     maps: dict[int, Maps] = field(default_factory=dict)  # by trial; of a seed that the leading process trains
 
     @staticmethod
-    def load(saved: Mapping[str, Any]) -> NoveltyLog:
+    def from_json(saved: JsonObject) -> NoveltyLog:
         """A log from its JSON, where NaN is null."""
         metrics = [{name: np.array(values, np.float64) for name, values in point.items()} for point in saved["metrics"]]
         goal, solved = (np.array(saved[f"{name}_episode"], np.int64) for name in ("goal", "solved"))
-        maps = {int(trial): Maps.load(maps) for trial, maps in saved["maps"].items()}  # JSON's keys are strings
+        maps = {int(trial): Maps.from_json(maps) for trial, maps in saved["maps"].items()}  # JSON's keys are strings
         return NoveltyLog(list(saved["steps"]), metrics, goal, solved, maps)
 
-    def add(self, step: int, metrics: dict[str, Floats], goal_episode: Any, solved_episode: Any) -> None:
+    def add(self, step: int, metrics: dict[str, Floats], goal_episode: Ints, solved_episode: Ints) -> None:
         """One point, after `step` env steps of a seed: name -> [S] as of `novelty_metrics`, and episodes [S]."""
         self.steps.append(step)
         self.metrics.append(metrics)
@@ -145,8 +146,8 @@ class NoveltyLog:
         """The same log with the maps of one trial alone."""
         return dataclasses.replace(self, maps={0: self.maps[trial]} if trial in self.maps else {})
 
-    def of_places(self, slots: list[int]) -> NoveltyLog:
-        """The log of the seeds at these places; as it is where nothing was measured."""
+    def of_slots(self, slots: list[int]) -> NoveltyLog:
+        """The log of the seeds in these slots; unchanged where nothing was measured."""
         if not self.metrics:
             return self
         metrics = [{name: values[slots] for name, values in point.items()} for point in self.metrics]
@@ -179,7 +180,7 @@ class NoveltyLog:
         return NoveltyLog(logs[0].steps, metrics, goal, solved, maps)
 
 
-def summary(log: NoveltyLog | None, states: int | None) -> dict[str, Any]:
+def summary(log: NoveltyLog | None, states: int | None) -> JsonObject:
     """What summary.json says of each seed, in lists [S]; all None where states cannot be counted."""
     names = ("visited_states", "visited_pairs", "novelty_correlation", "goal_episode", "solved_episode")
     if log is None or not log.metrics:

@@ -10,14 +10,13 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from envs.scales import scale_of
 from stages.cli.arguments import DEFAULTS, env_title
-from stages.cli.settings_file import flat
+from stages.cli.settings_file import Settings, flat
 from stages.store.files import RunFolderError, read_json
 from stages.store.folder import RunFolder, read_config
 
@@ -36,8 +35,8 @@ class Result:
 
     path: Path
     name: str  # among the runs that are looked at
-    settings: Mapping[str, Any]  # config.json, by paths such as config.replay.batch_size
-    summary: Mapping[str, Any]  # empty before the run's end
+    settings: Settings  # config.json, by paths such as config.replay.batch_size
+    summary: Settings  # empty before the run's end
     seeds: list[int]  # [S]
     steps: NDArray[np.int64]  # [P], of one seed
     phases: list[str]  # [P]
@@ -177,9 +176,7 @@ def _read_metrics(path: Path, seeds: list[int]) -> tuple[NDArray[np.int64], list
     return tabulated(rows, seeds)
 
 
-def tabulated(
-    rows: Sequence[Mapping[str, Any]], seeds: Sequence[int]
-) -> tuple[NDArray[np.int64], list[str], dict[str, Floats]]:
+def tabulated(rows: Sequence[Settings], seeds: Sequence[int]) -> tuple[NDArray[np.int64], list[str], dict[str, Floats]]:
     """Rows of metrics.jsonl -> steps [P], phases [P], and name -> [S, P], where NaN stands for null and for no row."""
     phase_at = {row["step"]: row["phase"] for row in rows}
     steps = sorted(phase_at)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from stages.cli import terminal
+from stages.cli.settings_file import JsonObject
 from stages.report.compare import Comparison, Line, Pair, described, differing_settings, final_scores
 from stages.report.events import mean_of
 from stages.report.read import EXPLORED, Result
@@ -90,14 +92,8 @@ def markdown(tables: Sequence[Table]) -> str:
     return "\n".join(lines)
 
 
-def as_json(comparison: Comparison) -> dict[str, Any]:
+def to_json(comparison: Comparison) -> JsonObject:
     """All numbers, with every seed's, for programs."""
-    line = lambda each: {
-        "seeds": each.seeds,
-        **{name: estimate._asdict() for name, estimate in each.estimates.items()},
-        **each.novelty,
-    }
-    pair = lambda each: {"ours": each.ours, "theirs": each.theirs, **each.probability._asdict()}
     groups = {}
     for group in comparison.groups:
         runs = {
@@ -110,21 +106,34 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
                 "score": final_scores(run),
             }
             | {name: run.per_seed(name) for name in ("zero_shot", *EXPLORED) if run.per_seed(name).size}
-            | {"estimates": line(each)}
-            for run, each in zip(group.runs, group.lines, strict=True)
+            | {"estimates": _line_json(line)}
+            for run, line in zip(group.runs, group.lines, strict=True)
         }
-        groups[group.env] = {"runs": runs, "improvement": [pair(p) for p in group.pairs], "notes": group.notes}
-    over = {each.name: line(each) for each in comparison.over}
+        groups[group.env] = {
+            "runs": runs,
+            "improvement": [_pair_json(pair) for pair in group.pairs],
+            "notes": group.notes,
+        }
+    over = {line.name: _line_json(line) for line in comparison.over}
     return {
         "environments": groups,
-        "over_environments": {"scores": over, "improvement": [pair(p) for p in comparison.over_pairs]},
+        "over_environments": {"scores": over, "improvement": [_pair_json(pair) for pair in comparison.over_pairs]},
         "notes": comparison.notes,
     }
 
 
+def _line_json(line: Line) -> JsonObject:
+    estimates = {name: estimate._asdict() for name, estimate in line.estimates.items()}
+    return {"seeds": line.seeds, **estimates, **line.novelty}
+
+
+def _pair_json(pair: Pair) -> JsonObject:
+    return {"ours": pair.ours, "theirs": pair.theirs, **pair.probability._asdict()}
+
+
 def _scores(title: str, lines: Sequence[Line], notes: list[str]) -> Table:
     shown = [name for name in STATISTICS if any(np.isfinite(_value(line, name)) for line in lines)]
-    digits = {name: _places([line.estimates[name] for line in lines if name in line.estimates]) for name in shown}
+    digits = {name: _digits([line.estimates[name] for line in lines if name in line.estimates]) for name in shown}
     rows = [
         [f"{line.name}\n{line.seeds} seed{'' if line.seeds == 1 else 's'}"]
         + [_cell(line.estimates[name], digits[name]) if name in line.estimates else "-" for name in shown]
@@ -160,10 +169,10 @@ def event_table(title: str, runs: Sequence[Result]) -> list[Table]:
 
 def explored(novelty: Mapping[str, float]) -> list[str]:
     """Cells: states visited, how many seeds reached the goal and solved it, rank correlation; medians over seeds."""
-    value = lambda name: novelty.get(name, np.nan)
-    states = f"{value('visited_states'):g}\nof {value('states'):,g}" if novelty else "-"
-    ends = [_episodes(value(f"{name}_seeds"), value("seeds"), value(f"{name}_episode")) for name in ("goal", "solved")]
-    return [states, *ends, number(value("novelty_correlation"), 2)]
+    known = collections.defaultdict(lambda: np.nan, novelty)
+    states = f"{known['visited_states']:g}\nof {known['states']:,g}" if novelty else "-"
+    ends = [_episodes(known[f"{name}_seeds"], known["seeds"], known[f"{name}_episode"]) for name in ("goal", "solved")]
+    return [states, *ends, number(known["novelty_correlation"], 2)]
 
 
 def _episodes(reached: float, seeds: float, episode: float) -> str:
@@ -177,7 +186,7 @@ def _value(line: Line, name: str) -> float:
     return line.estimates[name].value if name in line.estimates else np.nan
 
 
-def _places(estimates: Sequence[Estimate]) -> int:
+def _digits(estimates: Sequence[Estimate]) -> int:
     """Decimals that show three digits of the largest, and two behind the point of a share."""
     extreme = max((abs(x) for estimate in estimates for x in estimate if np.isfinite(x)), default=0.0)
     return max(decimals(max(extreme, 1.0) if extreme > 0.1 else extreme) - 1, 0)

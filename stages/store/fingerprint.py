@@ -46,9 +46,9 @@ def spaces_of(env: Environment) -> dict[str, str]:
 
 def check_spaces(saved: Mapping[str, str], env: Environment, run: Path) -> None:
     """Raises ConfigError where the environment has other spaces than in the fingerprint that a run was saved with."""
-    for name, now in spaces_of(env).items():
-        if (was := saved.get(name, now)) != now:  # runs from before there were fingerprints have none
+    for name, present in spaces_of(env).items():
+        if (was := saved.get(name, present)) != present:  # a copy of a run has no fingerprint
             raise ConfigError(
                 f"the environment has changed since the run in {str(run)!r} was saved: its {name} was {was} and is "
-                f"{now}; put its code back as it was, or take another run"
+                f"{present}; put its code back as it was, or take another run"
             )

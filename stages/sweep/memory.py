@@ -4,7 +4,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import psutil
@@ -16,10 +16,10 @@ class Need(NamedTuple):
     """Bytes of one device that a compiled program takes."""
 
     held: float  # its arguments
-    more: float  # what it allocates in addition: temporaries, and results that do not replace a donated argument
+    extra: float  # what it allocates in addition: temporaries, and results that do not replace a donated argument
 
 
-def need(program: Any) -> Need:
+def need(program: jax.stages.Compiled) -> Need:
     """The compiler's own account of a compiled program; zeros where it keeps none."""
     account = program.memory_analysis()
     if account is None:
@@ -28,12 +28,12 @@ def need(program: Any) -> Need:
     return Need(account.argument_size_in_bytes, account.temp_size_in_bytes + results)
 
 
-def shared(devices: Sequence[Any]) -> bool:
+def shared(devices: Sequence[jax.Device]) -> bool:
     """Whether these devices take their memory from one pool: a CPU's do."""
     return devices[0].platform == "cpu"
 
 
-def free(devices: Sequence[Any]) -> float:
+def free(devices: Sequence[jax.Device]) -> float:
     """Free bytes: of the machine or container, if the devices share that, else of the device that has least.
 
     Infinite where a device does not tell.
@@ -66,12 +66,12 @@ def free_of_groups(root: Path = Path("/")) -> float:
         # A limit further up binds as well; and inside a container only the top may be there to be read.
         group = PurePosixPath(path)
         lowest = min(
-            [lowest, *(_left(root / top / folder.relative_to("/"), *names) for folder in (group, *group.parents))]
+            [lowest, *(_group_free(root / top / folder.relative_to("/"), *names) for folder in (group, *group.parents))]
         )
     return lowest
 
 
-def _left(group: Path, limit: str, usage: str, cache: str) -> float:
+def _group_free(group: Path, limit: str, usage: str, cache: str) -> float:
     try:
         maximum = (group / limit).read_text().strip()
         if maximum == "max":

@@ -1,15 +1,15 @@
 """Rounds: how many seeds fit side by side, and how a sweep's seeds are assigned to rounds and processes.
 
 A round is P seeds of each process, trained side by side from their first step to their last evaluation. All rounds run
-the same executables. A place that no seed is left for trains the last seed once more, and its results are dropped.
-Where several trials (settings) are trained, every trial has all seeds, and one place is a seed of a trial.
+the same executables. A slot without a seed trains the last seed once more; its results are dropped.
+Where several trials (settings) are trained, every trial has all seeds, and a slot is a seed of a trial.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -33,8 +33,8 @@ class Round:
     trials: list[int] = field(default_factory=list)  # of each of `seeds`; empty: there is one trial
     mine_trials: list[int] = field(default_factory=list)  # of each of `mine`
 
-    def places(self, trial: int) -> list[int]:
-        """Where among `seeds` those of a trial are."""
+    def slots(self, trial: int) -> list[int]:
+        """The indices of a trial's seeds among `seeds`."""
         if not self.trials:
             return list(range(len(self.seeds)))
         return [slot for slot, number in enumerate(self.trials) if number == trial]
@@ -108,7 +108,7 @@ def _chunks(config: Config, todo: int, iterations: int) -> int:
 def phases_of(
     env: Environment,
     config: Config,
-    devices: Sequence[Any],
+    devices: Sequence[jax.Device],
     width: int,
     points: int,
     iterations: Sequence[int] = (),
@@ -146,7 +146,7 @@ def prepare(phases: list[Phase], width: int, usable: float) -> float:
     Nothing is allocated. Nothing is compiled either if the seeds' states, and the minimum that one of them takes beside
     its own, are more than `usable`.
     """
-    (first, iterations, _), *later = phases
+    (first, iterations, _), *adapting = phases
     pools = first.mesh.size if memory.shared(list(first.mesh.devices)) else 1
     state, clock = first.shapes(width)
     held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)) / first.mesh.size * pools
@@ -155,7 +155,7 @@ def prepare(phases: list[Phase], width: int, usable: float) -> float:
         return minimum
     try:
         needs = [first.prepare(state, clock, iterations)]
-        needs += [phase.sweep.prepare(state, clock, phase.iterations, adapts=True) for phase in later]
+        needs += [phase.sweep.prepare(state, clock, phase.iterations, adapts=True) for phase in adapting]
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):  # so says a TPU's compiler of a program too big for it
             raise
@@ -171,7 +171,10 @@ def side_by_side(seeds: int, devices: int, limit: float) -> int:
 
     P is a multiple of the devices, or fewer than them. Rounded up, it can exceed `seeds`.
     """
-    full = lambda n: n if n <= devices else -(-n // devices) * devices
+
+    def full(count: int) -> int:
+        return count if count <= devices else -(-count // devices) * devices
+
     limit = int(min(full(seeds), limit))
     limit = limit if limit <= devices else limit // devices * devices
     return full(-(-seeds // -(-seeds // limit))) if limit else 0
@@ -179,7 +182,7 @@ def side_by_side(seeds: int, devices: int, limit: float) -> int:
 
 def fit_width(
     seeds: int,
-    devices: Sequence[Any],
+    devices: Sequence[jax.Device],
     build: Callable[[int], list[Phase]],
     usable: Callable[[], float],
     limit: float = math.inf,
@@ -213,21 +216,21 @@ def fit_width(
 
 
 def assign(seeds: list[int], width: int, processes: Processes, trials: Sequence[int] = ()) -> list[Round]:
-    """The sweep's seeds, of each of these trials, in rounds of `width` places for each process; trial by trial."""
+    """The sweep's seeds, of each of these trials, in rounds of `width` slots for each process; trial by trial."""
     pairs = [(trial, seed) for trial in trials or [0] for seed in seeds]
     block, rounds = width * processes.count, []
     for start in range(0, len(pairs), block):
         logged = pairs[start : start + block]
         slots = logged + logged[-1:] * (block - len(logged))
         local = slots[processes.index * width :][:width]
-        of = lambda pairs: [trial for trial, _ in pairs] if trials else []
-        rounds.append(Round([seed for _, seed in logged], [seed for _, seed in local], of(logged), of(local)))
+        numbers = [[trial for trial, _ in pairs] if trials else [] for pairs in (logged, local)]
+        rounds.append(Round([seed for _, seed in logged], [seed for _, seed in local], *numbers))
     return rounds
 
 
 def plan(
     seeds: list[int],
-    devices: Sequence[Any],
+    devices: Sequence[jax.Device],
     processes: Processes,
     build: Callable[[int], list[Phase]],
     *,

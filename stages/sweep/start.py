@@ -7,11 +7,13 @@ import os
 import subprocess
 import sys
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from stages.config import ConfigError
 
 if TYPE_CHECKING:  # imports jax
+    import jax
+
     from stages.cli.arguments import Arguments
     from stages.cli.processes import Processes
 
@@ -51,7 +53,7 @@ def start_jax(cache: bool = True) -> None:
         jax.config.update("jax_compilation_cache_dir", os.path.join(home, "dreamsweep", "jax"))
 
 
-def local_devices() -> list[Any]:
+def local_devices() -> list[jax.Device]:
     """The devices of this process. Raises ConfigError where jax finds none."""
     import jax
 

@@ -225,7 +225,7 @@ class Sweep:
         needs = {name: memory.need(program) for name, program in done.items()}
         held = needs["train_chunk"].held  # the whole state; `init` makes it, the others find it there
         held_of = {name: need.held if name == "init" else max(held, need.held) for name, need in needs.items()}
-        highest = max(need.more + held_of[name] for name, need in needs.items())
+        highest = max(need.extra + held_of[name] for name, need in needs.items())
         self._prepared = (seeds, iterations), highest
         return highest
 

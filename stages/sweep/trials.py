@@ -14,18 +14,17 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from stages.cli.arguments import MOST_SEEDS, Arguments
 from stages.cli.parse import parse
-from stages.cli.settings_file import advice, flat
+from stages.cli.settings_file import JsonObject, advice, flat
 from stages.config import Config, ConfigError, Hypers
 
 DRAW_SEED = 0  # of random search: the same command tries the same settings
-HYPERS = tuple(each.name for each in dataclasses.fields(Hypers))
-ALONE: dict[str, Any] = {"sweep": (), "trials": 0}
+HYPERS = tuple(field.name for field in dataclasses.fields(Hypers))
+ALONE: JsonObject = {"sweep": (), "trials": 0}
 """What asks for a sweep, as it is in the run that a trial alone would be."""
 
 
@@ -136,7 +135,7 @@ def _inside(*parts: str) -> str:
     return os.path.join(*filter(None, parts))
 
 
-def _listed(name: str, values: str) -> list[str]:
+def _values(name: str, values: str) -> list[str]:
     """Values that are given one by one."""
     items = [value.strip() for value in values.split(",")]
     if "" in items or len(set(items)) < len(items):
@@ -149,7 +148,7 @@ def _grid(settings: Mapping[str, str]) -> list[dict[str, str]]:
     for name, values in settings.items():
         if _range(name, values):
             raise ConfigError(f"--sweep {name}={values} is a range: say how many values are drawn with --trials N")
-    choices = [_listed(name, values) for name, values in settings.items()]
+    choices = [_values(name, values) for name, values in settings.items()]
     return [dict(zip(settings, combination, strict=True)) for combination in itertools.product(*choices)]
 
 
@@ -169,7 +168,7 @@ def _drawn(settings: Mapping[str, str], arguments: Arguments) -> list[dict[str, 
                 )
                 trial[name] = str(round(number)) if name in integers else f"{number:.3g}"
             else:
-                items = _listed(name, values)
+                items = _values(name, values)
                 trial[name] = items[rng.integers(len(items))]
         if trial not in trials:  # drawn twice, it would be the same trial
             trials.append(trial)
@@ -192,7 +191,7 @@ def _range(name: str, values: str) -> tuple[str, float, float] | None:
 
 def _whole_settings(config: Config) -> set[str]:
     """Settings that are whole numbers."""
-    settings: dict[str, Any] = flat(dataclasses.asdict(config))
+    settings = flat(dataclasses.asdict(config))
     return {name for name, value in settings.items() if isinstance(value, int) and not isinstance(value, bool)}
 
 

@@ -6,7 +6,6 @@ import functools
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +16,7 @@ Colour = str | tuple[int, int, int]
 
 
 class Canvas:
-    """A white frame. Boxes are (left, top, width, height)."""
+    """A white frame. Boxes are (x, y, width, height), from the left and the top."""
 
     def __init__(self, width: int, height: int):
         self._image = Image.new("RGB", (SCALE * width, SCALE * height), "white")
@@ -29,15 +28,15 @@ class Canvas:
 
     def box(self, box: tuple[float, float, float, float], colour: Colour):
         """A rectangle; none where it is thinner than a dot."""
-        left, top, width, height = box
-        corners = [round(SCALE * x) for x in (left, top, left + width, top + height)]
+        x, y, width, height = box
+        corners = [round(SCALE * end) for end in (x, y, x + width, y + height)]
         if corners[2] > corners[0] and corners[3] > corners[1]:
             self._draw.rectangle([*corners[:2], corners[2] - 1, corners[3] - 1], colour)
 
     def pill(self, box: tuple[float, float, float, float], colour: Colour):
         """A rectangle with round ends."""
-        left, top, width, height = box
-        corners = [SCALE * left, SCALE * top, SCALE * (left + width), SCALE * (top + height)]
+        x, y, width, height = box
+        corners = [SCALE * x, SCALE * y, SCALE * (x + width), SCALE * (y + height)]
         self._draw.rounded_rectangle(corners, SCALE * height / 2, colour)
 
     def disc(self, x: float, y: float, radius: float, colour: Colour):
@@ -54,22 +53,18 @@ class Canvas:
 
     def cells(self, box: tuple[float, float, float, float], colours: NDArray[np.float64]):
         """A grid of coloured cells, [rows, columns, 3] in 0..1, centred in the box and as large as it allows."""
-        left, top, width, height = box
+        x, y, width, height = box
         rows, columns, _ = colours.shape
         side = min(width / columns, height / rows)
-        left, top = left + (width - side * columns) / 2, top + (height - side * rows) / 2
+        x, y = x + (width - side * columns) / 2, y + (height - side * rows) / 2
         size = (round(SCALE * side * columns), round(SCALE * side * rows))
-        picture = Image.fromarray((255 * np.clip(colours, 0, 1)).astype(np.uint8)).resize(
-            size, Image.Resampling.NEAREST
-        )
-        self._image.paste(picture, (round(SCALE * left), round(SCALE * top)))
+        pixels = Image.fromarray((255 * np.clip(colours, 0, 1)).astype(np.uint8))
+        self._image.paste(pixels.resize(size, Image.Resampling.NEAREST), (round(SCALE * x), round(SCALE * y)))
         if side >= 6:  # thin gaps between the cells
             for row in range(1, rows):
-                y = top + row * side
-                self.line([(left, y), (left + side * columns, y)], "white", 0.5)
+                self.line([(x, y + row * side), (x + side * columns, y + row * side)], "white", 0.5)
             for column in range(1, columns):
-                x = left + column * side
-                self.line([(x, top), (x, top + side * rows)], "white", 0.5)
+                self.line([(x + column * side, y), (x + column * side, y + side * rows)], "white", 0.5)
 
     def finished(self) -> Image.Image:
         """The frame at its own size."""
@@ -87,8 +82,16 @@ def write_gif(frames: Sequence[Image.Image], fps: float) -> bytes:
     palette = together.quantize(255, Image.Quantize.MAXCOVERAGE)
     reduced = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     file = io.BytesIO()
-    options: dict[str, Any] = {"duration": round(1000 / fps), "loop": 0, "optimize": True, "disposal": 1}
-    reduced[0].save(file, "GIF", save_all=True, append_images=reduced[1:], **options)
+    reduced[0].save(
+        file,
+        "GIF",
+        save_all=True,
+        append_images=reduced[1:],
+        duration=round(1000 / fps),
+        loop=0,
+        optimize=True,
+        disposal=1,
+    )
     return file.getvalue()
 
 

@@ -7,6 +7,7 @@ Axes: T rows, C channels.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 from jaxtyping import PyTree
@@ -82,9 +83,9 @@ def _boards(canvas: Canvas, space: ObsSpace, obs: NDArray, predictions: NDArray[
         ("difference", _difference(truth, predicted)),
     )
     for index, (name, colours) in enumerate(panels):
-        left = EDGE + index * (wide + EDGE)
-        canvas.text(left + wide / 2, TOP + 8, name, 12, INK, "mm")
-        canvas.cells((left, TOP + 20, wide, BODY - 36), colours)
+        x0 = EDGE + index * (wide + EDGE)
+        canvas.text(x0 + wide / 2, TOP + 8, name, 12, INK, "mm")
+        canvas.cells((x0, TOP + 20, wide, BODY - 36), colours)
     middle = EDGE + 2 * (wide + EDGE) + wide / 2
     canvas.text(middle - 6, TOP + BODY - 4, "missed", 11, BLUE, "rm", bold=True)
     canvas.text(middle + 6, TOP + BODY - 4, "made up", 11, ORANGE, "lm", bold=True)
@@ -112,9 +113,9 @@ def painted(channels: NDArray[np.float64]) -> NDArray[np.float64]:
 def _difference(truth: NDArray[np.float64], predicted: NDArray[np.float64]) -> NDArray[np.float64]:
     """Blue where something was missed, orange where something was made up, by the channel that is furthest off."""
     off = predicted - truth
-    most = np.take_along_axis(off, np.abs(off).argmax(-1)[..., None], -1)
-    colours = np.where(most > 0, _rgb(ORANGE), _rgb(BLUE))
-    return np.full(3, 0.96) * (1 - np.abs(most)) + colours * np.abs(most)
+    largest = np.take_along_axis(off, np.abs(off).argmax(-1)[..., None], -1)
+    colours = np.where(largest > 0, _rgb(ORANGE), _rgb(BLUE))
+    return np.full(3, 0.96) * (1 - np.abs(largest)) + colours * np.abs(largest)
 
 
 def _rgb(colour: str) -> NDArray[np.float64]:
@@ -126,25 +127,23 @@ def _rgb(colour: str) -> NDArray[np.float64]:
 
 def _lines(canvas: Canvas, scene: Scene, t: int) -> None:
     """A plot of each number of the observation; a map of the states to the left where there is one."""
-    left = float(EDGE)
+    x0 = float(EDGE)
     if scene.state is not None and scene.env.states is not None and scene.env.states.grid[0]:
         _map(canvas, scene, t, (EDGE, TOP + 20, 200, BODY - 24))
         canvas.text(EDGE + 100, TOP + 8, " by ".join(scene.env.states.labels), 12, INK, "mm")
-        left += 200 + EDGE
+        x0 += 200 + EDGE
     truth, predicted = _flat(scene, scene.obs), _flat(scene, scene.predicted)
     count = min(truth.shape[1], MOST_PLOTS)
     columns = 2 if count > 4 else 1
-    rows, wide = math.ceil(count / columns), (WIDTH - left - EDGE - (columns - 1) * EDGE) / columns
-    canvas.line([(left, TOP + 8), (left + 22, TOP + 8)], INK, 2)
-    canvas.text(left + 28, TOP + 8, "what happens", 11, INK, "lm")
-    canvas.line([(left + 130, TOP + 8), (left + 152, TOP + 8)], ORANGE, 2)
-    canvas.text(
-        left + 158, TOP + 8, "what the model expects" + (", without looking" if left < 100 else ""), 11, INK, "lm"
-    )
+    rows, wide = math.ceil(count / columns), (WIDTH - x0 - EDGE - (columns - 1) * EDGE) / columns
+    canvas.line([(x0, TOP + 8), (x0 + 22, TOP + 8)], INK, 2)
+    canvas.text(x0 + 28, TOP + 8, "what happens", 11, INK, "lm")
+    canvas.line([(x0 + 130, TOP + 8), (x0 + 152, TOP + 8)], ORANGE, 2)
+    canvas.text(x0 + 158, TOP + 8, "what the model expects" + (", without looking" if x0 < 100 else ""), 11, INK, "lm")
     tall = (BODY - 24) / rows
     for entry in range(count):
         column, row = divmod(entry, rows)
-        box = (left + column * (wide + EDGE), TOP + 20 + row * tall, wide, tall - 8)
+        box = (x0 + column * (wide + EDGE), TOP + 20 + row * tall, wide, tall - 8)
         _plot(canvas, scene, t, box, truth[:, entry], predicted[:, entry], entry)
 
 
@@ -157,19 +156,22 @@ def _flat(scene: Scene, obs: PyTree[np.ndarray]) -> NDArray[np.float64]:
 def _plot(canvas: Canvas, scene: Scene, t: int, box, truth: NDArray, predicted: NDArray, entry: int) -> None:
     canvas.text(box[0], box[1] + box[3] / 2, str(entry), 11, GREY, "lm")
     canvas.text(box[0] + box[2], box[1] + box[3] / 2, f"{truth[t]:.3g}", 11, GREY, "rm")
-    box = left, top, wide, tall = (box[0] + 14, box[1], box[2] - 14 - 54, box[3])
+    box = x0, top, wide, tall = (box[0] + 14, box[1], box[2] - 14 - 54, box[3])
     _ground(canvas, scene, t, box)
     both = np.concatenate([truth, predicted[~scene.observed]])
     low, high = both.min(), both.max()
     room = 0.15 * (high - low) or 0.5
     low, high = low - room, high + room
-    x = lambda i: left + (i - _first(t) + 0.5) * wide / WINDOW
-    y = lambda value: top + tall * (high - value) / (high - low)
+
+    def points(values: NDArray, rows: Iterable[int]) -> list[tuple[float, float]]:
+        xs = [x0 + (row - _first(t) + 0.5) * wide / WINDOW for row in rows]
+        return list(zip(xs, [top + tall * (high - values[row]) / (high - low) for row in rows], strict=True))
+
     for start, end in _stretches(scene.episode_step, t):
-        canvas.line([(x(i), y(truth[i])) for i in range(start, end)], INK, 2)
+        canvas.line(points(truth, range(start, end)), INK, 2)
         blind = [i for i in range(start, end) if not scene.observed[i]]
         for piece in _runs(blind):
-            canvas.line([(x(i), y(predicted[i])) for i in piece], ORANGE, 2)
+            canvas.line(points(predicted, piece), ORANGE, 2)
 
 
 def _map(canvas: Canvas, scene: Scene, t: int, box) -> None:
@@ -178,9 +180,9 @@ def _map(canvas: Canvas, scene: Scene, t: int, box) -> None:
     assert states is not None and scene.state is not None
     cells = np.full((states.size, 3), 0.94)
     cells[list(states.walls)] = 0.55
-    way = scene.state[t - scene.episode_step[t] : t + 1]
-    cells[way] = _rgb("#a9c6e3")
-    cells[way[-1]] = _rgb(BLUE)
+    visited = scene.state[t - scene.episode_step[t] : t + 1]
+    cells[visited] = _rgb("#a9c6e3")
+    cells[visited[-1]] = _rgb(BLUE)
     picture = cells.reshape(*states.grid, 3)
     canvas.cells(box, picture if states.labels[0] == "row" else picture[::-1])
 
@@ -194,23 +196,23 @@ def _strip(canvas: Canvas, scene: Scene, t: int, top: float, values: NDArray, na
     canvas.text(WIDTH - EDGE, top, f"{values[t]:.3g}", 11, GREY, "ra")
     box = (EDGE, top + 16, WIDTH - 2 * EDGE, STRIP - 24)
     _ground(canvas, scene, t, box)
-    left, above, wide, tall = box
-    each, most = wide / WINDOW, max(float(values.max()), 1e-12)
+    x0, above, wide, tall = box
+    bar_width, largest = wide / WINDOW, max(float(values.max()), 1e-12)
     for i in range(_first(t), t + 1):
-        height = tall * float(values[i]) / most
-        bar = (left + (i - _first(t)) * each + 0.5, above + tall - height, each - 1, height)
+        height = tall * float(values[i]) / largest
+        bar = (x0 + (i - _first(t)) * bar_width + 0.5, above + tall - height, bar_width - 1, height)
         canvas.box(bar, colour or (BLUE if scene.observed[i] else ORANGE))
 
 
 def _ground(canvas: Canvas, scene: Scene, t: int, box) -> None:
     """Shaded where the model does not look, a line where an episode begins."""
-    left, top, wide, tall = box
+    x0, top, wide, tall = box
     canvas.box(box, "#f7f7f7")
-    each = wide / WINDOW
+    bar_width = wide / WINDOW
     for i in range(_first(t), t + 1):
-        x = left + (i - _first(t)) * each
+        x = x0 + (i - _first(t)) * bar_width
         if not scene.observed[i]:
-            canvas.box((x, top, each, tall), SHADE)
+            canvas.box((x, top, bar_width, tall), SHADE)
         if scene.episode_step[i] == 0 and i > _first(t):
             canvas.line([(x, top), (x, top + tall)], GREY, 1)
 
@@ -220,9 +222,9 @@ def _first(t: int) -> int:
     return max(0, t - WINDOW + 1)
 
 
-def _stretches(place: NDArray[np.int32], t: int) -> list[tuple[int, int]]:
+def _stretches(episode_step: NDArray[np.int32], t: int) -> list[tuple[int, int]]:
     """[start, end) of each episode's rows among those shown."""
-    starts = [i for i in range(_first(t), t + 1) if place[i] == 0 or i == _first(t)]
+    starts = [i for i in range(_first(t), t + 1) if episode_step[i] == 0 or i == _first(t)]
     return list(zip(starts, [*starts[1:], t + 1], strict=True))
 
 

@@ -47,33 +47,37 @@ def record_scene(group: AgentBatch, seed: int, policy: str, rows: int, point: in
         policy: who plays, of load.POLICIES.
         point: draws the episodes.
     """
-    at = group.seeds.index(seed)
-    agent, hypers, env_params = take_seeds((group.agent, group.hypers, group.env_params), at)
+    slot = group.seeds.index(seed)
+    agent, hypers, env_params = take_seeds((group.agent, group.hypers, group.env_params), slot)
     select_behavior(agent, policy)  # before anything is compiled
 
-    def one(agent, hypers, env_params, key):
+    def play(agent, hypers, env_params, key):
         env, model = group.env.with_params(env_params), agent.model
         key_play, key_predict = jax.random.split(key)
-        player = select_behavior(agent, policy)
-        taken = play_rows(env, agent, player, hypers, 1, rows, group.config.eval_greedy, key=key_play)
-        where = episode_step(taken.rows.is_first)
-        observed = where % (CONTEXT + BLIND) < CONTEXT
-        latent = open_loop(model, taken.rows, observed, hypers.unimix, key=key_predict)
+        behavior = select_behavior(agent, policy)
+        played = play_rows(env, agent, behavior, hypers, 1, rows, group.config.eval_greedy, key=key_play)
+        step = episode_step(played.rows.is_first)
+        observed = step % (CONTEXT + BLIND) < CONTEXT
+        latent = open_loop(model, played.rows, observed, hypers.unimix, key=key_predict)
         spread = None
         if agent.intrinsic is not None:
-            action = action_vector(model, taken.rows.action)
-            spread = agent.intrinsic.measured(model, posterior(model, taken.rows).feat, action, hypers)
-            spread = jnp.where(taken.rows.is_last, 0.0, spread)  # the action there leads nowhere
-        error = errors(model.decoder, latent, taken.rows.obs).loss
-        each = (taken.rows, reconstruct(model.decoder, latent), error, observed, where, spread, taken.state)
-        return jax.tree.map(lambda x: x[:, 0], each)
+            action = action_vector(model, played.rows.action)
+            spread = agent.intrinsic.measured(model, posterior(model, played.rows).feat, action, hypers)
+            spread = jnp.where(played.rows.is_last, 0.0, spread)  # the action there leads nowhere
+        error = errors(model.decoder, latent, played.rows.obs).loss
+        arrays = (played.rows, reconstruct(model.decoder, latent), error, observed, step, spread, played.state)
+        return jax.tree.map(lambda x: x[:, 0], arrays)
 
     [key] = keys_of([seed], point + 1)
     # What is not finite cannot be drawn; a seed that diverged may show it.
-    drawn = lambda x: np.nan_to_num(np.asarray(x), posinf=0.0, neginf=0.0)
-    each = jax.tree.map(drawn, jax.jit(one)(agent, hypers, env_params, key))
-    taken, predicted, error, observed, where, spread, state = each
-    total = np.cumsum(taken.reward.astype(np.float64))
-    score = total - (total - taken.reward)[np.arange(rows) - where]
-    ahead = np.maximum(0, where % (CONTEXT + BLIND) - CONTEXT + 1)
-    return Scene(group.env, taken.obs, predicted, error, observed, ahead, where, score, spread, state)
+    arrays = jax.tree.map(_finite, jax.jit(play)(agent, hypers, env_params, key))
+    played, predicted, error, observed, step, spread, state = arrays
+    total = np.cumsum(played.reward.astype(np.float64))
+    score = total - (total - played.reward)[np.arange(rows) - step]
+    ahead = np.maximum(0, step % (CONTEXT + BLIND) - CONTEXT + 1)
+    return Scene(group.env, played.obs, predicted, error, observed, ahead, step, score, spread, state)
+
+
+def _finite(x: jax.Array) -> NDArray:
+    """An array with 0 where it is not finite."""
+    return np.nan_to_num(np.asarray(x), posinf=0.0, neginf=0.0)

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from numpy.typing import NDArray
 
 from envs.environment import Space, obs_entries
-from stages.cli import terminal
 from stages.cli.arguments import env_title
+from stages.cli.settings_file import JsonObject
 from stages.evaluate import evaluate
 from stages.measure.open_loop import AHEAD, CONTEXT, open_loop_errors, play_rows
 from stages.report.score_table import decimals, number, print_table
 from stages.report.statistics import Interval, summarise
+from stages.report.tables import Table, print_tables
 from stages.store.load import AgentBatch, Loaded, select_behavior
 from stages.sweep.sweep import keys_of, mesh_for, over_seeds
 
@@ -56,10 +57,9 @@ def play(loaded: Loaded, policy: str, episodes: int, point: int | None) -> Score
         ConfigError: the run has no such policy.
     """
     parts = [_play(group, policy, episodes, point) for group in loaded.groups]
-    order = np.argsort([seed for part in parts for seed in part.seeds])
-    sort = lambda *arrays: np.concatenate(arrays)[order]
-    seeds = sorted(seed for part in parts for seed in part.seeds)
-    return Scores(seeds, *jax.tree.map(sort, *[tuple(part)[1:] for part in parts]))
+    seeds = [seed for part in parts for seed in part.seeds]
+    order, arrays = np.argsort(seeds), [tuple(part)[1:] for part in parts]
+    return Scores(sorted(seeds), *jax.tree.map(lambda *xs: np.concatenate(xs)[order], *arrays))
 
 
 def _play(group: AgentBatch, policy: str, episodes: int, point: int | None) -> Scores:
@@ -71,18 +71,18 @@ def _play(group: AgentBatch, policy: str, episodes: int, point: int | None) -> S
         score, length = evaluate(env, agent, config, hypers, player, key=key)
         key_play, key_predict = jax.random.split(jax.random.fold_in(key, 0))
         rows = CONTEXT + max(AHEAD)
-        taken = play_rows(env, agent, player, hypers, episodes, rows, config.eval_greedy, key=key_play)
-        return score, length, *open_loop_errors(agent.model, taken.rows, AHEAD, hypers.unimix, key=key_predict)
+        played = play_rows(env, agent, player, hypers, episodes, rows, config.eval_greedy, key=key_play)
+        return score, length, *open_loop_errors(agent.model, played.rows, AHEAD, hypers.unimix, key=key_predict)
 
     # As the run's own evaluations draw theirs: with as many episodes, the last point gives the score in summary.json.
     keys = keys_of(group.seeds, (group.step // config.envs if point is None else point) + 1)
     run = jax.jit(over_seeds(mesh_for(len(group.seeds)), one, 4, False))
     score, length, ahead, observed, count = run(group.agent, group.hypers, group.env_params, keys)
-    whole = lambda tree: jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
-    return Scores(group.seeds, *whole((score, length, vars(ahead), vars(observed), count)))
+    results = (score, length, vars(ahead), vars(observed), count)
+    return Scores(group.seeds, *jax.tree.map(lambda x: np.asarray(x, np.float64), results))
 
 
-def as_json(loaded: Loaded, scores: Scores, policy: str, point: int | None) -> dict[str, Any]:
+def to_json(loaded: Loaded, scores: Scores, policy: str, point: int | None) -> JsonObject:
     """What eval.json says."""
     interval = _interval(scores)
     return {
@@ -112,47 +112,39 @@ def as_json(loaded: Loaded, scores: Scores, policy: str, point: int | None) -> d
 
 
 def print_scores(loaded: Loaded, scores: Scores, policy: str) -> None:
-    """Both tables, to the terminal."""
+    """The tables of scores, of each seed's scores and of prediction errors, to the terminal."""
     config, episodes = loaded.config, scores.score.shape[1]
     title = f"{env_title(config.env, config.env_args)}: policy {policy}, {episodes} episodes a seed"
     print_table(_interval(scores), title, _diverged(loaded))
-    largest = float(np.nanmax(np.abs(scores.score), initial=0))
-    show = lambda value: number(value, decimals(largest))
+    print_tables([_seed_table(loaded, scores), _prediction_table(loaded, scores)])
+
+
+def _seed_table(loaded: Loaded, scores: Scores) -> Table:
+    digits = decimals(float(np.nanmax(np.abs(scores.score), initial=0)))
     steps = {seed: group.step for group in loaded.groups for seed in group.seeds}
-    _print(
-        "each seed",
-        ["seed", "steps", "score", "worst episode", "best episode", "length"],
-        [
-            [
-                str(seed),
-                f"{steps[seed]:,}",
-                show(values.mean()),
-                show(values.min()),
-                show(values.max()),
-                f"{length.mean():.1f}",
-            ]
-            for seed, values, length in zip(scores.seeds, scores.score, scores.length, strict=True)
-        ],
-    )
+    rows = [
+        [str(seed), f"{steps[seed]:,}"]
+        + [number(value, digits) for value in (values.mean(), values.min(), values.max())]
+        + [f"{length.mean():.1f}"]
+        for seed, values, length in zip(scores.seeds, scores.score, scores.length, strict=True)
+    ]
+    return Table("each seed", ["seed", "steps", "score", "worst episode", "best episode", "length"], rows, [])
+
+
+def _prediction_table(loaded: Loaded, scores: Scores) -> Table:
+    """Errors and shares of rows predicted right, forward and observed; shares where entries can be exactly right."""
     space = loaded.groups[0].env.obs_space
-    can_be_right = any(entry.kind in ("binary", "categorical") for entry in obs_entries(space).values())
-    whole = ["all right", "all right"] if can_be_right else []
-    _print(
-        f"predicted observations: error ({error_unit(space)}), interquartile mean over seeds",
-        ["rows ahead", "run forward", *whole[:1], "observed", *whole[1:], "episodes"],
-        [
-            [
-                str(ahead),
-                *[
-                    cell
-                    for values in (scores.open_loop, scores.posterior)
-                    for cell in (_short(values["loss"][:, i]), _percent(values["exact"][:, i]))[: 1 + bool(whole)]
-                ],
-                f"{int(scores.episodes[:, i].sum()):,}",
-            ]
-            for i, ahead in enumerate(AHEAD)
-        ],
-    )
+    exact = any(entry.kind in ("binary", "categorical") for entry in obs_entries(space).values())
+    columns = ["run forward", "all right", "observed", "all right"] if exact else ["run forward", "observed"]
+    rows = []
+    for i, ahead in enumerate(AHEAD):
+        cells = []
+        for values in (scores.open_loop, scores.posterior):
+            cells.append(_iqm_cell(values["loss"][:, i], "{:.3g}"))
+            cells += [_iqm_cell(100 * values["exact"][:, i], "{:.0f} %")] if exact else []
+        rows.append([str(ahead), *cells, f"{int(scores.episodes[:, i].sum()):,}"])
+    title = f"predicted observations: error ({error_unit(space)}), interquartile mean over seeds"
+    return Table(title, ["rows ahead", *columns, "episodes"], rows, [])
 
 
 def notes(loaded: Loaded) -> list[str]:
@@ -184,29 +176,8 @@ def _seeds(seeds: Sequence[int]) -> str:
     return f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
 
 
-def _iqm(values: Floats) -> float:
-    return summarise(values, list(range(len(values))), resamples=1).iqm
-
-
-def _short(values: Floats) -> str:
-    return "-" if np.isnan(values).all() else f"{_iqm(values):.3g}"
-
-
-def _percent(values: Floats) -> str:
-    return "-" if np.isnan(values).all() else f"{100 * _iqm(values):.0f} %"
-
-
-def _print(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(
-        title=Text(title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", min_width=len(title)
-    )
-    for column in columns:
-        table.add_column(column, justify="right")
-    for row in rows:
-        table.add_row(*row)
-    with terminal.printing():
-        terminal.console().print(table)
+def _iqm_cell(values: Floats, form: str) -> str:
+    """The interquartile mean over seeds; a dash where every seed's is NaN."""
+    if np.isnan(values).all():
+        return "-"
+    return form.format(summarise(values, list(range(len(values))), resamples=1).iqm)

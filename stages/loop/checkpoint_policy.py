@@ -1,14 +1,13 @@
-"""Keeper: where a run goes on, when it saves, and when it stops because a signal asks."""
+"""Checkpoint policy: where a run goes on, when it saves, and when it stops because a signal asks."""
 
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 from envs.environment import Environment
+from stages.cli import terminal
 from stages.cli.arguments import Arguments
 from stages.cli.processes import Processes
-from stages.cli.saved_settings import check_same_run
 from stages.cli.signals import Signals, Stopped
 from stages.config import ConfigError
 from stages.log.run_log import RunLog
@@ -18,57 +17,11 @@ from stages.store.files import RunFolderError
 from stages.store.fingerprint import COMPUTATION, check_spaces, fingerprint
 from stages.store.folder import RunFolder
 from stages.sweep.rounds import Phase
-from stages.sweep.trials import Program
 from stages.train import TrainState
 
 
-class Entered(NamedTuple):
-    """The run's folder."""
-
-    folder: RunFolder | None  # None in processes that do not write
-    trials: list[RunFolder]  # of each trial; the run's own where there is one; empty in processes that do not write
-    path: Path
-    finished: bool  # the run that is there has come to its end
-
-    def close(self) -> None:
-        """Let others have the folders."""
-        for each in {*self.trials, self.folder} - {None}:
-            each.close()
-
-
-def enter(program: Program, processes: Processes) -> Entered:
-    """Open the run's folder, new or with the same run in it, and those of its trials.
-
-    Raises:
-        RunFolderError: the folder cannot be used, or another run is at work there.
-        ConfigError: the run that is there was made with other arguments.
-    """
-    entered = Entered(None, [], Path(), False)
-    if processes.leads:
-        arguments = program.arguments
-        folder = RunFolder.open(arguments.logdir)
-        entered = Entered(folder, [], folder.path, False)
-        try:
-            there = folder.config
-            if there is not None:
-                if not isinstance(there, dict) or not {"config", "hypers", "seeds"} <= there.keys():
-                    raise RunFolderError(
-                        f"{RunFolder.CONFIG} in {str(folder.path)!r} has no settings of a run: put the whole file "
-                        "back, or choose another --logdir"
-                    )
-                more = check_same_run(arguments, there)
-                entered = entered._replace(finished=not more and bool((folder.summary or {}).get("finished")))
-            for trial in program.trials:
-                entered.trials.append(RunFolder.open(folder.path / trial.name) if trial.name else folder)
-        except BaseException:
-            entered.close()
-            raise
-    path, finished = processes.exchange_json([str(entered.path), entered.finished])[0]
-    return entered._replace(path=Path(path), finished=finished)
-
-
-class Keeper:
-    """Saves the state between chunks, beside training. A save that fails costs the save, and not the run; where it is
+class CheckpointPolicy:
+    """Saves the state between chunks, beside training. A save that fails does not end the run; where it is
     the last of a round, `close` says so."""
 
     def __init__(
@@ -99,27 +52,31 @@ class Keeper:
         except BaseException:
             log.on_abort()
             raise
-        newest = self._checkpoints.newest()
         self.chunks: list[int] = []  # iterations of a chunk, in each phase, of a run that goes on
         self.side_by_side = 0  # seeds that it trains at once, in all processes
-        if not newest:
+        if newest := self._checkpoints.newest():
+            self._resume(newest, env)
+        else:
             log.restart()
-            return
-        saved = self._checkpoints.progress(newest)
+
+    def _resume(self, newest: CheckpointId, env: Environment) -> None:
+        """Take the log and the sizes of chunks and rounds from the newest checkpoint."""
+        saved, processes = self._checkpoints.progress(newest), self._processes
         if saved.get("agents_only"):
             raise ConfigError(
-                f"{str(folder)!r} is an exported copy and holds agents alone: training cannot go on with it; choose "
-                "another --logdir"
+                f"{str(self._folder)!r} is an exported copy and holds agents alone: training cannot go on with it; "
+                "choose another --logdir"
             )
         if saved["processes"] != processes.count:
             raise ConfigError(
                 f"the run was made by {saved['processes']} processes, not {processes.count}: start as many"
             )
-        before = saved.get("environment", {})
-        check_spaces(before, env, folder)
-        if before and before[COMPUTATION] != self._environment[COMPUTATION] and processes.leads:
-            log.warn("the environment's code, or jax, has changed since the run was saved: it goes on with the new one")
-        log.load(saved)
+        check_spaces(saved["environment"], env, self._folder)
+        if saved["environment"][COMPUTATION] != self._environment[COMPUTATION] and processes.leads:
+            terminal.warn(
+                "the environment's code, or jax, has changed since the run was saved: it goes on with the new one"
+            )
+        self._log.resume(saved)
         self.chunks = saved["iterations"]
         self.side_by_side = saved["width"] * processes.count
 
@@ -142,11 +99,11 @@ class Keeper:
     def on_chunk(self, state: TrainState, clock: StepCounters) -> None:
         """Save if it is time. Raises Stopped, once all is saved, where a signal has asked any process to stop."""
         self._check_folder()
-        now = time.time()
-        self._signals.between_chunks(now - self._chunk_at)
-        mine = [self._signals.asked, now - self._saved_at >= 60 * self._minutes]
-        everyone = self._processes.exchange_json(mine)
-        asked, due = max(code for code, _ in everyone), everyone[0][1]
+        chunk_end = time.time()
+        self._signals.between_chunks(chunk_end - self._chunk_at)
+        local = [self._signals.asked, chunk_end - self._saved_at >= 60 * self._minutes]
+        by_process = self._processes.exchange_json(local)
+        asked, due = max(code for code, _ in by_process), by_process[0][1]
         if due or asked:
             self._save(state, clock)
         if asked:
@@ -170,9 +127,9 @@ class Keeper:
         self._checkpoints.close()
         if self._lost:
             rounds = len(self._log.rounds)
-            which = f"the agents of {len(self._lost)} of {rounds} rounds" if rounds > 1 else "the agents"
+            agents = f"the agents of {len(self._lost)} of {rounds} rounds" if rounds > 1 else "the agents"
             raise RunFolderError(
-                f"{which} could not be saved at the end, see the warnings: metrics and scores are whole, but eval and "
+                f"{agents} could not be saved at the end, see the warnings: metrics and scores are whole, but eval and "
                 "video have an earlier checkpoint, if any; free the disk, and train again into another --logdir"
             )
 
@@ -184,9 +141,9 @@ class Keeper:
     def _save(self, state: TrainState, clock: StepCounters) -> bool:
         """Whether the disk let it begin."""
         self._wait()  # one before that failed must not cost this one
-        place = CheckpointId(self._log.current, self._log.round.step)
-        progress = self._log.saved([each.iterations for each in self._phases]) | {"environment": self._environment}
-        saved = self._tried(lambda: self._checkpoints.save(place, (state, clock), progress))
+        checkpoint = CheckpointId(self._log.current, self._log.round.step)
+        progress = self._log.to_json([phase.iterations for phase in self._phases]) | {"environment": self._environment}
+        saved = self._tried(lambda: self._checkpoints.save(checkpoint, (state, clock), progress))
         self._saved_at = time.time()
         return saved
 
@@ -199,6 +156,6 @@ class Keeper:
         try:
             act()
         except RunFolderError as error:
-            self._log.warn(f"not saved: {error}")
+            terminal.warn(f"not saved: {error}")
             return False
         return True
