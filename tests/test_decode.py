@@ -19,7 +19,7 @@ from stages.config import ModelConfig
 from stages.decode import ConvDecoder, MLPDecoder
 from stages.encode import features, image_shape
 from stages.rssm import Latent
-from tests.conftest import observations
+from tests.conftest import in_one_program, observations, scrambled
 
 D, S, K = 16, 3, 4
 MODEL = ModelConfig(deter=D, stoch=S, classes=K, units=6, depth=2, layers=3)
@@ -53,19 +53,14 @@ def latents(*lead: int, seed: int = 0) -> Latent:
     return Latent(jnp.asarray(deter, jnp.float32), jnp.asarray(stoch, jnp.float32))
 
 
-def scrambled(module, seed: int = 0):
-    """The module with every leaf random, biases and norms' scales too."""
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) * 0.7, jnp.float32), module)
-
-
 def make(space: ObsSpace, **settings):
     return decode.make_decoder(space, dataclasses.replace(MODEL, **settings), key=jr.key(0))
 
 
 def table(space: ObsSpace, weight=None, bias=0.0) -> MLPDecoder:
     """A decoder without hidden layers, random ones unless told: losses by themselves."""
-    decoder = MLPDecoder(space, dataclasses.replace(MODEL, units=MODEL.feat, layers=0), key=jr.key(0))
+    model = dataclasses.replace(MODEL, units=MODEL.feat, layers=0)
+    decoder = jax.eval_shape(lambda: MLPDecoder(space, model, key=jr.key(0)))
     out = decoder.head.out
     if weight is None:
         weight = 0.5 * np.random.default_rng(3).normal(size=out.weight.shape)
@@ -168,10 +163,28 @@ def test_a_network_by_force(space, encoder, network):
     chex.assert_shape(raw, (2, *features(space)))
 
 
-@pytest.mark.parametrize("space", [ObsSpace((2, 3), "real"), ObsSpace((2,), "categorical", 3), ObsSpace((), "real")])
-def test_mlp_decoder_agrees_with_numpy(space):
-    decoder, latent = scrambled(make(space)), latents(2, 2)
-    raw = jax.jit(lambda decoder, latent: decoder(latent))(decoder, latent)
+MLP_SPACES = [ObsSpace((2, 3), "real"), ObsSpace((2,), "categorical", 3), ObsSpace((), "real")]
+CONV_SPACES = [
+    (ObsSpace((10, 10, 4), "binary"), "auto", 3, [(10, 10), (5, 5)]),
+    (ObsSpace((13, 13, 2), "binary"), "auto", 3, [(13, 13), (7, 7), (4, 4)]),
+    (ObsSpace((3, 5, 2), "binary"), "auto", 3, [(3, 5)]),
+    (ObsSpace((5, 5, 2), "categorical", 3), "auto", 3, [(5, 5)]),
+    (ObsSpace((28, 28), "real"), "conv", 5, [(28, 28), (14, 14), (7, 7), (4, 4)]),
+]
+
+
+@pytest.fixture(scope="module")
+def decoded():
+    """(decoder of arbitrary weights, its outputs) by space, all computed in one program."""
+    cases = [*((space, "auto") for space in MLP_SPACES), *((space, encoder) for space, encoder, *_ in CONV_SPACES)]
+    decoders = {space: scrambled(lambda s=space, e=encoder: make(s, encoder=e)) for space, encoder in cases}
+    calls = {space: (lambda decoder, latent: decoder(latent), d, latents(2, 2)) for space, d in decoders.items()}
+    return {space: (decoders[space], raw) for space, raw in in_one_program(calls).items()}
+
+
+@pytest.mark.parametrize("space", MLP_SPACES)
+def test_mlp_decoder_agrees_with_numpy(decoded, space):
+    (decoder, raw), latent = decoded[space], latents(2, 2)
     assert len(decoder.head.mlp.layers) == 3
     for t, b in np.ndindex(2, 2):
         x = np.concatenate([latent.deter[t, b], latent.stoch[t, b].reshape(-1)]).astype(np.float64)
@@ -180,28 +193,19 @@ def test_mlp_decoder_agrees_with_numpy(space):
         close(raw[t, b], linear(decoder.head.out, x).reshape(features(space)), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "space, encoder, kernel, sizes",
-    [
-        (ObsSpace((10, 10, 4), "binary"), "auto", 3, [(10, 10), (5, 5)]),
-        (ObsSpace((13, 13, 2), "binary"), "auto", 3, [(13, 13), (7, 7), (4, 4)]),
-        (ObsSpace((3, 5, 2), "binary"), "auto", 3, [(3, 5)]),
-        (ObsSpace((5, 5, 2), "categorical", 3), "auto", 3, [(5, 5)]),
-        (ObsSpace((28, 28), "real"), "conv", 5, [(28, 28), (14, 14), (7, 7), (4, 4)]),
-    ],
-)
-def test_conv_decoder_agrees_with_numpy(space, encoder, kernel, sizes):
-    decoder, latent = scrambled(make(space, encoder=encoder)), latents(2)
-    raw = jax.jit(lambda decoder, latent: decoder(latent))(decoder, latent)
+@pytest.mark.parametrize("space, encoder, kernel, sizes", CONV_SPACES)
+def test_conv_decoder_agrees_with_numpy(decoded, space, encoder, kernel, sizes):
+    del encoder
+    (decoder, raw), latent = decoded[space], jax.tree.map(lambda x: x[1, 0], latents(2, 2))
     (height, width), blocks = sizes[-1], decoder.blocks
     channels = decoder.norm.scale.shape[0]
     each = channels // blocks  # channels that one block of deter paints
     x = np.zeros((height, width, channels))
     for g in range(blocks):
-        own = np.float64(latent.deter[1].reshape(blocks, -1)[g]) @ np.float64(decoder.from_deter.weight[g])
+        own = np.float64(latent.deter.reshape(blocks, -1)[g]) @ np.float64(decoder.from_deter.weight[g])
         own = own + np.float64(decoder.from_deter.bias).reshape(blocks, -1)[g]
         x[..., g * each : (g + 1) * each] = own.reshape(height, width, each)
-    hidden = dense(decoder.from_stoch, np.float64(latent.stoch[1]).reshape(-1))
+    hidden = dense(decoder.from_stoch, np.float64(latent.stoch).reshape(-1))
     x += linear(decoder.from_hidden, hidden).reshape(x.shape)
     x = norm_silu(x, decoder.norm.scale)
     for stage, size in zip(decoder.stages, sizes[-2:0:-1], strict=True):
@@ -209,7 +213,7 @@ def test_conv_decoder_agrees_with_numpy(space, encoder, kernel, sizes):
         x = norm_silu(conv(grown(x, *size), stage.conv), stage.norm.scale)
     x = conv(grown(x, *sizes[0]) if len(sizes) > 1 else x, decoder.out)
     assert x.shape == image_shape(space)
-    close(raw[1], x.reshape(features(space)), rtol=1e-3, atol=1e-3)
+    close(raw[1, 0], x.reshape(features(space)), rtol=1e-3, atol=1e-3)
 
 
 def test_an_image_has_the_references_depths():
@@ -222,40 +226,48 @@ def test_an_image_has_the_references_depths():
 # ---- losses --------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def judged():
+    """(outputs, losses, reconstructions) of a table's decoder by space, all computed in one program."""
+
+    def judge(decoder, latent, obs):
+        return decoder(latent), decode.recon_loss(decoder, latent, obs), decode.reconstruct(decoder, latent)
+
+    return in_one_program({s: (judge, table(s), latents(2, 2), observations(s, (2, 2))) for s, _ in SPACES})
+
+
 @every_space
-def test_recon_loss_is_summed_over_the_entries_of_one_observation(space, network):
+def test_recon_loss_is_summed_over_the_entries_of_one_observation(judged, space, network):
     del network
-    decoder, obs = table(space), np.asarray(observations(space, (2, 2)))
-    raw = np.asarray(decoder(latents(2, 2)))
+    (raw, loss, _), obs = judged[space], np.asarray(observations(space, (2, 2)))
     assert 0.5 < np.abs(raw).max() < 20
-    loss = jax.jit(decode.recon_loss)(decoder, latents(2, 2), obs)
     chex.assert_shape(loss, (2, 2))
     by_hand = [[loss_by_hand(space, raw[t, b], obs[t, b]) for b in range(2)] for t in range(2)]
     close(loss, np.array(by_hand), rtol=1e-4)
 
 
-@pytest.mark.parametrize("space", [ObsSpace((3,), "real"), ObsSpace((3,), "binary"), ObsSpace((3,), "categorical", 4)])
-def test_recon_loss_survives_extreme_outputs(space):
-    decoder = jax.tree.map(lambda x: 1e4 * x, table(space))
-    loss, grads = jax.jit(jax.value_and_grad(lambda *args: decode.recon_loss(*args).sum()))(
-        decoder, latents(2), observations(space, (2,))
-    )
-    chex.assert_tree_all_finite((loss, grads))
+def test_recon_loss_survives_extreme_outputs():
+    loss = jax.value_and_grad(lambda *args: decode.recon_loss(*args).sum())
+    calls = {}
+    for space in (ObsSpace((3,), "real"), ObsSpace((3,), "binary"), ObsSpace((3,), "categorical", 4)):
+        decoder = jax.tree.map(lambda x: 1e4 * x, table(space))
+        calls[space] = loss, decoder, latents(2), observations(space, (2,))
+    chex.assert_tree_all_finite(list(in_one_program(calls).values()))
 
 
 def test_recon_loss_is_least_at_the_observation():
     space = ObsSpace((4,), "binary")
     obs = jnp.array([True, False, False, True])
-    right, wrong = (table(space, 0.0, jnp.where(obs, x, -x)) for x in (5.0, -5.0))
-    assert decode.recon_loss(right, latents(), obs) < 0.03 < 19 < decode.recon_loss(wrong, latents(), obs)
+    loss = jax.jit(decode.recon_loss)
+    right, wrong = (loss(table(space, 0.0, np.where(obs, x, -x)), latents(), obs) for x in (5.0, -5.0))
+    assert right < 0.03 < 19 < wrong
 
 
 @every_space
-def test_reconstruct_is_the_most_likely_observation(space, network):
+def test_reconstruct_is_the_most_likely_observation(judged, space, network):
     del network
-    decoder = table(space)
-    likely = decode.reconstruct(decoder, latents(2))
-    raw = np.float64(decoder(latents(2)))
+    raw, _, likely = judged[space]
+    raw = np.float64(raw)
     if space.kind == "categorical":
         by_hand = raw.argmax(-1)
     elif space.kind == "real":
@@ -263,5 +275,5 @@ def test_reconstruct_is_the_most_likely_observation(space, network):
     else:
         by_hand = sigmoid(raw)
     assert likely.dtype == jnp.float32
-    chex.assert_shape(likely, (2, *space.shape))
+    chex.assert_shape(likely, (2, 2, *space.shape))
     close(likely, by_hand, rtol=1e-4, atol=1e-5)

@@ -16,7 +16,7 @@ from envs.environment import ObsSpace
 from stages import encode
 from stages.config import ModelConfig
 from stages.encode import ConvEncoder, MLPEncoder
-from tests.conftest import observations
+from tests.conftest import in_one_program, observations, scrambled
 
 MODEL = ModelConfig(units=6, depth=2, layers=3)
 FLOAT = jnp.dtype(jnp.float32)
@@ -41,12 +41,6 @@ SPACES = [
 ]
 IDS = [f"{s.kind}-{'x'.join(map(str, s.shape)) or 'scalar'}" for s, *_ in SPACES]
 every_space = pytest.mark.parametrize("space, features, network, size", SPACES, ids=IDS)
-
-
-def scrambled(module, seed: int = 0):
-    """The module with every leaf random, biases and norms' scales too."""
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) * 0.7, jnp.float32), module)
 
 
 def make(space: ObsSpace, **settings):
@@ -116,14 +110,20 @@ def test_half_precision_goes_all_the_way(space, features, network, size):
     assert jax.eval_shape(lambda: make(space)(obs, jnp.dtype(jnp.bfloat16))).dtype == jnp.bfloat16
 
 
+@pytest.fixture(scope="module")
+def preprocessed():
+    """What the networks see of three observations of each space, all computed in one program."""
+    see = {s: lambda obs, s=s: encode.preprocess_obs(s, obs) for s, *_ in SPACES}
+    return in_one_program({s: (see[s], observations(s, (3,))) for s in see})
+
+
 @every_space
-def test_what_the_networks_see(space, features, network, size):
+def test_what_the_networks_see(preprocessed, space, features, network, size):
     del network, size
-    obs = observations(space, (3,))
-    seen = encode.preprocess_obs(space, obs)
+    seen, obs = preprocessed[space], observations(space, (3,))
     chex.assert_shape(seen, (3, *features))
     assert seen.dtype == jnp.float32
-    close(seen, np.stack([numeric_by_hand(space, o) for o in obs]), rtol=1e-5, atol=1e-6)
+    close(seen, np.stack([numeric_by_hand(space, o) for o in np.asarray(obs)]), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -159,19 +159,36 @@ def test_boards_have_a_channel_axis_last(space, channels):
     assert encode.image_shape(space) == (5, 6, channels)
 
 
-@pytest.mark.parametrize(
-    "space, encoder",
-    [
-        (ObsSpace((5,), "real"), "auto"),
-        (ObsSpace((), "real"), "auto"),
-        (ObsSpace((3,), "categorical", 5), "auto"),
-        (ObsSpace((5, 4), "binary"), "auto"),
-        (ObsSpace((4, 4, 3), "image"), "mlp"),
-    ],
-)
-def test_mlp_encoder_agrees_with_numpy(space, encoder):
-    network, obs = scrambled(make(space, encoder=encoder)), observations(space, (2, 2))
-    embed = jax.jit(lambda network, obs: network(obs, FLOAT))(network, obs)
+MLP_SPACES = [
+    (ObsSpace((5,), "real"), "auto"),
+    (ObsSpace((), "real"), "auto"),
+    (ObsSpace((3,), "categorical", 5), "auto"),
+    (ObsSpace((5, 4), "binary"), "auto"),
+    (ObsSpace((4, 4, 3), "image"), "mlp"),
+]
+CONV_SPACES = [
+    (ObsSpace((10, 10, 4), "binary"), "auto", 3, [True]),
+    (ObsSpace((13, 13, 2), "binary"), "auto", 3, [True, True]),
+    (ObsSpace((3, 5, 2), "binary"), "auto", 3, [False]),
+    (ObsSpace((5, 5, 2), "categorical", 3), "auto", 3, [False]),
+    (ObsSpace((28, 28), "real"), "conv", 5, [True, True, True]),
+]
+
+
+@pytest.fixture(scope="module")
+def encoded():
+    """(network of arbitrary weights, observations, their embeddings) by space, all computed in one program."""
+    cases = [*MLP_SPACES, *((space, encoder) for space, encoder, *_ in CONV_SPACES)]
+    networks = {space: scrambled(lambda s=space, e=encoder: make(s, encoder=e)) for space, encoder in cases}
+    obs = {space: observations(space, (2, 2)) for space in networks}
+    calls = {s: (lambda network, obs: network(obs, FLOAT), networks[s], obs[s]) for s in networks}
+    return {space: (networks[space], np.asarray(obs[space]), y) for space, y in in_one_program(calls).items()}
+
+
+@pytest.mark.parametrize("space, encoder", MLP_SPACES)
+def test_mlp_encoder_agrees_with_numpy(encoded, space, encoder):
+    del encoder
+    network, obs, embed = encoded[space]
     assert len(network.mlp.layers) == 3
     for t, b in np.ndindex(2, 2):
         x = numeric_by_hand(space, obs[t, b]).reshape(-1)
@@ -181,25 +198,16 @@ def test_mlp_encoder_agrees_with_numpy(space, encoder):
         close(embed[t, b], x, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "space, encoder, kernel, pools",
-    [
-        (ObsSpace((10, 10, 4), "binary"), "auto", 3, [True]),
-        (ObsSpace((13, 13, 2), "binary"), "auto", 3, [True, True]),
-        (ObsSpace((3, 5, 2), "binary"), "auto", 3, [False]),
-        (ObsSpace((5, 5, 2), "categorical", 3), "auto", 3, [False]),
-        (ObsSpace((28, 28), "real"), "conv", 5, [True, True, True]),
-    ],
-)
-def test_conv_encoder_agrees_with_numpy(space, encoder, kernel, pools):
-    network, obs = scrambled(make(space, encoder=encoder)), observations(space, (2,))
-    embed = jax.jit(lambda network, obs: network(obs, FLOAT))(network, obs)
-    x = numeric_by_hand(space, obs[1]).reshape(encode.image_shape(space))
+@pytest.mark.parametrize("space, encoder, kernel, pools", CONV_SPACES)
+def test_conv_encoder_agrees_with_numpy(encoded, space, encoder, kernel, pools):
+    del encoder
+    network, obs, embed = encoded[space]
+    x = numeric_by_hand(space, obs[1, 0]).reshape(encode.image_shape(space))
     for stage, halve in zip(network.stages, pools, strict=True):
         assert len(stage.conv.weight) == kernel
         x = conv(x, stage.conv)
         x = norm_silu(pool(x) if halve else x, stage.norm.scale)
-    close(embed[1], x.reshape(-1), rtol=1e-3, atol=1e-3)
+    close(embed[1, 0], x.reshape(-1), rtol=1e-3, atol=1e-3)
 
 
 def test_an_image_has_the_references_depths():

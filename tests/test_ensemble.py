@@ -5,6 +5,7 @@ Axes: M members, T rows, B windows, n pairs, F feat, A actions, Y target dimensi
 """
 
 import dataclasses
+import functools
 
 import chex
 import equinox as eqx
@@ -36,7 +37,7 @@ from stages.networks.distributions import Categorical
 from stages.replay import Row
 from stages.rssm import Latent
 from stages.world_model import Observed, WorldModel
-from tests.conftest import AS_IN_A_RUN, arbitrary, observations, pick
+from tests.conftest import AS_IN_A_RUN, arbitrary, in_one_program, observations, pick
 
 M, T, B, A, Y = 3, 5, 2, 3, 8
 SIZES = ModelConfig(deter=2, stoch=2, classes=2, units=Y, hidden=4, blocks=1, layers=2)
@@ -51,11 +52,26 @@ SPACES = {
 }
 
 
-def made(obs=VECTOR, **settings):
-    """An ensemble which predicts embeddings of Y numbers, unless told otherwise."""
+def make(obs=VECTOR, **settings):
+    """An ensemble which predicts embeddings of Y numbers, unless told otherwise; to be traced."""
     sizes = EnsembleConfig(**{"members": M, "layers": 1, "target": "embed"} | settings)
-    config = Config(mode="explore", model=SIZES, ensemble=sizes)
-    return jax.jit(lambda key: Ensemble(config, obs, A, key=key))(jr.key(0))
+    return Ensemble(Config(mode="explore", model=SIZES, ensemble=sizes), obs, A, key=jr.key(0))
+
+
+def made(obs=VECTOR, **settings):
+    """`make`, compiled."""
+    return jax.jit(functools.partial(make, obs, **settings))()
+
+
+def made_up(obs=VECTOR, **settings):
+    """`make` with arbitrary weights, which is not to compile; its normaliser has seen nothing."""
+    ensemble = arbitrary(functools.partial(make, obs, **settings))
+    seen = ensemble.numbers.normalizer
+    return ensemble if seen is None else eqx.tree_at(lambda e: e.numbers.normalizer, ensemble, nothing_seen(seen))
+
+
+def nothing_seen(normalizer: RunningNormalizer) -> RunningNormalizer:
+    return jax.tree.map(jnp.zeros_like, normalizer)
 
 
 def model_of(obs=VECTOR) -> WorldModel:
@@ -121,7 +137,7 @@ def loss_of(ensemble):
 
 def stacked(ensemble, members, which=0):
     """One member, `members` times over."""
-    return jax.tree.map(lambda x: jnp.stack([x[which]] * members), ensemble)
+    return jax.tree.map(lambda x: np.stack([np.asarray(x)[which]] * members), ensemble)
 
 
 def reached(tree) -> bool:
@@ -140,33 +156,43 @@ def test_every_member_begins_elsewhere(ensemble):
 
 
 def test_members_predict_by_themselves(ensemble, rows):
-    predictions = predict(ensemble, read(rows.feat, rows.action), HYPERS)
-    chex.assert_shape(predictions, (M, T, B, Y))
+    predictions = jax.jit(lambda e: predict(e, read(rows.feat, rows.action), HYPERS))
+    together = predictions(ensemble)
+    chex.assert_shape(together, (M, T, B, Y))
     for m in range(M):
-        alone = predict(stacked(ensemble, 1, m), read(rows.feat, rows.action), HYPERS)[0]
-        np.testing.assert_allclose(predictions[m], alone, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(together[m], predictions(stacked(ensemble, 1, m))[0], rtol=1e-5, atol=1e-6)
 
 
 def test_different_members_disagree_everywhere(ensemble, rows):
     assert (disagree(ensemble, rows.feat, rows.action) > 0.01).all()
 
 
+@pytest.fixture(scope="module")
+def agreeing():
+    """Disagreement of identical members, by spread and number of members: hurried, and optimised as in a run."""
+    rng = np.random.default_rng(2)
+    feat = (10 * rng.normal(size=(2000, F))).astype(np.float32)
+    action = np.eye(A, dtype=np.float32)[rng.integers(0, A, 2000)]
+    ensembles = {spread: made_up(spread=spread) for spread in ("std", "var")}
+    same = {(spread, m): stacked(ensemble, m) for spread, ensemble in ensembles.items() for m in (2, 3, 5, 7, 8)}
+    calls = {case: (disagree, ensemble, feat, action) for case, ensemble in same.items()}
+    return [in_one_program(calls, options) for options in (None, AS_IN_A_RUN)]
+
+
 @pytest.mark.parametrize("spread", ["std", "var"])
 @pytest.mark.parametrize("members", [2, 3, 5, 7, 8])
-def test_identical_members_agree_exactly(members, spread):
-    feat = 10 * jr.normal(jr.key(2), (2000, F))
-    action = jnp.eye(A)[jr.randint(jr.key(3), (2000,), 0, A)]
-    same = stacked(made(spread=spread), members)
-    for options in (None, AS_IN_A_RUN):  # however much the compiler reorders
-        np.testing.assert_array_equal(jax.jit(disagree, compiler_options=options)(same, feat, action), 0)
+def test_identical_members_agree_exactly(agreeing, members, spread):
+    for results in agreeing:  # however much the compiler reorders
+        np.testing.assert_array_equal(results[spread, members], 0)
 
 
 @pytest.mark.parametrize("spread", ["std", "var"])
 def test_disagreement_is_the_spread_over_members_averaged_over_dimensions(rows, spread):
-    ensemble = made(spread=spread)
-    predictions = np.asarray(predict(ensemble, read(rows.feat, rows.action), HYPERS), np.float64)
-    expected = getattr(np, spread)(predictions, axis=0).mean(-1)
-    np.testing.assert_allclose(disagree(ensemble, rows.feat, rows.action), expected, rtol=1e-4)
+    ensemble, inputs = made_up(spread=spread), read(rows.feat, rows.action)
+    both = jax.jit(lambda e: (predict(e, inputs, HYPERS), disagree(e, rows.feat, rows.action)))
+    predictions, disagreements = both(ensemble)
+    expected = getattr(np, spread)(np.asarray(predictions, np.float64), axis=0).mean(-1)
+    np.testing.assert_allclose(disagreements, expected, rtol=1e-4)
 
 
 def test_disagreement_depends_on_the_action(ensemble, rows):
@@ -246,8 +272,9 @@ def test_every_leaf_of_every_member_has_a_gradient(gradients):
 
 def test_each_members_gradient_is_its_own(ensemble, rows, gradients):
     loss = lambda e: loss_on(e, rows.feat, rows.action, rows.target, rows.is_first).sum()
+    grad = jax.jit(jax.grad(loss))
     for m in range(M):
-        alone = jax.jit(jax.grad(loss))(stacked(ensemble, 1, m))
+        alone = grad(stacked(ensemble, 1, m))
         expected = jax.tree.map(lambda x: x[0] / M, alone)
         mine = pick(gradients[0], m)
         chex.assert_trees_all_close(mine, expected, rtol=1e-4, atol=1e-6)
@@ -323,7 +350,7 @@ def test_every_target_is_what_its_name_says(rows):
         "deter": rows.feat[..., :2],
     }
     for name, target in expected.items():
-        named = Ensemble(Config(model=SIZES, ensemble=EnsembleConfig(target=name)), VECTOR, A, key=jr.key(0))
+        named = made_up(target=name)
         given = ensemble_target(
             named, MODEL, window.latent, window.embed, window.post, jnp.zeros((T, B, *VECTOR.shape))
         )
@@ -355,13 +382,14 @@ def test_members_read_the_decoded_observation_and_the_action(kind):
         "image": lambda: sigmoid(raw) - 0.5,
     }[kind]().reshape(T, B, -1)
     read, bounded = leveled(kind, numbers), 3.0 * np.asarray(action) / np.maximum(1, np.abs(action))
-    inputs = ensemble_inputs(made(space, input="decoded"), model, feat, action, HYPERS)
+    given = jax.jit(lambda ensemble: ensemble_inputs(ensemble, model, feat, action, HYPERS))
+    inputs = given(made_up(space, input="decoded"))
     np.testing.assert_allclose(inputs, np.concatenate([read, bounded], -1), rtol=1e-4, atol=1e-5)
-    projected = made(space, input="projected", projection=6)
+    projected = made_up(space, input="projected", projection=6)
     by_hand = read @ np.asarray(projected.numbers.projection, np.float64) / np.sqrt(read.shape[-1])
-    inputs = ensemble_inputs(projected, model, feat, action, HYPERS)
+    inputs = given(projected)
     np.testing.assert_allclose(inputs, np.concatenate([by_hand, bounded], -1), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(decode_mean(model.decoder, latent), numbers, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(decode_mean)(model.decoder, latent), numbers, rtol=1e-4, atol=1e-5)
 
 
 def test_members_read_features_and_the_action(ensemble, rows):
@@ -372,8 +400,9 @@ def test_members_read_features_and_the_action(ensemble, rows):
 def test_members_read_in_the_compute_type(ensemble, rows):
     scaled = eqx.tree_at(lambda h: h.action_scale, HYPERS, jnp.float32(3.0))
     feat, action = rows.feat.astype(jnp.bfloat16), rows.action.astype(jnp.bfloat16)
-    for each in (ensemble, made(input="decoded"), made(input="projected")):
-        assert ensemble_inputs(each, MODEL, feat, action, scaled).dtype == jnp.bfloat16
+    for which in (ensemble, made_up(input="decoded"), made_up(input="projected")):
+        inputs = jax.eval_shape(lambda e: ensemble_inputs(e, MODEL, feat, action, scaled), which)
+        assert inputs.dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize("kind", SPACES)
@@ -413,7 +442,7 @@ def test_real_observations_are_standardised_by_what_was_seen():
 
 
 def test_own_updates_follow_real_observations(pairs):
-    ensemble = made(input="decoded", target="projected", updates=1)
+    ensemble = made_up(input="decoded", target="projected", updates=1)
     real = dataclasses.replace(pairs, obs=observations(VECTOR, (2, n)))
     run = jax.jit(update_ensemble)
     learned, _, loss = run(ensemble, init_opt_state(ensemble, HYPERS), MODEL, real, HYPERS)
@@ -428,7 +457,7 @@ def test_own_updates_follow_real_observations(pairs):
     )
     np.testing.assert_allclose(target, by_hand, rtol=1e-4, atol=1e-5)
     # What was found of an ensemble's grids is not there.
-    assert made(SPACES["binary"], updates=1).numbers.normalizer is None and made().numbers.normalizer is None
+    assert made_up(SPACES["binary"], updates=1).numbers.normalizer is None and made_up().numbers.normalizer is None
 
 
 @pytest.mark.parametrize("kind", ["binary", "real"])
@@ -450,13 +479,13 @@ def test_fourier_features_are_a_sharp_kernel_of_the_decoded_observation(kind, ro
 
 
 def test_input_and_target_share_one_projection_of_a_size_of_its_own():
-    both = made(SPACES["image"], input="projected", target="projected", projection=6, prior_layers=1)
+    both = made_up(SPACES["image"], input="projected", target="projected", projection=6, prior_layers=1)
     pixels = np.prod(SPACES["image"].shape)
     assert both.numbers.projection.shape == (pixels, 6)
     for heads in (both.members, both.prior):
         assert heads.module.mlp.layers[0].linear.weight.shape[1] == 6 + A and heads.module.out.weight.shape[2] == 6
     # The target's size is not the projection's where members only read it.
-    alone = made(SPACES["image"], input="projected", target="deter", projection=6)
+    alone = made_up(SPACES["image"], input="projected", target="deter", projection=6)
     assert alone.numbers.projection.shape == (pixels, 6) and alone.members.module.out.weight.shape[2] == SIZES.deter
 
 
@@ -474,9 +503,9 @@ def forward(head, x, m):
 
 
 def test_a_prediction_is_what_was_learned_plus_a_frozen_random_network(rows):
-    ensemble, inputs = made(layers=2, prior_layers=1), read(rows.feat, rows.action)
+    ensemble, inputs = made_up(layers=2, prior_layers=1), read(rows.feat, rows.action)
     assert len(ensemble.members.module.mlp.layers) == 2 and len(ensemble.prior.module.mlp.layers) == 1
-    predictions = predict(ensemble, inputs, HYPERS)
+    predictions = jax.jit(lambda e: predict(e, inputs, HYPERS))(ensemble)
     for m in range(M):
         by_hand = forward(ensemble.members.module, inputs, m) + 0.6 * forward(ensemble.prior.module, inputs, m)
         np.testing.assert_allclose(predictions[m], by_hand, rtol=1e-4, atol=1e-5)
@@ -512,7 +541,7 @@ def pairs():
     )
 
 
-def slow_targets(target, ensemble, model, pairs):
+def slow_targets(target, ensemble, embed, pairs):
     """What is predicted of the second rows, in plain numpy (but for the encoder)."""
     onehot = np.eye(2)[np.asarray(pairs.stoch[1])].reshape(n, -1)
     grid = np.asarray(pairs.obs[1], np.float64).reshape(n, -1)
@@ -520,7 +549,7 @@ def slow_targets(target, ensemble, model, pairs):
     return {
         "stoch": onehot,
         "deter": np.asarray(pairs.deter[1]),
-        "embed": np.asarray(model.encoder(pairs.obs[1], jnp.dtype(jnp.float32))),
+        "embed": np.asarray(embed),
         "projected": leveled("binary", grid) @ projection / np.sqrt(12),
     }[target]
 
@@ -531,10 +560,17 @@ READ = [(source, target) for source in ("feat", "decoded") for target in ("stoch
 @pytest.mark.parametrize(("source", "target"), [*READ, ("projected", "projected")])
 def test_own_updates_are_adam_on_the_squared_error(pairs, source, target):
     space = SPACES["binary"]
-    model, ensemble = model_of(space), made(space, input=source, target=target, prior_layers=1)
+    model, ensemble = model_of(space), made_up(space, input=source, target=target, prior_layers=1)
     feat = np.concatenate([pairs.deter[0], np.eye(2)[np.asarray(pairs.stoch[0])].reshape(n, -1)], -1)
-    inputs = ensemble_inputs(ensemble, model, jnp.asarray(feat, jnp.float32), jnp.eye(A)[pairs.action[0]], HYPERS)
-    goal = slow_targets(target, ensemble, model, pairs)
+    actions = np.eye(A, dtype=np.float32)[np.asarray(pairs.action[0])]
+
+    @jax.jit
+    def inputs_and_embed(ensemble, model, feat):
+        embed = model.encoder(pairs.obs[1], jnp.dtype(jnp.float32))
+        return ensemble_inputs(ensemble, model, feat, actions, HYPERS), embed
+
+    inputs, embed = inputs_and_embed(ensemble, model, feat.astype(np.float32))
+    goal = slow_targets(target, ensemble, embed, pairs)
     counts = np.array([i not in (3, 4) for i in range(n)])
     step = jax.jit(update_ensemble)
     learned, moments, first = step(ensemble, init_opt_state(ensemble, HYPERS), model, pairs, HYPERS)
@@ -548,25 +584,27 @@ def test_own_updates_are_adam_on_the_squared_error(pairs, source, target):
     by_hand = (counts * 0.5 * ((predicted - goal) ** 2).sum(-1)).mean()
     np.testing.assert_allclose(first, by_hand, rtol=1e-4)
 
-    # Three steps of each member by itself, with a loss and an optimiser written down once more.
-    for m in range(M):
-        head, prior = pick((ensemble.members.module, ensemble.prior.module), m)
+    def three_steps(member):
+        """Of one member by itself, with a loss and an optimiser written down once more."""
+        head, prior = member
         adam = optax.adam(HYPERS.ensemble_lr, b1=0.9, b2=0.99)
-        state = adam.init(head)
 
-        def loss(head, m=m, prior=prior):
+        def loss(head):
             error = jnp.square(head(inputs) + 0.6 * prior(inputs) - goal).sum(-1)
             return jnp.mean(counts * error) / 2
 
-        for _ in range(3):
+        def one(carry, _):
+            head, state = carry
             updates, state = adam.update(jax.grad(loss)(head), state)
-            head = eqx.apply_updates(head, updates)
-        if m == 0:
-            for _ in range(2):
-                learned, moments, last = step(learned, moments, model, pairs, HYPERS)
-            assert last < first
-        mine = pick(learned.members.module, m)
-        chex.assert_trees_all_close(mine, head, rtol=1e-3, atol=1e-5)
+            return (eqx.apply_updates(head, updates), state), None
+
+        return jax.lax.scan(one, (head, adam.init(head)), length=3)[0][0]
+
+    heads = jax.jit(lambda *members: jax.lax.map(three_steps, members))(ensemble.members.module, ensemble.prior.module)
+    for _ in range(2):
+        learned, moments, last = step(learned, moments, model, pairs, HYPERS)
+    assert last < first
+    chex.assert_trees_all_close(learned.members.module, heads, rtol=1e-3, atol=1e-5)
     chex.assert_trees_all_equal(
         (learned.prior, learned.numbers.projection), (ensemble.prior, ensemble.numbers.projection)
     )
@@ -574,7 +612,7 @@ def test_own_updates_are_adam_on_the_squared_error(pairs, source, target):
 
 def test_a_pair_across_an_episodes_end_teaches_nothing(pairs):
     space = SPACES["binary"]
-    model, ensemble = model_of(space), made(space, target="projected")
+    model, ensemble = model_of(space), made_up(space, target="projected")
     moments = init_opt_state(ensemble, HYPERS)
     run = jax.jit(lambda pairs: update_ensemble(ensemble, moments, model, pairs, HYPERS))
     at = lambda x, i: x.at[1, i].set(~x[1, i])

@@ -140,11 +140,14 @@ def play(env, actions, key):
         carry = envs.env_step(env, inputs[0], *carry, inputs[1])
         return carry, carry[1]
 
-    key_reset, key_scan = jr.split(key)
-    first = env.reset(key_reset)
-    scan = jax.jit(functools.partial(jax.lax.scan, body))
-    _, later = scan(first, (jr.split(key_scan, len(actions)), actions))
-    return jax.device_get(jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first[1], later))
+    @jax.jit
+    def start_and_scan(key, actions):
+        key_reset, key_scan = jr.split(key)
+        first = env.reset(key_reset)
+        _, later = jax.lax.scan(body, first, (jr.split(key_scan, len(actions)), actions))
+        return first[1], later
+
+    return jax.tree.map(lambda a, b: np.concatenate([a[None], b]), *jax.device_get(start_and_scan(key, actions)))
 
 
 def test_catch_row_by_row():
@@ -216,27 +219,30 @@ def test_actions_are_clipped_where_gymnax_does_not():
 
 def test_advance_is_the_step_or_the_reset():
     env = make("CartPole-v1")
-    state, timestep = env.reset(jr.key(0))
-    key, action = jr.key(1), jnp.array(1)
-    key_step, key_reset = jr.split(key)
-    last = eqx.tree_at(lambda t: t.is_last, timestep, jnp.array(True))
-    stepped = envs.env_step(env, key, state, timestep, action)
-    fresh = envs.env_step(env, key, state, last, action)
-    equal = functools.partial(jax.tree.map, np.testing.assert_array_equal)
-    equal(stepped, env.step(key_step, state, action))
-    equal(fresh, env.reset(key_reset))
+
+    @jax.jit
+    def both(key, action):
+        state, timestep = env.reset(jr.key(0))
+        key_step, key_reset = jr.split(key)
+        last = eqx.tree_at(lambda t: t.is_last, timestep, jnp.array(True))
+        advanced = [envs.env_step(env, key, state, before, action) for before in (timestep, last)]
+        return advanced, [env.step(key_step, state, action), env.reset(key_reset)]
+
+    advanced, expected = both(jr.key(1), jnp.array(1))
+    jax.tree.map(np.testing.assert_array_equal, advanced, expected)
+    assert not advanced[0][1].is_first and advanced[1][1].is_first
 
 
 def test_actions_are_guarded():
     discrete, continuous = make("CartPole-v1"), make("Reacher-misc")
-    state, _ = discrete.reset(jr.key(0))
-    with pytest.raises(AssertionError):
-        discrete.step(jr.key(0), state, jnp.zeros(2, jnp.int32))
-    with pytest.raises(AssertionError):
-        discrete.step(jr.key(0), state, jnp.zeros(()))
-    state, _ = continuous.reset(jr.key(0))
-    with pytest.raises(AssertionError):
-        continuous.step(jr.key(0), state, jnp.zeros(()))
+    for env, action in (
+        (discrete, jnp.zeros(2, jnp.int32)),
+        (discrete, jnp.zeros(())),
+        (continuous, jnp.zeros(())),
+    ):
+        state, _ = jax.eval_shape(env.reset, jr.key(0))
+        with pytest.raises(AssertionError):
+            jax.eval_shape(env.step, jr.key(0), state, action)
 
 
 def test_kinds_of_spaces():
@@ -267,7 +273,7 @@ def test_kinds_of_spaces():
 def test_overrides(name, overrides, shape, actions, limit):
     env = envs.make(name, overrides)
     assert (env.obs_space.shape, env.action_space.size, env.time_limit) == (shape, actions, limit)
-    assert env.reset(jr.key(0))[1].obs.shape == shape
+    assert jax.eval_shape(env.reset, jr.key(0))[1].obs.shape == shape
 
 
 def test_observations_with_bounds_are_rescaled_where_asked_for():
@@ -290,9 +296,8 @@ def test_observations_without_finite_bounds_or_that_are_no_reals_are_not_rescale
 
 def test_an_override_reaches_the_physics():
     weak = envs.make("Pendulum-v1", {"max_torque": "0.5", "g": 0})
-    state, timestep = weak.reset(jr.key(0))
-    _, after = weak.step(jr.key(0), state, jnp.array([1.0]))
-    np.testing.assert_allclose(after.obs[2] - timestep.obs[2], 3 * 0.5 * 0.05, rtol=1e-4)
+    rows = play(weak, jnp.array([[1.0]]), jr.key(0))
+    np.testing.assert_allclose(rows.obs[1, 2] - rows.obs[0, 2], 3 * 0.5 * 0.05, rtol=1e-4)
 
 
 def one_line(info):

@@ -19,11 +19,16 @@ from stages.replay import StepCounters
 from tests.conftest import pick, tree_equal
 
 
+def prefilled(env, config, hypers, key):
+    """A seed of this key with its first rows: state, clock, episodes."""
+    state = train.init(env, config, hypers, key=key)
+    return train.collect_steps(env, config, state, StepCounters.zero(), config.prefill)
+
+
 @pytest.fixture(scope="module")
 def started(env, config, hypers):
     """A prefilled seed."""
-    state = jax.jit(lambda key: train.init(env, config, hypers, key=key))(jr.key(3))
-    return jax.jit(lambda s: train.collect_steps(env, config, s, StepCounters.zero(), config.prefill))(state)
+    return jax.jit(functools.partial(prefilled, env, config, hypers))(jr.key(3))
 
 
 @pytest.fixture(scope="module")
@@ -119,34 +124,37 @@ OWN = EnsembleConfig(members=3, layers=1, input="decoded", target="projected", p
 
 
 @pytest.fixture(scope="module")
-def explored(env, config, hypers):
-    """mode -> (config, a new seed, the seed prefilled, its clock, both after three iterations, their progress).
+def exploring(env, config, hypers):
+    """(config, three prefilled seeds, clock) of a run whose ensemble has updates of its own."""
+    config = dataclasses.replace(config, mode="explore", ensemble=OWN)
+    start = functools.partial(prefilled, env, config, dataclasses.replace(hypers, warmup=0.0))
+    states, clock, _ = jax.jit(jax.vmap(start, out_axes=(0, None, 0)))(jr.split(jr.key(0), 3))
+    return config, states, clock
+
+
+@pytest.fixture(scope="module")
+def explored(env, config, hypers, exploring):
+    """mode -> (config, a prefilled seed, its state and clock after three iterations, their progress).
 
     explore: members with updates of their own; mix: members that learn with the model.
     """
-    configs = {
-        "explore": dataclasses.replace(config, mode="explore", ensemble=OWN),
-        "mix": dataclasses.replace(config, mode="mix"),
-    }
 
     @functools.cache
     def explore(mode):
-        exploring = configs[mode]
-
-        def start(key):
-            new = train.init(env, exploring, hypers, key=key)
-            return new, *train.collect_steps(env, exploring, new, StepCounters.zero(), exploring.prefill)[:2]
-
-        new, state, clock = jax.jit(start)(jr.key(0))
-        after, later, progress = jax.jit(functools.partial(train.train_chunk, env, exploring, 3))(state, clock)
-        return exploring, new, state, clock, after, later, progress
+        if mode == "explore":
+            settings, states, clock = exploring
+            state = pick(states, 0)
+        else:
+            settings = dataclasses.replace(config, mode=mode)
+            state, clock, _ = jax.jit(functools.partial(prefilled, env, settings, hypers))(jr.key(0))
+        return settings, state, *jax.jit(functools.partial(train.train_chunk, env, settings, 3))(state, clock)
 
     return explore
 
 
 @pytest.mark.parametrize(("mode", "own"), [("explore", True), ("mix", False)])  # each mode, each way to learn
 def test_exploring_seed_trains_then_adapts(env, explored, config, advance, mode, own):
-    exploring, _, state, _, after, clock, progress = explored(mode)
+    exploring, state, after, clock, progress = explored(mode)
     assert float(progress.metrics["explorer_replay_rew_disagreement"]) > 0
     assert not tree_equal(state.agent.explorer, after.agent.explorer)
     for old, new in zip(*(jax.tree.leaves(s.agent.intrinsic.ensemble.members) for s in (state, after)), strict=True):
@@ -167,7 +175,7 @@ def test_exploring_seed_trains_then_adapts(env, explored, config, advance, mode,
     assert len(rows) == 2
     for now, then in rows:
         assert now.shape == (kept, WIDTH) and then.shape == (whole, WIDTH)
-        now, then = from_rows(now, adapted.agent), from_rows(then, before)
+        now, then = jax.jit(from_rows)(now, adapted.agent), jax.jit(from_rows)(then, before)
         assert tree_equal((now.model, now.tasker), (then.model, then.tasker))
         assert any((x != 0).any() for x in jax.tree.leaves(now))
     # With the run's own settings, too, which the phase that adapts keeps.
@@ -179,22 +187,25 @@ def test_exploring_seed_trains_then_adapts(env, explored, config, advance, mode,
 
 
 @pytest.fixture(scope="module")
-def exploring(env, config, hypers):
-    """(config, compiled update, three prefilled seeds, clock) of a run whose ensemble has updates of its own."""
-    config = dataclasses.replace(config, mode="explore", ensemble=OWN)
+def updated(exploring):
+    """(an update of each of the three exploring seeds; the first one's without its ensemble's own, and those alone)."""
+    config, states, clock = exploring
 
-    def start(key):
-        state = train.init(env, config, dataclasses.replace(hypers, warmup=0.0), key=key)
-        return train.collect_steps(env, config, state, StepCounters.zero(), config.prefill)
+    @jax.jit
+    def step(state):
+        """All three in one program: what they share is compiled once."""
+        whole, _, _ = train.update(config, state, clock)
+        without, _, _ = train.update(config, dataclasses.replace(state, intrinsic_opt_state=None), clock)
+        return whole, without, train.update_intrinsic(config, state, clock)
 
-    states, clock, _ = jax.jit(jax.vmap(start, out_axes=(0, None, 0)))(jr.split(jr.key(0), 3))
-    return config, jax.jit(functools.partial(train.update, config)), states, clock
+    seeds = [step(pick(states, seed)) for seed in range(3)]
+    return [whole for whole, _, _ in seeds], *seeds[0][1:]
 
 
-def test_own_updates_move_members_alone_and_the_models_update_all_else(exploring):
-    config, step, states, clock = exploring
+def test_own_updates_move_members_alone_and_the_models_update_all_else(exploring, updated):
+    _, states, _ = exploring
+    [with_own, *_], alone, (after, metrics) = updated
     state = pick(states, 0)
-    after, metrics = jax.jit(functools.partial(train.update_intrinsic, config))(state, clock)
     assert list(metrics) == ["loss/ensemble"]
     for old, new in zip(*(jax.tree.leaves(s.agent.intrinsic.ensemble.members) for s in (state, after)), strict=True):
         assert not np.array_equal(old, new)
@@ -203,23 +214,20 @@ def test_own_updates_move_members_alone_and_the_models_update_all_else(exploring
     assert tree_equal(fixed(state), fixed(after))
 
     # The model learns the same whether the ensemble learns beside it or not.
-    with_own, _, _ = step(state, clock)
-    alone, _, _ = step(dataclasses.replace(state, intrinsic_opt_state=None), clock)
     assert tree_equal(replace_intrinsic(with_own.agent, None), replace_intrinsic(alone.agent, None))
     assert tree_equal(alone.agent.intrinsic, state.agent.intrinsic)
     assert not tree_equal(with_own.agent.intrinsic.ensemble.members, state.agent.intrinsic.ensemble.members)
     assert tree_equal(fixed(with_own)[:2], fixed(state)[:2])
 
 
-def test_a_seed_alone_learns_what_it_learns_in_a_sweep(exploring):
-    config, step, states, clock = exploring
+def test_a_seed_alone_learns_what_it_learns_in_a_sweep(exploring, updated):
+    config, states, clock = exploring
     together, later, _ = jax.jit(jax.vmap(functools.partial(train.update, config), (0, None), (0, None, 0)))(
         states, clock
     )
     assert not later.step.ndim and not later.online_cursor.ndim  # the clock is not batched
     for seed in range(3):
-        alone, _, _ = step(pick(states, seed), clock)
-        mine = pick(together, seed)
+        alone, mine = updated[0][seed], pick(together, seed)
         chex.assert_trees_all_close(
             (mine.agent, mine.intrinsic_opt_state), (alone.agent, alone.intrinsic_opt_state), rtol=1e-3, atol=1e-4
         )
@@ -230,12 +238,11 @@ def test_bfloat16_trains_with_float32_parameters(env, config, hypers):
     half = dataclasses.replace(config, mode="mix", model=dataclasses.replace(config.model, dtype="bfloat16"))
 
     @jax.jit
-    def begin(key):
-        state = train.init(env, half, dataclasses.replace(hypers, warmup=0.0), key=key)
-        return train.collect_steps(env, half, state, StepCounters.zero(), half.prefill)
+    def start_and_update(key):
+        state, clock, _ = prefilled(env, half, dataclasses.replace(hypers, warmup=0.0), key)
+        return state, *train.update(half, state, clock)
 
-    state, clock, _ = begin(jr.key(0))
-    after, _, metrics = jax.jit(functools.partial(train.update, half))(state, clock)
+    state, after, _, metrics = start_and_update(jr.key(0))
     assert state.actor_state.latent.deter.dtype == state.ring.deter.dtype == after.ring.deter.dtype == jnp.bfloat16
     assert {x.dtype for x in jax.tree.leaves(after.agent)} == {jnp.dtype("float32")}
     assert not tree_equal(after.agent, state.agent)
