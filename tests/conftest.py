@@ -49,9 +49,9 @@ import functools
 import gc
 
 import jax
-import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import psutil
 import pytest
 
 import envs
@@ -69,21 +69,26 @@ AS_IN_A_RUN: dict[str, Any] = {"xla_backend_optimization_level": 3}
 if version("jaxlib").startswith("0.10."):
     AS_IN_A_RUN |= {"xla_cpu_use_fusion_emitters": True}
 
+RESIDENT = 1.5e9  # bytes of a test process from which on it lets its programs go
 SMALL = ModelConfig(deter=16, blocks=2, hidden=8, units=8, stoch=4, classes=4, depth=2, bins=15, layers=2)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def programs_are_let_go():
-    """A module's programs go with it: thousands of them are gigabytes.
+    """A process of many programs lets them go with a module: thousands of them are gigabytes.
 
-    Tracing allocates much and leaves hardly any garbage; the collections that it sets off take a tenth of the time.
-    One after each module does.
+    Until then the next module finds the small ones that every test compiles. Tracing allocates much and leaves hardly
+    any garbage; the collections that it sets off take a tenth of the time. One after each module does, of what the
+    module made.
     """
     gc.disable()
     yield
     gc.enable()
-    jax.clear_caches()
+    if psutil.Process().memory_info().rss > RESIDENT:
+        jax.clear_caches()
+        gc.unfreeze()
     gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")
@@ -143,10 +148,15 @@ def mix_targets(mix_agent) -> Targets:
     return Targets.of(mix_agent)
 
 
+def to_device(x, dtype=None) -> jax.Array:
+    """`x` as jax's array. jnp.asarray compiles a program for every shape; this does not."""
+    return jax.device_put(np.asarray(x, dtype))
+
+
 def arbitrary(make, seed=0):
     """What `make` makes, but with arbitrary weights: no layer at zero, and no initialiser to compile."""
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: jnp.asarray(rng.normal(0.2, 0.4, x.shape), x.dtype), jax.eval_shape(make))
+    return jax.tree.map(lambda x: to_device(rng.normal(0.2, 0.4, x.shape), x.dtype), jax.eval_shape(make))
 
 
 WIDTHS = [(3, 11), (11, 3), (5, 5), (1, 4), (4, 1)]
@@ -170,14 +180,13 @@ def in_one_program(calls: Mapping[Hashable, tuple], options: dict[str, Any] | No
     def compute(arguments):
         return [function(*args) for (function, *_), args in zip(calls.values(), arguments, strict=True)]
 
-    arguments = [jax.tree.map(jnp.asarray, args) for _, *args in calls.values()]
-    results = jax.jit(compute, compiler_options=options)(arguments)
+    results = jax.jit(compute, compiler_options=options)([args for _, *args in calls.values()])
     return dict(zip(calls, jax.tree.map(np.asarray, results), strict=True))
 
 
 def both_forms(calls: Mapping[Hashable, tuple]) -> dict[str, dict[Hashable, Any]]:
     """`in_one_program` under "jit", and each function called as it stands under "eager"."""
-    eager = lambda function, *args: jax.tree.map(np.asarray, function(*jax.tree.map(jnp.asarray, args)))
+    eager = lambda function, *args: jax.tree.map(np.asarray, function(*jax.device_put(args)))
     return {"jit": in_one_program(calls), "eager": {name: eager(*call) for name, call in calls.items()}}
 
 
@@ -210,7 +219,7 @@ def compare(cases: Mapping[Hashable, tuple]) -> dict[Hashable, tuple]:
 def scrambled(make: Callable, seed: int = 0):
     """The module that `make` makes, but with every leaf random, biases and norms' scales too: none can be left out."""
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) * 0.7, jnp.float32), jax.eval_shape(make))
+    return jax.tree.map(lambda x: to_device(rng.normal(size=x.shape) * 0.7, np.float32), jax.eval_shape(make))
 
 
 @jax.jit
@@ -223,9 +232,9 @@ def observations(space: ObsSpace, lead: tuple[int, ...], seed: int = 0) -> jax.A
     """Random observations [*lead, *obs], in the space's storage type."""
     rng, shape = np.random.default_rng(seed), (*lead, *space.shape)
     if space.kind == "real":
-        return jnp.asarray((10 * rng.normal(size=shape)).astype(space.dtype))
+        return to_device(10 * rng.normal(size=shape), space.dtype)
     top = {"binary": 2, "image": 256, "categorical": space.classes}[space.kind]
-    return jnp.asarray(rng.integers(0, top, shape).astype(space.dtype))
+    return to_device(rng.integers(0, top, shape), space.dtype)
 
 
 def tree_equal(a, b) -> bool:

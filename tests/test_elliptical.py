@@ -17,7 +17,7 @@ from stages.presets import preset
 from stages.replay import Row
 from stages.rssm import Latent
 from stages.world_model import WorldModel, action_vector
-from tests.conftest import arbitrary, tree_equal
+from tests.conftest import arbitrary, to_device, tree_equal
 
 n, A, P, W, STORED, RIDGE = 16, 3, 7, 24, 40, 0.1
 USED = slice(n // 4, None)  # pairs that were drawn uniformly
@@ -39,20 +39,20 @@ def case(request):
     discrete = actions.kind == "discrete"
     action = rng.integers(0, A, (2, n)) if discrete else rng.normal(size=(2, n, A)).astype(np.float32)
     pairs = Row(
-        jnp.asarray(rng.integers(0, 2, (2, n, P)).astype(OBS.dtype)),
-        jnp.asarray(action, jnp.int32 if discrete else jnp.float32),
+        to_device(rng.integers(0, 2, (2, n, P)).astype(OBS.dtype)),
+        to_device(action, jnp.int32 if discrete else jnp.float32),
         jnp.zeros((2, n)),
-        jnp.asarray(never),
-        jnp.asarray(is_last),
-        jnp.asarray(never),
-        jnp.asarray(rng.normal(size=(2, n, 2)), jnp.float32),
-        jnp.asarray(rng.integers(0, 2, (2, n, 2)), jnp.uint8),
+        to_device(never),
+        to_device(is_last),
+        to_device(never),
+        to_device(rng.normal(size=(2, n, 2)), jnp.float32),
+        to_device(rng.integers(0, 2, (2, n, 2)), jnp.uint8),
     )
     update = jax.jit(lambda bonus, pairs: bonus.update(bonus.init_opt_state(HYPERS), model, pairs, STORED_ROWS, HYPERS))
     return actions, model, bonus, pairs, update, jax.jit(lambda bonus, *about: bonus(model, *about, HYPERS))
 
 
-STORED_ROWS = jnp.asarray(STORED)
+STORED_ROWS = to_device(STORED)
 
 
 def about(model, pairs):

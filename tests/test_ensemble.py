@@ -37,7 +37,7 @@ from stages.networks.distributions import Categorical
 from stages.replay import Row
 from stages.rssm import Latent
 from stages.world_model import Observed, WorldModel
-from tests.conftest import AS_IN_A_RUN, arbitrary, in_one_program, observations, pick
+from tests.conftest import AS_IN_A_RUN, arbitrary, in_one_program, observations, pick, to_device
 
 M, T, B, A, Y = 3, 5, 2, 3, 8
 SIZES = ModelConfig(deter=2, stoch=2, classes=2, units=Y, hidden=4, blocks=1, layers=2)
@@ -532,12 +532,12 @@ def pairs():
     flags = np.zeros((2, n), bool)
     return Row(
         observations(SPACES["binary"], (2, n)),
-        jnp.asarray(rng.integers(0, A, (2, n)), jnp.int32),
+        to_device(rng.integers(0, A, (2, n)), jnp.int32),
         jnp.zeros((2, n)),
-        jnp.asarray(flags).at[1, 3:5].set(True),
-        *[jnp.asarray(flags)] * 2,
-        jnp.asarray(rng.normal(size=(2, n, SIZES.deter)), jnp.float32),
-        jnp.asarray(rng.integers(0, 2, (2, n, SIZES.stoch)), jnp.uint8),
+        to_device(flags).at[1, 3:5].set(True),
+        *[to_device(flags)] * 2,
+        to_device(rng.normal(size=(2, n, SIZES.deter)), jnp.float32),
+        to_device(rng.integers(0, 2, (2, n, SIZES.stoch)), jnp.uint8),
     )
 
 
@@ -562,7 +562,7 @@ def test_own_updates_are_adam_on_the_squared_error(pairs, source, target):
     space = SPACES["binary"]
     model, ensemble = model_of(space), made_up(space, input=source, target=target, prior_layers=1)
     feat = np.concatenate([pairs.deter[0], np.eye(2)[np.asarray(pairs.stoch[0])].reshape(n, -1)], -1)
-    actions = np.eye(A, dtype=np.float32)[np.asarray(pairs.action[0])]
+    actions = to_device(np.eye(A)[np.asarray(pairs.action[0])], np.float32)
 
     @jax.jit
     def inputs_and_embed(ensemble, model, feat):

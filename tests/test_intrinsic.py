@@ -23,7 +23,7 @@ from stages.replay import Row
 from stages.rnd import RND
 from stages.rssm import Latent
 from stages.world_model import Observed, WorldModel
-from tests.conftest import arbitrary, tree_equal
+from tests.conftest import arbitrary, to_device, tree_equal
 
 T, B, n, A, Q = 4, 3, 12, 3, 5
 SIZES = ModelConfig(deter=2, stoch=2, classes=2, units=8, hidden=4, blocks=1, layers=1)
@@ -45,14 +45,14 @@ def rows_of(lead, seed=0) -> Row:
     is_last, is_first = never.copy(), never.copy()
     is_last[0, 1], is_first[1, 1] = True, True
     return Row(
-        jnp.asarray(rng.integers(0, 2, (*lead, 7)).astype(OBS.dtype)),
-        jnp.asarray(rng.integers(0, A, lead), jnp.int32),
+        to_device(rng.integers(0, 2, (*lead, 7)).astype(OBS.dtype)),
+        to_device(rng.integers(0, A, lead), jnp.int32),
         jnp.zeros(lead),
-        jnp.asarray(is_first),
-        jnp.asarray(is_last),
-        jnp.asarray(is_last),
-        jnp.asarray(rng.normal(size=(*lead, 2)), jnp.float32),
-        jnp.asarray(rng.integers(0, 2, (*lead, 2)), jnp.uint8),
+        to_device(is_first),
+        to_device(is_last),
+        to_device(is_last),
+        to_device(rng.normal(size=(*lead, 2)), jnp.float32),
+        to_device(rng.integers(0, 2, (*lead, 2)), jnp.uint8),
     )
 
 
@@ -145,7 +145,7 @@ def test_rnd_pays_the_squared_error_of_its_predictor(made):
 def test_rnds_update_is_adam_on_the_pairs_in_which_an_action_was_chosen(made):
     pairs, own = made["inputs"].pairs, made["rnd"]
     first = jax.tree.map(lambda x: x[0], pairs)
-    read = jnp.asarray(slow_inputs(feat_of(first), np.eye(A)[first.action]), jnp.float32)
+    read = to_device(slow_inputs(feat_of(first), np.eye(A)[first.action]), jnp.float32)
     counts = np.arange(n) != 1
 
     def loss(predictor):

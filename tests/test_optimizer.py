@@ -21,6 +21,7 @@ from stages.fast.stacked import Stacked
 from stages.networks.heads import Actor
 from stages.networks.layers import Linear
 from stages.optimizer import adaptive_clip, drop_opt_state, optimizer
+from tests.conftest import to_device
 
 close = chex.assert_trees_all_close
 HYPERS = Hypers(lr=1e-2, warmup=4.0)
@@ -39,7 +40,7 @@ def gradients(agent: Agent, step: int) -> Agent:
 
     def one(path, x):
         sizes = (len(x), *[1] * (x.ndim - 1)) if is_stacked(path) else ()
-        return jnp.asarray(10.0 ** rng.uniform(-6, 3, sizes) * rng.normal(size=x.shape), jnp.float32)
+        return to_device(10.0 ** rng.uniform(-6, 3, sizes) * rng.normal(size=x.shape), jnp.float32)
 
     return jax.tree_util.tree_map_with_path(one, agent)
 

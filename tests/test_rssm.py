@@ -13,6 +13,7 @@ import pytest
 from stages import rssm
 from stages.config import ModelConfig
 from stages.rssm import RSSM, Latent
+from tests.conftest import to_device
 
 T, B, D, S, K, E, A, RATIO = 5, 6, 12, 3, 4, 5, 2, 0.01
 MODEL = ModelConfig(deter=D, blocks=3, hidden=7, stoch=S, classes=K)
@@ -24,7 +25,7 @@ def model() -> RSSM:
     """Every leaf random, biases and norms' scales too, so that none can be left out unseen."""
     rng = np.random.default_rng(0)
     made = jax.eval_shape(lambda key: RSSM(MODEL, E, A, key=key), jr.key(0))
-    return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) * 0.7, jnp.float32), made)
+    return jax.tree.map(lambda x: to_device(rng.normal(size=x.shape) * 0.7, jnp.float32), made)
 
 
 def one_hot(index, count: int) -> np.ndarray:
@@ -36,10 +37,10 @@ class Inputs:
 
     def __init__(self, seed: int, lead: tuple[int, ...] = ()):
         rng = np.random.default_rng(seed)
-        normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
-        self.latent = Latent(normal(B, D), jnp.asarray(one_hot(rng.integers(0, K, (B, S)), K)))
+        normal = lambda *shape: to_device(rng.normal(size=shape), jnp.float32)
+        self.latent = Latent(normal(B, D), to_device(one_hot(rng.integers(0, K, (B, S)), K)))
         self.action, self.embed = normal(*lead, B, A) * 2, normal(*lead, B, E)
-        self.uniform = jnp.asarray(rng.uniform(size=(*lead, B, S)), jnp.float32)
+        self.uniform = to_device(rng.uniform(size=(*lead, B, S)), jnp.float32)
 
 
 # ---- the same in numpy, float64, one sample at a time --------------------------------------------------------------
@@ -329,7 +330,7 @@ def test_classes_and_one_hot_go_round(classes):
 
 def test_every_verb_keeps_the_compute_type(model):
     x = Inputs(12)
-    half = lambda tree: jax.tree.map(lambda a: jnp.asarray(a, jnp.bfloat16), tree)
+    half = lambda tree: jax.tree.map(lambda a: to_device(a, jnp.bfloat16), tree)
     latent, action, embed, none = half(x.latent), half(x.action), half(x.embed), jnp.zeros(B, bool)
     seen, post, prior = jax.eval_shape(observe_row, model, latent, action, embed, none, x.uniform)
     step = jax.eval_shape(rssm.observe_step, model, latent, embed, action, none, x.uniform, RATIO)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from stages.fast.scan import scan
+from tests.conftest import to_device
 
 T, B, D, K = 5, 3, 4, 3
 
@@ -50,17 +51,17 @@ def plain(step, params, carry, xs, fixed):
 def inputs(steps: int = T, lead: tuple[int, ...] = (), seed: int = 0):
     """(params, carry, xs, fixed); all have the axes `lead` in front."""
     rng = np.random.default_rng(seed)
-    normal = lambda *shape: jnp.asarray(rng.normal(size=(*lead, *shape)), jnp.float32)
+    normal = lambda *shape: to_device(rng.normal(size=(*lead, *shape)), jnp.float32)
     params = {"deter": normal(D, D), "stoch": normal(K, D), "bias": normal(D), "out": normal(D, K)}
-    carry = State(normal(B, D), jnp.asarray(np.eye(K)[rng.integers(0, K, (*lead, B))], jnp.float32))
-    uniform = jnp.asarray(rng.uniform(size=(*lead, steps, B)), jnp.float32)
-    return params, carry, normal(steps, B, D), Fixed(jnp.asarray(rng.uniform(size=(*lead, steps, B)) < 0.2), uniform)
+    carry = State(normal(B, D), to_device(np.eye(K)[rng.integers(0, K, (*lead, B))], jnp.float32))
+    uniform = to_device(rng.uniform(size=(*lead, steps, B)), jnp.float32)
+    return params, carry, normal(steps, B, D), Fixed(to_device(rng.uniform(size=(*lead, steps, B)) < 0.2), uniform)
 
 
 def cotangent(value, last: float = 1.0, ys: float = 1.0, seed: int = 7):
     """Random weights of what came out: of the last carry, and of all steps' outputs."""
     rng = np.random.default_rng(seed)
-    draw = lambda size: lambda x: jnp.asarray(size * rng.normal(size=x.shape), x.dtype)
+    draw = lambda size: lambda x: to_device(size * rng.normal(size=x.shape), x.dtype)
     return jax.tree.map(draw(last), value[0]), jax.tree.map(draw(ys), value[1])
 
 
