@@ -44,9 +44,11 @@ from jaxtyping import install_import_hook
 
 install_import_hook(["stages", "envs"], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
+import contextlib
 import dataclasses
 import functools
 import gc
+import io
 
 import jax
 import jax.random as jr
@@ -55,6 +57,7 @@ import psutil
 import pytest
 
 import envs
+import run
 from envs import registry
 from envs.environment import ObsSpace
 from stages.agent import Agent, Targets
@@ -69,8 +72,20 @@ AS_IN_A_RUN: dict[str, Any] = {"xla_backend_optimization_level": 3}
 if version("jaxlib").startswith("0.10."):
     AS_IN_A_RUN |= {"xla_cpu_use_fusion_emitters": True}
 
+# Modules whose runs are of one configuration go to one process. All others go to any.
+GROUPS = {
+    **dict.fromkeys(["test_grid", "test_library", "test_novelty", "test_resume"], "rounds"),
+    **dict.fromkeys(["test_run", "test_watch"], "mixed"),
+}
 RESIDENT = 1.5e9  # bytes of a test process from which on it lets its programs go
 SMALL = ModelConfig(deter=16, blocks=2, hidden=8, units=8, stoch=4, classes=4, depth=2, bins=15, layers=2)
+
+
+def pytest_collection_modifyitems(items):
+    """A module's tests stay together, and so do those of modules that share runs."""
+    for item in items:
+        name = item.module.__name__.rpartition(".")[2]
+        item.add_marker(pytest.mark.xdist_group(GROUPS.get(name, name)))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -91,21 +106,41 @@ def programs_are_let_go():
     gc.freeze()
 
 
+class Shared(Sweep):
+    """A sweep that runs of one configuration share."""
+
+    def prepare(self, state, clock, iterations, adapts=False):
+        if self._prepared and self._prepared[0] != (state.key.shape[0], iterations):
+            self.traces.clear()  # of another width
+        return super().prepare(state, clock, iterations, adapts)
+
+
+shared_sweep = functools.cache(Shared)
+shared_env = functools.cache(lambda name, args: registry.make(name, dict(args)))
+
+
 @pytest.fixture(scope="module")
 def compiled_once():
-    """Runs of this module that are of one configuration share their compiled programs, and nothing else."""
-
-    class Shared(Sweep):
-        def prepare(self, state, clock, iterations, adapts=False):
-            if self._prepared and self._prepared[0] != (state.key.shape[0], iterations):
-                self.traces.clear()  # of another width
-            return super().prepare(state, clock, iterations, adapts)
-
-    make = functools.cache(lambda name, args: registry.make(name, dict(args)))
+    """Runs of one configuration share their compiled programs, and nothing else: of this module, and of those before it
+    in the process (GROUPS)."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(envs, "make", lambda name, args: make(name, tuple(args.items())))
-        patch.setattr(rounds, "Sweep", functools.cache(Shared))
+        patch.setattr(envs, "make", lambda name, args: shared_env(name, tuple(args.items())))
+        patch.setattr(rounds, "Sweep", shared_sweep)
         yield
+
+
+@pytest.fixture(scope="session")
+def recorded(tmp_path_factory):
+    """recorded(*words) -> (folder, standard output) of a finished run, made once. Who changes the folder copies it."""
+
+    @functools.cache
+    def record(*words):
+        folder, said = tmp_path_factory.mktemp("recorded") / "run", io.StringIO()
+        with contextlib.redirect_stdout(said):
+            assert run.main([*words, "--logdir", str(folder)]) == 0
+        return folder, said.getvalue()
+
+    return record
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,7 @@ import jax
 import pytest
 
 import run
-from tests.test_run import start
-from tests.test_scale import ROOT
+from tests.runs import ROOT, start
 
 SIZES = ("deter", "hidden", "units", "stoch", "depth", "layers")
 

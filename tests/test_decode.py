@@ -19,6 +19,7 @@ from stages.config import ModelConfig
 from stages.decode import ConvDecoder, MLPDecoder
 from stages.encode import features, image_shape
 from stages.rssm import Latent
+from tests.by_hand import dense, linear, norm_silu, sigmoid
 from tests.conftest import in_one_program, observations, scrambled
 
 D, S, K = 16, 3, 4
@@ -70,23 +71,6 @@ def table(space: ObsSpace, weight=None, bias=0.0) -> MLPDecoder:
 
 
 # ---- the same in numpy, one sample at a time, float64 --------------------------------------------------------------
-
-
-def sigmoid(x):
-    return 1 / (1 + np.exp(-np.float64(x)))
-
-
-def norm_silu(x, scale):
-    x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-4) * np.float64(scale)
-    return x * sigmoid(x)
-
-
-def linear(layer, x):
-    return x @ np.float64(layer.weight) + np.float64(layer.bias)
-
-
-def dense(layer, x):
-    return norm_silu(linear(layer.linear, x), layer.norm.scale)
 
 
 def conv(x, layer):

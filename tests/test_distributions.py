@@ -3,8 +3,6 @@
 Axes: K classes, A action dimensions.
 """
 
-import functools
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -15,21 +13,7 @@ from scipy import stats
 
 from stages.networks import distributions
 from stages.networks.distributions import BoundedNormal, Categorical
-from tests.conftest import AS_IN_A_RUN
-from tests.test_kernels import softmax
-
-# What is exact here must stay so when the compiler rewrites it.
-optimised = functools.partial(jax.jit, compiler_options=AS_IN_A_RUN)
-eager = lambda f: lambda *args: f(*jax.tree.map(jnp.asarray, args))
-either = pytest.mark.parametrize("run", [eager, optimised], ids=["eager", "jit"])
-close = chex.assert_trees_all_close
-
-
-def categorical(probs) -> Categorical:
-    """The record of given probabilities."""
-    probs = jnp.asarray(probs, jnp.float32)
-    return Categorical(probs, jnp.log(probs))
-
+from tests.by_hand import categorical, close, either, softmax
 
 # ---- categoricals --------------------------------------------------------------------------------------------------
 

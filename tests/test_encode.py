@@ -16,6 +16,7 @@ from envs.environment import ObsSpace
 from stages import encode
 from stages.config import ModelConfig
 from stages.encode import ConvEncoder, MLPEncoder
+from tests.by_hand import norm_silu
 from tests.conftest import in_one_program, observations, scrambled
 
 MODEL = ModelConfig(units=6, depth=2, layers=3)
@@ -61,11 +62,6 @@ def numeric_by_hand(space: ObsSpace, obs: np.ndarray) -> np.ndarray:
     if space.kind == "real":
         return np.sign(obs) * np.log(1 + np.abs(obs))
     return obs / 255 - 0.5 if space.kind == "image" else obs
-
-
-def norm_silu(x, scale):
-    x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-4) * np.float64(scale)
-    return x / (1 + np.exp(-x))
 
 
 def conv(x, layer):

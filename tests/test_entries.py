@@ -27,7 +27,7 @@ from stages.measure.open_loop import errors
 from stages.rssm import Latent
 from stages.sweep import start
 from tests.conftest import SMALL, arbitrary, observations
-from tests.test_run import TINY
+from tests.runs import TINY
 
 T, B = 2, 3
 MODEL = ModelConfig(deter=16, stoch=3, classes=4, units=6, depth=2, layers=2)

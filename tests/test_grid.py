@@ -13,12 +13,12 @@ from stages.commands.grid import grid_of, leave_grid, plot_grid, table_of
 from stages.report.read import read_runs
 from stages.store.load import load_run
 from stages.sweep import start
+from tests.runs import CATCH, ask, at_chunk, rows
 from tests.test_figures import pixels
 from tests.test_results import write_run
-from tests.test_resume import WORDS, ask, at_chunk
-from tests.test_run import rows
 
 RATES = ["1e-3", "2e-2"]
+WORDS = [*CATCH, "--logdir"]
 
 
 @pytest.fixture(scope="module")

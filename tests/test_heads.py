@@ -17,7 +17,8 @@ from scipy import stats
 from envs.environment import ActionSpace
 from stages.config import ModelConfig
 from stages.networks.heads import Actor, ContinueHead, TwoHotHead
-from tests.test_decode import dense, linear, scrambled
+from tests.by_hand import dense, linear
+from tests.conftest import scrambled
 
 SIZES = ModelConfig(deter=4, stoch=1, classes=2, units=8, layers=2)
 F = SIZES.feat
@@ -176,7 +177,7 @@ def test_two_hot_head_learns_a_value_from_its_zero_start():
 
 
 def test_continue_head_agrees_with_numpy():
-    head = scrambled(ContinueHead(7, 6, key=jr.key(0)))
+    head = scrambled(lambda: ContinueHead(7, 6, key=jr.key(0)))
     feat = np.random.default_rng(0).normal(size=(2, 3, 7)).astype(np.float32)
     (layer,) = head.head.mlp.layers
     logits = jax.jit(lambda head, feat: head(feat))(head, feat)

@@ -19,8 +19,8 @@ from stages.imagine import Noise, draw_noise, imagine
 from stages.networks.heads import Actor
 from stages.rssm import Latent
 from stages.world_model import WorldModel
+from tests.by_hand import dense, linear, sigmoid
 from tests.conftest import arbitrary
-from tests.test_decode import dense, linear, sigmoid
 
 H, n, A, RATIO, SHARE = 4, 4, 3, 0.01, 0.2  # the uniform shares of the prior and of the policy
 ACTIONS = ActionSpace("continuous", A)

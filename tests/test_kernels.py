@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from stages.fast import kernels
+from tests.by_hand import softmax
 from tests.conftest import WIDTHS, both_forms, compare, draw, in_one_program, value_and_grads
 
 close = chex.assert_trees_all_close
@@ -274,12 +275,6 @@ def test_norm_silu_of_half_precision_is_computed_in_float32():
     as_float = [value.astype(np.float32), grads[0].astype(np.float32)]
     close(as_float, [full, full_grads[0]], rtol=2**-8, atol=1e-5)
     close(grads[1], full_grads[1], rtol=1e-5, atol=1e-5)
-
-
-def softmax(logits):
-    """In float64."""
-    exp = np.exp(np.asarray(logits, np.float64) - np.max(logits, -1, keepdims=True))
-    return exp / exp.sum(-1, keepdims=True)
 
 
 LOGIT_SIZES, LOGIT_SHAPES = [0.0, 1.0, 30.0], [(1,), (5,), (4, 5), (2, 3, 32)]

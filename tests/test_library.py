@@ -31,7 +31,7 @@ from stages.report.read import read_runs
 from stages.store.files import RunFolderError
 from stages.store.load import AgentBatch
 from tests.conftest import arbitrary, pick, tree_equal
-from tests.test_run import PHASES, TINY
+from tests.runs import ROUNDS, TINY
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -134,16 +134,13 @@ def test_wrong_settings_are_refused_in_one_line(preset, settings, words):
 # ---- training ------------------------------------------------------------------------------------------------------
 
 
-def test_training_is_the_runs_to_the_bit(tmp_path, capsys, monkeypatch):
+def test_training_is_the_runs_to_the_bit(recorded, tmp_path, capsys, monkeypatch):
     """Three seeds in rounds of two, through both phases; each has an environment of its own."""
-    arguments, folder = run.parse(PHASES), tmp_path / "run"
-    words = ["--seeds", "3", "--seed-start", "5", "--parallel", "2", "--logdir", str(folder)]
-    assert run.main([*PHASES, *words]) == 0
-    capsys.readouterr()
+    arguments, (folder, _) = run.parse(ROUNDS), recorded(*ROUNDS)
     monkeypatch.chdir(tmp_path)
     config, hypers = arguments.config, arguments.hypers
     training = library.train(config, hypers, 3, seed_start=5, log_points=2, devices=1, parallel=2)
-    assert capsys.readouterr() == ("", "") and list(tmp_path.iterdir()) == [folder]
+    assert capsys.readouterr() == ("", "") and not list(tmp_path.iterdir())
 
     loaded, [files] = library.load(folder), read_runs([folder])
     assert loaded.seeds == training.agents.seeds == [5, 6, 7] and loaded.config == training.agents.config

@@ -18,8 +18,8 @@ from stages.report.novelty import (
     rank_correlation,
     summary,
 )
+from tests.runs import ROUNDS, rows
 from tests.test_figures import pixels
-from tests.test_run import PHASES, rows, start
 
 NAN = math.nan
 ONES = np.ones(2, int)
@@ -143,21 +143,19 @@ def test_pictures_are_drawn(tmp_path, ensemble, grid, points):
 # ---- a whole run ----------------------------------------------------------------------------------------------------
 
 
-def test_a_run_in_rounds_leaves_its_coverage(tmp_path, capsys):
+def test_a_run_in_rounds_leaves_its_coverage(compiled_once, recorded):
     """Explore, then adapt, three seeds in rounds of two at most: maps, metrics of both phases, a line, the summary."""
-    code, folder = start(tmp_path, *PHASES, "--parallel", "2", seeds=3)
-    assert code == 0
-    said = capsys.readouterr().out
+    folder, said = recorded(*ROUNDS)
     assert "of 10 states; rank correlation" in said and "goal reached by" in said
     assert (folder / "novelty.png").stat().st_size > 10_000
     found = json.loads((folder / "summary.json").read_text())
     assert found["states"] == 10 and len(found["visited_states"]) == len(found["goal_episode"]) == 3
     assert all(4 <= count <= 10 for count in found["visited_states"]) and None not in found["novelty_correlation"]
     metrics = rows(folder)
-    assert {row["seed"] for row in metrics} == {0, 1, 2}
+    assert {row["seed"] for row in metrics} == {5, 6, 7}
     for row in metrics:
         assert row["novelty/visited_states"] <= 10 and row["novelty/visited_pairs"] <= 20
         assert (row["novelty/correlation"] is None) == (row["phase"] == "task")
-    for seed in range(3):
+    for seed, visited in zip((5, 6, 7), found["visited_pairs"], strict=True):
         pairs = [row["novelty/visited_pairs"] for row in metrics if row["seed"] == seed]
-        assert pairs == sorted(pairs) and pairs[-1] == found["visited_pairs"][seed]
+        assert pairs == sorted(pairs) and pairs[-1] == visited

@@ -18,8 +18,7 @@ from stages.commands.command import command
 from stages.finite import all_finite, tree_where
 from stages.sweep import start
 from tests.conftest import tree_equal
-from tests.test_resume import ask, at_chunk
-from tests.test_run import TINY
+from tests.runs import TINY, ask, at_chunk
 
 MODULE = '''
 import gymnax

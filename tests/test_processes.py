@@ -17,7 +17,8 @@ from jax._src import distributed
 from stages.cli import processes
 from stages.cli.processes import ProcessError, Processes, join
 from stages.config import ConfigError
-from tests.test_scale import end, free_place, start
+from tests.bench.kills import free_place
+from tests.runs import end_processes, start_process
 
 
 class Store:
@@ -256,12 +257,12 @@ sys.exit(asked)
 def test_a_signal_to_some_process_is_noted_by_all(count, receivers, number):
     """Processes that have really met: jax.distributed has a handler of SIGTERM of its own."""
     place = free_place()
-    begun = [start(place, str(count), str(index), program=("-c", WAITS)) for index in range(count)]
+    begun = [start_process(place, str(count), str(index), program=("-c", WAITS)) for index in range(count)]
     for process in begun:
         while process.stdout.readline() != "training\n":
             assert process.poll() is None
     for index in receivers:
         begun[index].send_signal(number)
-    for index, (code, _, error) in enumerate(end(*begun)):
+    for index, (code, _, error) in enumerate(end_processes(*begun)):
         assert code == 128 + number
         assert (f"run.py: {number.name}: will stop at the end of the chunk" in error) == (index in receivers)

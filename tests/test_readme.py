@@ -11,9 +11,14 @@ import pytest
 import run
 from stages.commands.command import command
 from stages.sweep import start
-from tests.test_run import TINY
+from tests.runs import TINY
 
 ROOT = Path(__file__).parent.parent
+SMALL = {
+    "model": dict(deter=8, blocks=2, hidden=8, units=8, stoch=2, classes=4, depth=2, bins=15, layers=1),
+    "replay": dict(batch_size=4, batch_length=4, train_ratio=4),
+    "horizon": 2,
+}
 EXAMPLE = ROOT / "docs" / "example" / "catch"
 
 
@@ -36,10 +41,13 @@ def test_optuna_stops_trials_early(compiled_once, monkeypatch, capsys):
     """The example with three trials of two shares: a trial goes on where no earlier one scored more at its first."""
     pytest.importorskip("optuna")
     monkeypatch.setattr(start, "start_jax", lambda: None)  # the tests' jax has started
-    code, sizes = fenced("Sweep settings", "docs/runs.md"), "36_000, 4, 9, (9, 3, 1)"
-    assert sizes in code
-    names = {}
-    exec(compile(code.replace(sizes, "240, 1, 3, (3, 1)"), "docs/runs.md", "exec"), names)
+    code = fenced("Sweep settings", "docs/runs.md")
+    smaller = {"36_000, 4, 9, (9, 3, 1)": "240, 1, 3, (3, 1)", "hypers=hypers)": "hypers=hypers, **SMALL)"}
+    for whole, part in smaller.items():
+        assert code.count(whole) == 1
+        code = code.replace(whole, part)
+    names = {"SMALL": SMALL}
+    exec(compile(code, "docs/runs.md", "exec"), names)
     trials = names["study"].trials
     first = [trial.intermediate_values[1] for trial in trials]
     goes_on = [score == max(first[: place + 1]) for place, score in enumerate(first)]

@@ -20,40 +20,30 @@ import run
 from envs import registry
 from stages.cli.signals import Signals
 from stages.commands.command import command
-from stages.loop import checkpoint_policy, training_loop
+from stages.loop import checkpoint_policy
 from stages.store.fingerprint import COMPUTATION, fingerprint
 from stages.sweep import start
 from tests.bench.kills import differences
+from tests.runs import CATCH, PATIENCE, ROOT, ROUNDS, ask, at_chunk
+from tests.runs import rows as logged
 from tests.test_library import Corridor
-from tests.test_run import PHASES, TINY
-from tests.test_run import rows as logged
-from tests.test_scale import PATIENCE, ROOT
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
 save = ocp.CheckpointManager.save
-
-# Two rounds of two phases of two chunks, saved after each.
-TWO_ROUNDS = [*PHASES, "--seeds", "3", "--parallel", "2", "--checkpoint-minutes", "0", "--logdir"]
-
-# Two chunks of two seeds: rows 5 to 15 to 25.
-WORDS = [*TINY, "--seeds", "2", "--devices", "1", "--steps", "25", "--checkpoint-minutes", "0", "--logdir"]
+WORDS, TWO_ROUNDS = [*CATCH, "--logdir"], [*ROUNDS, "--logdir"]
 
 
 @pytest.fixture(scope="module")
-def whole(compiled_once, tmp_path_factory):
+def whole(compiled_once, recorded):
     """The run that nobody stops."""
-    folder = tmp_path_factory.mktemp("resume") / "whole"
-    assert run.main([*WORDS, str(folder)]) == 0
-    return folder
+    return recorded(*CATCH)[0]
 
 
 @pytest.fixture(scope="module")
-def whole_rounds(compiled_once, tmp_path_factory):
+def whole_rounds(compiled_once, recorded):
     """The run of two rounds that nobody stops."""
-    folder = tmp_path_factory.mktemp("resume") / "rounds"
-    assert run.main([*TWO_ROUNDS, str(folder)]) == 0
-    return folder
+    return recorded(*ROUNDS)[0]
 
 
 @pytest.fixture(autouse=True)
@@ -64,25 +54,6 @@ def heard():
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
-
-
-def at_chunk(monkeypatch, number, act):
-    """`act()` at the end of the run's chunk `number`, from 1, before it is saved."""
-    log_chunk, count = training_loop.log_chunk, [0]
-
-    def wrapped(*args):
-        log_chunk(*args)
-        count[0] += 1
-        if count[0] == number:
-            act()
-
-    monkeypatch.setattr(training_loop, "log_chunk", wrapped)
-
-
-def ask(number):
-    """A signal to this process; returns when it has been noted."""
-    os.kill(os.getpid(), number)
-    time.sleep(0.2)
 
 
 def stopped(words, folder, monkeypatch, number, chunk):
@@ -203,10 +174,9 @@ def test_a_run_with_a_setting_that_went_is_refused(whole, tmp_path, capsys):
     assert "--ensemble.trunk 1 (now gone)" in capsys.readouterr().err
 
 
-def test_more_steps_are_as_if_they_had_been_asked_for_at_once(tmp_path, capsys):
+def test_more_steps_are_as_if_they_had_been_asked_for_at_once(whole, tmp_path, capsys):
     """The ring grows; chunks stay as long as they were."""
-    more, at_once = tmp_path / "more", tmp_path / "at_once"
-    assert run.main([*WORDS, str(more)]) == 0
+    more, at_once = shutil.copytree(whole, tmp_path / "more"), tmp_path / "at_once"
     assert run.main([*WORDS, str(more), "--steps", "45"]) == 0
     assert "going on from the checkpoint at 25 steps" in capsys.readouterr().out
     assert run.main([*WORDS, str(at_once), "--steps", "45", "--log-points", "4"]) == 0

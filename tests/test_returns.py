@@ -11,7 +11,7 @@ import pytest
 from jaxtyping import TypeCheckError
 
 from stages.returns import ReturnScale, divisor, lambda_return, update_scale, weighted_percentiles
-from tests.test_distributions import close, either
+from tests.by_hand import close, either
 
 REWARD, VALUE = jnp.float32([9, 1, 2, 3]), jnp.float32([7, 10, 20, 30])
 HALF, NEVER = [0.5, 0.5, 0.5, 0.5], [False] * 4

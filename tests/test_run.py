@@ -7,28 +7,9 @@ import pytest
 
 import run
 from envs import registry
+from tests.runs import MIXED, rows, start
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
-
-TINY = [
-    *("--env", "Catch-bsuite"),
-    *("--model.deter", "8", "--model.blocks", "2", "--model.hidden", "8", "--model.units", "8", "--model.stoch", "2"),
-    *("--model.classes", "4", "--model.depth", "2", "--model.bins", "5", "--model.layers", "1", "--horizon", "2"),
-    *("--replay.batch-size", "2", "--replay.batch-length", "4", "--replay.train-ratio", "4", "--log-points", "2"),
-    *("--ensemble.members", "2", "--ensemble.layers", "1", "--eval-episodes", "2"),
-]
-
-# Two phases of two chunks on a small Deep Sea. With three seeds in rounds of two, programs that several modules share.
-PHASES = [
-    *(*TINY, "--env", "DeepSea-bsuite", "--env.size", "4", "--env.action_map_per_seed", "true", "--devices", "1"),
-    *("--mode", "explore", "--steps", "40", "--adapt-steps", "20", "--envs", "2"),
-]
-
-# Paid for both: a run of two rounds, seeds 5 and 6, and seed 7 with a place that nobody is told of. As above.
-MIXED = [
-    *(*TINY, "--env", "DeepSea-bsuite", "--env.size", "4", "--mode", "mix", "--seeds", "3", "--seed-start", "5"),
-    *("--parallel", "2", "--devices", "1", "--envs", "2", "--steps", "40", "--checkpoint-minutes", "0"),
-]
 
 KEYS = {
     "env", "mode", "preset", "seeds", "env_steps", "updates", "score", "iqm", "ci_low", "ci_high", "zero_shot",
@@ -36,18 +17,7 @@ KEYS = {
 }  # fmt: skip
 
 
-def start(tmp_path, *words, seeds=2):
-    """Run in-process -> (exit code, folder)."""
-    folder = tmp_path / "run"
-    return run.main([*TINY, "--seeds", str(seeds), "--logdir", str(folder), *words]), folder
-
-
-def rows(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_a_run_leaves_its_files(tmp_path, capsys):
-    # As in tests/test_resume.py, so that the program is compiled once.
     code, folder = start(tmp_path, "--steps", "2.5e1", "--seed-start", "5", "--devices", "1")
     assert code == 0
     said = capsys.readouterr().out
@@ -90,9 +60,8 @@ def test_explore_then_adapt(tmp_path, capsys):
     assert all(row["novelty/disagreement_random"] > 0 for row in metrics[:4])
 
 
-def test_only_exploring_without_the_reward_is_zero_shot(tmp_path):
-    code, folder = start(tmp_path, *MIXED, seeds=3)
-    assert code == 0
+def test_only_exploring_without_the_reward_is_zero_shot(recorded):
+    folder, _ = recorded(*MIXED)
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["mode"] == "mix" and summary["zero_shot"] is None and len(summary["score"]) == 3
     assert all(np.isfinite(row["eval/score"]) for row in rows(folder))

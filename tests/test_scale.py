@@ -5,19 +5,18 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import run
 from tests.bench.kills import free_place
-from tests.test_run import TINY, rows
+from tests.runs import ROOT, TINY, end_processes, rows, start_process
 
-ROOT = Path(__file__).parent.parent
 SEEDS = 7
-SWEEP = [*TINY, "--seeds", str(SEEDS), "--steps", "60", "--mode", "explore"]
-PATIENCE = 300  # seconds, before a test gives up on its processes
+# The published ensemble: the smallest program that explores.
+PUBLISHED = "--ensemble.input feat --ensemble.target stoch --ensemble.prior-layers 0 --ensemble.updates 0".split()
+SWEEP = [*TINY, "--seeds", str(SEEDS), "--steps", "60", "--mode", "explore", *PUBLISHED]
 
 
 def logged(folder):
@@ -94,26 +93,10 @@ def test_what_does_not_fit_is_one_line_and_leaves_nothing(tmp_path, capsys, word
         assert word in said
 
 
-def start(*words, program=(str(ROOT / "run.py"),)):
-    """The program, or another one, in a process of its own."""
-    command = [sys.executable, *program, *words]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def end(*processes):
-    """(exit code, stdout, stderr) of each; none outlives the test."""
-    try:
-        return [(p.returncode, *said) for p, said in [(p, p.communicate(timeout=PATIENCE)) for p in processes]]
-    finally:
-        for process in processes:
-            process.kill()
-
-
 def both(*words, each=((), ())):
-    """Two processes that meet at a free port -> what `end` gives; `each` are words for one of them."""
+    """Two processes that meet at a free port -> what `end_processes` gives; `each` are words for one of them."""
     place = ["--coordinator", free_place(), "--processes", "2"]
-    return end(*(start(*words, *place, "--process", str(i), *each[i]) for i in range(2)))
+    return end_processes(*(start_process(*words, *place, "--process", str(i), *each[i]) for i in range(2)))
 
 
 def test_two_processes_give_the_same_numbers_in_one_folder(at_once, tmp_path):
@@ -172,13 +155,14 @@ with join(coordinator, 2, int(index)) as processes:
 def test_each_process_saves_and_restores_its_own(tmp_path):
     """Small states, quickly one after another, by processes that do not wait for each other's writing."""
     place = free_place()
-    ended = end(*(start(str(tmp_path), place, str(index), program=("-c", SAVES)) for index in range(2)))
+    started = [start_process(str(tmp_path), place, str(index), program=("-c", SAVES)) for index in range(2)]
+    ended = end_processes(*started)
     for code, _, error in ended:
         assert code == 0, error
 
 
 def test_no_cluster_is_one_line():
-    ((code, said, error),) = end(start(*SWEEP, "--distributed"))
+    ((code, said, error),) = end_processes(start_process(*SWEEP, "--distributed"))
     assert code == 2 and not said and error.count("\n") == 1
     assert error.startswith("run.py: error: --distributed found no cluster") and "--coordinator HOST:PORT" in error
 

@@ -11,8 +11,7 @@ import pytest
 
 from stages.networks.symlog import symexp, symlog
 from stages.networks.two_hot import cross_entropy, symexp_bins, two_hot, two_hot_loss, two_hot_mean
-from tests.test_distributions import close, either, optimised
-from tests.test_kernels import softmax
+from tests.by_hand import close, either, optimised, softmax
 
 BINS = symexp_bins(255)
 

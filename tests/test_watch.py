@@ -24,17 +24,15 @@ from stages.watch.frames import CHANNELS, NIGHT, channels_of, is_board, painted
 from stages.watch.scores import notes
 from tests.bench.kills import arrays
 from tests.conftest import tree_equal
-from tests.test_run import MIXED
+from tests.runs import MIXED
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 @pytest.fixture(scope="module")
-def whole(compiled_once, tmp_path_factory):
-    """A run of two rounds: seeds 5 and 6, and seed 7 with a place that nobody is told of."""
-    folder = tmp_path_factory.mktemp("watch") / "run"
-    assert run.main([*MIXED, "--logdir", str(folder)]) == 0
-    return folder
+def whole(compiled_once, recorded):
+    """A run of two rounds: seeds 5 and 6, and seed 7 beside padding."""
+    return recorded(*MIXED)[0]
 
 
 @pytest.fixture

@@ -18,9 +18,8 @@ from stages.config import Hypers
 from stages.networks.distributions import Categorical
 from stages.rssm import Latent
 from stages.world_model import WorldModel, action_vector, balanced_kl, compute_dtype, model_loss, observe
+from tests.by_hand import categorical, close, either, softmax
 from tests.conftest import arbitrary
-from tests.test_distributions import categorical, close, either
-from tests.test_kernels import softmax
 
 T, B, RATIO = 6, 3, 0.01
 LOSSES = ("recon", "reward", "cont", "dyn", "rep")

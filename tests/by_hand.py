@@ -1,0 +1,57 @@
+"""What several tests hold networks to: layers in plain numpy and float64, and functions run in both of their forms."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stages.networks.distributions import Categorical
+from tests.conftest import AS_IN_A_RUN
+
+close = chex.assert_trees_all_close
+
+# ---- in both forms -------------------------------------------------------------------------------------------------
+
+# What is exact must stay so when the compiler rewrites it.
+optimised = functools.partial(jax.jit, compiler_options=AS_IN_A_RUN)
+
+
+def eager(function):
+    """`function` as it stands, of arrays on the device."""
+    return lambda *args: function(*jax.device_put(args))
+
+
+either = pytest.mark.parametrize("run", [eager, optimised], ids=["eager", "jit"])
+
+# ---- in numpy ------------------------------------------------------------------------------------------------------
+
+
+def softmax(logits):
+    exp = np.exp(np.asarray(logits, np.float64) - np.max(logits, -1, keepdims=True))
+    return exp / exp.sum(-1, keepdims=True)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-np.float64(x)))
+
+
+def norm_silu(x, scale):
+    x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-4) * np.float64(scale)
+    return x * sigmoid(x)
+
+
+def linear(layer, x):
+    return x @ np.float64(layer.weight) + np.float64(layer.bias)
+
+
+def dense(layer, x):
+    return norm_silu(linear(layer.linear, x), layer.norm.scale)
+
+
+def categorical(probs) -> Categorical:
+    """The record of given probabilities."""
+    probs = jnp.asarray(probs, jnp.float32)
+    return Categorical(probs, jnp.log(probs))
