@@ -14,11 +14,8 @@ from stages.sweep import start
 from tests.runs import TINY
 
 ROOT = Path(__file__).parent.parent
-SMALL = {
-    "model": dict(deter=8, blocks=2, hidden=8, units=8, stoch=2, classes=4, depth=2, bins=15, layers=1),
-    "replay": dict(batch_size=4, batch_length=4, train_ratio=4),
-    "horizon": 2,
-}
+SIZES = {"deter": 8, "blocks": 2, "hidden": 8, "units": 8, "stoch": 2, "classes": 4, "depth": 2, "layers": 1}
+SMALL = {"model": SIZES, "replay": {"batch_size": 4, "batch_length": 4, "train_ratio": 4}, "horizon": 2}
 EXAMPLE = ROOT / "docs" / "example" / "catch"
 
 
