@@ -24,7 +24,7 @@ from stages.store import checkpoint, orbax_quirks
 from stages.store.checkpoint import CheckpointId, Checkpoints
 from stages.store.files import RunFolderError
 from tests.conftest import tree_equal
-from tests.test_processes import play
+from tests.pretended import play
 
 
 def tree(scale=1.0, capacity=3):

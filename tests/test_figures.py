@@ -15,6 +15,7 @@ from stages.figures.curves import plot_curves
 from stages.report import score_table
 from stages.report.statistics import summarise
 from stages.store.files import RunFolderError
+from tests.written import pixels
 
 NAN, INF = float("nan"), float("inf")
 
@@ -57,12 +58,6 @@ def test_table_of_large_small_and_missing_scores():
 
 
 # ---- the curves --------------------------------------------------------------------------------------------
-
-
-def pixels(path):
-    from matplotlib.image import imread
-
-    return imread(path)[..., :3]  # [height, width, 3], 0 to 1
 
 
 def blue(image):

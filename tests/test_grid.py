@@ -14,8 +14,7 @@ from stages.report.read import read_runs
 from stages.store.load import load_run
 from stages.sweep import start
 from tests.runs import CATCH, ask, at_chunk, rows
-from tests.test_figures import pixels
-from tests.test_results import write_run
+from tests.written import pixels, write_run
 
 RATES = ["1e-3", "2e-2"]
 WORDS = [*CATCH, "--logdir"]

@@ -34,8 +34,8 @@ from stages.sweep.memory import peak_memory_mb
 from stages.sweep.rounds import Evaluator, Plan, Round
 from stages.sweep.trials import Trial
 from stages.train import Progress
+from tests.pretended import STATE, Scored
 from tests.runs import rows as read
-from tests.test_rounds import STATE, Scored
 
 NAN = math.nan
 NOW = 1000.0

@@ -19,7 +19,7 @@ from stages.report.novelty import (
     summary,
 )
 from tests.runs import ROUNDS, rows
-from tests.test_figures import pixels
+from tests.written import pixels
 
 NAN = math.nan
 ONES = np.ones(2, int)

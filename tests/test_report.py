@@ -14,7 +14,7 @@ from stages.commands.command import command
 from stages.commands.page import page
 from stages.figures.metric import metric_figure
 from stages.report.read import read_runs
-from tests.test_results import COUNTED, listed, write_run
+from tests.written import COUNTED, listed, write_run
 
 NAN = math.nan
 VOID = {"meta", "img", "br"}

@@ -24,9 +24,9 @@ from stages.loop import checkpoint_policy
 from stages.store.fingerprint import COMPUTATION, fingerprint
 from stages.sweep import start
 from tests.bench.kills import differences
+from tests.corridor import Corridor
 from tests.runs import CATCH, PATIENCE, ROOT, ROUNDS, ask, at_chunk
 from tests.runs import rows as logged
-from tests.test_library import Corridor
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 

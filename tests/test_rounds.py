@@ -19,8 +19,8 @@ from stages.sweep.rounds import (
     side_by_side,
     split_chunks,
 )
-from stages.sweep.sweep import Sweep, mesh_for
-from stages.train import TrainState
+from stages.sweep.sweep import mesh_for
+from tests.pretended import STATE, Scored
 
 HELD, MORE = 1000, 500  # bytes of a pretended seed: state, and the rest of what it needs
 
@@ -195,20 +195,6 @@ def test_a_compiler_that_runs_out_of_memory_means_narrower(monkeypatch):
 
     monkeypatch.setattr(Pretended, "prepare", refuse)
     assert fit_width(32, jax.devices(), build, lambda: 1e9).width == 8 and compiled == [32, 16, 8]
-
-
-STATE = object.__new__(TrainState)  # for sweeps that never look at it
-
-
-class Scored(Sweep):
-    """A sweep whose evaluation episodes score seed + point, and one more."""
-
-    def __init__(self):
-        pass
-
-    def evaluate(self, state, seeds, point):
-        scores = np.array(seeds, float)[:, None] + point + np.array([0.0, 1.0])
-        return scores, np.ones_like(scores)
 
 
 def after(step):
