@@ -34,7 +34,7 @@ _MICRO = Config(
 PRESETS: dict[str, tuple[Config, Hypers, str]] = {
     "tiny": (
         _TINY,
-        Hypers(lr=5e-3, warmup=50.0, return_floor=0.1, entropy=0.05, explorer_entropy=0.05),
+        Hypers(lr=5e-3, warmup=50.0, return_floor=0.02, entropy=0.05, explorer_entropy=0.05),
         "the default, for a laptop; found by measurement on Catch-bsuite, Deep Sea, a corridor and DoorKey",
     ),
     "micro": (

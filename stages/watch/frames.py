@@ -96,7 +96,7 @@ def channels_of(space: ObsSpace, obs: NDArray) -> NDArray[np.float64]:
     MiniGrid says is there), and class 0 is the ground."""
     rows, columns, *_ = space.shape
     if space.kind == "categorical":
-        return np.float64(obs.reshape(rows, columns, -1)[..., :1] == np.arange(1, space.classes))
+        return (obs.reshape(rows, columns, -1)[..., :1] == np.arange(1, space.classes)).astype(np.float64)
     scale = 255.0 if space.kind == "image" and obs.dtype == np.uint8 else 1.0
     return obs.astype(np.float64).reshape(rows, columns, -1) / scale
 
