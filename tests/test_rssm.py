@@ -178,9 +178,13 @@ def test_steps_take_any_leading_axes(model):
     x = Inputs(4)
     two = lambda tree: jax.tree.map(lambda y: y.reshape(2, 3, *y.shape[1:]), tree)
     rows = (x.embed, x.action, jnp.zeros(B, bool).at[2].set(True), x.uniform)
-    flat = rssm.observe_step(model, x.latent, *rows, RATIO), rssm.imagine_step(model, x.latent, *rows[1::2], RATIO)
-    rows, latent = two(rows), two(x.latent)
-    cut = rssm.observe_step(model, latent, *rows, RATIO), rssm.imagine_step(model, latent, *rows[1::2], RATIO)
+
+    @jax.jit
+    def both_steps(latent, rows):
+        observed = rssm.observe_step(model, latent, *rows, RATIO)
+        return observed, rssm.imagine_step(model, latent, *rows[1::2], RATIO)
+
+    flat, cut = both_steps(x.latent, rows), both_steps(two(x.latent), two(rows))
     close(cut, two(flat), rtol=1e-5, atol=1e-5)
 
 
@@ -270,10 +274,11 @@ def test_the_initial_state_has_any_leading_axes_and_type(model, lead, dtype):
 # ---- actions -------------------------------------------------------------------------------------------------------
 
 
+@jax.jit
 def deters(model, latent, action, reset):
     """Where both kinds of step go from one state [D]: (with an observation, without one)."""
     zeros = jnp.zeros((S,))
-    seen = rssm.observe_step(model, latent, jnp.zeros(E), action, jnp.array(reset), zeros, RATIO)
+    seen = rssm.observe_step(model, latent, jnp.zeros(E), action, jnp.asarray(reset), zeros, RATIO)
     return seen.deter, rssm.imagine_step(model, latent, action, zeros, RATIO).deter
 
 
@@ -302,7 +307,8 @@ def test_the_action_scale_passes_no_gradient(model, verb):
     weights = jnp.arange(D, dtype=jnp.float32)
     project = lambda a: (deters(model, latent, a, False)[verb] * weights).sum()
     # d (a / sg(|a|)) / da = 1 / |a|, where a normalised a would have no slope at all.
-    far, near = (jax.grad(project)(jnp.float32(a)) for a in ([4, -2], [1, -1]))
+    grad = jax.jit(jax.grad(project))
+    far, near = (grad(np.float32(a)) for a in ([4, -2], [1, -1]))
     close(far, near / np.float32([4, 2]))
     assert (near != 0).all()
 
