@@ -26,7 +26,7 @@ def main(argv: list[str], start: Callable[[], None] = lambda: None) -> int:
     """
     # jax and all that needs it are imported here, so that --help stays fast.
     from envs import EnvError
-    from stages.cli.processes import ProcessError, Processes, join
+    from stages.cli.processes import ProcessError, Processes, join_cluster
     from stages.cli.signals import Signals, Stopped
     from stages.commands.grid import leave_grid
     from stages.loop.training_loop import train_program
@@ -39,7 +39,7 @@ def main(argv: list[str], start: Callable[[], None] = lambda: None) -> int:
         start()
         arguments = parse(argv)
         cluster = (arguments.coordinator, arguments.processes, arguments.process)
-        with Signals() as signals, join(*cluster) if arguments.is_distributed else Processes() as processes:
+        with Signals() as signals, join_cluster(*cluster) if arguments.is_distributed else Processes() as processes:
             check_machines(arguments, processes)
             name = f"{arguments.config.env.replace(':', '-')}-{arguments.config.mode}-{time.strftime('%Y%m%d-%H%M%S')}"
             arguments = dataclasses.replace(arguments, logdir=arguments.logdir or os.path.join("runs", name))

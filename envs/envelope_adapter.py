@@ -18,7 +18,8 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from envs.entries import Actions, Entry, continuous_actions, discrete_actions, rescaled
 from envs.environment import ActionSpace, DictSpace, Environment, Obs, Space, State, StateSpace, Timestep
 from envs.errors import EnvError
-from envs.gymnax_suite import check_equal, common_dtype, own_broadcasting, strong
+from envs.gymnax_spaces import check_equal, common_dtype
+from envs.gymnax_suite import own_broadcasting, strong
 
 PRIVILEGED = "privileged_state"  # what mujoco_playground gives to a critic alone, beside the agent's "state"
 

@@ -10,7 +10,6 @@ Importing gymnax takes seconds: it happens inside the functions.
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, final
 
@@ -24,35 +23,24 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from envs import deep_sea
 from envs.environment import ActionSpace, Environment, ObsSpace, Space, State, StateSpace, Timestep
 from envs.errors import BadOverride, EnvError, UnavailableEnvironment
-from envs.overrides import INT32_MOST, TIME_LIMIT, Value, apply_overrides
-from envs.states import goal_of, state_space
-
-# Float observations that hold nothing but 0 and 1. The spaces do not tell: a Box(0, 1) may be a board or a
-# clock (UmbrellaChain's third entry). Held to the truth by rollouts in tests/test_envs.py.
-BINARY = frozenset({
-    "Asterix-MinAtar",
-    "Breakout-MinAtar",
-    "Freeway-MinAtar",
-    "Seaquest-MinAtar",
-    "SpaceInvaders-MinAtar",
-    "Catch-bsuite",
-    "DeepSea-bsuite",
-    "SimpleBandit-bsuite",  # always [[1]]
-    "FourRooms-misc",  # the map of use_visual_obs; the default, four integers, is categorical
-    "Pong-misc",
-})  # fmt: skip
+from envs.gymnax_spaces import (
+    LARGEST_BOUND,
+    action_space_of,
+    check_equal,
+    common_dtype,
+    describe_array,
+    obs_space_of,
+    time_limit_of,
+)
+from envs.overrides import Value, apply_overrides
+from envs.states import GymnaxEnv, GymnaxParams, goal_of, state_space
 
 UNAVAILABLE: Mapping[str, str] = {
     "MNISTBandit-bsuite": "gymnax downloads the MNIST images to make it, and nothing is downloaded here",
 }
-
 # Settings that gymnax has not, with their defaults; RESCALE is offered where observations have finite bounds.
 OWN_SETTINGS: Mapping[str, Mapping[str, Value]] = {"DeepSea-bsuite": {deep_sea.SETTING: False}}
 RESCALE = "rescale_observations"
-LARGEST_BOUND = 1e6  # gymnax declares the largest float where there is none
-
-MOST_CLASSES = 1024  # an integer with a larger bound is a number, not a category
-
 # gymnax adds arrays of different ranks (Swimmer), which our own code may not: it runs under its own rule.
 own_broadcasting = functools.partial(jax.numpy_rank_promotion, "allow")
 
@@ -79,9 +67,9 @@ def make(name: str, overrides: Mapping[str, Value]) -> Environment:
 
 def build(
     name: str,
-    make: Callable[..., tuple[Any, Any]],
+    make: Callable[..., tuple[GymnaxEnv, GymnaxParams]],
     overrides: Mapping[str, Value],
-    factory: Callable[..., Any] | None = None,
+    factory: Callable | None = None,
 ) -> Environment:
     """What `make(name, **arguments)`, (gymnax environment, parameters), is behind our interface.
 
@@ -91,14 +79,14 @@ def build(
     if not overrides:
         return _adapt(name, *make(name))
     try:
-        own = dict(OWN_SETTINGS.get(name, {}))
+        extra = dict(OWN_SETTINGS.get(name, {}))
         if _obs_range(_adapt(name, *make(name))) is not None:
-            own[RESCALE] = False
-        inner, params, own = apply_overrides(name, make, overrides, own, factory)
+            extra[RESCALE] = False
+        inner, params, extra = apply_overrides(name, make, overrides, extra, factory)
         env = _adapt(name, inner, params)
-        if own.get(RESCALE):
+        if extra.get(RESCALE):
             env = dataclasses.replace(env, obs_range=_obs_range(env))
-        return deep_sea.per_seed(env) if own.get(deep_sea.SETTING) else env
+        return deep_sea.per_seed(env) if extra.get(deep_sea.SETTING) else env
     except EnvError:
         raise
     except (ArithmeticError, AssertionError, IndexError, TypeError, ValueError) as error:
@@ -115,9 +103,9 @@ class GymnaxEnvironment(Environment):
     obs_space: Space  # of one array
     action_space: ActionSpace
     time_limit: int  # env steps
-    inner: Any  # gymnax's environment, with its own methods for pictures
-    params: Any  # gymnax's parameters
-    state_dtypes: Any  # one dtype for each leaf of the state
+    inner: GymnaxEnv  # gymnax's environment, with its own methods for pictures
+    params: GymnaxParams  # gymnax's parameters
+    state_dtypes: PyTree  # one dtype for each leaf of the state
     action_center: np.ndarray  # [A], continuous only
     action_reach: np.ndarray  # [A], half of the range; continuous only
     states: StateSpace | None
@@ -194,10 +182,10 @@ def _obs_range(env: GymnaxEnvironment) -> tuple[np.ndarray, np.ndarray] | None:
     return np.asarray((high + low) / 2, np.float32), np.asarray((high - low) / 2, np.float32)
 
 
-def _adapt(name: str, inner: Any, params: Any) -> GymnaxEnvironment:
+def _adapt(name: str, inner: GymnaxEnv, params: GymnaxParams) -> GymnaxEnvironment:
     """Read off the spaces, the time limit and the state's dtypes, without running anything. Errors: `EnvError`."""
-    time_limit = _time_limit(name, params)
-    action_space, low, high = _actions(name, inner.action_space(params))
+    time_limit = time_limit_of(name, params)
+    action_space, low, high = action_space_of(name, inner.action_space(params))
     action = jax.ShapeDtypeStruct((), jnp.int32)
     if action_space.kind == "continuous":
         action = jax.ShapeDtypeStruct((action_space.size,), jnp.float32)
@@ -210,14 +198,14 @@ def _adapt(name: str, inner: Any, params: Any) -> GymnaxEnvironment:
                 f"{name}: step_env gives {len(stepped)} values; since gymnax 1.0 they are observation, state, reward, "
                 "terminated and info"
             )
-        later_obs, later, reward, terminated, _ = stepped
-        check_equal(name, "an observation", obs, later_obs)
-        obs_space = _obs_space(name, obs, inner.observation_space(params))
-        truncated = jax.eval_shape(lambda s: inner.is_truncated(s, params), later)
+        next_obs, following, reward, terminated, _ = stepped
+        check_equal(name, "an observation", obs, next_obs)
+        obs_space = obs_space_of(name, obs, inner.observation_space(params))
+        truncated = jax.eval_shape(lambda s: inner.is_truncated(s, params), following)
     for part, x in {"a reward": reward, "terminated": terminated, "is_truncated": truncated}.items():
         if getattr(x, "shape", None) != ():
-            raise EnvError(f"{name}: step gives {part} of {_described(x)}, but it must be one number, of shape []")
-    check_equal(name, "a state", first, later, dtypes=False)
+            raise EnvError(f"{name}: step gives {part} of {describe_array(x)}, but it must be one number, of shape []")
+    check_equal(name, "a state", first, following, dtypes=False)
     return GymnaxEnvironment(
         name=name,
         obs_space=obs_space,
@@ -225,84 +213,9 @@ def _adapt(name: str, inner: Any, params: Any) -> GymnaxEnvironment:
         time_limit=time_limit,
         inner=inner,
         params=params,
-        state_dtypes=jax.tree.map(common_dtype, first, later),
+        state_dtypes=jax.tree.map(common_dtype, first, following),
         action_center=(high + low) / 2,
         action_reach=(high - low) / 2,
         states=state_space(name, inner, params),
         goal=goal_of(name, params),
     )
-
-
-def check_equal(name: str, part: str, reset: Any, step: Any, dtypes: bool = True) -> None:
-    """Whether reset and step give one form of something, shapes and `dtypes`. Errors: `EnvError`."""
-    if jax.tree.structure(reset) != jax.tree.structure(step):
-        raise EnvError(f"{name}: reset and step give {part} of different structure: they must be the same")
-    for before, after in zip(jax.tree.leaves(reset), jax.tree.leaves(step), strict=True):
-        if before.shape != after.shape or (dtypes and before.dtype != after.dtype):
-            raise EnvError(
-                f"{name}: reset gives {part} of {_described(before)}, and step one of {_described(after)}: they must "
-                "be the same"
-            )
-
-
-def _described(x: Any) -> str:
-    """Type and shape of an array."""
-    return f"{x.dtype}{list(x.shape)}" if hasattr(x, "shape") else type(x).__name__
-
-
-def common_dtype(first: Any, later: Any) -> Any:
-    """The dtype that holds what reset and step give."""
-    return first.dtype if first.dtype == later.dtype else jnp.promote_types(first.dtype, later.dtype)
-
-
-def _time_limit(name: str, params: Any) -> int:
-    """Steps of an episode at most. Errors: `EnvError`."""
-    limit: Any = getattr(params, TIME_LIMIT, None)
-    try:
-        steps = math.ceil(limit)  # BernoulliBandit's is a float
-    except (TypeError, ValueError, OverflowError):
-        steps = 0
-    if not 1 <= steps <= INT32_MOST:
-        raise EnvError(f"{name}: {TIME_LIMIT} must be 1 to {INT32_MOST:,} steps in its parameters, not {limit!r}")
-    return steps
-
-
-def _actions(name: str, space: Any) -> tuple[ActionSpace, np.ndarray, np.ndarray]:
-    """(space, lowest, highest action [A]); empty ones where it is discrete. Errors: `EnvError`."""
-    if hasattr(space, "n"):
-        if space.n < 1:
-            raise EnvError(f"{name}: there must be 1 action or more, not {space.n}")
-        return ActionSpace("discrete", int(space.n)), np.zeros(0, np.float32), np.zeros(0, np.float32)
-    shape = getattr(space, "shape", None)
-    if shape is not None and len(shape) == 1 and shape[0] and jnp.issubdtype(space.dtype, jnp.floating):
-        low, high = (np.broadcast_to(np.asarray(x, np.float32), shape) for x in (space.low, space.high))
-        if np.isfinite(low).all() and np.isfinite(high).all() and (low <= high).all():
-            return ActionSpace("continuous", shape[0]), low, high
-    raise EnvError(
-        f"{name}: actions must be Discrete, or a Box of floats of one dimension with finite bounds, low <= high, not "
-        f"{' '.join(str(space).split())}"
-    )
-
-
-def _obs_space(name: str, obs: Any, declared: Any) -> ObsSpace:
-    """Bytes [H, W, C], and [H, W] up to 255, are an image; integers within a small bound categories; bools, and boards
-    in `BINARY`, binary; all else is real.
-
-    Errors: `EnvError`.
-    """
-    if not isinstance(obs, jax.ShapeDtypeStruct):
-        raise EnvError(f"{name}: an observation must be one array, not {type(obs).__name__}")
-    if obs.dtype == jnp.bool_:
-        return ObsSpace(obs.shape, "binary")
-    if obs.dtype == jnp.uint8 and len(obs.shape) == 3:
-        return ObsSpace(obs.shape, "image")
-    if jnp.issubdtype(obs.dtype, jnp.integer):
-        discrete = hasattr(declared, "n")
-        low, high = (0, declared.n - 1) if discrete else (np.min(declared.low), np.max(declared.high))
-        if obs.dtype == jnp.uint8 and len(obs.shape) == 2 and high == 255:
-            return ObsSpace((*obs.shape, 1), "image")
-        if low >= 0 and high < MOST_CLASSES:
-            return ObsSpace(obs.shape, "categorical", int(high) + 1)
-    elif name in BINARY:
-        return ObsSpace(obs.shape, "binary")
-    return ObsSpace(obs.shape, "real")

@@ -8,9 +8,9 @@ import dataclasses
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from envs.errors import BadOverride
+from envs.states import GymnaxEnv, GymnaxParams
 
 Value = str | int | float | bool
 
@@ -22,15 +22,15 @@ TIME_LIMIT = "max_steps_in_episode"
 
 def apply_overrides(
     name: str,
-    build: Callable[..., tuple[Any, Any]],
+    build: Callable[..., tuple[GymnaxEnv, GymnaxParams]],
     overrides: Mapping[str, Value],
-    own: Mapping[str, Value],
-    factory: Callable[..., Any] | None = None,
-) -> tuple[Any, Any, dict[str, Value]]:
-    """Build an environment and its parameters with `overrides`, and return them and the values of `own` settings.
+    extra: Mapping[str, Value],
+    factory: Callable | None = None,
+) -> tuple[GymnaxEnv, GymnaxParams, dict[str, Value]]:
+    """Build an environment and its parameters with `overrides`, and return them and the values of `extra` settings.
 
     `build(name, **arguments)` returns (environment, parameters), as `gymnax.make` does. The arguments are those of
-    `factory`, or of the environment's class without one. `own` are further settings with their defaults, which the
+    `factory`, or of the environment's class without one. `extra` are further settings with their defaults, which the
     caller acts on. Each override is coerced to the type of the default it replaces. Whole numbers are sizes, counts and
     durations: at least 1, or 0 where the default is 0.
     Errors: `BadOverride` for a key that is neither, or whose default is no plain value (an array, a list),
@@ -39,7 +39,9 @@ def apply_overrides(
     plain, params = build(name)
     arguments = defaults_of(factory or type(plain))
     fields = {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
-    accepted = {key: default for key, default in (arguments | fields | dict(own)).items() if isinstance(default, Value)}
+    accepted = {
+        key: default for key, default in (arguments | fields | dict(extra)).items() if isinstance(default, Value)
+    }
     values = coerce_all(name, overrides, accepted)
     for key, value in values.items():
         if key in arguments and type(value) is int and not key.endswith("seed") and value > MOST_SIZE:
@@ -51,10 +53,10 @@ def apply_overrides(
     # Built anew: a default may follow from an argument, as DeepSea's time limit from its size.
     inner, params = build(name, **{k: v for k, v in values.items() if k in arguments})
     params = params.replace(**{k: v for k, v in values.items() if k in fields and k not in arguments})
-    return inner, params, {k: values.get(k, default) for k, default in own.items()}
+    return inner, params, {k: values.get(k, default) for k, default in extra.items()}
 
 
-def defaults_of(factory: Callable[..., Any]) -> dict[str, Any]:
+def defaults_of(factory: Callable) -> dict[str, object]:
     """The arguments of a function or class, with their defaults."""
     return {key: argument.default for key, argument in inspect.signature(factory).parameters.items()}
 
@@ -73,10 +75,10 @@ def coerce(label: str, value: Value, default: Value) -> Value:
     kind = type(default)
     try:
         if kind is bool:
-            word = str(value).lower()
-            if word not in TRUE | FALSE:
+            text = str(value).lower()
+            if text not in TRUE | FALSE:
                 raise ValueError
-            return word in TRUE
+            return text in TRUE
         if kind is str:
             return str(value)
         if isinstance(value, bool) or not math.isfinite(float(value)):
@@ -86,8 +88,8 @@ def coerce(label: str, value: Value, default: Value) -> Value:
         if float(value) != int(float(value)):
             raise ValueError
     except ValueError as error:
-        words = {bool: "true or false", int: "a whole number", float: "a finite number"}
-        raise BadOverride(f"{label} must be {words[kind]}, not {value!r}") from error
+        kinds = {bool: "true or false", int: "a whole number", float: "a finite number"}
+        raise BadOverride(f"{label} must be {kinds[kind]}, not {value!r}") from error
     number, least = int(float(value)), min(1, int(default))
     if not least <= number <= INT32_MOST:
         raise BadOverride(f"{label} must be a whole number from {least} to {INT32_MOST}, not {value!r}")

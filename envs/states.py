@@ -12,20 +12,23 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, ArrayLike, Int
 
 from envs.environment import State, StateSpace
+
+GymnaxEnv = GymnaxParams = GymnaxSpace = Any
+"""gymnax's environment, its parameters and spaces, of any of its classes."""
 
 STEPS = ((-1, 0), (1, 0), (0, -1), (0, 1))
 
 
-def state_space(name: str, inner: Any, params: Any) -> StateSpace | None:
+def state_space(name: str, inner: GymnaxEnv, params: GymnaxParams) -> StateSpace | None:
     """The countable states of gymnax's environment `inner` with `params`, registered as `name`; None without any."""
     make = SPACES.get(name)
     return None if make is None else make(inner, params)
 
 
-def goal_of(name: str, params: Any) -> float | None:
+def goal_of(name: str, params: GymnaxParams) -> float | None:
     """The return above which an episode has reached the environment's goal; None where there is none to reach."""
     limit = float(params.max_steps_in_episode)
     match name:
@@ -43,17 +46,20 @@ def goal_of(name: str, params: Any) -> float | None:
 # ---- cells ---------------------------------------------------------------------------------------------------------
 
 
-def deep_sea(inner: Any, params: Any) -> StateSpace:
+def deep_sea(inner: GymnaxEnv, params: GymnaxParams) -> StateSpace:
     """Cells (row, column) of the triangle that a dive can pass: column <= row. Below the last row there is no state."""
     size = inner.size
     rows = min(size, int(params.max_steps_in_episode))
-    index = lambda state: _cell(jnp.minimum(state.row, size - 1), state.column, size)
+
+    def index(state: State) -> Int[Array, ""]:
+        return _cell(jnp.minimum(state.row, size - 1), state.column, size)
+
     cells = np.arange(size * size)
     walls = cells[(cells % size > cells // size) | (cells // size >= rows)]
     return StateSpace(size * size, rows * (rows + 1) // 2, index, (size, size), walls=_ints(walls))
 
 
-def four_rooms(inner: Any, params: Any) -> StateSpace:
+def four_rooms(inner: GymnaxEnv, params: GymnaxParams) -> StateSpace:
     """Cells that are no wall; nor the goal, which ends the episode, unless it moves from episode to episode."""
     free = np.asarray(inner.env_map, bool)
     free = flood(free, _ints(inner.pos_fixed)) if not params.resample_init_pos else free
@@ -61,21 +67,22 @@ def four_rooms(inner: Any, params: Any) -> StateSpace:
     return _maze(free, goal, lambda state: state.pos)
 
 
-def meta_maze(inner: Any, params: Any) -> StateSpace:
+def meta_maze(inner: GymnaxEnv, params: GymnaxParams) -> StateSpace:
     """Cells that are no wall. Whoever reaches the goal goes on elsewhere, and each episode has a goal of its own."""
     del params
     return _maze(flood(np.asarray(inner.env_map, bool), _ints(inner.center_position)), None, lambda state: state.pos)
 
 
-def frozen_lake(inner: Any, params: Any) -> StateSpace:
+def frozen_lake(inner: GymnaxEnv, params: GymnaxParams) -> StateSpace:
     """Cells of ice: holes and the goal end the episode."""
     del params
     tiles = np.asarray(inner.desc)  # 0 start, 1 frozen, 2 hole, 3 goal
     rows, columns = tiles.shape
     start = divmod(int(np.argmax(tiles == 0)), columns)
     reached = flood(tiles <= 1, start)
-    index = lambda state: jnp.asarray(state.position, jnp.int32)
-    return StateSpace(tiles.size, int(reached.sum()), index, (rows, columns))
+    return StateSpace(
+        tiles.size, int(reached.sum()), lambda state: jnp.asarray(state.position, jnp.int32), (rows, columns)
+    )
 
 
 def flood(free: np.ndarray, start: tuple[int, ...]) -> np.ndarray:
@@ -92,7 +99,10 @@ def flood(free: np.ndarray, start: tuple[int, ...]) -> np.ndarray:
 
 def _maze(free: np.ndarray, goal: tuple[int, ...] | None, position: Callable[[State], Array]) -> StateSpace:
     rows, columns = free.shape
-    index = lambda state: _cell(position(state)[0], position(state)[1], columns)
+
+    def index(state: State) -> Int[Array, ""]:
+        return _cell(position(state)[0], position(state)[1], columns)
+
     walls = _ints(np.flatnonzero(~free))
     return StateSpace(free.size, int(free.sum()) - (goal is not None), index, (rows, columns), walls=walls)
 
@@ -101,14 +111,14 @@ def _cell(row: Array, column: Array, columns: int) -> Int[Array, ""]:
     return jnp.asarray(row * columns + column, jnp.int32)
 
 
-def _ints(values: Any) -> tuple[int, ...]:
+def _ints(values: ArrayLike) -> tuple[int, ...]:
     return tuple(int(value) for value in np.asarray(values))
 
 
 # ---- bins ----------------------------------------------------------------------------------------------------------
 
 
-def mountain_car(inner: Any, params: Any) -> StateSpace:
+def mountain_car(inner: GymnaxEnv, params: GymnaxParams) -> StateSpace:
     """18 bins of position by 14 of velocity."""
     count = {"MountainCar-v0": 200, "MountainCarContinuous-v0": 211}[inner.name]
 
@@ -119,7 +129,7 @@ def mountain_car(inner: Any, params: Any) -> StateSpace:
     return _binned(inner, params, 18 * 14, count, index, (18, 14), ("position", "velocity"))
 
 
-def pendulum(inner: Any, params: Any) -> StateSpace:
+def pendulum(inner: GymnaxEnv, params: GymnaxParams) -> StateSpace:
     """24 bins of the angle, 0 is upright, by 16 of the speed."""
 
     def index(state: State) -> Int[Array, ""]:
@@ -130,7 +140,7 @@ def pendulum(inner: Any, params: Any) -> StateSpace:
     return _binned(inner, params, 24 * 16, 370, index, (24, 16), ("angle", "speed"))
 
 
-def acrobot(inner: Any, params: Any) -> StateSpace:
+def acrobot(inner: GymnaxEnv, params: GymnaxParams) -> StateSpace:
     """12 bins of each joint's angle; velocities are left out."""
 
     def index(state: State) -> Int[Array, ""]:
@@ -149,7 +159,7 @@ BOXES = (
 )
 
 
-def cart_pole(inner: Any, params: Any) -> StateSpace:
+def cart_pole(inner: GymnaxEnv, params: GymnaxParams) -> StateSpace:
     """The 162 boxes of Michie and Chambers (1968), as in Barto, Sutton and Anderson (1983): 3 x 3 x 6 x 3 bins of
     position, its velocity, angle and its velocity. All count as reachable; the search found 161."""
 
@@ -169,8 +179,8 @@ def _bin(value: Array, low: float, high: float, bins: int) -> Int[Array, ""]:
 
 
 def _binned(
-    inner: Any,
-    params: Any,
+    inner: GymnaxEnv,
+    params: GymnaxParams,
     size: int,
     count: int,
     index: Callable[[State], Int[Array, ""]],
@@ -182,7 +192,7 @@ def _binned(
     return StateSpace(size, count if usual else size, index, grid, labels)
 
 
-SPACES: dict[str, Callable[[Any, Any], StateSpace]] = {
+SPACES: dict[str, Callable[[GymnaxEnv, GymnaxParams], StateSpace]] = {
     "DeepSea-bsuite": deep_sea,
     "FourRooms-misc": four_rooms,
     "MetaMaze-misc": meta_maze,

@@ -11,6 +11,6 @@ def did_you_mean(name: str, known: Iterable[str], count: int = 3, cutoff: float 
         count: names at most.
         cutoff: least similarity, of difflib's ratio from 0 to 1. Capital letters count as small ones.
     """
-    by_lower = {word.lower(): word for word in known}
+    by_lower = {known_name.lower(): known_name for known_name in known}
     close = difflib.get_close_matches(name.lower(), by_lower, n=count, cutoff=cutoff)
-    return f"did you mean {' or '.join(by_lower[word] for word in close)}?" if close else ""
+    return f"did you mean {' or '.join(by_lower[match] for match in close)}?" if close else ""

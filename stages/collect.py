@@ -3,13 +3,13 @@
 Axes: N environments.
 """
 
-from typing import Any
+import functools
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from envs.environment import Environment, Obs, Timestep, env_step
 from stages.agent import Agent
@@ -24,7 +24,7 @@ from stages.world_model import WorldModel
 class ActorState(eqx.Module):
     """The environments and the agent's state in each, [N, ...]."""
 
-    env_state: Any
+    env_state: PyTree
     timestep: Timestep
     latent: Latent
     action: Float[Array, "N A"]  # the action before `timestep`
@@ -105,28 +105,28 @@ def collect(
         there; the episodes whose last row this was.
     """
     key_act, key_env = jr.split(key)
-    now = actor_state.timestep
-    before = (actor_state.latent, actor_state.action, now.obs, now.is_first)
+    timestep = actor_state.timestep
+    before = (actor_state.latent, actor_state.action, timestep.obs, timestep.is_first)
     latent, action = act(agent.model, behavior, *before, hypers, greedy, key=key_act)
-    taken = env_action(agent.model, action)
+    executed_action = env_action(agent.model, action)
     row = Row(
-        now.obs,
-        taken,
-        now.reward,
-        now.is_first,
-        now.is_last,
-        now.is_terminal,
+        timestep.obs,
+        executed_action,
+        timestep.reward,
+        timestep.is_first,
+        timestep.is_last,
+        timestep.is_terminal,
         latent.deter,
         latent.classes,
     )
-    score, length = actor_state.score + now.reward, actor_state.length + 1
-    ended = now.is_last.astype(jnp.float32)
-    events = {name: count + now.events[name].astype(jnp.int32) for name, count in actor_state.events.items()}
+    score, length = actor_state.score + timestep.reward, actor_state.length + 1
+    ended = timestep.is_last.astype(jnp.float32)
+    events = {name: count + timestep.events[name].astype(jnp.int32) for name, count in actor_state.events.items()}
     happened = {name: (ended * (count > 0)).sum() for name, count in events.items()}
     episodes = Episodes(ended.sum(), (ended * score).sum(), (ended * length).sum(), happened)
-    keys = jr.split(key_env, now.reward.shape[0])
-    step = lambda key, state, timestep, action: env_step(env, key, state, timestep, action)
-    env_state, timestep = jax.vmap(step)(keys, actor_state.env_state, now, taken)
-    score, length, events = jax.tree.map(lambda x: x * ~now.is_last, (score, length, events))
-    actor_state = ActorState(env_state, timestep, latent, action, score, length, events)
+    keys = jr.split(key_env, timestep.reward.shape[0])
+    step = jax.vmap(functools.partial(env_step, env))
+    env_state, following = step(keys, actor_state.env_state, timestep, executed_action)
+    score, length, events = jax.tree.map(lambda x: x * ~timestep.is_last, (score, length, events))
+    actor_state = ActorState(env_state, following, latent, action, score, length, events)
     return actor_state, row, episodes

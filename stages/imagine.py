@@ -61,13 +61,18 @@ def imagine(
     model, actor, start = sg((model, actor, start))
     count = blocks.count(start.deter.shape[0], block)
     starts, noises = blocks.split(start, count), blocks.split(noise, count, axis=1)
-    one = lambda each: _imagine_block(model, actor, each[0], each[1], unimix, policy_unimix)
-    return sg(lax.map(one, (starts, noises)))
+
+    def imagine_block(block: tuple[Latent, Noise]) -> Trajectory:
+        return _imagine_block(model, actor, *block, unimix, policy_unimix)
+
+    return sg(lax.map(imagine_block, (starts, noises)))
 
 
 def _imagine_block(model: WorldModel, actor: Actor, start: Latent, noise: Noise, unimix, policy_unimix) -> Trajectory:
     """A trajectory without its leading axis."""
-    act = lambda feat, noise: actor(feat, policy_unimix).sample(noise)  # float32: its log-probability is taken
+
+    def act(feat, noise):
+        return actor(feat, policy_unimix).sample(noise)  # float32: its log-probability is taken
 
     def step(latent, noise):
         latent_noise, action_noise = noise

@@ -4,20 +4,18 @@ It works on all tensors as rows of one array (fast/rows.py), K tensors in R rows
 Methods ("Optimizer"); the reference's opt.py.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from stages.config import Hypers
 from stages.fast.kernels import last_sum
 from stages.fast.rows import WIDTH, from_rows, tensor_rows, tensor_sums, to_rows
 
 
-def optimizer(hypers: Hypers) -> Any:
+def optimizer(hypers: Hypers) -> optax.GradientTransformation:
     """LaProp (Ziyin et al. 2020, arXiv 2002.04839) after adaptive gradient clipping, with linear warm-up."""
 
     def step_size(count: ArrayLike) -> Array:
@@ -31,14 +29,13 @@ def optimizer(hypers: Hypers) -> Any:
         optax.scale_by_schedule(step_size),
     )
 
-    def init(params: Any) -> Any:
+    def init(params: PyTree) -> optax.OptState:
         return laprop.init(jnp.zeros((tensor_rows(params).sum(), WIDTH)))  # of which it takes the shape alone
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(updates: PyTree, state: optax.OptState, params: PyTree = None) -> tuple[PyTree, optax.OptState]:
         clipped = adaptive_clip(to_rows(updates), to_rows(params), tensor_rows(params), hypers.agc)
-        rows: Any
         rows, state = laprop.update(clipped, state)
-        return from_rows(rows, params), state
+        return from_rows(jnp.asarray(rows), params), state
 
     return optax.GradientTransformation(init, update)
 
@@ -63,7 +60,7 @@ def adaptive_clip(
     return grads / excess[np.repeat(np.arange(len(counts)), counts)][:, None]
 
 
-def drop_opt_state(state: Any, before: Any, after: Any) -> Any:
+def drop_opt_state(state: optax.OptState, before: PyTree, after: PyTree) -> optax.OptState:
     """The state of an optimiser of `before` -> of `after`, which is `before` without some of its parts (None there)."""
 
     def kept(rows: Float[Array, "R 64"]) -> Float[Array, "Q 64"]:

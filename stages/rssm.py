@@ -209,7 +209,10 @@ def _advance(dynamics: _Dynamics, latent: Latent, projected_action: Float[Array,
 
 def _posterior_step(dynamics: _Dynamics, latent: Latent, projected_action, projected_embed, is_first, uniform, unimix):
     """(posterior state, its logits [..., S, K]); the state before is zeros where `is_first`."""
-    reset = lambda x: jnp.where(is_first.reshape(*is_first.shape, *[1] * (x.ndim - is_first.ndim)), 0, x)
+
+    def reset(x):
+        return jnp.where(is_first.reshape(*is_first.shape, *[1] * (x.ndim - is_first.ndim)), 0, x)
+
     deter = _advance(dynamics, Latent(reset(latent.deter), reset(latent.stoch)), projected_action)
     hidden = product(deter, dynamics.post_weight.astype(deter.dtype)) + projected_embed
     logits = _categoricals(dynamics, dynamics.post_out(norm_silu(hidden, dynamics.post_scale)))

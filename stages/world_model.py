@@ -125,10 +125,9 @@ def model_loss(
         "dyn": dyn,
         "rep": rep,
     }
-    entropy = lambda dist: dist.entropy().sum(-1).mean()
     metrics = {
-        "dyn_ent": entropy(observed.prior),
-        "rep_ent": entropy(observed.post),
+        "dyn_ent": observed.prior.entropy().sum(-1).mean(),
+        "rep_ent": observed.post.entropy().sum(-1).mean(),
         "kl": sg(kl(observed.post, observed.prior)).sum(-1).mean(),  # both losses', before free nats
         "kl_free": (dyn <= hypers.free_nats).mean(dtype=jnp.float32),  # share of rows whose KL costs nothing
     }

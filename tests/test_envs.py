@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import envs
-from envs import gymnax_suite
+from envs import gymnax_spaces
 from envs.scales import SCALES, scale_of
 
 N, T = 3, 60
@@ -247,7 +247,7 @@ def test_actions_are_guarded():
 
 def test_kinds_of_spaces():
     kinds = {name: make(name).obs_space for name in envs.ids()}
-    assert {n for n, s in kinds.items() if s.kind == "binary"} == gymnax_suite.BINARY - {"FourRooms-misc"}
+    assert {n for n, s in kinds.items() if s.kind == "binary"} == gymnax_spaces.BINARY - {"FourRooms-misc"}
     assert {n for n, s in kinds.items() if s.kind == "categorical"} == {"FourRooms-misc", "FrozenLake-misc"}
     assert kinds["FrozenLake-misc"] == envs.ObsSpace((), "categorical", 16)
     assert kinds["FourRooms-misc"] == envs.ObsSpace((4,), "categorical", 12)

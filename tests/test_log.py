@@ -176,7 +176,7 @@ def test_a_seed_that_diverges_is_warned_of_once_and_marked_in_every_file(tmp_pat
     assert [row["diverged"] for row in rows] == [None] * 4 + [6] + [None] * 2 + [6] + [None]
     assert [row["train/loss/recon"] for row in rows[4::3]] == [None, None]
 
-    kept = RoundLog.load(json.loads(json.dumps(plain(dataclasses.asdict(log.round)))))
+    kept = RoundLog.from_json(json.loads(json.dumps(plain(dataclasses.asdict(log.round)))))
     assert kept.diverged_at == {4: 6} and kept.diverged.dtype == log.round.diverged.dtype
     log.round.final = np.array([1.0, NAN, 3.0])
     log_finish(log)

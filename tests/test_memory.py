@@ -87,7 +87,7 @@ def test_the_compilers_account():
     fresh = jax.jit(lambda x: x + 1).lower(x).compile()
     donated = jax.jit(lambda x: x + 1, donate_argnums=0).lower(x).compile()
     assert memory.need(fresh).held == memory.need(donated).held == 4000
-    assert memory.need(fresh).more == memory.need(donated).more + 4000 >= 4000
+    assert memory.need(fresh).extra == memory.need(donated).extra + 4000 >= 4000
 
     class Silent:
         def memory_analysis(self):

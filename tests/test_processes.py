@@ -13,7 +13,7 @@ import pytest
 from jax._src import distributed
 
 from stages.cli import processes
-from stages.cli.processes import ProcessError, Processes, join
+from stages.cli.processes import ProcessError, Processes, join_cluster
 from stages.config import ConfigError
 from tests.bench.kills import free_place
 from tests.pretended import Store, play
@@ -133,7 +133,7 @@ def test_this_machine_is_shared_by_threads():
 )
 def test_a_place_that_makes_no_sense(place, says):
     with pytest.raises(ConfigError, match=says):
-        join(*place)
+        join_cluster(*place)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_addresses_as_sockets_take_them(coordinator, host):
 def test_a_coordinator_that_cannot_be_reached(coordinator, monkeypatch):
     monkeypatch.setattr(processes, "ARRIVAL_S", 0)
     with pytest.raises(ConfigError, match=f"{coordinator} does not answer"):
-        join(coordinator, 2, 1)
+        join_cluster(coordinator, 2, 1)
 
 
 @pytest.mark.parametrize(
@@ -167,14 +167,14 @@ def test_a_jax_without_the_store_is_one_line(monkeypatch, break_jax):
     break_jax(monkeypatch)
     monkeypatch.setitem(sys.modules, "jax._src.distributed", getattr(jax._src, "distributed", None))
     with pytest.raises(ConfigError, match=f"^--distributed: jax {re.escape(jax.__version__)} does not have") as raised:
-        join("", 2, 0)
+        join_cluster("", 2, 0)
     assert "\n" not in str(raised.value)
 
 
 def test_the_store_is_that_of_jax(monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", lambda *place: None)
     monkeypatch.setattr(distributed.global_state, "client", Store())
-    assert join("", 2, 0)._store is distributed.global_state.client
+    assert join_cluster("", 2, 0)._store is distributed.global_state.client
 
 
 def test_a_coordinator_that_comes_later_is_waited_for(monkeypatch, capsys):
@@ -194,9 +194,9 @@ def test_a_coordinator_that_comes_later_is_waited_for(monkeypatch, capsys):
 
 WAITS = """
 import sys, time
-from stages.cli.processes import join
+from stages.cli.processes import join_cluster
 from stages.cli.signals import Signals
-with Signals() as signals, join(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])) as processes:
+with Signals() as signals, join_cluster(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])) as processes:
     signals.between_chunks()
     print("training", flush=True)
     while not (asked := max(processes.exchange_json(signals.asked))):

@@ -129,9 +129,9 @@ import sys
 from pathlib import Path
 import numpy as np
 from stages.store.checkpoint import Checkpoints, CheckpointId
-from stages.cli.processes import join
+from stages.cli.processes import join_cluster
 folder, coordinator, index = sys.argv[1:]
-with join(coordinator, 2, int(index)) as processes:
+with join_cluster(coordinator, 2, int(index)) as processes:
     import jax, jax.numpy as jnp
     state = lambda step: {"weights": jnp.arange(5.0) + 10 * step + 100 * int(index), "key": jax.random.key(step)}
     here = jax.local_devices()[0]

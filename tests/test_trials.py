@@ -138,7 +138,7 @@ def test_every_trial_has_all_seeds_in_rounds(count):
     wanted = [pairs[i : i + 2] for i in range(0, 6, 2)]
     assert trained == wanted + [[(2, 5), (2, 5)]] * (len(trained) - 3)  # what is left over is padding
     first = each[0][0]
-    assert [first.places(trial) for trial in range(3)] == ([[0, 1], [], []] if count == 1 else [[0, 1], [2, 3], []])
+    assert [first.slots(trial) for trial in range(3)] == ([[0, 1], [], []] if count == 1 else [[0, 1], [2, 3], []])
 
 
 def test_hyperparameters_of_places():

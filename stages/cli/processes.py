@@ -168,7 +168,7 @@ class Processes:
         return f"dreamsweep/beat/{index}"
 
 
-def join(coordinator: str = "", count: int = 0, index: int = -1) -> Processes:
+def join_cluster(coordinator: str = "", count: int = 0, index: int = -1) -> Processes:
     """Meet the other processes; before jax makes its first array. Waits until all have come.
 
     Args:

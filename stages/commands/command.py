@@ -20,7 +20,7 @@ from stages.figures.comparison import plot_comparison
 from stages.report.compare import compare
 from stages.report.export import write_scores, write_table
 from stages.report.read import read_run, read_runs
-from stages.report.tables import markdown, print_tables, tables, to_json
+from stages.report.tables import comparison_json, markdown, print_tables, tables
 from stages.store.files import RunFolderError, make_folder, write_json, write_whole
 
 Run = Annotated[Path, tyro.conf.arg(metavar="RUN")]
@@ -43,7 +43,7 @@ def compare_runs(runs: Runs, /, out: str = "") -> None:
     with terminal.printing():
         print_tables(tables(comparison))
     write_whole(folder / "compare.md", markdown(tables(comparison)).encode())
-    write_json(folder / "compare.json", to_json(comparison))
+    write_json(folder / "compare.json", comparison_json(comparison))
     write_table(folder / "results.csv", comparison.runs, comparison.differing)
     write_scores(folder / "scores", comparison.runs)
     plot_comparison(folder / "compare.png", comparison)
@@ -88,7 +88,7 @@ def eval_run(run: Run, /, episodes: int = 100, policy: PolicyName = "task", seed
     played = scores.play(loaded, policy, episodes, seed_point)
     with terminal.printing():
         scores.print_scores(loaded, played, policy)
-    write_json(loaded.path / "eval.json", scores.to_json(loaded, played, policy, seed_point))
+    write_json(loaded.path / "eval.json", scores.scores_json(loaded, played, policy, seed_point))
     terminal.say(f"see {loaded.path / 'eval.json'}")
 
 

@@ -6,7 +6,6 @@ its gradient within each block, so that what a block stored for its gradient is 
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,13 +24,19 @@ def count(rows: int, size: int) -> int:
 
 def split(tree: PyTree[Array], blocks: int, axis: int = 0) -> PyTree[Array]:
     """Leaves [..., rows, ...] with rows at `axis` -> [blocks, ..., rows / blocks, ...]."""
-    cut = lambda x: x.reshape(*x.shape[:axis], blocks, -1, *x.shape[axis + 1 :])
-    return jax.tree.map(lambda x: jnp.moveaxis(cut(x), axis, 0), tree)
+
+    def split_leaf(x):
+        return jnp.moveaxis(x.reshape(*x.shape[:axis], blocks, -1, *x.shape[axis + 1 :]), axis, 0)
+
+    return jax.tree.map(split_leaf, tree)
 
 
 def sum_over(
-    loss: Callable[[Any, Any, Any], tuple[Float[Array, ""], Any]], params: Any, frozen: Any, blocks: Any
-) -> tuple[Float[Array, ""], Any]:
+    loss: Callable[[PyTree, PyTree, PyTree], tuple[Float[Array, ""], PyTree]],
+    params: PyTree,
+    frozen: PyTree,
+    blocks: PyTree,
+) -> tuple[Float[Array, ""], PyTree]:
     """Sum of `loss(params, frozen, block)[0]` over the blocks, and its second results stacked [blocks, ...].
 
     Sends gradient to `params` only. `loss` must not close over anything traced: that is what `frozen` is for.

@@ -5,12 +5,10 @@ modules in a `Stacked` one is a tensor of its own. A tenth of the operations tha
 and run.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from stages.fast.kernels import last_sum
 from stages.fast.stacked import Stacked
@@ -18,19 +16,19 @@ from stages.fast.stacked import Stacked
 WIDTH = 64
 
 
-def _leaves(tree: Any) -> list[tuple[Any, int]]:
+def _leaves(tree: PyTree) -> list[tuple[jax.Array, int]]:
     """Every leaf, and how many tensors it is: N in a Stacked module of N, else 1."""
-    is_stacked = lambda x: isinstance(x, Stacked)
-    parts = jax.tree.leaves(tree, is_leaf=is_stacked)
-    return [(x, len(part) if is_stacked(part) else 1) for part in parts for x in jax.tree.leaves(part)]
+    parts = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Stacked))
+    counts = [len(part) if isinstance(part, Stacked) else 1 for part in parts]
+    return [(x, count) for part, count in zip(parts, counts, strict=True) for x in jax.tree.leaves(part)]
 
 
-def tensor_rows(tree: Any) -> np.ndarray:
+def tensor_rows(tree: PyTree) -> np.ndarray:
     """Rows of each tensor, [K]. The tree may be one of shapes."""
     return np.concatenate([[-(-x.size // count // WIDTH)] * count for x, count in _leaves(tree)])
 
 
-def to_rows(tree: Any) -> Float[Array, "R 64"]:
+def to_rows(tree: PyTree) -> Float[Array, "R 64"]:
     """All numbers of a tree of arrays."""
     pieces = []
     for x, count in _leaves(tree):
@@ -40,14 +38,14 @@ def to_rows(tree: Any) -> Float[Array, "R 64"]:
     return jnp.concatenate(pieces).reshape(-1, WIDTH)
 
 
-def from_rows(rows: Float[Array, "R 64"], like: Any) -> Any:
+def from_rows(rows: Float[Array, "R 64"], like: PyTree) -> PyTree:
     """Undo to_rows: a tree like `like`, which may be one of shapes."""
-    at, arrays = 0, []
+    start, arrays = 0, []
     for x, count in _leaves(like):
         size = x.size // count
-        end = at + count * -(-size // WIDTH)
-        arrays.append(rows[at:end].reshape(count, -1)[:, :size].reshape(x.shape))
-        at = end
+        end = start + count * -(-size // WIDTH)
+        arrays.append(rows[start:end].reshape(count, -1)[:, :size].reshape(x.shape))
+        start = end
     return jax.tree.structure(like).unflatten(arrays)
 
 
@@ -64,6 +62,6 @@ def tensor_sums(x: Float[Array, "... R"], counts: np.ndarray) -> Float[Array, ".
     return x
 
 
-def norm(tree: Any) -> Float[Array, ""]:
+def norm(tree: PyTree) -> Float[Array, ""]:
     """The Euclidean norm of all numbers of a tree."""
     return jnp.sqrt(last_sum(jnp.square(to_rows(tree))).sum())

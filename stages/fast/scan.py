@@ -6,14 +6,20 @@ product over all T * B rows gives the weights'. The same numbers up to rounding,
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import PyTree
 
 
-def scan(step: Callable[[Any, Any, Any, Any], tuple[Any, Any]], params: Any, carry: Any, xs: Any, fixed: Any) -> Any:
+def scan(
+    step: Callable[[PyTree, PyTree, PyTree, PyTree], tuple[PyTree, PyTree]],
+    params: PyTree,
+    carry: PyTree,
+    xs: PyTree,
+    fixed: PyTree,
+) -> PyTree:
     """`lax.scan` over `carry, y = step(params, carry, x, fixed_x)`: (last carry, ys [T, ...]).
 
     Gradient reaches params, carry and xs; `fixed` (bools, noise) gets none. `step` takes any leading axes, so that it
@@ -29,8 +35,11 @@ def scan(step: Callable[[Any, Any, Any, Any], tuple[Any, Any]], params: Any, car
         # What reaches a tap on the way back is the gradient of the state it was added to.
         steps = jax.tree.leaves(xs)[0].shape[0]
         taps = jax.tree.map(lambda x: jnp.zeros((steps, *x.shape), x.dtype), carry)
-        run = lambda carry, xs, taps: lax.scan(one, carry, (xs, taps, fixed))
-        (last, (ys, before)), back = jax.vjp(run, carry, xs, taps)
+
+        def all_steps(carry, xs, taps):
+            return lax.scan(one, carry, (xs, taps, fixed))
+
+        (last, (ys, before)), back = jax.vjp(all_steps, carry, xs, taps)
         return (last, ys), (back, params, before, xs, fixed)
 
     def backward(saved, grads):

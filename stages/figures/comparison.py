@@ -16,8 +16,8 @@ import numpy as np
 
 from stages.figures.curves import DPI, GREY, INK, dress, write_figure
 from stages.report.compare import LENGTH, Comparison, Group, Pair, described, differing_settings, final_scores
-from stages.report.read import EVALUATION, Floats, Result
-from stages.report.statistics import Estimate, iqm_curve
+from stages.report.read import EVALUATION, Result
+from stages.report.statistics import Estimate, Floats, iqm_curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stages.figures.curves import BLUE, GREY, dress
-from stages.report.read import Floats
+from stages.report.statistics import Floats
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,7 +9,6 @@ scanned and vmapped. Axes: S seeds, N environments, A action vector; "..." are t
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -92,7 +91,7 @@ class Policy(eqx.Module):
         return chosen, PolicyState(latent, action)
 
 
-def _array(name: str, values: Any) -> Array | np.ndarray:
+def _array(name: str, values: object) -> Array | np.ndarray:
     """An array of numbers: jax's as it is, all else as numpy has it. Raises ConfigError."""
     if isinstance(values, jax.Array):
         return values
@@ -105,7 +104,7 @@ def _array(name: str, values: Any) -> Array | np.ndarray:
     return array
 
 
-def _observation(space: Space, obs: Any, lead: tuple[int, ...]) -> Obs:
+def _observation(space: Space, obs: object, lead: tuple[int, ...]) -> Obs:
     """Every entry of an observation as the encoder takes it. Raises ConfigError."""
     if isinstance(space, DictSpace) and (not isinstance(obs, Mapping) or obs.keys() != space.entries.keys()):
         given = f"{sorted(obs)}" if isinstance(obs, Mapping) else type(obs).__name__
@@ -115,7 +114,7 @@ def _observation(space: Space, obs: Any, lead: tuple[int, ...]) -> Obs:
     return stored if isinstance(space, DictSpace) else stored[""]
 
 
-def _entry(name: str, space: ObsSpace, values: Any, lead: tuple[int, ...]) -> Array:
+def _entry(name: str, space: ObsSpace, values: object, lead: tuple[int, ...]) -> Array:
     values = _array(name, values)
     if values.shape != lead + space.shape:
         raise ConfigError(
@@ -139,13 +138,13 @@ def _stored(name: str, space: ObsSpace, obs: Array | np.ndarray) -> Array | np.n
     if not isinstance(obs, Tracer):
         with np.errstate(over="ignore"):  # it becomes infinite, which is refused
             values = np.asarray(obs, np.float32 if space.kind == "real" else None)
-        most = {"binary": 1, "image": 255, "categorical": space.classes - 1}.get(space.kind)
-        if most is None and not np.isfinite(values).all():
+        largest = {"binary": 1, "image": 255, "categorical": space.classes - 1}.get(space.kind)
+        if largest is None and not np.isfinite(values).all():
             raise ConfigError(f"{name} is not finite: it holds NaN or infinities, or more than a 32-bit float can hold")
-        if most is not None and not ((values >= 0) & (values <= most) & (values == np.rint(values))).all():
+        if largest is not None and not ((values >= 0) & (values <= largest) & (values == np.rint(values))).all():
             low, high = values.min(), values.max()
             raise ConfigError(
-                f"the agent was trained on whole numbers from 0 to {most}; {name} goes from {low} to {high}"
+                f"the agent was trained on whole numbers from 0 to {largest}; {name} goes from {low} to {high}"
             )
     return obs.astype(space.dtype)
 
@@ -170,7 +169,7 @@ def policy_of(
         raise ConfigError(f"policy must be one of {', '.join(POLICIES)}, not {policy!r}")
     if seed is not None and seed not in agents.seeds:
         raise ConfigError(f"there is no seed {seed}; choose one of {agents.seeds}")
-    player = select_behavior(agents.agent, policy)
+    behavior = select_behavior(agents.agent, policy)
     greedy = agents.config.eval_greedy if greedy is None else greedy
-    whole = Policy(agents.agent.model, player, agents.hypers, greedy)
-    return whole if seed is None else take_seeds(whole, agents.seeds.index(seed))
+    policies = Policy(agents.agent.model, behavior, agents.hypers, greedy)
+    return policies if seed is None else take_seeds(policies, agents.seeds.index(seed))

@@ -1,10 +1,11 @@
 """Settings: a preset and what shall differ from it -> Config and Hypers, checked."""
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from envs.suggest import did_you_mean
+from stages.cli.settings_file import Settings
 from stages.cli.validate import validate
 from stages.config import Config, ConfigError, Hypers, Mode
 from stages.presets import Recipe, preset
@@ -35,14 +36,14 @@ def configure(preset_name: str = "tiny", recipe: Recipe = "default", /, **settin
     return config, hypers
 
 
-def _changed(record: Any, values: Mapping[str, Any], prefix: str) -> Any:
+def _changed(record: Any, values: Settings, prefix: str) -> Any:
     """A record of settings with these values; groups of it are given as mappings. Raises ConfigError."""
     types, changes = get_type_hints(type(record), include_extras=False), {}
     known = [field.name for field in dataclasses.fields(record)]
     for name, value in values.items():
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known
-            raise ConfigError(f"unknown setting {prefix + name!r}; did you mean {' or '.join(near)}?")
+            advice = did_you_mean(name, known) or f"choose one of {', '.join(known)}"
+            raise ConfigError(f"unknown setting {prefix + name!r}; {advice}")
         before = getattr(record, name)
         if dataclasses.is_dataclass(before):
             changes[name] = _changed(before, _mapping(name, value), f"{prefix}{name}.")
@@ -51,7 +52,7 @@ def _changed(record: Any, values: Mapping[str, Any], prefix: str) -> Any:
     return dataclasses.replace(record, **changes)
 
 
-def _fitting(name: str, value: Any, wanted: Any) -> Any:
+def _fitting(name: str, value: Any, wanted: Any) -> object:
     """A value of the wanted type: 2e4 will do for a whole number. Raises ConfigError."""
     if get_origin(wanted) is Literal:
         if value not in get_args(wanted):
@@ -70,7 +71,7 @@ def _fitting(name: str, value: Any, wanted: Any) -> Any:
     return number
 
 
-def _mapping(name: str, value: Any) -> Mapping[str, Any]:
+def _mapping(name: str, value: object) -> Settings:
     if not isinstance(value, Mapping):
         raise ConfigError(f"{name} is a group of settings: give a mapping of names to values, not {value!r}")
     return value

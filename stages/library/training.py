@@ -21,12 +21,11 @@ from stages.log.run_log import RunLog, RunSetup
 from stages.loop.training_loop import train_rounds
 from stages.replay import StepCounters
 from stages.report.read import tabulated
+from stages.report.statistics import Floats
 from stages.store.load import AgentBatch, take_seeds
 from stages.sweep.start import local_devices
 from stages.sweep.trials import Trial
 from stages.train import TrainState
-
-Floats = NDArray[np.float64]
 
 
 class Training(NamedTuple):
@@ -83,8 +82,8 @@ def train(
     """
     if not isinstance(config, Config) or not isinstance(hypers, Hypers):
         raise ConfigError("config and hypers must be what `configure` returned: config, hypers = configure(...)")
-    whole = {"seeds": seeds, "seed_start": seed_start, "log_points": log_points, "devices": devices}
-    for name, value in (whole | ({} if parallel == "auto" else {"parallel": parallel})).items():
+    integers = {"seeds": seeds, "seed_start": seed_start, "log_points": log_points, "devices": devices}
+    for name, value in (integers | ({} if parallel == "auto" else {"parallel": parallel})).items():
         if not isinstance(value, int | np.integer) or isinstance(value, bool):
             raise ConfigError(f"{name} must be a whole number, not {value!r}")
     if not isinstance(memory, int | float) or isinstance(memory, bool):
@@ -113,7 +112,7 @@ def train(
         groups.append(_trained(env, config, ended, state, clock))
 
     train_rounds(env, log, on_round_end=keep)
-    agents, whole = joined(groups), RoundLog.of_all(log.rounds)
+    agents, merged = joined(groups), RoundLog.of_all(log.rounds)
     steps, phases, metrics = tabulated(log.table or [], agents.seeds)
-    zero_shot = whole.zero_shot if config.mode == "explore" else None
-    return Training(agents, steps, phases, metrics, whole.final, whole.untrained, zero_shot)
+    zero_shot = merged.zero_shot if config.mode == "explore" else None
+    return Training(agents, steps, phases, metrics, merged.final, merged.untrained, zero_shot)

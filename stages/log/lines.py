@@ -4,12 +4,12 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from stages.cli.arguments import Arguments
 from stages.cli.saved_settings import beyond_preset, flag_of, set_by_mode
 from stages.report.statistics import summarise
+from stages.sweep.memory import Devices
 from stages.sweep.rounds import Plan, Round
 from stages.sweep.trials import Trial
 
@@ -21,7 +21,7 @@ IN_TITLE = ("config.env", "config.env_args", "config.mode")
 
 
 def start_lines(
-    arguments: Arguments, trials: int, seeds: Sequence[int], devices: Sequence[jax.Device], processes: int, folder: Path
+    arguments: Arguments, trials: int, seeds: Sequence[int], devices: Devices, processes: int, folder: Path
 ) -> list[str]:
     """What is trained, on what, and what differs from the preset; before anything is compiled."""
     hardware = f"{len(devices)} {devices[0].platform} device(s)"

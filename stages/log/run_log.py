@@ -13,7 +13,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import jax
 import numpy as np
 
 from envs.environment import StateSpace
@@ -30,7 +29,7 @@ from stages.log.summary import print_finished, write_finished, write_unfinished
 from stages.measure.measurement import Measurement
 from stages.replay import StepCounters
 from stages.store.folder import RunFolder
-from stages.sweep.memory import peak_memory_mb
+from stages.sweep.memory import Devices, peak_memory_mb
 from stages.sweep.rounds import Plan, Round
 from stages.sweep.trials import Trial
 from stages.train import Progress
@@ -141,7 +140,7 @@ class RunLog:
             )
 
 
-def log_start(log: RunLog, seeds: Sequence[int], devices: Sequence[jax.Device]) -> None:
+def log_start(log: RunLog, seeds: Sequence[int], devices: Devices) -> None:
     """The first lines; compiling begins."""
     log.compile_seconds = -time.time()
     run = log.setup

@@ -74,13 +74,13 @@ def upsample(x: Float[Array, "... h w C"], shape: tuple[int, int]) -> Float[Arra
     return x[..., : shape[0], : shape[1], :]
 
 
-def pyramid(shape: tuple[int, int], most: int = 4) -> list[tuple[int, int]]:
+def pyramid(shape: tuple[int, int], max_halvings: int = 4) -> list[tuple[int, int]]:
     """Sizes of the convolution levels, finest first: halved (rounding up) while both sides stay at 4 or more.
 
     A 64 x 64 image gives the reference's four halvings down to 4 x 4; a 10 x 10 board gives one, to 5 x 5.
     """
     sizes = [shape]
-    while len(sizes) <= most and min(-(-s // 2) for s in sizes[-1]) >= 4:
+    while len(sizes) <= max_halvings and min(-(-s // 2) for s in sizes[-1]) >= 4:
         height, width = sizes[-1]
         sizes.append((-(-height // 2), -(-width // 2)))
     return sizes

@@ -113,7 +113,7 @@ class BoundedNormal(eqx.Module):
         return (0.5 * jnp.log(2 * jnp.pi * jnp.square(self.std)) + 0.5).sum(-1)
 
 
-Policy = Categorical | BoundedNormal
+ActionDistribution = Categorical | BoundedNormal
 POLICIES: dict[str, type[Categorical] | type[BoundedNormal]] = {"discrete": Categorical, "continuous": BoundedNormal}
 """Kind of action space -> the distribution that an actor has over it."""
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from envs.environment import ActionSpace
 from stages.config import ModelConfig
-from stages.networks.distributions import POLICIES, Policy
+from stages.networks.distributions import POLICIES, ActionDistribution
 from stages.networks.layers import Head
 from stages.networks.two_hot import symexp_bins, two_hot_loss, two_hot_mean
 
@@ -26,7 +26,7 @@ class Actor(eqx.Module):
         self.head = Head(*sizes, scale=0.01, parts=policy.parts, key=key)
         self.actions = actions
 
-    def __call__(self, feat: Float[Array, "... F"], unimix: Float[Array, ""] | float) -> Policy:
+    def __call__(self, feat: Float[Array, "... F"], unimix: Float[Array, ""] | float) -> ActionDistribution:
         """The policy at these features; `unimix` is the uniform share of a categorical one."""
         return POLICIES[self.actions.kind].from_outputs(self.head(feat), unimix)
 

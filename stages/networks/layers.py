@@ -89,8 +89,7 @@ class Outputs(eqx.Module):
     parts: Stacked
 
     def __init__(self, inputs: int, outputs: int, parts: int, *, scale: float = 1.0, key: PRNGKeyArray):
-        make = lambda k: Linear(inputs, outputs // parts, scale=scale, key=k)
-        self.parts = Stacked(make, jr.split(key, parts))
+        self.parts = Stacked(lambda key: Linear(inputs, outputs // parts, scale=scale, key=key), jr.split(key, parts))
 
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
         return jnp.concatenate(list(self.parts.map(lambda part: part(x))), -1)
@@ -115,8 +114,10 @@ class Head(eqx.Module):
     ):
         key_mlp, key_out = jr.split(key)
         self.mlp = MLP(inputs, units, depth, key=key_mlp)
-        several = lambda: Outputs(units, outputs, parts, scale=scale, key=key_out)
-        self.out = Linear(units, outputs, scale=scale, key=key_out) if parts == 1 else several()
+        if parts == 1:
+            self.out = Linear(units, outputs, scale=scale, key=key_out)
+        else:
+            self.out = Outputs(units, outputs, parts, scale=scale, key=key_out)
 
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
         return self.out(self.mlp(x)).astype(jnp.float32)

@@ -42,10 +42,10 @@ class BlockGRU(eqx.Module):
     def pack(self) -> "PackedGRU":
         """The weights in the layout that the cell's products take: packed before a scan, each step finds them so."""
         blocks, size, _ = self.gates.shape
-        own, rest = jnp.split(self.hidden, [size])
-        parts = jnp.split(rest.reshape(-1, blocks * size), np.cumsum(self.inputs)[:-1])
+        recurrent, from_input = jnp.split(self.hidden, [size])
+        parts = jnp.split(from_input.reshape(-1, blocks * size), np.cumsum(self.inputs)[:-1])
         bias, gates_bias = self.bias.reshape(blocks, 1, -1), self.gates_bias[:, None]
-        return PackedGRU(jnp.moveaxis(own, 1, 0), tuple(parts), bias, self.norm.scale, self.gates, gates_bias)
+        return PackedGRU(jnp.moveaxis(recurrent, 1, 0), tuple(parts), bias, self.norm.scale, self.gates, gates_bias)
 
 
 class PackedGRU(eqx.Module):
@@ -55,7 +55,7 @@ class PackedGRU(eqx.Module):
     may be computed in parts, and before a scan.
     """
 
-    own: Float[Array, "G o o"]
+    recurrent: Float[Array, "G o o"]
     parts: tuple[Float[Array, "_ D"], ...]
     bias: Float[Array, "G 1 o"]
     scale: Float[Array, " D"]
@@ -68,10 +68,12 @@ class PackedGRU(eqx.Module):
 
     def __call__(self, deter: Float[Array, "... D"], projected: Float[Array, "... D"]) -> Float[Array, "... D"]:
         """One step. `projected` is the sum of `project` over all parts of the input."""
-        blocks, dtype = len(self.own), deter.dtype
+        blocks, dtype = len(self.recurrent), deter.dtype
         # Blocks stay in front: products, norm and gates then read and write whole rows.
         old = split_blocks(deter, blocks)
-        hidden = block_product(old, self.own.astype(dtype)) + split_blocks(projected, blocks) + self.bias.astype(dtype)
+        hidden = (
+            block_product(old, self.recurrent.astype(dtype)) + split_blocks(projected, blocks) + self.bias.astype(dtype)
+        )
         gates = block_product(block_norm_silu(hidden, self.scale), self.gates.astype(dtype))
         reset, cand, update = jnp.split(gates + self.gates_bias.astype(dtype), 3, -1)
         return merge_blocks(gated_update(update - 1, jnp.tanh(jax.nn.sigmoid(reset) * cand), old)).reshape(deter.shape)

@@ -61,8 +61,8 @@ def _two_hot_loss(logits, targets, weights, count):
     index = jnp.floor((symlog(targets) + 20) * ((count - 1) / 40))
     index = jnp.clip(index, 0, count - 2).astype(jnp.int32)
     share = jnp.clip((targets - jnp.asarray(bins)[index]) / jnp.asarray(np.diff(bins))[index], 0, 1)
-    read = lambda i: jnp.take_along_axis(logits[None], i[..., None], -1)[..., 0]
-    matched = (1 - share) * read(index) + share * read(index + 1)
+    lower, upper = (jnp.take_along_axis(logits[None], i[..., None], -1)[..., 0] for i in (index, index + 1))
+    matched = (1 - share) * lower + share * upper
     powers, total, top = exponentials(logits)
     loss = jnp.tensordot(weights, (jnp.log(total) + top)[..., 0] - matched, 1)
     return loss, (powers, total, targets, weights)

@@ -8,15 +8,16 @@ Axes: S seeds.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stages.cli.saved_settings import UNCHECKED, beyond_preset, flag_of, set_by_mode
-from stages.report.read import EVALUATION, EXPLORED, TRAINING, Floats, Result
-from stages.report.statistics import Estimate, aggregates, improvement
+from stages.report.read import EVALUATION, EXPLORED, TRAINING, Result
+from stages.report.statistics import Estimate, Floats, aggregates, improvement
 
 ENVIRONMENT = {"config.env", "config.env_args"}
 LENGTH = {"config.steps", "config.adapt_steps"}
@@ -181,7 +182,7 @@ def _notes(runs: list[Result]) -> list[str]:
     return notes
 
 
-def _seed_names(run: Result, indices: Iterable[int]) -> str:
+def _seed_names(run: Result, indices: NDArray[np.intp]) -> str:
     return _some([str(run.seeds[i]) for i in indices])
 
 

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stages.cli.settings_file import JsonObject
+from stages.report.statistics import Floats
 
-Floats = NDArray[np.float64]
 Ints = NDArray[np.integer]
 
 BINS = {"never": (0, 0), "1_3": (1, 3), "4_15": (4, 15), "16_63": (16, 63), "64_255": (64, 255), "256": (256, np.inf)}

@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from envs.scales import scale_of
 from stages.cli.arguments import DEFAULTS, env_title
 from stages.cli.settings_file import Settings, flat
+from stages.report.statistics import Floats
 from stages.store.files import RunFolderError, read_json
 from stages.store.folder import RunFolder, read_config
-
-Floats = NDArray[np.float64]
 
 TRAINING, EVALUATION = "episode/score", "eval/score"
 EXPLORED = ("visited_states", "novelty_correlation", "goal_episode", "solved_episode")

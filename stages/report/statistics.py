@@ -19,6 +19,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+Floats = NDArray[np.float64]
+
 CONFIDENCE = 0.95
 BOOTSTRAP_SEED = 0  # fixed, so that the same scores always print the same interval
 CHUNK_ELEMENTS = 4_000_000  # of a chunk of the bootstrap, over seeds, points and resamples: 32 MB of float64
@@ -57,9 +59,9 @@ class Estimate(NamedTuple):
 class Curve(NamedTuple):
     """IQM over seeds at every point, and its 95 % bootstrap interval, in the score's own unit."""
 
-    iqm: NDArray[np.float64]  # [P]
-    low: NDArray[np.float64]  # [P]
-    high: NDArray[np.float64]  # [P]
+    iqm: Floats  # [P]
+    low: Floats  # [P]
+    high: Floats  # [P]
 
 
 def summarise(scores: ArrayLike, seeds: Sequence[int], resamples: int = 2000) -> Interval:
@@ -190,7 +192,7 @@ def improvement(ours: Sequence[ArrayLike], theirs: Sequence[ArrayLike], resample
     return _estimate(float(np.mean(values)), np.mean(samples, axis=0))
 
 
-def _aggregates(tasks: list[NDArray[np.float64]], best: float | None) -> dict[str, NDArray[np.float64]]:
+def _aggregates(tasks: list[Floats], best: float | None) -> dict[str, Floats]:
     """Of resamples of every task: [T] of [R, S] -> name -> [R]. NaN as absent."""
     pooled = np.concatenate(tasks, axis=1)
     short = np.full_like(pooled, np.nan) if best is None else best - np.minimum(pooled, best)
@@ -205,13 +207,13 @@ def _aggregates(tasks: list[NDArray[np.float64]], best: float | None) -> dict[st
         }
 
 
-def _estimate(value: float, samples: NDArray[np.float64]) -> Estimate:
+def _estimate(value: float, samples: Floats) -> Estimate:
     """A number and the interval of its resamples, [R]."""
     low, high = _interval(samples[None])
     return Estimate(float(value), float(low[0]), float(high[0]))
 
 
-def _iqm(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def _iqm(values: Floats) -> Floats:
     """IQM over the last axis, NaN as absent: [..., S] -> [...]. A quarter, rounded down, is cut per end."""
     ordered = np.sort(values, axis=-1)  # NaN last
     count = np.isfinite(ordered).sum(-1, keepdims=True)
@@ -223,7 +225,7 @@ def _iqm(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(kept > 0, total / np.maximum(kept, 1), np.nan)
 
 
-def _interval(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _interval(values: Floats) -> tuple[Floats, Floats]:
     """The central 95 % over the last axis, NaN as absent: [P, R] -> ([P], [P])."""
     tail = 100 * (1 - CONFIDENCE) / 2
     present = np.isfinite(values).any(-1)

@@ -92,7 +92,7 @@ def markdown(tables: Sequence[Table]) -> str:
     return "\n".join(lines)
 
 
-def to_json(comparison: Comparison) -> JsonObject:
+def comparison_json(comparison: Comparison) -> JsonObject:
     """All numbers, with every seed's, for programs."""
     groups = {}
     for group in comparison.groups:

@@ -4,10 +4,13 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import psutil
+
+Devices = Sequence[Any]
+"""jax's devices, or stand-ins with a platform and memory_stats."""
 
 SHARE = 0.8  # of the free memory is used: the rest is for the compiler, the allocator's gaps and other people
 
@@ -19,7 +22,7 @@ class Need(NamedTuple):
     extra: float  # what it allocates in addition: temporaries, and results that do not replace a donated argument
 
 
-def need(program: jax.stages.Compiled) -> Need:
+def need(program: Any) -> Need:
     """The compiler's own account of a compiled program; zeros where it keeps none."""
     account = program.memory_analysis()
     if account is None:
@@ -28,12 +31,12 @@ def need(program: jax.stages.Compiled) -> Need:
     return Need(account.argument_size_in_bytes, account.temp_size_in_bytes + results)
 
 
-def shared(devices: Sequence[jax.Device]) -> bool:
+def shared(devices: Devices) -> bool:
     """Whether these devices take their memory from one pool: a CPU's do."""
     return devices[0].platform == "cpu"
 
 
-def free(devices: Sequence[jax.Device]) -> float:
+def free(devices: Devices) -> float:
     """Free bytes: of the machine or container, if the devices share that, else of the device that has least.
 
     Infinite where a device does not tell.

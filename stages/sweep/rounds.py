@@ -19,7 +19,7 @@ from stages.cli.processes import Processes
 from stages.config import Config, ConfigError, Hypers
 from stages.replay import StepCounters
 from stages.sweep import memory
-from stages.sweep.memory import format_bytes
+from stages.sweep.memory import Devices, format_bytes
 from stages.sweep.sweep import Sweep, mesh_for
 from stages.train import TrainState
 
@@ -108,7 +108,7 @@ def _chunks(config: Config, todo: int, iterations: int) -> int:
 def phases_of(
     env: Environment,
     config: Config,
-    devices: Sequence[jax.Device],
+    devices: Devices,
     width: int,
     points: int,
     iterations: Sequence[int] = (),
@@ -182,7 +182,7 @@ def side_by_side(seeds: int, devices: int, limit: float) -> int:
 
 def fit_width(
     seeds: int,
-    devices: Sequence[jax.Device],
+    devices: Devices,
     build: Callable[[int], list[Phase]],
     usable: Callable[[], float],
     limit: float = math.inf,
@@ -230,7 +230,7 @@ def assign(seeds: list[int], width: int, processes: Processes, trials: Sequence[
 
 def plan(
     seeds: list[int],
-    devices: Sequence[jax.Device],
+    devices: Devices,
     processes: Processes,
     build: Callable[[int], list[Phase]],
     *,
@@ -254,8 +254,13 @@ def plan(
     agents = len(seeds) * max(1, len(trials))
     share = -(-agents // processes.count)
     sharers = processes.on_this_machine() if memory.shared(devices) else 1
-    free = lambda: allowed or memory.free(devices) / sharers
-    usable = lambda: allowed or memory.SHARE * free()
+
+    def free() -> float:
+        return allowed or memory.free(devices) / sharers
+
+    def usable() -> float:
+        return allowed or memory.SHARE * free()
+
     if parallel == "auto":
         # On an accelerator fewer seeds than devices need no less of any device.
         minimum = 1 if memory.shared(devices) else min(share, len(devices))
@@ -263,18 +268,11 @@ def plan(
     else:
         limit = math.inf if parallel >= agents else max(1, parallel // processes.count)
         fitted = fit_width(share, devices, build, free, limit, minimum=side_by_side(share, len(devices), limit))
-    where = "" if memory.shared(devices) else " on each device"
-    room = f"{format_bytes(free())} are {'allowed' if allowed else 'free'}{where}"
+    room = f"{format_bytes(free())} are {'allowed' if allowed else 'free'}"
+    room += "" if memory.shared(devices) else " on each device"
     agreed = min(int(answer) for answer in processes.exchange(b"%d" % fitted.width))
     if not agreed:
-        if fitted.width:
-            raise ConfigError("the sweep does not fit into the memory of another process")
-        problem = "not even one seed fits" if parallel == "auto" else f"--parallel {parallel} does not fit"
-        advice = "or take a smaller --preset" if parallel == "auto" else "or leave --parallel at auto"
-        raise ConfigError(
-            f"{problem}: it needs {format_bytes(fitted.need)}, and {room}; lower --replay.capacity, --envs or "
-            f"--replay.batch-size, {advice}"
-        )
+        raise _memory_error(fitted, room, parallel)
     if agreed < fitted.width:
         built = build(agreed)
         fitted = Fit(agreed, built, prepare(built, agreed, math.inf), fitted.all_need)
@@ -283,11 +281,23 @@ def plan(
     return Plan(fitted.phases, rounds, fitted.phases[0].sweep.parameters(agreed), line)
 
 
+def _memory_error(fitted: Fit, room: str, parallel: int | Literal["auto"]) -> ConfigError:
+    """Why the sweep does not fit, and what to do."""
+    if fitted.width:
+        return ConfigError("the sweep does not fit into the memory of another process")
+    problem = "not even one seed fits" if parallel == "auto" else f"--parallel {parallel} does not fit"
+    advice = "or take a smaller --preset" if parallel == "auto" else "or leave --parallel at auto"
+    return ConfigError(
+        f"{problem}: it needs {format_bytes(fitted.need)}, and {room}; lower --replay.capacity, --envs or "
+        f"--replay.batch-size, {advice}"
+    )
+
+
 def _announce(fitted: Fit, rounds: list[Round], processes: Processes, room: str, tight: bool) -> str:
     """What will run side by side, and why, in a line."""
     seeds, width = sum(len(round.seeds) for round in rounds), fitted.width * processes.count
-    where = " in each process" if processes.count > 1 else ""
-    line = f"seeds side by side: {seeds}; they need {format_bytes(fitted.need)}{where}, {room}"
+    scope = " in each process" if processes.count > 1 else ""
+    line = f"seeds side by side: {seeds}; they need {format_bytes(fitted.need)}{scope}, {room}"
     if len(rounds) > 1:
-        line = f"{len(rounds)} rounds of {width}: {seeds} seeds need {format_bytes(fitted.all_need)}{where}, {room}"
+        line = f"{len(rounds)} rounds of {width}: {seeds} seeds need {format_bytes(fitted.all_need)}{scope}, {room}"
     return line + (": that is tight, and may fail; a smaller --parallel, or auto, is safe" if tight else "")

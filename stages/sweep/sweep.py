@@ -16,6 +16,7 @@ from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import PyTree
 
 from envs.environment import Environment
 from stages import train
@@ -26,6 +27,7 @@ from stages.evaluate import evaluate
 from stages.measure.measurement import Measurement, measure
 from stages.replay import StepCounters
 from stages.sweep import memory
+from stages.sweep.memory import Devices
 from stages.train import Progress, TrainState
 
 MEASURING = 2**31
@@ -36,7 +38,7 @@ ONCE, EACH_CHUNK = 0, 1
 """XLA's optimisation level, on a CPU, of what runs once, and of what runs after each chunk."""
 
 
-def mesh_for(seeds: int, devices: Sequence[Any] | None = None) -> Mesh:
+def mesh_for(seeds: int, devices: Devices | None = None) -> Mesh:
     """The most devices that share the seeds out evenly."""
     devices = list(jax.devices() if devices is None else devices)
     count = max(d for d in range(1, len(devices) + 1) if seeds % d == 0)
@@ -81,16 +83,20 @@ def in_lanes(fn: Callable, lane: int) -> Callable:
             lanes, _ = carry
             part = jax.tree.map(lambda x: _row_major(lax.dynamic_index_in_dim(x, lane, keepdims=False)), lanes)
             part, after, progress = batched(part, clock)
-            write = lambda x, part: lax.dynamic_update_index_in_dim(x, _row_major(part), lane, 0)
-            return (jax.tree.map(write, lanes, part), after), progress
+            part = jax.tree.map(_row_major, part)
+            return (
+                jax.tree.map(lambda x, new: lax.dynamic_update_index_in_dim(x, new, lane, 0), lanes, part),
+                after,
+            ), progress
 
         if width < seeds:
             (lanes, after), progress = lax.scan(one, (lanes, clock), jnp.arange(seeds // width))
         else:
             part, after, progress = batched(jax.tree.map(lambda x: _row_major(x.reshape(x.shape[1:])), lanes), clock)
             lanes, progress = jax.tree.map(lambda x: _row_major(x.reshape(1, *x.shape)), (part, progress))
-        merge = lambda x: x.reshape(seeds, *x.shape[2 if width > 1 else 1 :])
-        return jax.tree.map(merge, lanes), after, jax.tree.map(merge, progress)
+        axes = 2 if width > 1 else 1
+        lanes, progress = jax.tree.map(lambda x: x.reshape(seeds, *x.shape[axes:]), (lanes, progress))
+        return lanes, after, progress
 
     return run
 
@@ -107,7 +113,7 @@ def lane_of(config: Config, mesh: Mesh) -> int:
     return config.lane or (CPU_LANE if mesh.devices.flat[0].platform == "cpu" else 0)
 
 
-def _compiled_fast(mesh: Mesh, level: int) -> dict[str, Any] | None:
+def _compiled_fast(mesh: Mesh, level: int) -> dict[str, int | bool] | None:
     """Compiler options for a program that runs seldom: on a CPU, optimising it takes longer than running it."""
     if mesh.devices.flat[0].platform != "cpu":
         return None
@@ -116,7 +122,7 @@ def _compiled_fast(mesh: Mesh, level: int) -> dict[str, Any] | None:
     return {"xla_backend_optimization_level": level} | emitters
 
 
-def _measured(state: TrainState) -> tuple[Any, ...]:
+def _measured(state: TrainState) -> tuple[PyTree, ...]:
     """What of a state is read where it is measured."""
     return state.agent, state.ring, state.coverage, state.hypers, state.env_params
 
@@ -149,7 +155,9 @@ class Sweep:
         def take(agent, ring, coverage, hypers, env_params, step, key):
             return measure(env.with_params(env_params), config, agent, ring, coverage, step, hypers, key=key)
 
-        jit = lambda level: functools.partial(jax.jit, compiler_options=_compiled_fast(mesh, level))
+        def jit(level: int) -> Callable[..., jax.stages.Wrapped]:
+            return functools.partial(jax.jit, compiler_options=_compiled_fast(mesh, level))
+
         self._stages = {
             "init": jit(ONCE)(wrap(init, 2, False)),
             "prefill": jit(ONCE)(wrap(prefill, 1, True), donate_argnums=0),
@@ -240,8 +248,8 @@ class Sweep:
         Args:
             hypers: numbers, the same for all, or arrays [seeds]: each place of the sweep trains with its own.
         """
-        per_seed = lambda x: jnp.broadcast_to(jnp.asarray(x, jnp.float32), (len(seeds),))
-        hypers = jax.device_put(jax.tree.map(per_seed, hypers), NamedSharding(self.mesh, P("seeds")))
+        hypers = jax.tree.map(lambda x: jnp.broadcast_to(jnp.asarray(x, jnp.float32), (len(seeds),)), hypers)
+        hypers = jax.device_put(hypers, NamedSharding(self.mesh, P("seeds")))
         return self._run("init", hypers, self._keys(seeds))
 
     def prefill(self, state: TrainState) -> tuple[TrainState, StepCounters, Episodes]:
@@ -269,11 +277,11 @@ class Sweep:
         steps = jax.device_put(np.full(len(seeds), step, np.int32), NamedSharding(self.mesh, P("seeds")))
         return self._run("measure", *_measured(state), steps, self._keys(seeds, MEASURING + step))
 
-    def _run(self, stage: str, *args: Any) -> Any:
+    def _run(self, stage: str, *args: PyTree) -> Any:
         """A stage as `prepare` compiled it, or compiled now."""
         return self._compiled.get(stage, self._stages[stage])(*args)
 
-    def _placed(self, shapes: Any, spec: P) -> Any:
+    def _placed(self, shapes: PyTree, spec: P) -> Any:
         """Shapes with their place on the devices, so that what is compiled for them takes what the stages give."""
         sharding = NamedSharding(self.mesh, spec)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from numpy.typing import NDArray
 
 from envs.environment import Space, obs_entries
 from stages.cli.arguments import env_title
@@ -19,12 +18,10 @@ from stages.cli.settings_file import JsonObject
 from stages.evaluate import evaluate
 from stages.measure.open_loop import AHEAD, CONTEXT, open_loop_errors, play_rows
 from stages.report.score_table import decimals, number, print_table
-from stages.report.statistics import Interval, summarise
+from stages.report.statistics import Floats, Interval, summarise
 from stages.report.tables import Table, print_tables
 from stages.store.load import AgentBatch, Loaded, select_behavior
 from stages.sweep.sweep import keys_of, mesh_for, over_seeds
-
-Floats = NDArray[np.float64]
 
 KINDS = {"binary": "nats an entry", "categorical": "nats an entry", "real": "squared symlog", "image": "squared"}
 """What a prediction's error is in, by the kind of observation (stages/decode.py)."""
@@ -82,7 +79,7 @@ def _play(group: AgentBatch, policy: str, episodes: int, point: int | None) -> S
     return Scores(group.seeds, *jax.tree.map(lambda x: np.asarray(x, np.float64), results))
 
 
-def to_json(loaded: Loaded, scores: Scores, policy: str, point: int | None) -> JsonObject:
+def scores_json(loaded: Loaded, scores: Scores, policy: str, point: int | None) -> JsonObject:
     """What eval.json says."""
     interval = _interval(scores)
     return {
