@@ -140,7 +140,9 @@ class Hypers(eqx.Module):
     return_rate: float = 0.01
     """Rate of the moving average of the returns' 5th and 95th percentile."""
     return_floor: float = 1.0
-    """Smallest divisor of extrinsic advantages."""
+    """Smallest divisor of extrinsic advantages that is a range of returns (DreamerV3, eq. 7)."""
+    task_floor: float = 0.02
+    """Smallest divisor of the tasker's advantages where their own range divides them (--task-norm advantages)."""
     intrinsic_floor: float = 1e-8
     """Smallest divisor of intrinsic advantages: disagreement shrinks as it is learned, a floor of 1 would hide it."""
     mix_intrinsic_floor: float = 1e-8
@@ -204,9 +206,9 @@ class Config:
     """Environments of a seed, stepped together."""
     horizon: int = 15
     """Imagined steps, H."""
-    extrinsic_norm: Norm = "returns"
-    """What divides the extrinsic advantages: the range of the returns (DreamerV3's), or of the advantages themselves.
-    In a sparse task one action moves the return by a small part of its range: the entropy bonus then outweighs it."""
+    task_norm: Norm = "returns"
+    """What divides the tasker's advantages: the range of the returns (DreamerV3's), or of the advantages themselves. In
+    a sparse task one action moves the return by a small part of its range: the entropy bonus then outweighs it."""
     intrinsic_norm: Norm = "returns"
     """What divides the explorer's intrinsic advantages: the range of the returns (DreamerV3's), or of the advantages.
     In episodes of one length, intrinsic returns differ mostly by the time that is left, which no action changes."""

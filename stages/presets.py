@@ -21,7 +21,7 @@ _TINY = Config(
     steps=16_000,
     model=ModelConfig(deter=64, blocks=4, hidden=32, units=32, stoch=8, classes=4, depth=4, bins=63),
     horizon=10,
-    extrinsic_norm="advantages",
+    task_norm="advantages",
     eval_episodes=64,
     replay=ReplayConfig(batch_size=8, batch_length=16, train_ratio=16),
 )
@@ -34,7 +34,7 @@ _MICRO = Config(
 PRESETS: dict[str, tuple[Config, Hypers, str]] = {
     "tiny": (
         _TINY,
-        Hypers(lr=5e-3, warmup=50.0, return_floor=0.02, entropy=0.05, explorer_entropy=0.05),
+        Hypers(lr=5e-3, warmup=50.0, entropy=0.05, explorer_entropy=0.05),
         "the default, for a laptop; found by measurement on Catch-bsuite, Deep Sea, a corridor and DoorKey",
     ),
     "micro": (
@@ -113,7 +113,7 @@ def preset(name: str, mode: Mode = "task", recipe: Recipe = "default") -> tuple[
     config, hypers, _ = PRESETS[name]
     config = replace(config, mode=mode)
     if recipe == "published":
-        return replace(config, extrinsic_norm="returns"), replace(hypers, return_floor=1.0)
+        return replace(config, task_norm="returns"), hypers
     if mode == "task":
         return config, hypers
     return (replay_settings if mode == "random" else explore_settings)(config, hypers)

@@ -43,7 +43,10 @@ class Reward(NamedTuple):
 
 def tasker_rewards(config: Config, hypers: Hypers) -> tuple[Reward, ...]:
     """The environment's reward."""
-    return (Reward("extrinsic", {"extrinsic": 1.0}, _extrinsic(config, hypers)),)
+    objective = _like_dreamer(hypers)
+    if config.task_norm == "advantages":
+        objective = Objective(1.0, "advantages", hypers.task_floor, debias=True)
+    return (Reward("extrinsic", {"extrinsic": 1.0}, objective),)
 
 
 def explorer_rewards(config: Config, hypers: Hypers) -> tuple[Reward, ...]:
@@ -61,18 +64,12 @@ def explorer_rewards(config: Config, hypers: Hypers) -> tuple[Reward, ...]:
     if config.explorer_critics == "sum":
         weights: dict[Source, Scalar] = {"intrinsic": hypers.intrinsic_scale, "extrinsic": hypers.extrinsic_scale}
         return (Reward("sum", weights, _like_dreamer(hypers)),)
-    extrinsic = _extrinsic(config, hypers)._replace(weight=hypers.extrinsic_scale)
+    # DreamerV3's divisor: Deep Sea's cost of a thousandth for a step, brought to unit size, would drown novelty.
+    extrinsic = _like_dreamer(hypers)._replace(weight=hypers.extrinsic_scale)
     return (
         Reward(name, {"intrinsic": 1.0}, intrinsic),
         Reward("extrinsic", {"extrinsic": 1.0}, extrinsic),
     )
-
-
-def _extrinsic(config: Config, hypers: Hypers) -> Objective:
-    """Advantages divided by the range that `config.extrinsic_norm` names, but by no less than the floor."""
-    if config.extrinsic_norm == "returns":
-        return _like_dreamer(hypers)
-    return Objective(1.0, "advantages", hypers.return_floor, debias=True)
 
 
 def _like_dreamer(hypers: Hypers) -> Objective:

@@ -127,7 +127,7 @@ def test_rows_of_metrics_and_what_they_add_up_to(config):
     log = EventLog()
     log.add(rows)
     log.add(rows_of([3, 4], [1.0, 0.25]))
-    log = EventLog.load(json.loads(json.dumps(plain(dataclasses.asdict(log)))))
+    log = EventLog.from_json(json.loads(json.dumps(plain(dataclasses.asdict(log)))))
     np.testing.assert_allclose(log.rates()["key"], [4 / 5, 1 / 4])
     assert log.summary(()) == {"events": {"key": [0.8, 0.25]}}
     np.testing.assert_allclose(log.summary(("key",))["crafter_score"], [80.0, 25.0])
@@ -135,13 +135,13 @@ def test_rows_of_metrics_and_what_they_add_up_to(config):
         "events, by share of 9 episodes: key 55.6% (of 1 events)",
         "Crafter's score: 52.50 %, mean over seeds",
     ]
-    np.testing.assert_array_equal(EventLog.of_all([log, log.of_places([1])]).episodes, [5, 4, 4])
+    np.testing.assert_array_equal(EventLog.of_all([log, log.of_slots([1])]).episodes, [5, 4, 4])
 
 
 def test_without_events_nothing_is_said():
     log = EventLog()
     log.add([{"episode/count": 3, "episode/score": 1.0}])
-    assert log.summary(()) == {} and log.lines(()) == [] and log.of_places([0]) is log
+    assert log.summary(()) == {} and log.lines(()) == [] and log.of_slots([0]) is log
     assert EventLog.of_all([log, log]).summary(()) == {}
 
 

@@ -48,10 +48,9 @@ def test_modes_bring_the_recipe_at_every_size_and_change_no_size(name):
         assert (hypers.free_nats, hypers.action_scale, hypers.explorer_entropy) == (0.1, 10.0, 0.05)
         assert (config.intrinsic_norm, hypers.mix_intrinsic_floor) == ("advantages", 0.1)
         # The published form: the preset as it is, but for its divisor of advantages.
-        published = dataclasses.replace(task, mode=mode, extrinsic_norm="returns")
-        expected = published, dataclasses.replace(PRESETS[name][1], return_floor=1.0)
-        assert preset(name, mode, "published") == expected
-        assert preset(name, "task", "published")[0].extrinsic_norm == "returns"
+        published = dataclasses.replace(task, mode=mode, task_norm="returns")
+        assert preset(name, mode, "published") == (published, PRESETS[name][1])
+        assert preset(name, "task", "published")[0].task_norm == "returns"
     # The control trains its world model as the explorers do.
     control, hypers = preset(name, "random")
     assert control.replay.train_ratio == 64 and hypers.free_nats == 0.1 and control.ensemble == EnsembleConfig()

@@ -43,6 +43,7 @@ _POSITIVE_HYPERS = (
     "agc",
     "discount_horizon",
     "return_floor",
+    "task_floor",
     "intrinsic_floor",
     "mix_intrinsic_floor",
     "ensemble_lr",

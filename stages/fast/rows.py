@@ -19,8 +19,8 @@ WIDTH = 64
 def _leaves(tree: PyTree) -> list[tuple[jax.Array, int]]:
     """Every leaf, and how many tensors it is: N in a Stacked module of N, else 1."""
     parts = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Stacked))
-    counts = [len(part) if isinstance(part, Stacked) else 1 for part in parts]
-    return [(x, count) for part, count in zip(parts, counts, strict=True) for x in jax.tree.leaves(part)]
+    # A Stacked module whose leaves are filtered out has none, and so no number of modules.
+    return [(x, len(part) if isinstance(part, Stacked) else 1) for part in parts for x in jax.tree.leaves(part)]
 
 
 def tensor_rows(tree: PyTree) -> np.ndarray:
