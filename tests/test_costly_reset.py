@@ -9,9 +9,15 @@ import numpy as np
 import pytest
 
 from envs import env_step
-from tests.test_events import Corridor
+from tests.corridor import Corridor
 
 T = 30
+
+
+class Costly(Corridor):
+    """A corridor that says so, though it costs nothing to begin anew."""
+
+    costly_reset = True
 
 
 def rows_of(env, lanes):
@@ -33,14 +39,12 @@ def rows_of(env, lanes):
 def test_costly_resets_run_where_they_are_needed(lanes):
     count = []
 
-    class Costly(Corridor):
-        costly_reset = True
-
+    class Counted(Costly):
         def reset(self, key):
             jax.debug.callback(lambda _: count.append(1), jr.key_data(key))
             return super().reset(key)
 
-    plain, costly = rows_of(Corridor(), lanes), rows_of(Costly(), lanes)
+    plain, costly = rows_of(Corridor(), lanes), rows_of(Counted(), lanes)
     jax.effects_barrier()
     jax.tree.map(np.testing.assert_array_equal, plain, costly)
     ends = np.asarray(plain.is_last).reshape(-1, T).any(0)[:-1].sum()  # the row after the last is none
@@ -50,10 +54,9 @@ def test_costly_resets_run_where_they_are_needed(lanes):
 
 def test_what_all_lanes_share_may_be_shared():
     """A state that is the same in all lanes is not batched; neither is a key."""
-    env = Corridor()
-    env.costly_reset = True
+    env = Costly()
     state, timestep = env.reset(jr.key(0))
     step = functools.partial(env_step, env, jr.key(1), state, timestep)
     states, rows = jax.vmap(step)(jnp.array([0, 1]))
-    np.testing.assert_array_equal(rows.obs, [0, 1])
+    np.testing.assert_array_equal(rows.obs, np.eye(4)[:2])
     np.testing.assert_array_equal(states[1], [1, 1])

@@ -15,7 +15,7 @@ import pytest
 
 import envs
 from envs import envelope_suite
-from tests.test_envs import one_line, play
+from tests.played import one_line, play
 
 needs_navix = pytest.mark.skipif(
     sys.version_info < (3, 12) or not all(map(importlib.util.find_spec, ("envelope", "navix"))),

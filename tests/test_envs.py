@@ -19,6 +19,7 @@ import pytest
 import envs
 from envs import gymnax_spaces
 from envs.scales import SCALES, scale_of
+from tests.played import one_line, play
 
 N, T = 3, 60
 CASES = [*((name, ()) for name in envs.ids()), ("FourRooms-misc", (("use_visual_obs", True),))]
@@ -131,23 +132,6 @@ def test_reset_and_step_have_one_type(name):
     stepped = jax.eval_shape(env.step, key, fresh[0], action)
     assert all(not leaf.weak_type for leaf in jax.tree.leaves((fresh, stepped)))
     assert eqx.tree_equal(fresh, stepped)
-
-
-def play(env, actions, key):
-    """Rows [len(actions) + 1] under given actions, as numpy."""
-
-    def body(carry, inputs):
-        carry = envs.env_step(env, inputs[0], *carry, inputs[1])
-        return carry, carry[1]
-
-    @jax.jit
-    def start_and_scan(key, actions):
-        key_reset, key_scan = jr.split(key)
-        first = env.reset(key_reset)
-        _, later = jax.lax.scan(body, first, (jr.split(key_scan, len(actions)), actions))
-        return first[1], later
-
-    return jax.tree.map(lambda a, b: np.concatenate([a[None], b]), *jax.device_get(start_and_scan(key, actions)))
 
 
 def test_catch_row_by_row():
@@ -298,13 +282,6 @@ def test_an_override_reaches_the_physics():
     weak = envs.make("Pendulum-v1", {"max_torque": "0.5", "g": 0})
     rows = play(weak, jnp.array([[1.0]]), jr.key(0))
     np.testing.assert_allclose(rows.obs[1, 2] - rows.obs[0, 2], 3 * 0.5 * 0.05, rtol=1e-4)
-
-
-def one_line(info):
-    """The message of an error that is one of ours and fits on one line."""
-    assert isinstance(info.value, envs.EnvError)
-    assert "\n" not in str(info.value)
-    return str(info.value)
 
 
 @pytest.mark.parametrize(

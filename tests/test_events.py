@@ -26,8 +26,6 @@ from stages.store.files import plain
 from stages.train import Progress
 from stages.uniform import RandomPolicy
 from tests.conftest import arbitrary
-from tests.test_envs import play
-from tests.test_readme import fenced
 
 T, N = 60, 3
 
@@ -164,16 +162,3 @@ def test_compare_has_a_table_of_events():
         ["Crafter's score", "4.00", "-", "-"],
     ]
     assert event_table("it", runs[2:]) == []
-
-
-def test_the_documented_environment_says_what_happens():
-    """Two to the left, five to the right: the key in step 2, the door in step 7."""
-    names = {}
-    exec(compile(fenced("Events and states", "docs/environments.md"), "environments.md", "exec"), names)
-    env = own.checked("key corridor", names["KeyCorridor"]())
-    rows = play(env, jnp.array([0, 0, 1, 1, 1, 1, 1]), jr.key(0))
-    np.testing.assert_array_equal(rows.obs["cell"], [2, 1, 0, 1, 2, 3, 4, 5])
-    np.testing.assert_array_equal(rows.events["key"], [0, 0, 1, 0, 0, 0, 0, 0])
-    np.testing.assert_array_equal(rows.events["door"], [0, 0, 0, 0, 0, 0, 0, 1])
-    np.testing.assert_array_equal(rows.is_terminal, rows.reward == 1)
-    assert env.states.count == 5 + 5  # without the key all cells but 0, which has it; with it all but 5, which ends it

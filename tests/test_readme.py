@@ -1,4 +1,4 @@
-"""The examples of README and docs/runs.md, as they stand there; and the trained example in docs/example."""
+"""The examples of README and of pages in docs/, as they stand there; and the trained example in docs/example."""
 
 import json
 import math
@@ -7,11 +7,16 @@ import shutil
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
 import pytest
 
 import run
+from envs import own
 from stages.commands.command import command
 from stages.sweep import start
+from tests.played import play
 from tests.runs import TINY
 
 ROOT = Path(__file__).parent.parent
@@ -77,3 +82,16 @@ def test_the_trained_example_scores_what_its_summary_says(tmp_path, monkeypatch)
     assert score > 0.8
     # The same episodes; one of 64 may end otherwise where sums have another order.
     assert score == pytest.approx(summary["score"][0], abs=0.05)
+
+
+def test_the_documented_environment_says_what_happens():
+    """Two to the left, five to the right: the key in step 2, the door in step 7."""
+    names = {}
+    exec(compile(fenced("Events and states", "docs/environments.md"), "environments.md", "exec"), names)
+    env = own.checked("key corridor", names["KeyCorridor"]())
+    rows = play(env, jnp.array([0, 0, 1, 1, 1, 1, 1]), jr.key(0))
+    np.testing.assert_array_equal(rows.obs["cell"], [2, 1, 0, 1, 2, 3, 4, 5])
+    np.testing.assert_array_equal(rows.events["key"], [0, 0, 1, 0, 0, 0, 0, 0])
+    np.testing.assert_array_equal(rows.events["door"], [0, 0, 0, 0, 0, 0, 0, 1])
+    np.testing.assert_array_equal(rows.is_terminal, rows.reward == 1)
+    assert env.states.count == 5 + 5  # without the key all cells but 0, which has it; with it all but 5, which ends it
