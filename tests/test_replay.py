@@ -25,6 +25,11 @@ close = chex.assert_trees_all_close
 equal = chex.assert_trees_all_equal
 
 
+read = jax.jit(replay.read, static_argnums=2)
+choose_pairs = jax.jit(replay.choose_pairs, static_argnums=(1, 2, 3))
+
+
+@jax.jit
 def row_of(step) -> Row:
     """Row number `step` of N environments; obs[n] = (step, n), everything else a function of it."""
     step, env = jnp.asarray(step, jnp.int32), jnp.arange(N)
@@ -76,23 +81,23 @@ def test_observations_keep_their_storage_type(dtype):
     row = Row(**{**vars(row_of(0)), "obs": jnp.ones((N, 4, 4), dtype)})
     ring = replay.add(replay.empty(row, 5), row, jnp.int32(0))
     assert ring.obs.dtype == dtype
-    assert replay.read(ring, Windows(jnp.zeros(2, int), jnp.zeros(2, int)), 2).obs.dtype == dtype
+    assert read(ring, Windows(jnp.zeros(2, int), jnp.zeros(2, int)), 2).obs.dtype == dtype
 
 
 @pytest.mark.parametrize("steps", [0, 1, 6, 7, 8, 20])
 def test_the_ring_holds_what_a_list_would(steps):
-    ring, slots = filled(7, steps), [None] * 7
+    ring, slots = jax.tree.map(np.asarray, filled(7, steps)), [None] * 7
     for step in range(steps):
         slots[step % 7] = row_of(step)
     for position, row in enumerate(slots):
         held = jax.tree.map(lambda x, p=position: x[p], ring)
-        equal(held, jax.tree.map(jnp.zeros_like, row_of(0)) if row is None else row)
+        equal(held, jax.tree.map(np.zeros_like, row_of(0)) if row is None else row)
 
 
 def test_read_returns_the_rows_of_each_window_in_order():
     ring, slots = filled(7, 20), [row_of(step) for step in (14, 15, 16, 17, 18, 19, 13)]  # the newest is in slot 5
     windows = Windows(jnp.array([6, 0, 1]), jnp.array([2, 0, 1]))
-    rows = replay.read(ring, windows, 4)
+    rows, slots = jax.tree.map(np.asarray, (read(ring, windows, 4), slots))
     chex.assert_tree_shape_prefix(rows, (5, 3))
     for t in range(5):
         for b, (start, env) in enumerate([(6, 2), (0, 0), (1, 1)]):
@@ -118,9 +123,9 @@ def test_add_under_vmap_over_seeds_is_a_slice_and_not_a_scatter():
 
 
 def test_add_under_vmap_writes_every_seeds_own_row():
-    rows = jax.tree.map(lambda *x: jnp.stack(x), row_of(10), row_of(11))
-    rings = jax.tree.map(lambda *x: jnp.stack(x), filled(7, 10), filled(7, 9))
-    both = jax.vmap(replay.add, (0, 0, None))(rings, rows, jnp.int32(10))
+    rows = jax.tree.map(lambda *x: np.stack(x), row_of(10), row_of(11))
+    rings = jax.tree.map(lambda *x: np.stack(x), filled(7, 10), filled(7, 9))
+    both = jax.jit(jax.vmap(replay.add, (0, 0, None)))(rings, rows, jnp.int32(10))
     for seed, (ring, row) in enumerate([(filled(7, 10), row_of(10)), (filled(7, 9), row_of(11))]):
         by_hand = jax.tree.map(lambda x, y: x.at[3].set(y), ring, row)
         equal(jax.tree.map(lambda x, s=seed: x[s], both), by_hand)
@@ -133,8 +138,8 @@ def test_add_under_vmap_writes_every_seeds_own_row():
 def test_pairs_are_consecutive_rows_that_the_ring_holds(steps):
     capacity = 7
     ring, clock = filled(capacity, steps), clock_at(steps)
-    windows = jax.jit(lambda key: replay.choose_pairs(clock, capacity, N, 600, key=key))(jr.key(steps))
-    rows = replay.read(ring, windows, 1)
+    windows = choose_pairs(clock, capacity, N, 600, key=jr.key(steps))
+    rows = read(ring, windows, 1)
     number, env = np.asarray(rows.obs[..., 0]), np.asarray(rows.obs[..., 1])
     np.testing.assert_array_equal(number[1], number[0] + 1)  # never across the write head
     np.testing.assert_array_equal(env[1], env[0])
@@ -148,7 +153,7 @@ def test_pairs_are_consecutive_rows_that_the_ring_holds(steps):
 def test_a_quarter_of_the_pairs_is_of_the_newest_rows(steps):
     capacity, count = 1000, 4000
     clock = clock_at(steps)
-    windows = replay.choose_pairs(clock, capacity, N, count, key=jr.key(0))
+    windows = choose_pairs(clock, capacity, N, count, key=jr.key(0))
     filled_rows = min(steps, capacity)
     # How many rows lie between a pair and the newest one there can be.
     age = (steps - 2 - np.asarray(windows.start)) % capacity
@@ -180,7 +185,7 @@ def test_windows_never_straddle_the_write_head(capacity, length, online):
     @jax.jit
     def look(ring, clock, keys):
         windows = lambda key: replay.choose(clock, capacity, N, 4, length, online, key=key)
-        read = lambda key: replay.read(ring, windows(key), length)
+        read = lambda key: read(ring, windows(key), length)
         rows = jax.vmap(read, out_axes=2)(keys)
         after = replay.advance_cursor(clock, capacity, N, 4, length)
         return jax.tree.map(lambda x: x.reshape(x.shape[0], -1, *x.shape[3:]), rows), after
@@ -197,7 +202,7 @@ def test_windows_never_straddle_the_write_head(capacity, length, online):
 def test_uniform_windows_start_at_every_valid_row_and_only_there(capacity, step):
     length, count = 3, 6000
     windows, _ = draw(clock_at(step), capacity, count, length, False, jr.key(step))
-    rows = replay.read(filled(capacity, step), windows, length)
+    rows = read(filled(capacity, step), windows, length)
     starts = collections.Counter((int(t), int(n)) for t, n in np.asarray(rows.obs[0]))
     valid = [(t, n) for t in range(max(0, step - capacity), step - length) for n in range(N)]
     assert set(starts) == set(valid)
@@ -208,7 +213,7 @@ def test_uniform_windows_start_at_every_valid_row_and_only_there(capacity, step)
 
 def test_windows_may_cross_an_episodes_border():
     windows, _ = draw(clock_at(30), 11, 500, 3, False, jr.key(0))
-    rows = replay.read(filled(11, 30), windows, 3)
+    rows = read(filled(11, 30), windows, 3)
     at = {int(t) for t in np.argwhere(np.asarray(rows.is_first))[:, 0]}
     assert at == {0, 1, 2, 3}
 
@@ -261,7 +266,7 @@ def test_each_newest_window_is_served_once_first_and_in_order(capacity, length, 
         if step <= length or step % every:
             continue
         windows, after = draw(clock_at(step, cursor), capacity, batch, length, True, jr.key(step))
-        rows = replay.read(filled(capacity, step), windows, length)
+        rows = read(filled(capacity, step), windows, length)
         before = len(queue.waiting)
         fresh = queue.take(batch, capacity)
         dropped += before - len(queue.waiting) - len(fresh)
@@ -381,9 +386,9 @@ def test_write_back_writes_each_row_once(monkeypatch, starts, envs):
 
 def test_what_is_written_back_is_what_the_next_batch_reads():
     ring, windows = filled(11, 30), Windows(jnp.array([9, 3]), jnp.array([2, 0]))
-    rows = replay.read(ring, windows, 4)
-    new = replay.write_back(ring, windows, rows.deter[1:] + 1, rows.stoch[1:])
-    again = replay.read(new, windows, 4)
+    rows = read(ring, windows, 4)
+    new = jax.jit(replay.write_back)(ring, windows, rows.deter[1:] + 1, rows.stoch[1:])
+    again = read(new, windows, 4)
     equal(again.deter[0], rows.deter[0])
     equal(again.deter[1:], rows.deter[1:] + 1)
     equal(again.stoch, rows.stoch)
