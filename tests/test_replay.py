@@ -185,8 +185,7 @@ def test_windows_never_straddle_the_write_head(capacity, length, online):
     @jax.jit
     def look(ring, clock, keys):
         windows = lambda key: replay.choose(clock, capacity, N, 4, length, online, key=key)
-        read = lambda key: read(ring, windows(key), length)
-        rows = jax.vmap(read, out_axes=2)(keys)
+        rows = jax.vmap(lambda key: read(ring, windows(key), length), out_axes=2)(keys)
         after = replay.advance_cursor(clock, capacity, N, 4, length)
         return jax.tree.map(lambda x: x.reshape(x.shape[0], -1, *x.shape[3:]), rows), after
 
