@@ -222,9 +222,9 @@ class Config:
     al. 2018, arXiv 1810.12894, section 2.3); or one for the plain sum of both rewards (Plan2Explore's code), whose
     returns' range divides its advantages as DreamerV3's does. A sum of rewards as they come: disagreement may be a
     thousandth of a reward."""
-    block: int = 0
+    imagine_batch: int = 0
     """Starts imagined at once. It changes no number, only the speed; 0 takes 64 on a CPU and all on accelerators."""
-    lane: int = 0
+    vmap_width: int = 0
     """Seeds that a device computes at once. Only for speed; 0 takes what suits the machine: 1 on a core, else all."""
     eval_episodes: int = 16
     """Episodes of a seed's final evaluation, with the tasker."""

@@ -106,7 +106,7 @@ def learn_behavior(
     model, intrinsic = sg((agent.model, agent.intrinsic))
     start = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch.latent)
     noise = draw_noise(model, behavior.actor, config.horizon, start.deter.shape[0], key=key)
-    trajectory = imagine(model, behavior.actor, start, noise, hypers.unimix, hypers.policy_unimix, config.block)
+    trajectory = imagine(model, behavior.actor, start, noise, hypers.unimix, hypers.policy_unimix, config.imagine_batch)
     imagined = imagined_rewards(rewards, model, intrinsic, trajectory, hypers)
     replayed = replayed_rewards(rewards, model, intrinsic, batch.rows, batch.feat, batch.action, hypers)
 

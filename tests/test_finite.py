@@ -51,7 +51,7 @@ class Breaking(Environment):
 def sweep(config):
     """Three seeds at once, with everything that learns: explorer, ensemble, its own updates."""
     own = EnsembleConfig(members=2, layers=1, input="decoded", target="projected", updates=1, batch_size=8)
-    config = dataclasses.replace(config, mode="explore", ensemble=own, lane=len(SEEDS))
+    config = dataclasses.replace(config, mode="explore", ensemble=own, vmap_width=len(SEEDS))
     return Sweep(Breaking(), config, mesh_for(len(SEEDS), jax.devices()[:1]))
 
 

@@ -72,7 +72,7 @@ class Case:
         sizes = dataclasses.replace(config.model, layers=1)
         ensemble = EnsembleConfig(members=3, layers=1)
         self.mode, self.sizes = mode, sizes
-        changed = {"mode": mode, "horizon": H, "model": sizes, "ensemble": ensemble, "block": block}
+        changed = {"mode": mode, "horizon": H, "model": sizes, "ensemble": ensemble, "imagine_batch": block}
         self.config = dataclasses.replace(config, **changed | settings)
         agent = arbitrary(lambda: Agent(self.config, env.obs_space, env.action_space, key=jr.key(0)))
         # The outermost bins are hundreds of millions away: believe in small rewards.
@@ -521,7 +521,7 @@ def test_new_scales_are_of_the_behaviours_that_exist(case, mode):
 )
 def test_blocks_change_no_number(case, mode, block, blocks):
     one, lost = case(mode).lost, case(mode, block).lost
-    assert count_blocks(T * B, block) == blocks and count_blocks(T * B, case(mode).config.block) == 1
+    assert count_blocks(T * B, block) == blocks and count_blocks(T * B, case(mode).config.imagine_batch) == 1
     np.testing.assert_allclose(lost.total, one.total, rtol=1e-5)
     chex.assert_trees_all_close(lost.grads, one.grads, rtol=1e-4, atol=1e-5)
     chex.assert_trees_all_close(lost.outcome, one.outcome, rtol=1e-4, atol=1e-5)

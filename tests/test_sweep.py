@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from stages import train
 from stages.sweep import sweep as sweep_stage
 from stages.sweep.rounds import Phase, prepare
-from stages.sweep.sweep import Sweep, in_lanes, lane_of, mesh_for, over_seeds
+from stages.sweep.sweep import Sweep, in_lanes, mesh_for, over_seeds, vmap_width_of
 from tests.conftest import pick, tree_equal
 
 ITERATIONS = 8
@@ -23,7 +23,7 @@ ITERATIONS = 8
 
 def play(env, config, hypers, seeds, devices, lane=0):
     """A sweep of its own, played -> sweep, state, clock, last progress."""
-    config = dataclasses.replace(config, lane=lane)
+    config = dataclasses.replace(config, vmap_width=lane)
     return replay(Sweep(env, config, mesh_for(len(seeds), jax.devices()[:devices])), seeds, hypers)
 
 
@@ -38,7 +38,7 @@ def replay(sweep, seeds, hypers):
 @pytest.fixture(scope="module")
 def together(env, config, hypers):
     """Seeds 4 to 7 on one device, all at once: the plain form."""
-    with mock.patch.object(sweep_stage, "CPU_LANE", 0):
+    with mock.patch.object(sweep_stage, "CPU_VMAP_WIDTH", 0):
         return play(env, config, hypers, [4, 5, 6, 7], 1)
 
 
@@ -244,7 +244,7 @@ def test_lanes_on_each_device(devices, lane):
 
 def test_lane_of_suits_the_machine(config):
     mesh = lambda platform: mock.Mock(spec=Mesh, devices=np.array([mock.Mock(platform=platform)]))
-    lane = lambda lane, platform: lane_of(dataclasses.replace(config, lane=lane), mesh(platform))
+    lane = lambda lane, platform: vmap_width_of(dataclasses.replace(config, vmap_width=lane), mesh(platform))
     assert [lane(0, "cpu"), lane(0, "gpu"), lane(3, "cpu"), lane(3, "gpu")] == [1, 0, 3, 3]
 
 

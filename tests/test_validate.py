@@ -36,9 +36,9 @@ def test_one_critic_of_a_sum_needs_two_rewards():
             validate(Config(mode=mode, explorer_critics="sum"), Hypers())
 
 
-@pytest.mark.parametrize("name", ["block", "lane"])
+@pytest.mark.parametrize("name", ["imagine_batch", "vmap_width"])
 def test_settings_for_speed_may_be_left_to_the_machine_but_not_be_negative(name):
     for value in (0, 1, 7):
         validate(dataclasses.replace(Config(), **{name: value}), Hypers())
-    with pytest.raises(ConfigError, match=f"--{name} must be 0 or more, not -1"):
+    with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')} must be 0 or more, not -1"):
         validate(dataclasses.replace(Config(), **{name: -1}), Hypers())

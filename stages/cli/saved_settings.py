@@ -10,7 +10,7 @@ from stages.presets import preset
 
 UNCHECKED = {
     *"config_file logdir log devices parallel memory checkpoint_minutes checkpoint_keep".split(),
-    *"distributed coordinator process config.block config.lane".split(),
+    *"distributed coordinator process config.imagine_batch config.vmap_width".split(),
 }
 """Arguments that change no number of a run, and so may differ when it goes on."""
 GROWING = ("config.steps", "config.adapt_steps")

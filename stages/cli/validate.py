@@ -15,7 +15,7 @@ _POSITIVE = {
     "replay": ("batch_size", "batch_length", "capacity", "train_ratio"),
 }
 _NON_NEGATIVE = {
-    "": ("adapt_steps", "block", "lane", "eval_steps"),
+    "": ("adapt_steps", "imagine_batch", "vmap_width", "eval_steps"),
     "ensemble": ("units", "prior_layers", "updates"),
     "replay": ("prefill",),
 }

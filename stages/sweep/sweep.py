@@ -32,7 +32,7 @@ from stages.train import Progress, TrainState
 
 MEASURING = 2**31
 """Points of measurements' keys count from here."""
-CPU_LANE = 1
+CPU_VMAP_WIDTH = 1
 """Seeds that a CPU device computes at once, measured: see docs/speed.md."""
 ONCE, EACH_CHUNK = 0, 1
 """XLA's optimisation level, on a CPU, of what runs once, and of what runs after each chunk."""
@@ -51,22 +51,22 @@ def keys_of(seeds: Sequence[int], point: int) -> jax.Array:
     return jax.vmap(jr.fold_in, (0, None))(keys, point)
 
 
-def over_seeds(mesh: Mesh, fn: Callable, seed_args: int, clock: bool, lane: int = 0) -> Callable:
+def over_seeds(mesh: Mesh, fn: Callable, seed_args: int, clock: bool, vmap_width: int = 0) -> Callable:
     """`fn` of one seed -> of a sweep: leading arguments carry a seed axis, and so do results.
 
     With `clock`, the last argument and the second result are the counters, the same for all seeds, never batched. With
-    `lane`, a device computes at most so many seeds at once (in_lanes).
+    `vmap_width`, a device computes at most so many seeds at once (in_lanes).
     """
     axes = (0,) * seed_args + ((None,) if clock else ())
     out_axes: Any = (0, None, 0) if clock else 0
     specs = tuple(P("seeds") if a == 0 else P() for a in axes)
     out_specs: Any = (P("seeds"), P(), P("seeds")) if clock else P("seeds")
-    batched = in_lanes(fn, lane) if lane else jax.vmap(fn, in_axes=axes, out_axes=out_axes)
+    batched = in_lanes(fn, vmap_width) if vmap_width else jax.vmap(fn, in_axes=axes, out_axes=out_axes)
     return jax.shard_map(batched, mesh=mesh, in_specs=specs, out_specs=out_specs, check_vma=False)
 
 
-def in_lanes(fn: Callable, lane: int) -> Callable:
-    """`fn(state, clock) -> (state, clock, progress)` of one seed -> of seeds [S, ...], `lane` of them at a time.
+def in_lanes(fn: Callable, vmap_width: int) -> Callable:
+    """`fn(state, clock) -> (state, clock, progress)` of one seed -> of seeds [S, ...], `vmap_width` of them at a time.
 
     Each lane runs to the end before the next begins, so that a processor's cache holds all that it works on; its
     state is copied from, and written back to, its place among all seeds'. A lane of one seed has no seed axis at all,
@@ -75,7 +75,7 @@ def in_lanes(fn: Callable, lane: int) -> Callable:
 
     def run(state, clock):
         seeds = jax.tree.leaves(state)[0].shape[0]
-        width = max(w for w in range(1, min(lane, seeds) + 1) if seeds % w == 0)
+        width = max(w for w in range(1, min(vmap_width, seeds) + 1) if seeds % w == 0)
         batched = fn if width == 1 else jax.vmap(fn, in_axes=(0, None), out_axes=(0, None, 0))
         lanes = state if width == 1 else jax.tree.map(lambda x: x.reshape(-1, width, *x.shape[1:]), state)
 
@@ -108,9 +108,9 @@ def _row_major(x: jax.Array) -> jax.Array:
     return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
-def lane_of(config: Config, mesh: Mesh) -> int:
+def vmap_width_of(config: Config, mesh: Mesh) -> int:
     """Seeds that a device computes at once; 0 is all."""
-    return config.lane or (CPU_LANE if mesh.devices.flat[0].platform == "cpu" else 0)
+    return config.vmap_width or (CPU_VMAP_WIDTH if mesh.devices.flat[0].platform == "cpu" else 0)
 
 
 def _compiled_fast(mesh: Mesh, level: int) -> dict[str, int | bool] | None:
@@ -165,8 +165,10 @@ class Sweep:
             "evaluate": jit(EACH_CHUNK)(wrap(score, 4, False)),
             "measure": jit(EACH_CHUNK)(wrap(take, 7, False)),
         }
-        lane = lane_of(config, mesh)
-        self._train_chunk = lambda n: jax.jit(wrap(functools.partial(train_chunk, n), 1, True, lane), donate_argnums=0)
+        vmap_width = vmap_width_of(config, mesh)
+        self._train_chunk = lambda n: jax.jit(
+            wrap(functools.partial(train_chunk, n), 1, True, vmap_width), donate_argnums=0
+        )
         self._compiled: dict[int | str, jax.stages.Compiled] = {}  # train_chunk by its iterations
         self._prepared: tuple[tuple[int, int], float] | None = None  # (seeds, iterations) of `prepare`, and its result
 

@@ -28,7 +28,7 @@ from common import Result
 import run
 from stages import train
 from stages.log import run_log
-from stages.sweep.sweep import lane_of, mesh_for, over_seeds
+from stages.sweep.sweep import mesh_for, over_seeds, vmap_width_of
 
 AXES = ("envs", "batch-size", "batch-length", "horizon", "capacity", "size")
 
@@ -51,7 +51,7 @@ def collect(point: Result, steps: int = 50) -> Result:
     env = made_up.Vector()
     stepped = lambda state, clock: train.collect_steps(env, config, state, clock, steps)
     compiled = (
-        jax.jit(over_seeds(mesh, stepped, 1, True, lane_of(config, mesh)), donate_argnums=0)
+        jax.jit(over_seeds(mesh, stepped, 1, True, vmap_width_of(config, mesh)), donate_argnums=0)
         .lower(state, clock)
         .compile()
     )

@@ -42,7 +42,7 @@ from stages import train
 from stages.config import Config, Hypers
 from stages.log import run_log
 from stages.replay import StepCounters
-from stages.sweep.sweep import lane_of, mesh_for, over_seeds
+from stages.sweep.sweep import mesh_for, over_seeds, vmap_width_of
 from stages.world_model import compute_dtype
 
 MODES = ("task", "explore", "mix")
@@ -148,7 +148,7 @@ def compile_updates(
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
 
     state = jax.eval_shape(lambda: jax.vmap(functools.partial(full, env, config, hypers))(keys_of(seeds)))
-    program = jax.jit(over_seeds(mesh, advance, 1, True, lane_of(config, mesh)), donate_argnums=0)
+    program = jax.jit(over_seeds(mesh, advance, 1, True, vmap_width_of(config, mesh)), donate_argnums=0)
     return program.lower(placed(state, P("seeds")), placed(jax.eval_shape(StepCounters.zero), P())).compile()
 
 
