@@ -21,6 +21,7 @@ from tests.played import play
 from tests.runs import TINY
 
 ROOT = Path(__file__).parent.parent
+EXAMPLE = ROOT / "docs" / "example" / "catch"
 
 
 def fenced(section: str, page: str = "README.md") -> str:
