@@ -36,8 +36,10 @@ def test_unknown_preset_names_near_ones():
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_modes_bring_the_recipe_at_every_size_and_change_no_size(name):
-    task, _ = preset(name, "task")
-    assert task.ensemble == EnsembleConfig() and task == PRESETS[name][0]
+    task, task_hypers = PRESETS[name][:2]
+    assert task.ensemble == EnsembleConfig() and preset(name, "task", "published") == (task, task_hypers)
+    changed = dataclasses.replace(task, task_norm="advantages"), dataclasses.replace(task_hypers, entropy=0.05)
+    assert preset(name, "task") == (changed if name == "tiny" else (task, task_hypers))
     for mode in ("explore", "mix"):
         config, hypers = preset(name, mode)
         assert (config.model, config.horizon, config.steps) == (task.model, task.horizon, task.steps)
@@ -47,10 +49,9 @@ def test_modes_bring_the_recipe_at_every_size_and_change_no_size(name):
         assert config.replay == dataclasses.replace(task.replay, train_ratio=64.0)
         assert (hypers.free_nats, hypers.action_scale, hypers.explorer_entropy) == (0.1, 10.0, 0.05)
         assert (config.intrinsic_norm, hypers.mix_intrinsic_floor) == ("advantages", 0.1)
-        # The published form: the preset as it is, but for its divisor of advantages.
-        published = dataclasses.replace(task, mode=mode, task_norm="returns")
-        assert preset(name, mode, "published") == (published, PRESETS[name][1])
-        assert preset(name, "task", "published")[0].task_norm == "returns"
+        assert (config.task_norm, hypers.entropy) == ("returns", task_hypers.entropy)
+        # The published form: the preset as it is.
+        assert preset(name, mode, "published") == (dataclasses.replace(task, mode=mode), task_hypers)
     # The control trains its world model as the explorers do.
     control, hypers = preset(name, "random")
     assert control.replay.train_ratio == 64 and hypers.free_nats == 0.1 and control.ensemble == EnsembleConfig()

@@ -38,8 +38,8 @@ class Arguments:
     preset: str = "tiny"
     """Sizes and settings to start from, listed above. The defaults below are those of the preset in the mode."""
     recipe: Recipe = "default"
-    """What modes explore, mix and random change in the preset, as listed above; published: nothing, which leaves
-    Plan2Explore's published form and DreamerV3's divisor of advantages, for comparison."""
+    """What the mode changes in the preset, as listed above; published: nothing, which leaves Plan2Explore's published
+    form and DreamerV3's divisor of advantages, for comparison."""
     logdir: str = ""
     """The run's folder; runs/ENV-MODE-TIME if empty."""
     log_points: int = 20
