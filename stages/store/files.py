@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stages.cli.settings_file import JsonObject
-
 
 class RunFolderError(ValueError):
     """The run's folder cannot be used or written. The message is one line that says what to do."""
@@ -43,8 +41,8 @@ def prove_writable(folder: Path) -> None:
             probe.unlink()
 
 
-def read_json(path: Path, advice: str = "") -> JsonObject | None:
-    """The object in a file of JSON; None where the file is missing. Raises RunFolderError, which ends with `advice`."""
+def read_json(path: Path, advice: str = "") -> Any:
+    """The value in a file of JSON; None where the file is missing. Raises RunFolderError, which ends with `advice`."""
     try:
         return json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):

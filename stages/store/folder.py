@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from stages.cli.settings_file import JsonObject, Settings
 from stages.store.files import (
@@ -82,7 +83,7 @@ class RunFolder:
                 path.rmdir()
 
     @property
-    def config(self) -> JsonObject | None:
+    def config(self) -> Any:
         """The configuration of the run that is here, as JSON has it; None without one. Raises RunFolderError."""
         return self._read(self.CONFIG)
 
@@ -91,7 +92,7 @@ class RunFolder:
         """The summary of the run that is here, as JSON has it; None without one. Raises RunFolderError."""
         return self._read(self.SUMMARY)
 
-    def _read(self, name: str) -> JsonObject | None:
+    def _read(self, name: str) -> Any:
         return read_json(self.path / name, ": choose another --logdir")
 
     def write_config(self, config: Settings) -> None:
