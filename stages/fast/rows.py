@@ -5,6 +5,8 @@ modules in a `Stacked` one is a tensor of its own. A tenth of the operations tha
 and run.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,10 +18,9 @@ from stages.fast.stacked import Stacked
 WIDTH = 64
 
 
-def _leaves(tree: PyTree) -> list[tuple[jax.Array, int]]:
+def _leaves(tree: PyTree) -> list[tuple[Any, int]]:
     """Every leaf, and how many tensors it is: N in a Stacked module of N, else 1."""
     parts = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Stacked))
-    # A Stacked module whose leaves are filtered out has none, and so no number of modules.
     return [(x, len(part) if isinstance(part, Stacked) else 1) for part in parts for x in jax.tree.leaves(part)]
 
 

@@ -88,9 +88,6 @@ class Evaluator:
         return self.processes.gather(np.asarray(scores).mean(1))[: len(self.round.seeds)]
 
 
-# ---- what is compiled ----------------------------------------------------------------------------------------------
-
-
 def split_chunks(config: Config, todo: int, points: int) -> tuple[int, int]:
     """(iterations of a chunk, chunks) that collect `todo` rows or little more: chunks are equal, so one is compiled."""
     iterations = -(-_iterations(config, todo) // points)
@@ -161,9 +158,6 @@ def prepare(phases: list[Phase], width: int, usable: float) -> float:
             raise
         return math.inf
     return max(needs) * pools
-
-
-# ---- what fits -----------------------------------------------------------------------------------------------------
 
 
 def side_by_side(seeds: int, devices: int, limit: float) -> int:
