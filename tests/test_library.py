@@ -301,7 +301,10 @@ def test_acting_goes_into_a_scan(agents):
 def test_what_cannot_act_says_so_in_one_line(agents):
     policy = library.policy_of(agents, 5)
     for obs, is_first in ((np.zeros(3), False), (np.zeros((2, 4)), False), (np.zeros(4), np.array([False]))):
-        with pytest.raises(ConfigError, match=r"the agent was trained on \[4\]") as caught:
+        wrong = (
+            r"is_first is \[1\], but the state is of \[\]" if np.ndim(is_first) else r"the agent was trained on \[4\]"
+        )
+        with pytest.raises(ConfigError, match=wrong) as caught:
             policy.act(policy.reset(), obs, is_first, key=jr.key(0))
         assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match="no seed 8"):
@@ -379,6 +382,6 @@ def test_types_are_checked_under_jit_and_values_are_not():
     ],
 )
 def test_numbers_of_another_type_are_taken_where_they_lose_nothing(space, obs):
-    stored = _stored(space, np.asarray(obs))
+    stored = _stored("obs", space, np.asarray(obs))
     assert stored.dtype == space.dtype
     np.testing.assert_array_equal(stored, obs)
