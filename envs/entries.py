@@ -1,7 +1,7 @@
 """A suite's observations entry by entry, and several discrete actions as one.
 
 A suite describes what it gives as a tree of entries, each with its bounds. Each becomes one entry here, of the kind
-that its bounds say: numbers are real, integers of two values binary, of up to `MOST_CLASSES` values categorical and
+that its bounds say: numbers are real, integers of two values binary, of up to MOST_ENTRY_CLASSES values categorical and
 counted from their lowest, pictures images. Integers of more values are numbers. Nothing is lost, as long as a suite
 keeps to its bounds.
 
@@ -18,10 +18,10 @@ from jaxtyping import Array
 
 from envs.environment import ActionSpace, ObsSpace
 from envs.errors import EnvError
+from envs.gymnax_spaces import LARGEST_BOUND
 
-MOST_CLASSES = 64
+MOST_ENTRY_CLASSES = 64
 MOST_ACTIONS = 64  # combinations of several discrete actions
-LARGEST_BOUND = 1e6  # suites declare the largest float where there is none
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class Entry:
             classes = int(self.high.max(initial=0)) - int(self.low.min(initial=0)) + 1
             if classes == 2:
                 return ObsSpace(self.low.shape, "binary")
-            if 2 < classes <= MOST_CLASSES:
+            if 2 < classes <= MOST_ENTRY_CLASSES:
                 return ObsSpace(self.low.shape, "categorical", classes)
         return ObsSpace(self.low.shape, "real")
 

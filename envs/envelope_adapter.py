@@ -92,7 +92,7 @@ class EnvelopeEnvironment(Environment):
         return seen if isinstance(self.obs_space, DictSpace) else next(iter(seen.values()))
 
 
-def adapt(name: str, inner: Any, time_limit: int, bounded: bool, rescale: bool) -> EnvelopeEnvironment:
+def adapt_envelope(name: str, inner: Any, time_limit: int, bounded: bool, rescale: bool) -> EnvelopeEnvironment:
     """Read off the spaces and the state's dtypes, without running anything.
 
     Args:

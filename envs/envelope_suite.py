@@ -6,7 +6,7 @@ which neither resets by itself nor takes a time limit for an end. It falls short
 - navix: see envs/minigrid.py.
 - craftax: see envs/craftax_suite.py.
 - brax: asking for the observation's size runs a reset, operation by operation.
-- jumanji: an environment without a time limit of its own has none: `MOST_STEPS` is given.
+- jumanji: an environment without a time limit of its own has none: `DEFAULT_LIMIT` is given.
 
 Importing a suite takes seconds: it happens inside the functions.
 """
@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from envs import craftax_suite, minigrid
-from envs.envelope_adapter import adapt
+from envs.envelope_adapter import adapt_envelope
 from envs.environment import Environment
 from envs.errors import BadOverride, EnvError, UnavailableEnvironment, UnknownEnvironment
 from envs.gymnax_suite import RESCALE
@@ -41,7 +41,7 @@ SEPARATOR = "::"
 LIMITS = {"max_steps", "max_timesteps", "episode_length", "time_limit"}
 """What suites call a time limit; here it is always `TIME_LIMIT`."""
 BOUNDED = {"navix", "craftax", "jumanji"}  # suites that declare bounds of observations; the others' are any numbers
-MOST_STEPS = 1000  # of an environment without a time limit of its own
+DEFAULT_LIMIT = 1000  # of an environment without a time limit of its own
 DOWNLOADS: Mapping[str, str] = {
     "jumanji::Sokoban-v0": "jumanji downloads its levels from huggingface.co",
 }
@@ -117,7 +117,7 @@ def _make(name: str, suite: str, own_id: str, overrides: Mapping[str, Value]) ->
     backend = BACKENDS[suite]
     settings, limit = backend.defaults(own_id)
     plain = {key: value for key, value in settings.items() if isinstance(value, Value) and key not in LIMITS}
-    accepted = {TIME_LIMIT: limit or MOST_STEPS} | plain
+    accepted = {TIME_LIMIT: limit or DEFAULT_LIMIT} | plain
     if suite in BOUNDED:
         accepted[RESCALE] = False
     values = coerce_all(name, overrides, accepted)
@@ -125,7 +125,7 @@ def _make(name: str, suite: str, own_id: str, overrides: Mapping[str, Value]) ->
     inner = importlib.import_module("envelope").TruncationWrapper(
         env=backend.create(own_id, values, time_limit), max_steps=time_limit
     )
-    env = adapt(name, inner, time_limit, bounded=suite in BOUNDED, rescale=bool(rescale))
+    env = adapt_envelope(name, inner, time_limit, bounded=suite in BOUNDED, rescale=bool(rescale))
     if suite == "navix":
         return minigrid.with_states(minigrid.without_pictures(env), own_id)
     return craftax_suite.with_achievements(env, own_id) if suite == "craftax" else env

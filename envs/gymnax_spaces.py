@@ -27,7 +27,7 @@ BINARY = frozenset({
     "FourRooms-misc",  # the map of use_visual_obs; the default, four integers, is categorical
     "Pong-misc",
 })  # fmt: skip
-LARGEST_BOUND = 1e6  # gymnax declares the largest float where there is none
+LARGEST_BOUND = 1e6  # suites declare the largest float where there is none
 MOST_CLASSES = 1024  # an integer with a larger bound is a number, not a category
 
 

@@ -141,7 +141,7 @@ class Hypers(eqx.Module):
     """Rate of the moving average of the returns' 5th and 95th percentile."""
     return_floor: float = 1.0
     """Smallest divisor of extrinsic advantages that is a range of returns (DreamerV3, eq. 7)."""
-    task_floor: float = 0.02
+    task_floor: float = 0.1
     """Smallest divisor of the tasker's advantages where their own range divides them (--task-norm advantages)."""
     intrinsic_floor: float = 1e-8
     """Smallest divisor of intrinsic advantages: disagreement shrinks as it is learned, a floor of 1 would hide it."""

@@ -116,4 +116,4 @@ def test_slow_critics_start_as_the_critics(mix_agent, mix_targets):
     chex.assert_trees_all_equal(mix_targets.explorer.slow, mix_agent.explorer.critics)
     chex.assert_trees_all_equal(mix_targets.tasker.slow, mix_agent.tasker.critics)
     chex.assert_trees_all_equal_shapes(mix_targets.explorer.scale.low, jnp.zeros(2))
-    chex.assert_trees_all_equal(*[jax.tree.leaves(mix_targets.tasker.scale), [jnp.zeros(1)] * 4])
+    chex.assert_trees_all_equal(*[jax.tree.leaves(mix_targets.tasker.scale), [jnp.zeros(1)] * 3])

@@ -18,7 +18,7 @@ import made_up
 import settings
 import sizes
 
-from stages.cli import arguments
+from stages.cli.parse import parse
 from stages.config import EnsembleConfig, ModelConfig, ReplayConfig
 from stages.fast import blocks
 from stages.fast import scan as fast_scan
@@ -187,9 +187,9 @@ def test_psi_is_the_share_of_seeds_per_step_of_the_way():
 
 def test_every_setting_of_the_table_is_one_that_runs():
     for task in settings.TASKS:
-        arguments.parse(settings.words(task, "base").split())
-    plain = arguments.parse(settings.words("deepsea10", "base").split())
+        parse(settings.words(task, "base").split())
+    plain = parse(settings.words("deepsea10", "base").split())
     for name in settings.SETTINGS.keys() - {"base"}:
-        asked = arguments.parse(settings.words("deepsea10", name).split())
+        asked = parse(settings.words("deepsea10", name).split())
         assert asked.config.mode == ("random" if name == "random" else "explore"), name
         assert asked.flat != plain.flat, f"{name} is what the preset has"

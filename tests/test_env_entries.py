@@ -11,7 +11,7 @@ import pytest
 
 from envs import DictSpace, EnvError, ObsSpace, env_step
 from envs.entries import Entry, continuous_actions, discrete_actions, rescaled
-from envs.envelope_adapter import adapt
+from envs.envelope_adapter import adapt_envelope
 
 
 def entry(low, high, dtype, shape=()):
@@ -107,7 +107,7 @@ class Drift:
 
 def test_a_typed_key_in_the_state_goes_through_resets_and_steps():
     """Actions 5, 5, 4, 5, 0: two cells on, two on (an end), a reset, two on, none."""
-    env = adapt("drift", Drift(), 9, bounded=True, rescale=False)
+    env = adapt_envelope("drift", Drift(), 9, bounded=True, rescale=False)
     entries = {"noise": ObsSpace((), "real"), "where": ObsSpace((), "categorical", 5)}
     assert env.obs_space == DictSpace(entries) and env.action_space.size == 6
 
@@ -135,7 +135,7 @@ def test_a_typed_key_in_the_state_goes_through_resets_and_steps():
 
 
 def test_a_truncation_is_last_and_not_terminal():
-    env = adapt("drift", Drift(), 9, bounded=True, rescale=False)
+    env = adapt_envelope("drift", Drift(), 9, bounded=True, rescale=False)
     state, _ = env.reset(jr.key(0))
     step = jax.jit(env.step)
     state, _ = step(jr.key(0), state, jnp.array(4))

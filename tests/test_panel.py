@@ -11,7 +11,7 @@ import pytest
 
 from envs import env_step, registry
 from envs.errors import EnvError
-from stages.cli import arguments
+from stages.cli.parse import parse
 from stages.report.read import Result
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "docs" / "experiments"))  # run by hand, so not a package
@@ -29,7 +29,7 @@ def test_every_command_line_is_accepted():
     runs = [run for run in panel.planned("full", list(panel.SETTINGS), list(panel.TASKS)) if not run.first_seed]
     assert {run.mode for run in runs} == set(panel.MODES)
     for run in runs:
-        asked = arguments.parse([*run.words().split(), "--logdir", "unused"])
+        asked = parse([*run.words().split(), "--logdir", "unused"])
         assert (asked.config.mode, asked.config.steps, asked.seeds) == (run.mode, run.rows, panel.SEEDS)
 
 

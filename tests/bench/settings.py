@@ -24,7 +24,7 @@ import update
 from common import at, interval
 
 from envs import registry
-from stages.cli import arguments
+from stages.cli.parse import parse
 from stages.report.read import Result, read_run
 from stages.sweep.start import start_jax
 from stages.sweep.sweep import mesh_for
@@ -120,7 +120,7 @@ def cost(point: common.Result) -> common.Result:
 
 def _chunk(setting: str, size: int) -> Callable[[], float]:
     """A function that makes some updates of 8 seeds with a setting, and returns the seconds of one of one."""
-    asked = arguments.parse(words("deepsea10", setting).split())
+    asked = parse(words("deepsea10", setting).split())
     mesh = mesh_for(SEEDS, jax.devices()[:1])
     env = registry.make(asked.config.env, dict(asked.config.env_args) | {"size": size})
     compiled = update.compile_updates(asked.config, asked.hypers, mesh, SEEDS, UPDATES, env)
