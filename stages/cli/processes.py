@@ -28,6 +28,7 @@ SILENCE_S = 60.0  # a slower process is waited for; one that has not said so for
 ARRIVAL_S = 300  # process 0 is waited for as long as jax itself would wait
 STORE = ("key_value_set_bytes", "blocking_key_value_get_bytes", "get_live_nodes")  # what is asked of jax's client
 DEPARTURE_S = 20  # process 0 waits so long for the others to leave before it does
+FAREWELL_S = 0.5  # and then so long: whoever is still hearing that it has left is aborted where the coordinator is gone
 
 
 class ProcessError(RuntimeError):
@@ -118,6 +119,7 @@ class Processes:
         waiting = threading.Thread(target=wait, name="departure", daemon=True)
         waiting.start()
         waiting.join(DEPARTURE_S)
+        time.sleep(FAREWELL_S)
 
     def _key(self, index: int) -> str:
         return f"dreamsweep/{self._turn}/{index}"
