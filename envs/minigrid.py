@@ -74,9 +74,9 @@ def with_states(env: EnvelopeEnvironment, own_id: str) -> EnvelopeEnvironment:
     entities = jax.eval_shape(lambda: _entities(env.reset(jr.key(0))[0]))
     if "key" in entities:
         index = lambda state: (_key_stage(state) * 4 + _player(state).direction) * size + _cell(state, width)
-        states = StateSpace(3 * 4 * size, _reachable(own_id, height - 2, width - 2) or 12 * cells, index)
+        states = StateSpace(3 * 4 * size, reachable_states(own_id, height - 2, width - 2) or 12 * cells, index)
     else:
-        count = _reachable(own_id, height - 2, width - 2) or cells
+        count = reachable_states(own_id, height - 2, width - 2) or cells
         states = StateSpace(size, count, lambda state: _cell(state, width), (height, width))
     return dataclasses.replace(env, states=states, goal=0.0, happened=_happened)
 
@@ -89,7 +89,7 @@ def _happened(before: State, after: State) -> dict[str, Array]:
     return {"_".join(pair): events.happened(pair) for pair in events.events if pair[0] not in ("wall", "grid")}
 
 
-def _reachable(own_id: str, rows: int, columns: int) -> int:
+def reachable_states(own_id: str, rows: int, columns: int) -> int:
     """How many states an agent can act in, with so many rows and columns within the outer walls; 0 where it is not
     known, and all within the walls count.
 

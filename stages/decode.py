@@ -20,7 +20,16 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 
 from envs.environment import DictSpace, Obs, ObsSpace, Space, map_entries, zip_entries
 from stages.config import ModelConfig
-from stages.encode import MULTIPLIERS, convolutional, features, image_shape, images_and_vectors, join, joined_image
+from stages.encode import (
+    MULTIPLIERS,
+    convolutional,
+    features,
+    image_shape,
+    images_and_vectors,
+    join,
+    joined_image,
+    number_count,
+)
 from stages.networks.convolution import Conv, ConvStage, pyramid, upsample
 from stages.networks.layers import MLP, BlockLinear, Dense, Head, Linear, RMSNorm
 from stages.networks.symlog import symexp, symlog
@@ -35,7 +44,7 @@ class MLPDecoder(eqx.Module):
     space: ObsSpace = eqx.field(static=True)
 
     def __init__(self, space: ObsSpace, model: ModelConfig, *, key: PRNGKeyArray):
-        self.head = Head(model.feat, model.units, model.layers, math.prod(features(space)), key=key)
+        self.head = Head(model.feat, model.units, model.layers, number_count(space), key=key)
         self.space = space
 
     def __call__(self, latent: Latent) -> Float[Array, "..."]:
@@ -104,7 +113,7 @@ class DictDecoder(eqx.Module):
         images, vectors = images_and_vectors(space, model)
         self.mlp = MLP(model.feat, model.units, model.layers, key=key_mlp) if vectors else None
         self.out = {
-            name: Linear(model.units, math.prod(features(entry)), key=key_out)
+            name: Linear(model.units, number_count(entry), key=key_out)
             for key_out, (name, entry) in zip(keys, vectors.items(), strict=False)
         }
         self.conv = ConvDecoder(joined_image(images), model, key=key_conv) if images else None
@@ -148,7 +157,12 @@ def recon_losses(decoder: Decoder, latent: Latent, obs: Obs) -> dict[str, Float[
 
 def recon_loss(decoder: Decoder, latent: Latent, obs: Obs) -> Float[Array, "..."]:
     """`recon_losses`, summed over entries."""
-    return functools.reduce(operator.add, recon_losses(decoder, latent, obs).values())
+    return sum_entries(recon_losses(decoder, latent, obs))
+
+
+def sum_entries(losses: dict[str, Float[Array, "..."]]) -> Float[Array, "..."]:
+    """The losses of all entries, added up."""
+    return functools.reduce(operator.add, losses.values())
 
 
 def _entry_loss(space: ObsSpace, raw: Float[Array, "..."], obs: Shaped[Array, "..."]) -> Float[Array, "..."]:

@@ -79,7 +79,7 @@ class MLPEncoder(eqx.Module):
     space: ObsSpace = eqx.field(static=True)
 
     def __init__(self, space: ObsSpace, model: ModelConfig, *, key: PRNGKeyArray):
-        self.mlp = MLP(math.prod(features(space)), model.units, model.layers, key=key)
+        self.mlp = MLP(number_count(space), model.units, model.layers, key=key)
         self.space = space
 
     def __call__(self, obs: Shaped[Array, "..."], dtype: jnp.dtype) -> Float[Array, "... E"]:
@@ -152,7 +152,7 @@ class DictEncoder(eqx.Module):
     def __init__(self, space: DictSpace, model: ModelConfig, *, key: PRNGKeyArray):
         key_mlp, key_conv = jr.split(key)
         images, vectors = images_and_vectors(space, model)
-        size = sum(math.prod(features(entry)) for entry in vectors.values())
+        size = sum(number_count(entry) for entry in vectors.values())
         self.mlp = MLP(size, model.units, model.layers, key=key_mlp) if vectors else None
         self.conv = ConvEncoder(joined_image(images), model, key=key_conv) if images else None
         self.images, self.space = tuple(images), space

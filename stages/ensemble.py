@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from envs.environment import Obs, Space, obs_entries
 from stages.config import Config, EnsembleConfig, Hypers
 from stages.decode import decode_mean
-from stages.encode import embed_size, features, flat_numbers, join, number_count
+from stages.encode import embed_size, flat_numbers, join, number_count
 from stages.fast.stacked import Stacked
 from stages.networks.distributions import Categorical
 from stages.networks.layers import Head
@@ -87,7 +87,7 @@ class ObsNumbers(eqx.Module):
         reals = numbers if self.normalizer is None else self.normalizer(numbers)
         parts, start = [], 0
         for entry in obs_entries(space).values():
-            stop = start + math.prod(features(entry))
+            stop = start + number_count(entry)
             parts.append(reals[..., start:stop] if entry.kind == "real" else _unit_scale(numbers[..., start:stop]))
             start = stop
         return join(parts)

@@ -3,9 +3,6 @@
 Axes: T time (leading), B windows, then each part's own. Source: DreamerV3, eq. 1-3.
 """
 
-import functools
-import operator
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -16,7 +13,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 from envs.environment import ActionSpace, Obs, Space
 from stages import rssm
 from stages.config import Config, Hypers
-from stages.decode import Decoder, make_decoder, recon_losses
+from stages.decode import Decoder, make_decoder, recon_losses, sum_entries
 from stages.encode import Encoder, embed_size, make_encoder
 from stages.networks.distributions import Categorical, kl
 from stages.networks.heads import ContinueHead, TwoHotHead
@@ -119,7 +116,7 @@ def model_loss(
     logit = model.cont(head_feat)
     recon = recon_losses(model.decoder, observed.latent, obs)
     losses = {
-        "recon": functools.reduce(operator.add, recon.values()),
+        "recon": sum_entries(recon),
         "reward": model.reward.loss(model.reward(head_feat), reward),
         "cont": jax.nn.softplus(logit) - target * logit,
         "dyn": dyn,

@@ -26,6 +26,7 @@ from navix.states import State as NavixWorld
 
 from envs import ActionSpace, EnvError, Environment, ObsSpace, State, Timestep
 from envs.environment import StateSpace
+from envs.minigrid import reachable_states
 
 LIMITS = {
     "DoorKey-5x5": 250,
@@ -62,7 +63,7 @@ class Minigrid(Environment):
     def __init__(self, name: str, inner: NavixEnvironment, cells_only: bool):
         self.name, self.inner, self.time_limit = name, inner, inner.max_steps
         height, width = inner.height, inner.width
-        size, count = height * width, _reachable(name, height - 2, width - 2)
+        size, count = height * width, reachable_states(name, height - 2, width - 2)
         if cells_only:
             self.states = StateSpace(size, count, lambda world: _cell(world, width), (height, width))
         else:
@@ -175,18 +176,3 @@ def _stage(world: World) -> Int[Array, ""]:
     carried = _player(world).pocket >= 0
     gone = (world.entities["key"].position[..., 1] < 0).all()  # a key that lies nowhere is carried or was used
     return carried + 2 * (gone & ~carried)
-
-
-def _reachable(name: str, rows: int, columns: int) -> int:
-    """How many states an agent can act in, with so many rows and columns within the outer walls.
-
-    The goal ends the episode, and so is none, but in FourRooms, where it moves.
-    """
-    match name.partition("-")[0]:
-        case "DoorKey":  # until the door is open the agent is left of it; on its right are a wall and a column at least
-            return 4 * (2 * rows * (columns - 2) + rows * columns - 1)
-        case "KeyCorridorS3R1":  # a row of room, door, room, locked door and the goal's room
-            return 4 * (3 + 3 + 4)
-        case "FourRooms":  # where its walls cross, and two cells next to that, no doorway ever is
-            return rows * columns - 3
-    return rows * columns - 1
