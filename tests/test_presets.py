@@ -87,9 +87,12 @@ def said(words: str) -> str:
 
 
 def test_what_a_mode_sets_is_said_and_a_low_train_ratio_warns():
-    assert "set by mode" not in said("--env Catch-bsuite") and set_by_mode(parse(["--mode", "task"]).flat) == {}
+    assert set_by_mode(parse(["--preset", "micro", "--mode", "task"]).flat) == {}
+    assert set_by_mode(parse(["--mode", "task"]).flat) == {"config.task_norm": "advantages", "hypers.entropy": 0.05}
+    assert "set by mode task: --task-norm advantages, --hypers.entropy 0.05" in " ".join(said("--mode task").split())
     text = " ".join(said("--mode explore").split())
     assert "set by mode explore:" in text and "--replay.train-ratio 64.0" in text and "--hypers.free-nats 0.1" in text
+    assert "--task-norm" not in text and "--hypers.entropy " not in text
     assert "warning" not in text and "beside the preset" not in said("--mode explore --env Catch-bsuite")
     slow = " ".join(said("--mode explore --replay.train-ratio 16").split())
     assert "warning: with --replay.train-ratio 16 disagreement falls too slowly" in slow

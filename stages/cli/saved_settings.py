@@ -5,8 +5,8 @@ import json
 
 from stages.cli.arguments import DEFAULTS, Arguments
 from stages.cli.settings_file import JsonObject, Settings, flat
-from stages.config import Config, ConfigError, EnsembleConfig, Hypers, Mode, ModelConfig, ReplayConfig
-from stages.presets import preset
+from stages.config import Config, ConfigError, EnsembleConfig, Hypers, ModelConfig, ReplayConfig
+from stages.presets import Recipe, preset
 
 UNCHECKED = {
     *"config_file logdir log devices parallel memory checkpoint_minutes checkpoint_keep".split(),
@@ -27,20 +27,20 @@ def beyond_preset(settings: Settings) -> JsonObject:
 
     Nothing where the preset is not known any more.
     """
-    defaults = _flat_preset(settings, settings["config.mode"])
+    defaults = _flat_preset(settings, settings.get("recipe", "default"))
     return {name: was for name, was in defaults.items() if name in settings and settings[name] != was}
 
 
 def set_by_mode(settings: Settings) -> JsonObject:
     """What the mode changes in the preset, by path: its values. Nothing where the preset is not known any more."""
-    plain, defaults = _flat_preset(settings, "task"), _flat_preset(settings, settings["config.mode"])
-    return {name: value for name, value in defaults.items() if value != plain[name] and name != "config.mode"}
+    plain, defaults = _flat_preset(settings, "published"), _flat_preset(settings, settings.get("recipe", "default"))
+    return {name: value for name, value in defaults.items() if value != plain[name]}
 
 
-def _flat_preset(settings: Settings, mode: Mode) -> JsonObject:
-    """The preset of settings in a mode, by path; nothing for one that is not known any more."""
+def _flat_preset(settings: Settings, recipe: Recipe) -> JsonObject:
+    """The preset of settings in their mode, by path; nothing for one that is not known any more."""
     try:
-        config, hypers = preset(settings["preset"], mode, settings.get("recipe", "default"))
+        config, hypers = preset(settings["preset"], settings["config.mode"], recipe)
     except ConfigError:
         return {}
     return flat(json.loads(json.dumps({"config": dataclasses.asdict(config), "hypers": dataclasses.asdict(hypers)})))
