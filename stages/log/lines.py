@@ -15,7 +15,7 @@ from stages.sweep.trials import Trial
 
 LEAST_EXPLORING_RATIO = 32
 """Train ratio below which exploring is not worth while: of Deep Sea 10, 2 of 8 seeds reached the corner with 16, where
-chance gives 1.4 (docs/exploration.md)."""
+chance gives 1.4 (docs/experiments/ensemble.md)."""
 IN_TITLE = ("config.env", "config.env_args", "config.mode")
 """Settings that the run's title has."""
 
