@@ -18,6 +18,8 @@ SIZES = ("deter", "hidden", "units", "stoch", "depth", "layers")
     [
         (["--env", "Cach-bsuite"], ["Catch-bsuite"]),
         (["--env", "MNISTBandit-bsuite"], ["MNISTBandit-bsuite"]),
+        (["--env", "os:abort"], ["--env os:abort", "standard library"]),
+        (["--env", "importlib.metadata:version"], ["importlib.metadata", "standard library"]),
         (["--preset", "mikro"], ["micro"]),
         (["--env.sizes", "3"], ["rows", "columns"]),
         (["--env.rows", "many"], ["rows"]),

@@ -384,8 +384,8 @@ def test_a_run_of_one_trains_goes_on_and_plays_by_its_name(tmp_path, capsys, mon
     assert run.main([*words, "--logdir", str(folder)]) == 0
     assert "going on from the checkpoint" in capsys.readouterr().out
     assert json.loads((folder / "summary.json").read_text())["env"] == "mine:Corridor"
-    assert command(["eval", str(folder), "--episodes", "2"]) == 0
-    assert command(["video", str(folder), "--rows", "4"]) == 0
+    assert command(["eval", str(folder), "--episodes", "2", "--trust"]) == 0
+    assert command(["video", str(folder), "--rows", "4", "--trust"]) == 0
     for name in ("mine:Nothing", "nobody:make"):
         assert run.main([*TINY, "--env", name, "--logdir", str(tmp_path / "other")]) == 2
         assert capsys.readouterr().err.count("\n") == 1 and not (tmp_path / "other").exists()

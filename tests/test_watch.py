@@ -11,6 +11,7 @@ from PIL import Image
 
 import run
 from envs.environment import ObsSpace
+from stages import library
 from stages.cli.processes import Processes
 from stages.cli.saved_settings import settings_of
 from stages.commands.command import command
@@ -123,6 +124,26 @@ def test_what_cannot_be_loaded_says_so_in_one_line(folder, tmp_path, capsys):
     assert "--checkpoint-keep 0" in refused(capsys, "eval", folder)
     edit(folder, config={})
     assert "another version" in refused(capsys, "eval", folder)
+
+
+def test_a_folder_decides_on_no_code_that_is_imported(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "foreign.py").write_text(
+        f"import pathlib; pathlib.Path({str(tmp_path / 'called')!r}).touch()\ndef make(): pass\n"
+    )
+    config = json.loads((folder / "config.json").read_text())["config"]
+    looks = [["eval", folder], ["video", folder], ["export", folder, "--out", tmp_path / "out"]]
+    for env, words in (("foreign:make", "give --trust"), ("os:getcwd", "standard library")):
+        edit(folder, config=config | {"env": env, "env_args": []})
+        for look in looks:
+            assert words in refused(capsys, *look)
+        with pytest.raises(ConfigError, match=words):
+            library.load(folder)
+    assert "standard library" in refused(capsys, "eval", folder, "--trust")
+    assert not (tmp_path / "called").exists()
+    edit(folder, config=config | {"env": "foreign:make", "env_args": []})
+    assert "foreign:make" in refused(capsys, "eval", folder, "--trust")
+    assert (tmp_path / "called").exists()
 
 
 def test_a_run_from_before_a_hyperparameter_has_its_default(folder, tmp_path):

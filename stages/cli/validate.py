@@ -1,6 +1,7 @@
 """Validate: settings that cannot work are refused in one line, before anything compiles."""
 
 import dataclasses
+import sys
 from typing import get_args
 
 from stages.config import MOST_STEPS, Config, ConfigError, Hypers, Mode
@@ -59,8 +60,16 @@ def _setting(config: Config, group: str, name: str) -> tuple[str, float]:
     return flag, getattr(getattr(config, group) if group else config, name)
 
 
+def check_env_module(name: str) -> None:
+    """Raises ConfigError for an environment "module:factory" in Python's standard library, where `os:abort` is one."""
+    module, colon, _ = name.partition(":")
+    if colon and module.partition(".")[0] in sys.stdlib_module_names:
+        raise ConfigError(f"--env {name}: {module} is of Python's standard library, which has no environments")
+
+
 def validate(config: Config, hypers: Hypers) -> None:
     """Raises ConfigError, one line, for settings that cannot work together; before anything compiles."""
+    check_env_module(config.env)
     for bound, table in ((1, _POSITIVE), (0, _NON_NEGATIVE)):
         for group, names in table.items():
             for name in names:

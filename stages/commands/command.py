@@ -25,6 +25,11 @@ from stages.store.files import RunFolderError, make_folder, write_json, write_wh
 
 Run = Annotated[Path, tyro.conf.arg(metavar="RUN")]
 PolicyName = Literal["task", "explore", "random"]
+Trust = Annotated[
+    bool,
+    tyro.conf.arg(help="Import the module that the run's config.json names, where its environment is one of your own."),
+    tyro.conf.FlagCreatePairsOff,
+]
 Runs = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN ...")]
 
 
@@ -64,7 +69,9 @@ def report_run(run: Run, /, out: str = "") -> None:
     terminal.say(f"see {folder / 'report.html'}, and results.csv beside it")
 
 
-def eval_run(run: Run, /, episodes: int = 100, policy: PolicyName = "task", seed_point: int | None = None) -> None:
+def eval_run(
+    run: Run, /, episodes: int = 100, policy: PolicyName = "task", seed_point: int | None = None, trust: Trust = False
+) -> None:
     """Let a run's agents play again, from their newest checkpoints: scores of each seed, and how well its world model
     predicts: the error of observations 1, 5 and 15 rows after 5 rows of an episode, with the true actions and without
     looking, beside the error where it looks. Leaves eval.json in the run's folder.
@@ -83,7 +90,7 @@ def eval_run(run: Run, /, episodes: int = 100, policy: PolicyName = "task", seed
     from stages.store.load import load_run
     from stages.watch import scores
 
-    loaded = load_run(run)
+    loaded = load_run(run, trust)
     _warn(scores.notes(loaded))
     played = scores.play(loaded, policy, episodes, seed_point)
     with terminal.printing():
@@ -101,6 +108,7 @@ def video_run(
     rows: int = 120,
     fps: float = 8.0,
     seed_point: int = 0,
+    trust: Trust = False,
 ) -> None:
     """A GIF of an agent playing, from a run's newest checkpoint, and beside it what its world model expects: it sees 5
     rows of an episode, predicts the next 15 with the true actions and without looking, and sees 5 again. Below, the
@@ -124,7 +132,7 @@ def video_run(
     from stages.store.load import group_of, load_run
     from stages.watch.video import write_video
 
-    loaded = load_run(run)
+    loaded = load_run(run, trust)
     seed = loaded.groups[0].seeds[0] if seed is None else seed
     group = group_of(loaded, seed)
     file = Path(out) if out else loaded.path / f"seed-{seed}-{policy}.gif"
@@ -133,7 +141,7 @@ def video_run(
     terminal.say(f"see {file}")
 
 
-def export_run(run: Run, /, out: str, seeds: int | None = None) -> None:
+def export_run(run: Run, /, out: str, seeds: int | None = None, trust: Trust = False) -> None:
     """A copy of a run that holds what eval, video, report and compare need, and no optimiser, replay or picture: small
     enough to be kept or sent. Training cannot go on with it.
 
@@ -145,7 +153,7 @@ def export_run(run: Run, /, out: str, seeds: int | None = None) -> None:
     _start_jax()
     from stages.commands.copy_run import copy_run
 
-    folder = copy_run(run, out, seeds)
+    folder = copy_run(run, out, seeds, trust)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     terminal.say(f"see {folder}: {size / 1e6:.2f} MB")
 

@@ -26,15 +26,18 @@ PER_SEED = (
 """What summary.json has of each seed, in lists."""
 
 
-def copy_run(run: Path, out: str, seeds: int | None) -> Path:
+def copy_run(run: Path, out: str, seeds: int | None, trust: bool) -> Path:
     """Copy the first `seeds` seeds of a run to the new folder `out`; None copies all. Returns the folder.
+
+    Args:
+        trust: as in `load_run`.
 
     Raises:
         RunFolderError: the run cannot be read; or `out` holds something already, or cannot be written.
-        ConfigError: the run has fewer seeds; or another version of this program made it.
+        ConfigError: the run has fewer seeds; or as `load_run`.
         EnvError: its environment cannot be made.
     """
-    loaded = load_run(run)
+    loaded = load_run(run, trust)
     config = read_config(loaded.path)
     if seeds is not None and not 1 <= seeds <= config["seeds"]:
         raise ConfigError(f"--seeds must be 1 to {config['seeds']}, as many as the run has, not {seeds}")

@@ -15,15 +15,19 @@ from stages.store.files import RunFolderError
 from stages.store.load import AgentBatch, load_run
 
 
-def load(run: str | os.PathLike[str]) -> AgentBatch:
+def load(run: str | os.PathLike[str], *, trust: bool = False) -> AgentBatch:
     """The agents of a run's folder, [S, ...], from its newest checkpoints. Nothing in the folder is touched.
+
+    Args:
+        trust: import the module that the run's config.json names, where its environment is a user's own.
 
     Raises:
         RunFolderError: there is no run, no checkpoint, or it cannot be read; or its rounds are not equally far.
-        ConfigError: the run was made by another version of this program.
+        ConfigError: the run was made by another version of this program, or its environment is a user's own and is
+            not trusted.
         EnvError: its environment cannot be made.
     """
-    loaded = load_run(run)
+    loaded = load_run(run, trust)
     if len({(group.step, group.config) for group in loaded.groups}) > 1:
         raise RunFolderError(
             f"the rounds of {str(loaded.path)!r} are not equally far: wait for the run's end, or take one of "

@@ -18,12 +18,15 @@ import numpy as np
 from jaxtyping import ArrayLike, PyTree
 
 import envs
+from envs.envelope_suite import is_suites
 from envs.environment import Environment
+from envs.own import is_own
 from stages import train
 from stages.agent import Agent
 from stages.behavior import Behavior
 from stages.cli.processes import Processes
 from stages.cli.saved_settings import settings_of
+from stages.cli.validate import check_env_module
 from stages.config import Config, ConfigError, Hypers
 from stages.store.checkpoint import FOLDER, Checkpoints
 from stages.store.files import RunFolderError
@@ -67,12 +70,16 @@ class Part(NamedTuple):
     diverged: jax.Array | np.ndarray  # rows of each environment
 
 
-def load_run(run: str | os.PathLike[str]) -> Loaded:
+def load_run(run: str | os.PathLike[str], trust: bool = False) -> Loaded:
     """All seeds of a run that have a checkpoint.
+
+    Args:
+        trust: import the module that the run's config.json names, where its environment is a user's own.
 
     Raises:
         RunFolderError: there is no run, or no checkpoint, or it cannot be read.
-        ConfigError: the run was made by another version of this program, or its environment had other spaces.
+        ConfigError: the run was made by another version of this program, or its environment had other spaces; or the
+            environment is a user's own and is not trusted.
         EnvError: its environment cannot be made.
     """
     path = Path(os.path.expanduser(run)).absolute()
@@ -80,6 +87,7 @@ def load_run(run: str | os.PathLike[str]) -> Loaded:
     if saved.get("sweep") and (trials := sorted(config.parent.name for config in path.glob(f"*/{RunFolder.CONFIG}"))):
         raise RunFolderError(f"{str(path)!r} is a sweep of {len(trials)} trials: name one, such as {trials[0]!r} in it")
     config, hypers = settings_of(saved)
+    _check_trusted(config.env, trust, path)
     env = envs.make(config.env, dict(config.env_args))
     # Trials of one program are saved together, in the folder around theirs.
     saved_in = path.parent if not (path / FOLDER).exists() and (path.parent / FOLDER).exists() else path
@@ -94,6 +102,16 @@ def load_run(run: str | os.PathLike[str]) -> Loaded:
     asked = range(saved["seed_start"], saved["seed_start"] + saved["seeds"])
     loaded = {seed for group in groups for seed in group.seeds}
     return Loaded(path, config, groups, [seed for seed in asked if seed not in loaded])
+
+
+def _check_trusted(env: str, trust: bool, path: Path) -> None:
+    """Raises ConfigError where the run's folder alone would decide which code is imported and called."""
+    check_env_module(env)
+    if is_own(env) and not is_suites(env) and not trust:
+        raise ConfigError(
+            f"the run in {str(path)!r} has the environment {env!r}: to look at the run imports that module and calls "
+            "what it names; give --trust (trust=True in Python) if you trust the folder"
+        )
 
 
 def group_of(loaded: Loaded, seed: int) -> AgentBatch:
