@@ -1,6 +1,7 @@
 """What a tracker is told of a chunk, by hand; trackers that are stood in for, missing, or broken."""
 
 import math
+import shutil
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -84,14 +85,30 @@ def test_tensorboard_is_told_of_each_number_and_forgets_later_steps(tmp_path, st
 
 @pytest.mark.parametrize("kind", ["wandb", "trackio"])
 def test_the_other_trackers_know_the_run_again(tmp_path, stub, kind):
+    (tmp_path / "run").mkdir()
     for _ in range(2):
         opened = open_sink(kind, tmp_path / "run", {"seeds": 4})
         opened.write(300, {"a": 1.0})
         opened.close()
     begun = [kwargs for name, _, kwargs in stub if name == "init"]
-    assert begun[0] == begun[1] and begun[0]["name"] == "run" and begun[0]["config"] == {"seeds": 4}
+    assert begun[0] == begun[1] and begun[0]["name"].startswith("run") and begun[0]["config"] == {"seeds": 4}
     assert begun[0]["resume"] == "allow" and (kind == "trackio" or len(begun[0]["id"]) == 12)
     assert [args for name, args, _ in stub if name == "log"] == [({"a": 1.0, "env_steps": 300},)] * 2
+
+
+@pytest.mark.parametrize(("kind", "identity"), [("wandb", "id"), ("trackio", "name")])
+def test_a_run_is_itself_wherever_its_folder_is_and_no_other_is(tmp_path, stub, kind, identity):
+    def identity_of(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        open_sink(kind, folder, {})
+        return next(kwargs[identity] for name, _, kwargs in reversed(stub) if name == "init")
+
+    first, namesake = identity_of(tmp_path / "1" / "run"), identity_of(tmp_path / "2" / "run")
+    (tmp_path / "1" / "run").rename(tmp_path / "run")
+    moved = identity_of(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run")
+    anew = identity_of(tmp_path / "run")
+    assert moved == first and len({first, namesake, anew}) == 3
 
 
 def log_of_a_run(path):

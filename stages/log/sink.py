@@ -6,9 +6,9 @@ Their packages are imported when a run begins, and only the one that is asked fo
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib
 import os
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,10 @@ from stages.cli import terminal
 from stages.cli.settings_file import Settings
 from stages.cli.trackers import PACKAGES, Kind
 from stages.report.statistics import summarise
+from stages.store.files import write_whole
 
+IDENTITY = ".tracker-id"
+"""File of a run's folder: what trackers know the run by, also where the folder has moved."""
 SCORES = ("episode/score", "eval/score")
 
 
@@ -35,7 +38,7 @@ def open_sink(kind: Kind, folder: Path, config: Settings, last_step: int = 0) ->
     """Begin to log, or go on with the same run.
 
     Args:
-        folder: of the run; its name is the run's name.
+        folder: of the run; its name is the run's name, and it keeps a random id that makes it the same run.
         config: the run's arguments.
         last_step: where the run goes on; TensorBoard forgets what it was told of later steps.
     """
@@ -51,15 +54,28 @@ def open_sink(kind: Kind, folder: Path, config: Settings, last_step: int = 0) ->
             writer.flush()
 
         return Sink(write, writer.close)
-    about = {"name": folder.name, "resume": "allow", "config": dict(config)}
-    about["project"] = os.environ.get(f"{kind.upper()}_PROJECT", "dreamsweep")
+    about = {
+        "resume": "allow",
+        "config": dict(config),
+        "project": os.environ.get(f"{kind.upper()}_PROJECT", "dreamsweep"),
+    }
+    identity = _identity(folder)
     if kind == "wandb":
-        # The same folder is the same run, also when it goes on.
-        about |= {"id": hashlib.sha256(str(folder).encode()).hexdigest()[:12], "dir": str(folder)}
+        about |= {"name": folder.name, "id": identity, "dir": str(folder)}
+    else:
+        about["name"] = f"{folder.name}-{identity}"  # Trackio knows runs by their names
     run = package.init(**about)
     if kind == "wandb":
         run.define_metric("*", step_metric="env_steps")  # rounds begin again at step 0, which its own step cannot
     return Sink(lambda step, values: run.log({**values, "env_steps": step}), run.finish)
+
+
+def _identity(folder: Path) -> str:
+    """The run's random id, which is drawn once and kept in its folder."""
+    file = folder / IDENTITY
+    if not file.exists():
+        write_whole(file, uuid.uuid4().hex[:12].encode())
+    return file.read_text()
 
 
 @dataclass
