@@ -3,12 +3,13 @@
 import errno
 import json
 import os
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from stages.store.files import RunFolderError
+from stages.store.files import LEFTOVER_S, RunFolderError, make_folder, temporary_path, write_whole
 from stages.store.folder import RunFolder
 
 NAN, INF = float("nan"), float("inf")
@@ -168,6 +169,42 @@ def test_open_cleans_up_after_an_interrupt(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         RunFolder.open(tmp_path / "a" / "b")
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("come", [RunFolder.open, make_folder])
+def test_what_killed_processes_were_writing_is_removed_and_nothing_that_is_at_work(tmp_path, come):
+    for name in ("summary.json", "probe", "checkpoints-0"):
+        temporary = temporary_path(tmp_path / name)
+        if name.startswith("checkpoints"):
+            (temporary / "round-0000").mkdir(parents=True)
+        else:
+            temporary.write_text("half")
+        os.utime(temporary, (0, time.time() - LEFTOVER_S - 60))
+    temporary_path(tmp_path / "eval.json").write_text("at work")
+    (tmp_path / ".mine.tmp.txt").write_text("a user's")
+    os.utime(tmp_path / ".mine.tmp.txt", (0, 0))
+    come(tmp_path)
+    kept = {".mine.tmp.txt", temporary_path(tmp_path / "eval.json").name}
+    assert {path.name for path in tmp_path.iterdir()} - {RunFolder.LOCK} == kept
+
+
+@pytest.mark.parametrize("target", ["/dev/null", "folder", "link to a device"])
+def test_only_a_regular_file_is_replaced(tmp_path, target):
+    path = {"/dev/null": Path("/dev/null")}.get(target, tmp_path / "target")
+    if target == "folder":
+        path.mkdir()
+    elif path.parent == tmp_path:
+        path.symlink_to("/dev/null")
+    before = path.lstat().st_mode
+    refused(lambda: write_whole(path, b"new"), str(path), "no regular file")
+    assert path.lstat().st_mode == before
+
+
+def test_a_link_is_replaced_and_what_it_leads_to_is_not(tmp_path):
+    (tmp_path / "old").write_bytes(b"old")
+    (tmp_path / "link").symlink_to(tmp_path / "old")
+    write_whole(tmp_path / "link", b"new")
+    assert (tmp_path / "old").read_bytes() == b"old" and (tmp_path / "link").read_bytes() == b"new"
 
 
 def test_config_and_summary_are_valid_json(tmp_path):

@@ -47,7 +47,7 @@ def alone(compiled_once, tmp_path_factory, rate):
     return folder
 
 
-def test_a_trial_equals_its_run_alone(swept, alone, rate):
+def test_a_trial_equals_its_run_alone(swept, alone, rate, tmp_path):
     trial = swept / f"lr={rate}"
     ours, theirs = rows(trial), rows(alone)
     assert len(ours) == len(theirs) == 4
@@ -65,7 +65,8 @@ def test_a_trial_equals_its_run_alone(swept, alone, rate):
 
 
 def test_its_agents_are_loaded_from_the_sweeps_checkpoints(swept, alone, rate):
-    [ours], [theirs] = load_run(swept / f"lr={rate}").groups, load_run(alone).groups
+    (tmp_path / "latest").symlink_to(swept / f"lr={rate}")
+    [ours], [theirs] = load_run(tmp_path / "latest").groups, load_run(alone).groups
     assert ours.seeds == theirs.seeds == [0, 1] and ours.step == theirs.step and ours.finished
     np.testing.assert_allclose(ours.hypers.lr, [float(rate)] * 2, rtol=1e-6)
     flat = lambda agent: np.asarray(agent.tasker.actor.head.out.weight)

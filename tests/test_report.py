@@ -52,6 +52,13 @@ def cards(text):
     return {name: (value, below) for name, value, below in found}
 
 
+def test_a_page_holds_no_file_from_outside_the_run(tmp_path):
+    (tmp_path / "secret").write_bytes(b"picture")
+    path = write_run(tmp_path / "a", **COUNTED)
+    (path / "novelty.png").symlink_to(tmp_path / "secret")
+    assert base64.b64encode(b"picture").decode() not in page(read_runs([path])[0])
+
+
 @pytest.mark.filterwarnings("error")
 def test_a_page_is_whole_and_needs_nothing_else(tmp_path):
     words = ["--env", "DeepSea-bsuite", "--env.size", "6", "--hypers.lr", "0.001"]

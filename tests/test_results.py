@@ -353,6 +353,17 @@ def test_compare_leaves_its_files(tmp_path, capsys):
     assert (runs["b"]["finished"], runs["b"]["steps"], runs["b"]["score"]) == (False, 100, [])
 
 
+def test_a_run_counts_once_however_many_links_lead_to_it(tmp_path):
+    a = write_run(tmp_path / "runs" / "a")
+    (tmp_path / "runs" / "latest").symlink_to(a)
+    (tmp_path / "runs" / "all").symlink_to(tmp_path / "runs")
+    b = write_run(tmp_path / "elsewhere" / "b")
+    (tmp_path / "runs" / "b").symlink_to(b)
+    assert [run.path for run in read_runs([tmp_path / "runs"])] == [a, b]
+    with pytest.raises(RunFolderError, match="is given twice"):
+        read_runs([a, tmp_path / "runs" / "latest"])
+
+
 def test_compare_says_what_is_wrong_in_one_line(tmp_path, capsys):
     a = write_run(tmp_path / "a")
     (tmp_path / "file").write_text("")

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from stages.commands.command import command
 from stages.config import ConfigError, Hypers
 from stages.report.read import read_runs
 from stages.store.checkpoint import CheckpointId, Checkpoints
+from stages.store.files import RunFolderError
 from stages.store.load import Part, load_run
 from stages.sweep import start
 from stages.watch.canvas import SCALE, Canvas, write_gif
@@ -124,6 +126,37 @@ def test_what_cannot_be_loaded_says_so_in_one_line(folder, tmp_path, capsys):
     assert "--checkpoint-keep 0" in refused(capsys, "eval", folder)
     edit(folder, config={})
     assert "another version" in refused(capsys, "eval", folder)
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_again(folder, tmp_path, monkeypatch):
+    read, reads = Checkpoints.progress, []
+
+    def replaced(checkpoints, checkpoint):
+        """The run at work keeps one checkpoint, and has a newer one by now; `stays` of them stay long enough."""
+        path = checkpoints._path(checkpoint)
+        reads.append(checkpoint.step)
+        if len(reads) <= fast:
+            path.rename(path.with_name(str(checkpoint.step + 1)))
+        return read(checkpoints, checkpoint)
+
+    monkeypatch.setattr(Checkpoints, "progress", replaced)
+    fast = 3
+    first, second = load_run(folder).groups
+    assert first.seeds == [5, 6] and second.seeds == [7] and first.step == reads[0] + 3
+    reads.clear()
+    fast = 1000
+    with pytest.raises(RunFolderError, match="at work .* replaces its checkpoints faster .*--checkpoint-keep"):
+        load_run(folder)
+
+
+def test_a_picture_is_not_written_over_a_device(folder, capsys):
+    assert "no regular file" in (line := refused(capsys, "video", folder, "--rows", "2", "--out", "/dev/full"))
+    assert "choose another --out" in line and Path("/dev/full").is_char_device()
+
+
+def test_a_command_names_no_flag_that_it_does_not_have(folder, capsys):
+    (folder / "eval.json").mkdir()
+    assert "choose another folder" in (line := refused(capsys, "eval", folder, "--episodes", "1")) and "--" not in line
 
 
 def test_a_folder_decides_on_no_code_that_is_imported(folder, tmp_path, monkeypatch, capsys):

@@ -5,6 +5,7 @@ Those that let agents play need jax, which is started and imported inside them: 
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -195,8 +196,9 @@ def command(argv: Sequence[str]) -> int | None:
         terminal.say(f"run.py: error: {error}", error=True)
         return 2
     except RunFolderError as error:
-        # A folder that cannot be written is another flag's here.
-        terminal.say(f"run.py: error: {str(error).replace('--logdir', '--out')}", error=True)
+        # A folder that cannot be written is another flag's here, or none's.
+        flag = "--out" if "out" in inspect.signature(COMMANDS[argv[0]]).parameters else "folder"
+        terminal.say(f"run.py: error: {str(error).replace('--logdir', flag)}", error=True)
         return 2
     finally:
         terminal.discard_unflushed()

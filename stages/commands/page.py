@@ -202,7 +202,7 @@ def _metrics(run: Result) -> list[str]:
 def _novelty(run: Result) -> str:
     """The run's own picture of where it has been."""
     path = run.path / "novelty.png"
-    if not path.exists():
+    if not path.is_file() or path.is_symlink():  # a page holds nothing from outside the run's folder
         return ""
     image = _image("visits and disagreement of states", "png", path.read_bytes())
     return f'<section><h2>Where it has been</h2><figure class="paper">{image}</figure></section>'

@@ -18,7 +18,7 @@ from envs.scales import scale_of
 from stages.cli.arguments import DEFAULTS, env_title
 from stages.cli.settings_file import Settings, flat
 from stages.report.statistics import Floats
-from stages.store.files import RunFolderError, read_json
+from stages.store.files import RunFolderError, full_path, read_json
 from stages.store.folder import RunFolder, read_config
 
 TRAINING, EVALUATION = "episode/score", "eval/score"
@@ -119,30 +119,39 @@ def read_runs(paths: Sequence[str | os.PathLike[str]]) -> list[Result]:
     """
     if not paths:
         raise RunFolderError("no run is named; give the folders of one or more")
-    folders = [run for path in paths for run in runs_in(Path(os.path.expanduser(path)).absolute())]
-    for index, folder in enumerate(folders):
-        if folder in folders[:index]:
-            raise RunFolderError(f"{str(folder)!r} is given twice; name each run once")
+    runs: dict[Path, None] = {}
+    for path in paths:
+        inside = dict.fromkeys(runs_in(full_path(path)))
+        if twice := [run for run in inside if run in runs]:
+            raise RunFolderError(f"{str(twice[0])!r} is given twice; name each run once")
+        runs |= inside
+    folders = list(runs)
     return [_read_run(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
 
 
 def read_run(path: str | os.PathLike[str]) -> Result:
     """One run. Raises RunFolderError, also for a folder of several."""
-    runs = runs_in(Path(os.path.expanduser(path)).absolute())
+    runs = runs_in(full_path(path))
     if len(runs) > 1:
         raise RunFolderError(f"{os.fspath(path)!r} holds {len(runs)} runs: name one, such as {str(runs[0])!r}")
     return _read_run(runs[0], runs[0].name)
 
 
 def runs_in(folder: Path) -> list[Path]:
-    """The folder itself, or, if it is a sweep's or holds runs, theirs. Raises RunFolderError where there is none."""
+    """The folder itself, or, if it is a sweep's or holds runs, theirs; one to which links lead, once.
+
+    Raises:
+        RunFolderError: there is none.
+    """
     config = read_json(folder / RunFolder.CONFIG)
     if config is not None and not (config.get("sweep") and any(folder.glob(f"*/{RunFolder.CONFIG}"))):
         return [folder]
-    inside = sorted({path.parent for path in folder.glob(f"*/{RunFolder.CONFIG}")})
+    inside = sorted(
+        {path.parent.resolve() for path in folder.glob(f"*/{RunFolder.CONFIG}")} - {folder, *folder.parents}
+    )
     if not inside:
         read_config(folder)  # says what is missing
-    return [run for path in inside for run in runs_in(path)]
+    return list(dict.fromkeys(run for path in inside for run in runs_in(path)))
 
 
 def _names(folders: list[Path]) -> list[str]:

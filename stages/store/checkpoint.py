@@ -25,7 +25,7 @@ from jaxtyping import ArrayLike, PyTree
 from stages.cli.processes import Processes
 from stages.cli.settings_file import JsonObject
 from stages.store.arrays import leaves_by_path, match_shapes, without_key_type
-from stages.store.files import RunFolderError, plain, write_json
+from stages.store.files import RunFolderError, plain, temporary_path, write_json
 from stages.store.orbax_quirks import act_as_process_zero, explained, silence_closed_loops
 
 if TYPE_CHECKING:  # imported where it is used, since it takes seconds
@@ -187,7 +187,7 @@ class Checkpoints:
         """
         if not self.keep:
             return
-        beside = self.folder.with_name(f".{FOLDER}-{self.processes.index}")
+        beside = temporary_path(self.folder.with_name(f"{FOLDER}-{self.processes.index}"))
         trial = Checkpoints(beside, self.processes, keep=1)
         try:
             if str(beside) != str(beside).encode(errors="replace").decode():

@@ -7,9 +7,14 @@ import errno
 import json
 import math
 import os
+import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+LEFTOVER_S = 600.0
+"""Files that are being written are gone after moments; older ones are of processes that were killed."""
 
 
 class RunFolderError(ValueError):
@@ -30,7 +35,7 @@ def make_folders(folder: Path, made: list[Path]) -> None:
 
 def prove_writable(folder: Path) -> None:
     """Write a file and remove it: root passes permission checks, but not a full or read-only disk."""
-    probe = folder / f".probe-{os.getpid()}"
+    probe = temporary_path(folder / "probe")
     try:
         with open(probe, "wb") as file:
             file.write(bytes(4096))
@@ -39,6 +44,15 @@ def prove_writable(folder: Path) -> None:
     finally:
         with contextlib.suppress(FileNotFoundError):
             probe.unlink()
+
+
+def full_path(path: str | os.PathLike[str]) -> Path:
+    """An absolute path without links. Raises RunFolderError where there is none: the working directory is gone, say."""
+    try:
+        return Path(os.path.expanduser(path)).resolve()
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise RunFolderError(f"cannot find {os.fspath(path)!r}: {reason}; give the folder by its full path") from error
 
 
 def read_json(path: Path, advice: str = "") -> Any:
@@ -51,10 +65,29 @@ def read_json(path: Path, advice: str = "") -> Any:
         raise RunFolderError(f"cannot read {str(path)!r} ({' '.join(str(error).split())}){advice}") from error
 
 
+def temporary_path(path: Path) -> Path:
+    """What `path` is called while it is being written; `remove_leftovers` knows such names."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes were writing in a folder."""
+    for path in folder.glob(".*.tmp"):
+        with contextlib.suppress(OSError):  # another process was faster, or it is not ours
+            if time.time() - path.lstat().st_mtime > LEFTOVER_S:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def write_whole(path: Path, content: bytes) -> None:
-    """Replace `path` in one step: a reader, or a crash, sees the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Replace `path` in one step: a reader, or a crash, sees the old file or the new one.
+
+    Raises:
+        RunFolderError: the disk refuses; or a device, a folder or a pipe stands there.
+    """
+    temporary = temporary_path(path)
     try:
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "no regular file stands there, and nothing else is replaced")
         try:
             with open(temporary, "wb") as file:
                 file.write(content)
@@ -75,9 +108,11 @@ def write_json(path: Path, value: Mapping[str, object]) -> None:
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
     """A folder to write to, new or not. Raises RunFolderError."""
-    folder = Path(os.path.expanduser(path)).absolute()
+    folder = Path(os.path.expanduser(path))
     try:
+        folder = folder.absolute()  # fails where the working directory is gone
         make_folders(folder, [])
+        remove_leftovers(folder)
         prove_writable(folder)
     except (OSError, ValueError) as error:
         raise write_error(folder, error) from error

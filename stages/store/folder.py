@@ -16,6 +16,7 @@ from stages.store.files import (
     make_folders,
     prove_writable,
     read_json,
+    remove_leftovers,
     write_error,
     write_json,
 )
@@ -58,6 +59,7 @@ class RunFolder:
             folder = folder.absolute()  # fails where the working directory is gone
             make_folders(folder, made)
             lock = _lock(folder / cls.LOCK)
+            remove_leftovers(folder)
             if not (folder / cls.CONFIG).exists():
                 _refuse_a_run(folder, (cls.METRICS, cls.SUMMARY))
             prove_writable(folder)

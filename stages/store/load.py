@@ -3,6 +3,7 @@
 Nothing is trained, and nothing in the folder is touched: the run may be at work there. Axes: S seeds.
 """
 
+import contextlib
 import dataclasses
 import functools
 import operator
@@ -28,12 +29,14 @@ from stages.cli.processes import Processes
 from stages.cli.saved_settings import settings_of
 from stages.cli.validate import check_env_module
 from stages.config import Config, ConfigError, Hypers
-from stages.store.checkpoint import FOLDER, Checkpoints
-from stages.store.files import RunFolderError
+from stages.store.checkpoint import FOLDER, CheckpointId, Checkpoints
+from stages.store.files import RunFolderError, full_path
 from stages.store.fingerprint import check_spaces
 from stages.store.folder import RunFolder, read_config
 from stages.uniform import RandomPolicy
 
+MOST_READS = 20
+"""How often a run at work may replace a checkpoint while it is read."""
 POLICIES = ("task", "explore", "random")
 
 
@@ -82,7 +85,7 @@ def load_run(run: str | os.PathLike[str], trust: bool = False) -> Loaded:
             environment is a user's own and is not trusted.
         EnvError: its environment cannot be made.
     """
-    path = Path(os.path.expanduser(run)).absolute()
+    path = full_path(run)
     saved = read_config(path)
     if saved.get("sweep") and (trials := sorted(config.parent.name for config in path.glob(f"*/{RunFolder.CONFIG}"))):
         raise RunFolderError(f"{str(path)!r} is a sweep of {len(trials)} trials: name one, such as {trials[0]!r} in it")
@@ -147,46 +150,67 @@ def take_seeds(tree: PyTree, slots: ArrayLike) -> PyTree:
 
 
 def _groups(path: Path, process: int, env: Environment, config: Config, hypers: Hypers, trial: str) -> list[AgentBatch]:
-    """What one process of the run has saved of a trial, round by round."""
-    checkpoints, groups = Checkpoints(path, Processes(process), keep=0, reads=True), []
-    try:
-        for checkpoint in checkpoints.newest_of_rounds():
-            progress = checkpoints.progress(checkpoint)
-            check_spaces(progress.get("environment", {}), env, path)
-            log = progress["rounds"][checkpoint.round]
-            width, adapted = len(log["round"]["mine"]), log["phase"] > 0
-            local = slice(process * width, (process + 1) * width)
-            local_seeds = log["round"]["seeds"][local]  # without padding
-            trials = log["round"].get("trials", [])[local] or [0] * len(local_seeds)
-            index = progress.get("trials", [""]).index(trial)  # a copy has one
-            slots = np.flatnonzero(np.equal(trials, index))
-            if not slots.size:
-                continue
-            shapes = jax.eval_shape(functools.partial(_part, env, config, hypers, width, adapted))
-            (part,) = checkpoints.restore(checkpoint, (shapes,), part=True)
-            agent, agent_hypers, env_params, diverged = take_seeds(part, slots)
-            seeds = [local_seeds[slot] for slot in slots]
-            steps = {seed: int(row) * config.envs for seed, row in zip(seeds, np.asarray(diverged), strict=True) if row}
-            groups.append(
-                AgentBatch(
-                    env=env,
-                    config=dataclasses.replace(config, mode="task") if adapted else config,
-                    seeds=seeds,
-                    step=checkpoint.step,
-                    finished=checkpoint.step >= config.steps + config.adapt_steps,
-                    diverged=steps,
-                    agent=agent,
-                    hypers=agent_hypers,
-                    env_params=env_params,
-                )
-            )
-    finally:
-        checkpoints.close()
-    return groups
+    """What one process of the run has saved of a trial, round by round; a run at work may replace it meanwhile."""
+    for _ in range(MOST_READS):
+        with contextlib.closing(Checkpoints(path, Processes(process), keep=0, reads=True)) as checkpoints:
+            newest = checkpoints.newest_of_rounds()
+            try:
+                groups = [_group(checkpoints, checkpoint, path, env, config, hypers, trial) for checkpoint in newest]
+                return [group for group in groups if group is not None]
+            except RunFolderError:
+                with contextlib.closing(Checkpoints(path, Processes(process), keep=0, reads=True)) as present:
+                    if present.newest_of_rounds() == newest:
+                        raise
+    raise RunFolderError(
+        f"the run at work in {str(path)!r} replaces its checkpoints faster than they are read: wait for its end, or go "
+        "on with it with a higher --checkpoint-keep"
+    )
 
 
+def _group(
+    checkpoints: Checkpoints,
+    checkpoint: CheckpointId,
+    path: Path,
+    env: Environment,
+    config: Config,
+    hypers: Hypers,
+    trial: str,
+) -> AgentBatch | None:
+    """The seeds of a trial in a checkpoint; None where there are none. Raises RunFolderError, ConfigError."""
+    process, progress = checkpoints.processes.index, checkpoints.progress(checkpoint)
+    check_spaces(progress.get("environment", {}), env, path)
+    log = progress["rounds"][checkpoint.round]
+    width, adapted = len(log["round"]["mine"]), log["phase"] > 0
+    local = slice(process * width, (process + 1) * width)
+    local_seeds = log["round"]["seeds"][local]  # without padding
+    trials = log["round"].get("trials", [])[local] or [0] * len(local_seeds)
+    index = progress.get("trials", [""]).index(trial)  # a copy has one
+    slots = np.flatnonzero(np.equal(trials, index))
+    if not slots.size:
+        return None
+    (part,) = checkpoints.restore(checkpoint, (_part(env, config, hypers, width, adapted),), part=True)
+    agent, agent_hypers, env_params, diverged = take_seeds(part, slots)
+    seeds = [local_seeds[slot] for slot in slots]
+    return AgentBatch(
+        env=env,
+        config=dataclasses.replace(config, mode="task") if adapted else config,
+        seeds=seeds,
+        step=checkpoint.step,
+        finished=checkpoint.step >= config.steps + config.adapt_steps,
+        diverged={seed: int(row) * config.envs for seed, row in zip(seeds, np.asarray(diverged), strict=True) if row},
+        agent=agent,
+        hypers=agent_hypers,
+        env_params=env_params,
+    )
+
+
+@functools.lru_cache(maxsize=1)  # tracing takes seconds, and a run at work may make us read again
 def _part(env: Environment, config: Config, hypers: Hypers, width: int, adapted: bool) -> Part:
-    """What is read of so many seeds; for its shapes alone."""
+    """The shapes of what is read of so many seeds."""
+    return jax.eval_shape(lambda: _part_of_seeds(env, config, hypers, width, adapted))
+
+
+def _part_of_seeds(env: Environment, config: Config, hypers: Hypers, width: int, adapted: bool) -> Part:
     per_seed = jax.tree.map(lambda x: jnp.full(width, x, jnp.float32), hypers)
     init = jax.vmap(lambda hypers, key: train.init(env, config, hypers, key=key))
     state = init(per_seed, jr.split(jr.key(0), width))
