@@ -13,6 +13,7 @@ from stages.report.novelty import (
     Map,
     NoveltyLog,
     contrast_metrics,
+    median_episode,
     novelty_line,
     novelty_metrics,
     rank_correlation,
@@ -57,6 +58,14 @@ def test_without_an_ensemble_only_visits_are_known():
     found = novelty_metrics(np.stack([VISITS, 0 * VISITS]), np.full((2, 7, 2), NAN))
     np.testing.assert_array_equal(found["visited_states"], [6, 0])
     assert np.isnan(found["correlation"]).all() and np.isnan(found["disagreement_1_3"]).all()
+
+
+@pytest.mark.parametrize(
+    ("episodes", "median"),
+    [([31, 0, 0, 0], math.inf), ([31, 40, 0, 0], math.inf), ([31, 40, 90, 0], 65.0), ([NAN, 40.0, 31.0], 40.0)],
+)
+def test_a_seed_that_has_not_arrived_counts_as_later_than_all(episodes, median):
+    assert median_episode(episodes) == median
 
 
 def test_contrast_by_hand():
@@ -111,8 +120,10 @@ def test_summary_and_words():
     correlation = f"{np.median(log.correlation):.2f}"
     assert line == (
         f"visited 5 of 12 states; rank correlation of disagreement with visits {correlation}; goal reached by 1 of 3 "
-        "seeds, first in episode 20 (medians over seeds)"
+        "seeds, median not yet (medians over all seeds)"
     )
+    log.goal_episode = np.array([0, 31, 20])
+    assert novelty_line(log, 12, has_goal=True).endswith("2 of 3 seeds, first in episode 31 (medians over all seeds)")
     assert novelty_line(log_of(seeds=1, ensemble=False), 12, has_goal=False) == "visited 4 of 12 states"
     assert novelty_line(log_of(seeds=1, ensemble=False), 12, has_goal=True).endswith("goal reached by 0 of 1 seeds")
 

@@ -111,6 +111,14 @@ def test_a_metric_over_decades_is_on_a_logarithmic_scale():
     assert [scale(1.0, 10.0, 1000.0), scale(1.0, 2.0, 3.0), scale(-1.0, 10.0, 1e4)] == ["log", "linear", "linear"]
 
 
+def test_a_seed_that_has_not_arrived_is_later_in_the_picture():
+    """Of four seeds one arrives in episode 9, then two more in 20 and 30: medians none, and (20 + 30) / 2."""
+    episodes = np.array([[9.0, 9.0], [NAN, 20.0], [NAN, 30.0], [NAN, NAN]])
+    median = lambda arrival: metric_figure(np.arange(2.0), episodes, None, arrival).axes[0].lines[-1].get_ydata()
+    np.testing.assert_array_equal(median(True), [NAN, 25.0])
+    np.testing.assert_array_equal(median(False), [9.0, 20.0])
+
+
 def test_many_seeds_are_a_band():
     count = lambda seeds: len(metric_figure(np.arange(3.0), np.ones((seeds, 3))).axes[0].lines)
     assert (count(8), count(9)) == (9, 1)

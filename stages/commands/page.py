@@ -19,7 +19,7 @@ from stages.cli.arguments import mode_title
 from stages.cli.saved_settings import beyond_preset
 from stages.commands.page_frame import PAGE
 from stages.figures.curves import curves_figure
-from stages.figures.metric import metric_figure
+from stages.figures.metric import ARRIVALS, metric_figure
 from stages.report.compare import NO_SETTING, Line, compare, described, show_value
 from stages.report.read import EVALUATION, EXPLORED, TRAINING, Result
 from stages.report.score_table import decimals, number
@@ -189,7 +189,7 @@ def _metrics(run: Result) -> list[str]:
         remaining = [name for name in remaining if name not in matching]
         pictures = []
         for name in sorted(matching, key=lambda name: known.index(name) if name in known else len(known)):
-            figure = metric_figure(run.steps.astype(float), run.metrics[name], run.adapt_step)
+            figure = metric_figure(run.steps.astype(float), run.metrics[name], run.adapt_step, name in ARRIVALS)
             meaning = f"<b>{MEANINGS[name]}</b> " if name in MEANINGS else ""
             caption = f"<figcaption>{meaning}<code>{escape(name)}</code></figcaption>"
             pictures.append(f"<figure>{caption}{_drawing(figure, name)}</figure>")

@@ -16,16 +16,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FEW_SEEDS = 8
+ARRIVALS = ("novelty/goal_episode", "novelty/solved_episode")
+"""Metrics that a seed has from its arrival on: before it, the seed counts as later than all others."""
 LOG_SCALE_RATIO = 300.0  # a positive metric whose largest value is so many times its smallest has a logarithmic scale
 
 
-def metric_figure(steps: Floats, values: Floats, marker: float | None = None) -> Figure:
+def metric_figure(steps: Floats, values: Floats, marker: float | None = None, arrival: bool = False) -> Figure:
     """Draw the median over seeds, with every seed if they are few, else with the range from 10 to 90 %.
 
     Args:
         steps: [P].
         values: [S, P]; what is not finite leaves a gap.
         marker: the step of a vertical line.
+        arrival: whether the metric says when a seed arrived somewhere: then a seed without a number is later than all
+            others, and the median ends where half of the seeds have not arrived.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter, MaxNLocator
@@ -40,7 +44,7 @@ def metric_figure(steps: Floats, values: Floats, marker: float | None = None) ->
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     has_value = np.isfinite(values).any(0)
     steps, values = steps[has_value], values[:, has_value]
-    low, median, high = np.nanpercentile(values, [10, 50, 90], axis=0)
+    low, median, high = _percentiles(np.where(np.isfinite(values), values, np.inf) if arrival else values)
     if len(values) <= FEW_SEEDS:
         for seed_values in values:
             axes.plot(steps, seed_values, color=BLUE, alpha=0.35, linewidth=0.8)
@@ -56,3 +60,10 @@ def metric_figure(steps: Floats, values: Floats, marker: float | None = None) ->
         large = EngFormatter(sep="")
         axes.yaxis.set_major_formatter(lambda y, _: f"{y:.4g}" if abs(y) < 1e4 else large(y))
     return figure
+
+
+def _percentiles(values: Floats) -> tuple[Floats, Floats, Floats]:
+    """10, 50 and 90 % over seeds, [S, P] -> three of [P]; NaN where the percentile is infinite."""
+    low, high = np.nanpercentile(values, [10, 90], axis=0, method="nearest")
+    low, median, high = (np.where(np.isfinite(x), x, np.nan) for x in (low, np.nanmedian(values, axis=0), high))
+    return low, median, high

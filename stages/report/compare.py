@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.cli.saved_settings import UNCHECKED, beyond_preset, flag_of, set_by_mode
+from stages.report.novelty import median_episode
 from stages.report.read import EVALUATION, EXPLORED, TRAINING, Result
 from stages.report.statistics import Estimate, Floats, aggregates, improvement
 
@@ -150,8 +151,7 @@ def novelty_of(run: Result) -> dict[str, float]:
         values = run.per_seed(name)
         if name.endswith("_episode") and values.size:
             medians[f"{name.split('_')[0]}_seeds"] = float(np.isfinite(values).sum())
-            # Of all seeds: those that have not been there yet will be later than those that have.
-            median = float(np.median(np.nan_to_num(values, nan=np.inf)))
+            median = median_episode(values)
             medians |= {name: median} if np.isfinite(median) else {}
         elif np.isfinite(values).any():
             medians[name] = float(np.median(values[np.isfinite(values)]))

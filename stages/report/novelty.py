@@ -65,6 +65,16 @@ def _metrics(visits: Ints, disagreement: Floats) -> dict[str, float]:
     return metrics
 
 
+def median_episode(episodes: ArrayLike) -> float:
+    """The median over seeds of the episode in which each got somewhere, [S]; NaN or 0 for a seed that has not.
+
+    Such a seed counts as later than all others. So the median is infinite where half of the seeds have not arrived, and
+    it does not favour a run of which only a few lucky seeds have.
+    """
+    values = np.asarray(episodes, np.float64)
+    return float(np.median(np.where(values > 0, values, np.inf))) if values.size else math.nan
+
+
 def contrast_metrics(collected: ArrayLike, untrained: ArrayLike, random: ArrayLike) -> dict[str, Floats]:
     """Each seed's disagreement where states cannot be counted, all [S], by name; and the share of the first two.
 
@@ -203,7 +213,8 @@ def novelty_line(log: NoveltyLog, states: int, has_goal: bool) -> str:
     if np.isfinite(log.correlation).any():
         parts.append(f"rank correlation of disagreement with visits {np.nanmedian(log.correlation):.2f}")
     if has_goal:
-        reached = log.goal_episode[log.goal_episode > 0]
-        when = f", first in episode {np.median(reached):,g}" if reached.size else ""
-        parts.append(f"goal reached by {reached.size} of {seeds} seeds{when}")
-    return "; ".join(parts) + (" (medians over seeds)" if seeds > 1 else "")
+        median = median_episode(log.goal_episode)
+        reached = np.count_nonzero(log.goal_episode)
+        when = f", first in episode {median:,g}" if math.isfinite(median) else ", median not yet" if reached else ""
+        parts.append(f"goal reached by {reached} of {seeds} seeds{when}")
+    return "; ".join(parts) + (" (medians over all seeds)" if seeds > 1 else "")

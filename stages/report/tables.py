@@ -176,10 +176,11 @@ def explored(novelty: Mapping[str, float]) -> list[str]:
 
 
 def _episodes(reached: float, seeds: float, episode: float) -> str:
-    """By how many seeds, and when half of all were there."""
+    """By how many seeds, and the median over all of them of the episode; a seed that has not arrived is later."""
     if np.isnan(reached):
         return "-"
-    return f"by {reached:g} of {seeds:g}" + ("" if np.isnan(episode) else f"\nepisode {episode:,g}")
+    when = f"\nepisode {episode:,g}" if np.isfinite(episode) else "\nmedian not yet" if reached else ""
+    return f"by {reached:g} of {seeds:g}{when}"
 
 
 def _value(line: Line, name: str) -> float:
