@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 
+import stages.cli.quiet  # noqa: F401, before all that imports jax
 from stages.cli import terminal
 from stages.cli.parse import parse
 from stages.commands.command import command

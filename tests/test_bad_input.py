@@ -173,3 +173,20 @@ def test_printing_ends_nothing(where):
     if where == "ascii":
         with open(reader, encoding="ascii") as said:
             assert said.read().count("gr??e") == 4
+
+
+def test_the_compilers_banners_are_silenced_unless_asked_for():
+    """A constant that XLA's own evaluator takes seconds for: folding it is what it complains of first."""
+    program = (
+        "import run, jax; from jax import lax, numpy as jnp; "
+        "x = lambda: lax.reduce_window(jnp.ones((80, 80)), 0.0, lax.add, (25, 25), (1, 1), 'SAME').sum(); "
+        "jax.jit(x).lower().compile()"
+    )
+    said = {}
+    for level in ("", "0"):
+        variables = {name: value for name, value in os.environ.items() if not name.startswith(("XLA_", "TF_", "JAX_"))}
+        variables |= {"TF_CPP_MIN_LOG_LEVEL": level} if level else {}
+        done = subprocess.run([sys.executable, "-c", program], env=variables, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        said[level] = "Constant folding" in done.stderr
+    assert said == {"": False, "0": True}

@@ -13,21 +13,16 @@ import numpy as np
 import pytest
 
 import run
+from envs.environment import StateSpace
 from stages.collect import Episodes
 from stages.log import round_log
 from stages.log import run_log as log_module
+from stages.log.hooks import chunk_rows, log_chunk, log_evaluation, log_finish, log_plan, log_round, log_start
+from stages.log.lines import Pace, explored_words
 from stages.log.round_log import RoundLog, ScoreCurve, metric_rows
-from stages.log.run_log import (
-    RunLog,
-    RunSetup,
-    chunk_rows,
-    log_chunk,
-    log_finish,
-    log_plan,
-    log_round,
-    log_start,
-)
+from stages.log.run_log import RunLog, RunSetup
 from stages.replay import StepCounters
+from stages.report.novelty import NoveltyLog
 from stages.store.files import plain
 from stages.store.folder import RunFolder
 from stages.sweep.memory import peak_memory_mb
@@ -39,6 +34,7 @@ from tests.runs import rows as read
 
 NAN = math.nan
 NOW = 1000.0
+PACE = Pace(1.0, 5.0, 0.0)
 
 
 @pytest.fixture(autouse=True)
@@ -145,18 +141,57 @@ def test_lines_and_rows_of_a_chunk(tmp_path, capsys, clock):
     log_round(log, 0, Round([0, 1], [0, 1]))
     clock.now = NOW + 10.0
     rows = chunk_rows(log, progress([1.0, 0.0], [1, 0]), config, at(100), 50, NOW)
-    log_chunk(log, config, rows, np.array([0.25, 0.75]), 50, 0.2, 125.9)
+    log_chunk(log, config, rows, np.array([0.25, 0.75]), 50, Pace(0.2, 6.4, 125.9))
     said, warned = capsys.readouterr()
-    speed = 2 * 50 * config.schedule[0] * 2 / 10
-    assert said == f"explore  20%  200/1,000 steps  score 1.00  zero-shot 0.50  {speed:,.0f} steps/s  2:05 left\n"
+    assert said == ("explore  20%  200/1,000 steps a seed, 6.4 a second, 2:05 left  score 1.00  zero-shot 0.50\n")
     assert not warned and log.round.updates == 50 * config.schedule[1] and log.round.evaluation.steps == [200]
     assert [(row["seed"], row["episode/score"], row["eval/score"]) for row in read(tmp_path / "run")] == [
         (0, 1.0, 0.25),
         (1, None, 0.75),
     ]
     log.round.adapt_step = 200
-    log_chunk(log, config, rows, None, 50, 1.0, 0.0)
+    clock.now = NOW + 12.5
+    log_chunk(log, config, rows, None, 50, PACE)
     assert "200/1,500 steps" in capsys.readouterr().out
+    # Of 50 iterations each, with one episode of seed 0 and none of seed 1.
+    updates = 50 * config.schedule[1]
+    totals = [(row["episode/total"], row["updates"], row["wall_seconds"]) for row in read(tmp_path / "run")]
+    assert totals == [(1, updates, 10.0), (0, updates, 10.0), (2, 2 * updates, 12.5), (0, 2 * updates, 12.5)]
+
+
+def test_steps_speed_and_time_left_are_of_one_seed():
+    """60 of 100 iterations of 4 rows, 20 of them before this session, in 10 s: 16 rows a second, 40 iterations left."""
+    assert Pace.of(60, 20, 100, 4, 10.0) == (0.6, 16.0, 10.0)
+
+
+def test_an_exploring_line_says_states_and_goals():
+    states = StateSpace(36, 36, lambda state: state, (6, 6))
+    log = NoveltyLog()
+    assert explored_words(log, states, True) == [] and explored_words(log, None, True) == []
+    log.add(100, {"visited_states": np.array([9.0, 30.0, 12.0])}, np.array([0, 31, 0]), np.zeros(3, int))
+    assert explored_words(log, states, True) == ["states 12/36", "goal 1/3 seeds"]
+    assert explored_words(log, states, False) == ["states 12/36"]
+
+
+def test_an_evaluation_is_announced(tmp_path, capsys):
+    log_evaluation(make(RunFolder.open(tmp_path / "run"), ["--eval-episodes", "7"]), "untrained")
+    log_evaluation(make(), "trained")
+    assert capsys.readouterr().out == "evaluating untrained agents: 7 episodes a seed\n"
+
+
+def test_seconds_of_all_sessions_count(capsys, clock):
+    """7 s of compiling in a session of 20 s, 5 in one of 10 that goes on."""
+    log = make()
+    log_round(log, 0, Round([0], [0]))
+    log_plan(log, Plan([], [Round([0], [0])], {"actor": 1}, "a line"), 7.0)
+    clock.now += 20.0
+    saved = json.loads(json.dumps(plain(log.to_json([1]))))
+    clock.now += 100.0
+    later = dataclasses.replace(make(), started=clock.now)
+    later.resume(saved)
+    log_plan(later, Plan([], [Round([0], [0])], {"actor": 1}, "a line"), 5.0)
+    clock.now += 10.0
+    assert (later.compile_seconds, later.wall_seconds) == (12.0, 30.0)
 
 
 def test_a_seed_that_diverges_is_warned_of_once_and_marked_in_every_file(tmp_path, capsys):
@@ -167,7 +202,7 @@ def test_a_seed_that_diverges_is_warned_of_once_and_marked_in_every_file(tmp_pat
     for step, loss, diverged in ((2, 0.5, 0), (4, NAN, 3), (6, math.inf, 3)):
         done = progress([1.0] * 3, [1] * 3, [0.5, loss, 0.5], [0, diverged, 0])
         config = log.setup.arguments.config
-        log_chunk(log, config, chunk_rows(log, done, config, at(step), 1, NOW - 1), None, 1, 1.0, 0.0)
+        log_chunk(log, config, chunk_rows(log, done, config, at(step), 1, NOW - 1), None, 1, PACE)
     _, warned = capsys.readouterr()
     assert warned.startswith("run.py: warning: seed 4 at step 6: ") and warned.count("\n") == 1
     np.testing.assert_array_equal(log.round.training.scores, [[1, 1, 1], [1, NAN, 1], [1, NAN, 1]])
@@ -188,11 +223,11 @@ def test_a_seed_that_diverges_is_warned_of_once_and_marked_in_every_file(tmp_pat
 def test_a_process_that_does_not_lead_prints_and_writes_nothing(capsys):
     log = make(planned_rounds=2)
     log_start(log, [0, 1], [SimpleNamespace(platform="cpu")])
-    log_plan(log, Plan([], [Round([0], [0])] * 2, {"actor": 1}, "a line"))
+    log_plan(log, Plan([], [Round([0], [0])] * 2, {"actor": 1}, "a line"), 1.0)
     for seed in (0, 1):
         log_round(log, seed, Round([seed], [seed]))
         rows = chunk_rows(log, progress([1.0], [1]), log.setup.arguments.config, at(1), 1, NOW - 1)
-        log_chunk(log, log.setup.arguments.config, rows, None, 1, 1.0, 0.0)
+        log_chunk(log, log.setup.arguments.config, rows, None, 1, PACE)
     log_finish(log)
     log.on_abort()
     assert capsys.readouterr() == ("", "")
@@ -202,7 +237,8 @@ def test_a_run_of_two_rounds_from_its_first_line_to_its_last(tmp_path, capsys, c
     log = make(RunFolder.open(tmp_path / "run"), ["--seeds", "3", "--replay.train-ratio", "192"])
     log_start(log, [0, 1, 2], [SimpleNamespace(platform="cpu")] * 2)
     clock.now += 7.0
-    log_plan(log, Plan([], [Round([0, 1], [0, 1]), Round([2], [2, 2])], {"actor": 1200, "critic": 34}, "two rounds"))
+    rounds = [Round([0, 1], [0, 1]), Round([2], [2, 2])]
+    log_plan(log, Plan([], rounds, {"actor": 1200, "critic": 34}, "two rounds"), 7.0)
     for index, (seeds, mine) in enumerate((([0, 1], [0, 1]), ([2], [2, 2]))):
         evaluate = Evaluator(Round(seeds, mine), log.setup.processes)
         log_round(log, index, evaluate.round)
@@ -210,7 +246,7 @@ def test_a_run_of_two_rounds_from_its_first_line_to_its_last(tmp_path, capsys, c
         for step in (250, 500):
             done = progress([float(seed) for seed in mine], [1] * len(mine))
             rows = chunk_rows(log, done, log.setup.arguments.config, at(step), 3, clock.now - 1)
-            log_chunk(log, log.setup.arguments.config, rows, None, 3, step / 500, 0.0)
+            log_chunk(log, log.setup.arguments.config, rows, None, 3, PACE)
         log.round.final = evaluate(Scored(), STATE, at(1))
     clock.now += 13.0
     log_finish(log)

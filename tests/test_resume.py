@@ -22,7 +22,7 @@ from stages.cli.signals import Signals
 from stages.commands.command import command
 from stages.loop import checkpoint_policy
 from stages.store.fingerprint import COMPUTATION, fingerprint
-from stages.sweep import start
+from stages.sweep import rounds, start
 from tests.bench.kills import differences
 from tests.corridor import Corridor
 from tests.runs import CATCH, PATIENCE, ROOT, ROUNDS, ask, at_chunk
@@ -88,6 +88,37 @@ def test_a_signal_in_the_second_round_while_it_adapts(whole_rounds, tmp_path, mo
     folder = tmp_path / "run"
     assert stopped(TWO_ROUNDS, folder, monkeypatch, signal.SIGTERM, 7) == (143, 2 * 4 + 3)
     assert differences(whole_rounds, folder) == []
+
+
+def test_a_signal_while_untrained_agents_are_evaluated_does_not_wait_for_a_chunk(
+    whole_rounds, tmp_path, monkeypatch, capsys
+):
+    """In the second round: the first one is saved, and the second begins again with the same numbers."""
+    folder, evaluate, points = tmp_path / "run", rounds.Evaluator.__call__, []
+
+    def asked(self, sweep, state, clock):
+        points.append(self.round.seeds)
+        if points.count([7]) == 1 and points[-1] == [7]:
+            ask(signal.SIGTERM)
+        return evaluate(self, sweep, state, clock)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds.Evaluator, "__call__", asked)
+        assert run.main([*TWO_ROUNDS, str(folder)]) == 143
+    said = capsys.readouterr().out.splitlines()
+    assert said[-2].startswith("evaluating untrained agents") and said[-1].startswith("stopped at 0 of 60 steps")
+    assert len(logged(folder)) == 2 * 4
+    assert run.main([*TWO_ROUNDS, str(folder)]) == 0
+    assert differences(whole_rounds, folder) == []
+
+
+def test_before_the_first_chunk_a_signal_has_nothing_to_wait_for(tmp_path, monkeypatch):
+    """Between_chunks is what makes signals wait: it comes after the untrained agents' evaluation."""
+    calls, evaluate, wait = [], rounds.Evaluator.__call__, Signals.between_chunks
+    monkeypatch.setattr(rounds.Evaluator, "__call__", lambda *args: calls.append("evaluate") or evaluate(*args))
+    monkeypatch.setattr(Signals, "between_chunks", lambda *args: calls.append("wait") or wait(*args))
+    assert run.main([*WORDS, str(tmp_path / "run")]) == 0
+    assert calls[:2] == ["evaluate", "wait"] and calls[-1] == "evaluate"
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(whole, tmp_path, capsys):

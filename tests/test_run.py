@@ -21,7 +21,7 @@ def test_a_run_leaves_its_files(tmp_path, capsys):
     code, folder = start(tmp_path, "--steps", "2.5e1", "--seed-start", "5", "--devices", "1")
     assert code == 0
     said = capsys.readouterr().out
-    assert "compiling" in said and "interquartile mean" in said and "steps/s" in said and "left" in said
+    assert "compiling" in said and "interquartile mean" in said and " a second, " in said and "left" in said
     assert {p.name for p in folder.iterdir()} == {
         *("config.json", "metrics.jsonl", "summary.json", "curves.png", "checkpoints", ".lock"),
     }

@@ -24,7 +24,7 @@ def logged(folder):
     table = {(row["step"], row["seed"]): row for row in rows(folder)}
     assert len(table) == len(rows(folder)), "a row was logged twice"
     for row in table.values():
-        assert row.pop("fps/policy") > 0 and row.pop("fps/train") > 0
+        assert all(row.pop(name) > 0 for name in ("fps/policy", "fps/train", "wall_seconds"))
     return table, json.loads((folder / "summary.json").read_text())
 
 

@@ -10,7 +10,9 @@ import pytest
 import run
 from stages.config import ConfigError
 from stages.log import sink as sink_module
-from stages.log.run_log import RunLog, RunSetup, log_chunk, log_round
+from stages.log.hooks import log_chunk, log_round
+from stages.log.lines import Pace
+from stages.log.run_log import RunLog, RunSetup
 from stages.log.sink import Tracker, open_sink, series
 from stages.store.folder import RunFolder
 from stages.sweep.rounds import Round
@@ -21,7 +23,7 @@ NAN = math.nan
 
 def rows(*scores, step=100):
     """Rows of seeds 3, 4 ...: a score and a loss, the loss ten times the seed."""
-    each = {"step": step, "phase": "task", "diverged": None, "fps/policy": 50.0}
+    each = {"step": step, "phase": "task", "diverged": None, "fps/policy": 50.0, "episode/count": 1}
     return [
         each | {"seed": 3 + i, "episode/score": score, "train/loss/recon": 10.0 * (3 + i)}
         for i, score in enumerate(scores)
@@ -52,6 +54,7 @@ def test_a_chunk_in_numbers():
         "round2/episode/score/iqm": 2.5,
         "round2/train/loss/recon": 45.0,
         "round2/fps/policy": 50.0,
+        "round2/episode/count": 1.0,
         **{f"seeds/episode/score/{3 + i}": score for i, score in enumerate((1.0, 2.0, 3.0, 100.0))},
     }
 
@@ -121,7 +124,7 @@ def log_of_a_run(path):
 
 def test_a_run_tells_it_of_every_chunk_and_closes_it(tmp_path, stub):
     log = log_of_a_run(tmp_path / "run")
-    log_chunk(log, log.setup.arguments.config, rows(1.0, 3.0), None, 1, 0.5, 0.0)
+    log_chunk(log, log.setup.arguments.config, rows(1.0, 3.0), None, 1, Pace(0.5, 1.0, 0.0))
     log.on_stop()
     assert [name for name, _, _ in stub] == ["init", "log", "finish"]
     [told] = [args[0] for name, args, _ in stub if name == "log"]
@@ -136,7 +139,7 @@ def test_a_tracker_that_breaks_costs_no_run(tmp_path, stub, capsys):
 
     log.tracker.sink = log.tracker.sink._replace(write=gone)
     for step in (100, 200):
-        log_chunk(log, log.setup.arguments.config, rows(1.0, 2.0, step=step), None, 1, 0.5, 0.0)
+        log_chunk(log, log.setup.arguments.config, rows(1.0, 2.0, step=step), None, 1, Pace(0.5, 1.0, 0.0))
     assert capsys.readouterr().err == (
         "run.py: warning: no more of this run goes to trackio (the server is gone); metrics.jsonl has all\n"
     )

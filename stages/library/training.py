@@ -14,6 +14,7 @@ import envs
 from envs import own
 from envs.environment import Environment
 from stages.cli.arguments import Arguments, check
+from stages.cli.processes import Processes
 from stages.config import Config, ConfigError, Hypers
 from stages.library.agents import joined
 from stages.log.round_log import RoundLog
@@ -102,10 +103,7 @@ def train(
     )
     check(arguments)
     env = envs.make(config.env, dict(config.env_args)) if env is None else own.checked("env", env)
-    setup = RunSetup(
-        arguments, [Trial("", arguments)], states=env.states, has_goal=env.goal is not None,
-        achievements=env.achievements,
-    )  # fmt: skip
+    setup = RunSetup.of(arguments, [Trial("", arguments)], env, Processes())
     log, groups = RunLog(setup, time.time(), table=[]), []
 
     def keep(ended: RoundLog, state: TrainState, clock: StepCounters) -> None:

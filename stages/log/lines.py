@@ -3,11 +3,14 @@
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from envs.environment import StateSpace
 from stages.cli.arguments import Arguments
 from stages.cli.saved_settings import beyond_preset, flag_of, set_by_mode
+from stages.report.novelty import NoveltyLog
 from stages.report.statistics import summarise
 from stages.sweep.memory import Devices
 from stages.sweep.rounds import Plan, Round
@@ -72,25 +75,51 @@ def agent_name(trials: Sequence[Trial], round: Round, slot: int) -> str:
     return f"seed {round.seeds[slot]}{trial}"
 
 
+class Pace(NamedTuple):
+    """How far a phase is, and how fast it goes."""
+
+    share: float  # of the phase that is done
+    speed: float  # rows of a seed in a second, evaluations included, since the phase began or went on
+    seconds: float  # until the phase's end, at that speed
+
+    @staticmethod
+    def of(done: int, first: int, total: int, rows: int, seconds: float) -> "Pace":
+        """After `done` iterations of `total`, of which `first` were done when the phase began or went on.
+
+        Args:
+            rows: that an iteration collects.
+            seconds: since then.
+        """
+        per_second = (done - first) / max(seconds, 1e-9)
+        return Pace(done / total, per_second * rows, (total - done) / per_second)
+
+
+def explored_words(log: NoveltyLog, states: StateSpace | None, has_goal: bool) -> list[str]:
+    """States visited, median over seeds, and how many seeds reached the goal; nothing where states are not counted."""
+    if states is None or not log.metrics:
+        return []
+    words = [f"states {np.median(log.metrics[-1]['visited_states']):,g}/{states.count:,}"]
+    return words + [f"goal {np.count_nonzero(log.goal_episode)}/{log.goal_episode.size} seeds"] * has_goal
+
+
 def progress_line(
-    mode: str, share: float, step: int, steps: int, scores: np.ndarray, tasker: np.ndarray | None, speed: float,
-    seconds: float,
-) -> str:  # fmt: skip
-    """How far a phase is.
+    mode: str, pace: Pace, steps: tuple[int, int], scores: np.ndarray, tasker: np.ndarray | None, explored: list[str]
+) -> str:
+    """How far a phase is. Steps, speed and time left are of one seed; all go on side by side.
 
     Args:
-        share: of the phase that is done.
-        step: env steps of a seed so far, of `steps`.
+        steps: of a seed so far, and at the end.
         scores: training scores [S].
         tasker: evaluation scores [S]; None where it was not evaluated.
-        speed: env steps of all seeds in a second.
-        seconds: until the phase's end, about.
+        explored: of `explored_words`.
     """
-    parts = [f"{mode:>7} {share:4.0%}", f"{step:,}/{steps:,} steps", f"score {_iqm(scores)}"]
+    speed = f"{pace.speed:,.0f}" if pace.speed >= 100 else f"{pace.speed:.2g}"
+    left = f"{int(pace.seconds) // 60}:{int(pace.seconds) % 60:02d} left"
+    parts = [f"{mode:>7} {pace.share:4.0%}", f"{steps[0]:,}/{steps[1]:,} steps a seed, {speed} a second, {left}"]
+    parts.append(f"score {_iqm(scores)}")
     if tasker is not None:
         parts.append(f"{'zero-shot' if mode == 'explore' else 'tasker'} {_iqm(tasker)}")
-    parts += [f"{speed:,.0f} steps/s", f"{int(seconds) // 60}:{int(seconds) % 60:02d} left"]
-    return "  ".join(parts)
+    return "  ".join(parts + explored)
 
 
 def _iqm(scores: np.ndarray) -> str:

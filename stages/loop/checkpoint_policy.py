@@ -81,10 +81,21 @@ class CheckpointPolicy:
         self.side_by_side = saved["width"] * processes.count
 
     def on_plan(self, phases: list[Phase]) -> None:
-        """All is compiled: from now on there is something to save."""
+        """All is compiled."""
         self._phases = phases
-        self._saved_at = self._chunk_at = time.time()
+        self._saved_at = time.time()
+
+    def on_training(self) -> None:
+        """A round's state is there: from now on there is something to save, and a signal waits for the chunk's end.
+
+        Raises:
+            Stopped: a signal came since the last round ended. What that saved is all that there is.
+        """
         self._signals.between_chunks()
+        if asked := max(self._processes.exchange_json(self._signals.asked)):
+            self._log.on_stop()
+            raise Stopped(asked)
+        self._chunk_at = time.time()
 
     def restore(self, index: int) -> tuple[TrainState, StepCounters] | None:
         """State and clock of round `index` at its newest checkpoint; None if it has none. Raises RunFolderError."""

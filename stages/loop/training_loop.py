@@ -14,18 +14,19 @@ from stages.cli import terminal
 from stages.cli.processes import Processes
 from stages.cli.signals import Signals
 from stages.config import Hypers
-from stages.log.round_log import RoundLog
-from stages.log.run_log import (
-    RunLog,
-    RunSetup,
+from stages.log.hooks import (
     chunk_rows,
     log_chunk,
+    log_evaluation,
     log_finish,
     log_plan,
     log_round,
     log_start,
     with_measurements,
 )  # fmt: skip
+from stages.log.lines import Pace
+from stages.log.round_log import RoundLog
+from stages.log.run_log import RunLog, RunSetup
 from stages.loop.checkpoint_policy import CheckpointPolicy
 from stages.loop.open_run import open_run
 from stages.replay import StepCounters
@@ -46,10 +47,7 @@ def train_program(program: Program, processes: Processes, signals: Signals, star
     env = envs.make(config.env, dict(config.env_args))
     opened = open_run(program, processes)
     try:
-        setup = RunSetup(
-            program.arguments, program.trials, processes, env.states, env.goal is not None, env.achievements,
-            opened.folder, opened.trials,
-        )  # fmt: skip
+        setup = RunSetup.of(program.arguments, program.trials, env, processes, opened.folder, opened.trials)
         if not opened.finished:
             log = RunLog(setup, started)
             train_rounds(env, log, CheckpointPolicy(program.arguments, env, opened.path, processes, signals, log))
@@ -81,6 +79,7 @@ def train_rounds(
         return phases_of(env, arguments.config, devices, width, arguments.log_points, chunks)
 
     log_start(log, seeds, devices)
+    since = time.time()
     try:
         planned = plan(
             seeds, devices, setup.processes, build,
@@ -90,7 +89,7 @@ def train_rounds(
     except BaseException:
         log.on_abort()
         raise
-    log_plan(log, planned)
+    log_plan(log, planned, time.time() - since)
     if saving:
         saving.on_plan(planned.phases)
     for index, round in enumerate(planned.rounds):
@@ -117,7 +116,10 @@ def train_round(
     else:
         sweep = phases[0].sweep
         state, clock, _ = sweep.prefill(sweep.init(round.mine, hypers))
+        log_evaluation(log, "untrained")
         logged.untrained = evaluate(sweep, state, clock)
+    if saving:
+        saving.on_training()
     for phase in phases[logged.phase :]:
         if phase is not phases[logged.phase]:
             state = phase.sweep.adapt(state)
@@ -125,6 +127,7 @@ def train_round(
         state, clock = train_phase(phase, state, clock, evaluate, log, saving)
         if phase.sweep.config.mode == "explore":
             logged.zero_shot = logged.evaluation.scores[-1]
+    log_evaluation(log, "trained")
     logged.final = evaluate(phases[-1].sweep, state, clock)
     if saving:
         saving.on_round_end(log.current, state, clock)
@@ -149,9 +152,9 @@ def train_phase(
         rows = chunk_rows(log, progress, sweep.config, clock, phase.iterations, chunk_since)
         rows = with_measurements(log, rows, sweep.measure(state, logged.round.mine, int(clock.step)))
         scores = evaluate(sweep, state, clock) if exploring else None
-        done = logged.done + phase.iterations
-        seconds = (time.time() - since) / (done - first) * (phase.total - done)
-        log_chunk(log, sweep.config, rows, scores, phase.iterations, done / phase.total, seconds)
+        rows_each = sweep.config.schedule[0] * sweep.config.envs
+        pace = Pace.of(logged.done + phase.iterations, first, phase.total, rows_each, time.time() - since)
+        log_chunk(log, sweep.config, rows, scores, phase.iterations, pace)
         if saving:
             saving.on_chunk(state, clock)
     assert sweep.traces["train_chunk"] <= 1, sweep.traces

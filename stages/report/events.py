@@ -22,7 +22,7 @@ MOST_SHOWN = 12
 class EventLog:
     """Episodes of each seed that have ended, and of them those in which each event happened; [S], empty before any."""
 
-    episodes: Counts = field(default_factory=lambda: np.zeros(0, np.int64))
+    episodes: Counts = field(default_factory=lambda: np.zeros(0, np.int64))  # counted without events, too
     happened: dict[str, Counts] = field(default_factory=dict)
 
     @staticmethod
@@ -34,8 +34,6 @@ class EventLog:
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Add what rows of metrics.jsonl say, one for each seed."""
         names = [name.removeprefix(METRIC) for name in rows[0] if name.startswith(METRIC)]
-        if not names:
-            return
         episodes = np.array([row["episode/count"] for row in rows], np.int64)
         before = self.happened or {name: np.zeros_like(episodes) for name in names}
         shares = {name: np.array([row[METRIC + name] for row in rows], np.float64) for name in names}

@@ -29,7 +29,7 @@ SMALL = [
     # Two rounds of two phases, saved after every chunk.
     *("--mode", "explore", "--seeds", "4", "--parallel", "2", "--checkpoint-minutes", "0", "--log-points", "10"),
 ]
-CLOCK = ("fps/policy", "fps/train")
+CLOCK = ("fps/policy", "fps/train", "wall_seconds")
 """Metrics that tell of the clock."""
 
 

@@ -1,0 +1,186 @@
+"""Hooks: what the training loop calls: lines on the terminal, metrics.jsonl, summary.json, and at the end pictures.
+
+With several processes, all gather what is logged, and the first one prints and writes it. Of several trials, each has a
+folder of its own, as if it were a run alone.
+
+The loop calls `log_start`, `log_plan`, for each round `log_round`, before evaluations that no line announces
+`log_evaluation`, after each chunk `chunk_rows`, `with_measurements` and `log_chunk`, and at the end `log_finish`.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from stages.cli import terminal
+from stages.config import Config
+from stages.log.lines import Pace, agent_name, explored_words, plan_lines, progress_line, round_line, start_lines
+from stages.log.measured import measured_columns
+from stages.log.round_log import RoundLog, metric_rows
+from stages.log.run_log import MetricRow, RunLog, versions
+from stages.log.sink import Tracker, series
+from stages.log.summary import print_finished, write_finished, write_unfinished
+from stages.measure.measurement import Measurement
+from stages.replay import StepCounters
+from stages.report.advice import advice_line
+from stages.report.read import read_run
+from stages.store.folder import RunFolder
+from stages.sweep.memory import Devices, peak_memory_mb
+from stages.sweep.rounds import Plan, Round
+from stages.train import Progress
+
+
+def log_start(log: RunLog, seeds: Sequence[int], devices: Devices) -> None:
+    """The first lines; compiling begins."""
+    run = log.setup
+    if run.folder is not None:
+        trials, processes = len(run.trials), run.processes.count
+        _say(start_lines(run.arguments, trials, seeds, devices, processes, run.folder.path))
+
+
+def log_plan(log: RunLog, plan: Plan, compile_seconds: float) -> None:
+    """All is compiled: say what will run side by side, write config.json, and open the tracker.
+
+    Args:
+        compile_seconds: of this session.
+    """
+    log.compile_seconds += compile_seconds
+    log.planned_rounds = len(plan.rounds)
+    run = log.setup
+    if run.folder is None:
+        return
+    _say(plan_lines(plan, compile_seconds))
+    config = dataclasses.asdict(run.arguments) | {"versions": versions()}
+    run.folder.write_config(config)
+    if run.trials[0].name:
+        for trial, folder in zip(run.trials, run.folders, strict=True):
+            folder.write_config(dataclasses.asdict(trial.arguments) | {"versions": versions()})
+    # One round's steps go on where they ended; several rounds' begin again, and nothing may be forgotten.
+    last = log.rounds[-1].step if log.rounds and log.planned_rounds == 1 else 0
+    log.tracker = Tracker.open(run.arguments.log, run.folder.path, config, last)
+
+
+def log_round(log: RunLog, index: int, round: Round) -> RoundLog:
+    """A round begins, or goes on; returns its log."""
+    log.current = index
+    if index == len(log.rounds):
+        log.rounds.append(RoundLog(round))
+    log.round.round = round
+    if log.setup.folder is not None:
+        if log.planned_rounds > 1:
+            terminal.say(round_line(log.setup.trials, index, log.planned_rounds, round))
+        if log.round.step:
+            terminal.say(f"going on from the checkpoint at {log.round.step:,} steps")
+    return log.round
+
+
+def log_evaluation(log: RunLog, agents: str) -> None:
+    """Agents are evaluated now, of this kind: it may take as long as a chunk."""
+    if log.setup.folder is not None:
+        terminal.say(f"evaluating {agents} agents: {log.setup.arguments.config.eval_episodes} episodes a seed")
+
+
+def chunk_rows(
+    log: RunLog, progress: Progress, config: Config, clock: StepCounters, iterations: int, since: float
+) -> list[MetricRow]:
+    """Rows of metrics.jsonl, of all processes' seeds. Reading the numbers waits for the chunk to end.
+
+    Args:
+        config: of the phase.
+        iterations: of the chunk.
+        since: when it began, of time.time.
+    """
+    everyone = log.setup.processes.gather(progress)
+    return metric_rows(everyone, log.round.round.seeds, config, int(clock.step), iterations, since)
+
+
+def with_measurements(log: RunLog, rows: list[MetricRow], measured: Measurement) -> list[MetricRow]:
+    """`rows` with what was measured of each seed, [P, ...] of this process."""
+    run = log.setup
+    half = run.arguments.config.steps // 2
+    columns = measured_columns(measured, log.round, rows[0]["step"], half, run.has_goal, run.processes)
+    return [row | {name: values[index] for name, values in columns.items()} for index, row in enumerate(rows)]
+
+
+def log_chunk(
+    log: RunLog, config: Config, rows: list[MetricRow], tasker: np.ndarray | None, iterations: int, pace: Pace
+) -> None:
+    """One log point: metrics.jsonl, summary.json, curves, a line of progress.
+
+    Args:
+        config: of the phase.
+        rows: what `chunk_rows` returned.
+        tasker: the tasker's evaluation scores, [seeds], in a run that explores.
+        iterations: of the chunk.
+        pace: of the phase.
+    """
+    run, current = log.setup, log.round
+    diverged = current.add_chunk(rows, tasker, iterations, config.schedule[1])
+    so_far = {"updates": current.updates, "wall_seconds": log.wall_seconds}
+    totals = current.events.episodes.tolist()
+    rows = [row | {"episode/total": total} | so_far for row, total in zip(rows, totals, strict=True)]
+    if tasker is not None:
+        rows = [row | {"eval/score": float(score)} for row, score in zip(rows, tasker, strict=True)]
+    if log.table is not None:
+        log.table += rows
+    if run.folder is None:
+        return
+    prefix = f"round{log.current + 1}/" if log.planned_rounds > 1 else ""
+    for index, (trial, folder) in enumerate(zip(run.trials, run.folders, strict=True)):
+        if trial_rows := [rows[slot] for slot in current.round.slots(index)]:
+            folder.append_metrics(trial_rows)
+            if log.tracker.sink is not None:
+                log.tracker.write(current.step, series(trial_rows, prefix, trial.name))
+    _write_unfinished(log, run.folder)
+    steps = run.arguments.config.steps + (run.arguments.config.adapt_steps if current.adapt_step is not None else 0)
+    scores, explores = current.training.scores[-1], run.arguments.config.mode != "task"
+    explored = explored_words(current.novelty, run.states, run.has_goal) if explores else []
+    terminal.say(progress_line(config.mode, pace, (current.step, steps), scores, tasker, explored))
+    if diverged:
+        names = [f"{agent_name(run.trials, current.round, i)} at step {current.diverged[i]:,}" for i in diverged]
+        terminal.warn(
+            f"{', '.join(names)}: a loss, gradient, observation or reward was not finite; frozen there (try a lower lr)"
+        )
+
+
+def log_finish(log: RunLog) -> None:
+    """The files of each trial, over the seeds of all rounds together; of a run that is no sweep the table."""
+    run = log.setup
+    if run.folder is None:
+        return
+    log.tracker.close()
+    merged, names = RoundLog.of_all(log.rounds), [trial.name for trial in run.trials]
+    cost = {"compile_seconds": round(log.compile_seconds, 2), "wall_seconds": log.wall_seconds}
+    cost |= {"peak_memory_mb": round(peak_memory_mb(), 1), "versions": versions()}
+    about = {"finished": True, "side_by_side": len(merged.round.mine) * run.processes.count}
+    about |= {"processes": run.processes.count, "rounds": len(log.rounds), **cost}
+    for index, (trial, folder) in enumerate(zip(run.trials, run.folders, strict=True)):
+        of_trial = merged.of_trial(index)
+        write_finished(folder, trial, of_trial, run.states, run.achievements, about)
+        if names == [""]:
+            print_finished(trial, of_trial, run.states, run.has_goal, run.achievements)
+            if advice := advice_line(read_run(folder.path), run.max_entropy):
+                terminal.say(advice)
+    if names != [""]:
+        run.folder.write_summary({"finished": True, "trials": names, **cost})
+    terminal.say(
+        f"{merged.step:,} env steps and {merged.updates:,} updates a seed in {cost['wall_seconds']:.0f} s "
+        f"({log.compile_seconds:.0f} s compiling), {cost['peak_memory_mb']:,.0f} MB; see {run.folder.path}"
+    )
+
+
+def _write_unfinished(log: RunLog, folder: RunFolder) -> None:
+    """summary.json says how far the run has come, should it be killed before its end."""
+    run, current = log.setup, log.round
+    about = {"round": log.current + 1, "rounds": log.planned_rounds, "wall_seconds": log.wall_seconds}
+    about |= {"versions": versions()}
+    for index, (trial, trial_folder) in enumerate(zip(run.trials, run.folders, strict=True)):
+        if current.round.slots(index):
+            write_unfinished(trial_folder, trial, current.of_trial(index), run.states, run.achievements, about)
+    if run.trials[0].name:
+        folder.write_summary({"finished": False, "trials": [trial.name for trial in run.trials]})
+
+
+def _say(lines: Sequence[str]) -> None:
+    for line in lines:
+        terminal.say(line)

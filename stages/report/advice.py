@@ -1,0 +1,76 @@
+"""Advice: why nothing could be learned in a run as things stand, and what to try. One line at its end.
+
+Axes: S seeds, P log points.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from stages.report.read import Result
+from stages.report.statistics import Floats, summarise
+
+FULL_ENTROPY = 0.98  # share of the largest entropy from which on a policy is as good as uniform
+FAR_BELOW = 0.01  # share of its floor below which a range of returns gives no advantage to learn from
+FALLEN = 0.9  # share of its first loss to which a reconstruction has to fall
+FEW_POINTS = 3  # of fewer there is no last third
+
+
+class Finding(NamedTuple):
+    """Something that keeps an agent from learning."""
+
+    reason: str
+    advice: str
+
+
+def advice_line(run: Result, max_entropy: float) -> str:
+    """What to try where a finished run learned nothing; empty where it learned, or where nothing is known to be wrong.
+
+    Args:
+        max_entropy: of the policy, nats; NaN where it has none.
+    """
+    score, untrained = run.per_seed("score"), run.per_seed("untrained")
+    if not np.isfinite(untrained).any() or summarise(score, run.seeds, resamples=1).iqm > np.nanmax(untrained):
+        return ""
+    if not (found := findings(run, max_entropy)):
+        return ""
+    reasons, advice = "; ".join(x.reason for x in found), "; ".join(dict.fromkeys(x.advice for x in found))
+    return f"nothing was learned: {reasons}. Try: {advice}"
+
+
+def findings(run: Result, max_entropy: float) -> list[Finding]:
+    """What is wrong, by the metrics' medians over seeds."""
+    found, explores = [], run.settings["config.mode"] != "task"
+    seen = run.metrics.get("train/replay_rew_extrinsic", np.full((1, 1), np.nan))
+    if np.isfinite(seen).any() and not np.nan_to_num(seen).any():
+        try_first = "more steps, or a smaller environment first" if explores else "--mode mix, which explores"
+        found.append(Finding("no reward was ever seen", try_first))
+    elif _last_third(run, "train/ret_scale_extrinsic") < FAR_BELOW * _floor(run):
+        reason = f"returns differ by less than {FAR_BELOW:.0%} of the floor that divides advantages"
+        found.append(Finding(reason, "a smaller --hypers.return-floor, or rewards on a larger scale"))
+    if _last_third(run, "train/ent") > FULL_ENTROPY * max_entropy:
+        found.append(Finding("the policy stayed uniform for a third of the run", "a smaller --hypers.entropy"))
+    recon = _median(run, "train/loss/recon")
+    if recon.size >= FEW_POINTS and recon[0] > 0 and recon[1:].min() > FALLEN * recon[0]:
+        found.append(Finding("the reconstruction did not fall", "a larger --replay.train-ratio or --hypers.lr"))
+    return found
+
+
+def _floor(run: Result) -> float:
+    """What divides the tasker's advantages at least."""
+    by_advantage = run.settings["config.task_norm"] == "advantages"
+    return run.settings["hypers.task_floor" if by_advantage else "hypers.return_floor"]
+
+
+def _median(run: Result, name: str) -> Floats:
+    """A metric's median over seeds at the points where it is known."""
+    values = run.metrics.get(name, np.zeros((1, 0)))
+    return np.nanmedian(values[:, np.isfinite(values).any(0)], axis=0)
+
+
+def _last_third(run: Result, name: str) -> float:
+    """The median over the last third of the run; NaN, which is neither above nor below, of too few points."""
+    values = _median(run, name)
+    return float(np.median(values[-(values.size // 3) :])) if values.size >= FEW_POINTS else np.nan
