@@ -23,7 +23,7 @@ from stages.fast import blocks
 from stages.fast.stacked import Stacked
 from stages.imagine import Trajectory
 from stages.networks.heads import Actor, TwoHotHead
-from stages.returns import ReturnScale, divisor, lambda_return, update_scale
+from stages.returns import ReturnScale, divisor, lambda_return, update_rms, update_scale
 
 
 class Behavior(eqx.Module):
@@ -65,7 +65,7 @@ class Objective(NamedTuple):
     """How the advantages of one reward enter what the actor maximises."""
 
     weight: Float[Array, ""] | float  # of the normalised advantages
-    norm: Norm  # whose range divides them
+    norm: Norm  # what divides them
     floor: Float[Array, ""] | float  # the smallest divisor
     debias: bool  # whether the range is corrected for the start of its averages at zero
 
@@ -83,9 +83,9 @@ def behavior_loss(
     """Actor and critic losses.
 
     The actor ascends sum_r weight_r (R_r - v_r) / max(floor_r, S_r) by REINFORCE, plus entropy; S_r is the range of the
-    returns R_r (DreamerV3, eq. 7) or of the advantages R_r - v_r, as norm_r says. Each critic matches its
-    lambda-returns, and its slow copy, on imagined and on replayed rows. Only actor and critics get gradient, and what
-    `replayed.feat` was computed from.
+    returns R_r (DreamerV3, eq. 7), or the range or root mean square of the advantages R_r - v_r, as norm_r says. Each
+    critic matches its lambda-returns, and its slow copy, on imagined and on replayed rows. Only actor and critics get
+    gradient, and what `replayed.feat` was computed from.
 
     Args:
         objectives: one for each of the R rewards.
@@ -150,7 +150,8 @@ def _critic_loss(critics: Stacked, slow: Stacked, trajectory: Trajectory, reward
 def _scales(
     scale: ReturnScale, returns, gain, weight, objectives: tuple[Objective, ...], hypers: Hypers
 ) -> ReturnScale:
-    """The new scale of each reward, [R]: of its returns, or of its advantages `gain`.
+    """The new scale of each reward, [R]: the range of its returns, or the range or root mean square of its advantages
+    `gain`.
 
     Advantages count by their weight in the actor's loss: behind an imagined end no critic has learned, and its errors
     there, which nothing is made of, would set the scale.
@@ -160,6 +161,8 @@ def _scales(
         old = jax.tree.map(lambda x, r=r: x[r], scale)
         if objective.norm == "advantages":
             new.append(update_scale(old, gain[:, r], hypers.return_rate, weight))
+        elif objective.norm == "rms":
+            new.append(update_rms(old, gain[:, r], hypers.return_rate, weight))
         else:
             new.append(update_scale(old, returns[:, r], hypers.return_rate))
     return jax.tree.map(lambda *x: jnp.stack(x), *new)

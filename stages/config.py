@@ -13,7 +13,7 @@ import equinox as eqx
 from tyro.conf import Suppress
 
 Mode = Literal["task", "explore", "mix", "random"]
-Norm = Literal["returns", "advantages"]
+Norm = Literal["returns", "advantages", "rms"]
 Critics = Literal["each", "sum"]
 ExplorerReward = Literal["disagreement", "constant", "rnd", "elliptical"]
 
@@ -142,7 +142,8 @@ class Hypers(eqx.Module):
     return_floor: float = 1.0
     """Smallest divisor of extrinsic advantages that is a range of returns (DreamerV3, eq. 7)."""
     task_floor: float = 0.1
-    """Smallest divisor of the tasker's advantages where their own range divides them (--task-norm advantages)."""
+    """Smallest divisor of the tasker's advantages where --task-norm is not returns; of the explorer's extrinsic ones
+    where --extrinsic-norm is not."""
     intrinsic_floor: float = 1e-8
     """Smallest divisor of intrinsic advantages: disagreement shrinks as it is learned, a floor of 1 would hide it."""
     mix_intrinsic_floor: float = 1e-8
@@ -207,8 +208,11 @@ class Config:
     horizon: int = 15
     """Imagined steps, H."""
     task_norm: Norm = "returns"
-    """What divides the tasker's advantages: the range of the returns (DreamerV3's), or of the advantages themselves. In
-    a sparse task one action moves the return by a small part of its range: the entropy bonus then outweighs it."""
+    """What divides the tasker's advantages: the range of the returns (DreamerV3's), the range of the advantages
+    themselves, or their root mean square (rms). In a sparse task one action moves the return by a small part of its
+    range: the entropy bonus then outweighs it."""
+    extrinsic_norm: Norm = "returns"
+    """The same for the explorer's extrinsic advantages in mode mix, where each reward has a critic."""
     intrinsic_norm: Norm = "returns"
     """What divides the explorer's intrinsic advantages: the range of the returns (DreamerV3's), or of the advantages.
     In episodes of one length, intrinsic returns differ mostly by the time that is left, which no action changes."""

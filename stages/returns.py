@@ -39,7 +39,7 @@ def lambda_return(
 
 
 class ReturnScale(eqx.Module):
-    """Moving averages of the 5th and 95th percentile of returns (DreamerV3, eq. 7)."""
+    """Moving averages of the 5th and 95th percentile of returns (DreamerV3, eq. 7); or 0 and a root mean square."""
 
     low: Float[Array, "..."]
     high: Float[Array, "..."]
@@ -67,6 +67,26 @@ def update_scale(
         low, high = weighted_percentiles(sg(returns), sg(weight), np.array([5.0, 95.0], np.float32))
     average = lambda old, new: (1 - rate) * old + rate * new
     return ReturnScale(average(scale.low, low), average(scale.high, high), average(scale.weight, 1.0))
+
+
+def update_rms(
+    scale: ReturnScale,
+    advantages: Float[Array, "..."],
+    rate: Float[Array, ""] | float,
+    weight: Float[Array, "..."],
+) -> ReturnScale:
+    """The root mean square of `advantages`, which rises at once and falls slowly; sends no gradient.
+
+    An average that rises slowly lets the first reward, which is many times what came before, decide the policy before
+    the critic is right.
+
+    Args:
+        weight: how much each of them counts.
+    """
+    advantages, weight = sg((advantages, weight))
+    rms = jnp.sqrt((weight * jnp.square(advantages)).sum() / weight.sum())
+    high = jnp.maximum(rms, (1 - rate) * scale.high + rate * rms)
+    return ReturnScale(jnp.zeros_like(high), high, jnp.ones_like(high))
 
 
 def weighted_percentiles(

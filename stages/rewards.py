@@ -16,7 +16,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from stages.behavior import Objective
-from stages.config import Config, Hypers
+from stages.config import Config, Hypers, Norm
 from stages.elliptical import EllipticalBonus
 from stages.imagine import Trajectory
 from stages.intrinsic import ConstantReward, Disagreement, IntrinsicReward
@@ -43,10 +43,7 @@ class Reward(NamedTuple):
 
 def tasker_rewards(config: Config, hypers: Hypers) -> tuple[Reward, ...]:
     """The environment's reward."""
-    objective = _like_dreamer(hypers)
-    if config.task_norm == "advantages":
-        objective = Objective(1.0, "advantages", hypers.task_floor, debias=True)
-    return (Reward("extrinsic", {"extrinsic": 1.0}, objective),)
+    return (Reward("extrinsic", {"extrinsic": 1.0}, _of_norm(config.task_norm, hypers)),)
 
 
 def explorer_rewards(config: Config, hypers: Hypers) -> tuple[Reward, ...]:
@@ -64,12 +61,17 @@ def explorer_rewards(config: Config, hypers: Hypers) -> tuple[Reward, ...]:
     if config.explorer_critics == "sum":
         weights: dict[Source, Scalar] = {"intrinsic": hypers.intrinsic_scale, "extrinsic": hypers.extrinsic_scale}
         return (Reward("sum", weights, _like_dreamer(hypers)),)
-    # DreamerV3's divisor: Deep Sea's cost of a thousandth for a step, brought to unit size, would drown novelty.
-    extrinsic = _like_dreamer(hypers)._replace(weight=hypers.extrinsic_scale)
+    # With a floor: Deep Sea's cost of a thousandth for a step, brought to unit size, would drown novelty.
+    extrinsic = _of_norm(config.extrinsic_norm, hypers)._replace(weight=hypers.extrinsic_scale)
     return (
         Reward(name, {"intrinsic": 1.0}, intrinsic),
         Reward("extrinsic", {"extrinsic": 1.0}, extrinsic),
     )
+
+
+def _of_norm(norm: Norm, hypers: Hypers) -> Objective:
+    """Extrinsic advantages divided as DreamerV3 does, or by what they are themselves."""
+    return _like_dreamer(hypers) if norm == "returns" else Objective(1.0, norm, hypers.task_floor, debias=True)
 
 
 def _like_dreamer(hypers: Hypers) -> Objective:

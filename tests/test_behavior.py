@@ -92,6 +92,7 @@ CASES = {
         DISCRETE,
         (Objective(1.0, "advantages", 1e-8, True), Objective(0.5, "returns", 6.0, False)),
     ),
+    "root mean square": (DISCRETE, (Objective(0.5, "rms", 1e-8, True), Objective(2.0, "rms", 50.0, True))),
 }
 
 
@@ -219,6 +220,10 @@ def slow_loss(behavior, target, imagined, replayed, objectives, hypers, believed
             pairs = zip((returns[r] - value[r, :H]).ravel(), np.cumprod(imagined.cont, 0)[:H].ravel(), strict=True)
             new = [*slow_percentiles(sorted(pairs), (5, 95)), 1.0]
         low, high, weight = (0.9 * o + 0.1 * x for o, x in zip(old, new, strict=True))
+        if objectives[r].norm == "rms":
+            squares, weights = (returns[r] - value[r, :H]) ** 2, np.cumprod(imagined.cont, 0)[:H]
+            rms = np.sqrt((weights * squares).sum() / weights.sum())
+            low, high, weight = 0.0, max(rms, 0.9 * old[1] + 0.1 * rms), 1.0
         scales.append((low, high, weight))
         divisors.append(max(objectives[r].floor, (high - low) / (weight if objectives[r].debias else 1)))
 

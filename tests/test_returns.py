@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from stages.returns import ReturnScale, divisor, lambda_return, update_scale, weighted_percentiles
+from stages.returns import ReturnScale, divisor, lambda_return, update_rms, update_scale, weighted_percentiles
 from tests.by_hand import close, either
 
 REWARD, VALUE = jnp.float32([9, 1, 2, 3]), jnp.float32([7, 10, 20, 30])
@@ -123,3 +123,20 @@ def test_with_weights_alike_percentiles_are_the_plain_ones_and_without_weight_no
     noisy = jnp.concatenate([x, 1e6 * x])
     only = update_scale(ReturnScale.zero(), noisy, 1.0, jnp.concatenate([jnp.ones_like(x), jnp.zeros_like(x)]))
     close((only.low, only.high), (plain.low, plain.high), atol=0.03)
+
+
+def test_the_root_mean_square_rises_at_once_and_falls_slowly():
+    scale, seen = ReturnScale.zero(), []
+    for factor in (1.0, 10.0, 0.0, 0.0):
+        # Squares 1, 4 and 16 count 2, 1 and 1 times: their mean is 22 / 4.
+        advantages, weight = factor * jnp.float32([[-1.0, 2.0], [4.0, 99.0]]), jnp.float32([[0.5, 0.25], [0.25, 0.0]])
+        scale = update_rms(scale, advantages, 0.1, weight)
+        seen.append(float(divisor(scale, 0.5, True)))
+    rms = 5.5**0.5
+    close(seen, [rms, 10 * rms, 9 * rms, 8.1 * rms], rtol=1e-5)
+    close(divisor(scale, 1e3, True), 1e3)
+
+
+def test_the_root_mean_square_sends_no_gradient():
+    spread = lambda x: divisor(update_rms(ReturnScale.zero(), x, 0.5, jnp.abs(x)), 1e-8, True)
+    chex.assert_trees_all_equal(jax.grad(spread)(jnp.arange(1.0, 9.0)), jnp.zeros(8))

@@ -79,12 +79,15 @@ def test_what_the_explorer_is_paid(settings, names):
     assert tasker_rewards(Config(**settings), HYPERS) == (Reward("extrinsic", {"extrinsic": 1.0}, DREAMER),)
 
 
-def test_the_taskers_advantages_may_be_divided_by_their_own_range():
-    """The explorer's extrinsic ones stay DreamerV3's."""
-    own, hypers = Objective(1.0, "advantages", 0.5, debias=True), Hypers(task_floor=0.5, return_floor=2.0)
-    config = Config(mode="mix", task_norm="advantages")
+@pytest.mark.parametrize("norm", ["advantages", "rms"])
+def test_extrinsic_advantages_may_be_divided_by_what_they_are_themselves(norm):
+    own, hypers = Objective(1.0, norm, 0.5, debias=True), Hypers(task_floor=0.5, return_floor=2.0, extrinsic_scale=3.0)
+    config = Config(mode="mix", task_norm=norm)
     assert tasker_rewards(config, hypers)[0].objective == own
-    assert explorer_rewards(config, hypers)[-1].objective == DREAMER
+    assert explorer_rewards(config, hypers)[-1].objective == DREAMER._replace(weight=3.0)
+    config = Config(mode="mix", extrinsic_norm=norm)
+    assert tasker_rewards(config, hypers)[0].objective == DREAMER
+    assert explorer_rewards(config, hypers)[-1].objective == own._replace(weight=3.0)
 
 
 @pytest.mark.parametrize("mode", ["task", "random", "explore", "mix"])

@@ -60,8 +60,8 @@ def findings(run: Result, max_entropy: float) -> list[Finding]:
 
 def _floor(run: Result) -> float:
     """What divides the tasker's advantages at least."""
-    by_advantage = run.settings["config.task_norm"] == "advantages"
-    return run.settings["hypers.task_floor" if by_advantage else "hypers.return_floor"]
+    like_dreamer = run.settings["config.task_norm"] == "returns"
+    return run.settings["hypers.return_floor" if like_dreamer else "hypers.task_floor"]
 
 
 def _median(run: Result, name: str) -> Floats:
