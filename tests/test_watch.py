@@ -145,7 +145,7 @@ def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_again(folder, tm
     assert first.seeds == [5, 6] and second.seeds == [7] and first.step == reads[0] + 3
     reads.clear()
     fast = 1000
-    with pytest.raises(RunFolderError, match="at work .* replaces its checkpoints faster .*--checkpoint-keep"):
+    with pytest.raises(RunFolderError, match=r"at work .* replaces its checkpoints faster .*--checkpoint-keep"):
         load_run(folder)
 
 
