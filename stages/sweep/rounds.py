@@ -165,13 +165,14 @@ def side_by_side(seeds: int, devices: int, limit: float) -> int:
 
     P is a multiple of the devices, or fewer than them. Rounded up, it can exceed `seeds`.
     """
-
-    def full(count: int) -> int:
-        return count if count <= devices else -(-count // devices) * devices
-
-    limit = int(min(full(seeds), limit))
+    limit = int(min(_fill(seeds, devices), limit))
     limit = limit if limit <= devices else limit // devices * devices
-    return full(-(-seeds // -(-seeds // limit))) if limit else 0
+    return _fill(-(-seeds // -(-seeds // limit)), devices) if limit else 0
+
+
+def _fill(seeds: int, devices: int) -> int:
+    """Slots for so many seeds: equally many on each device where there are more seeds than devices."""
+    return seeds if seeds <= devices else -(-seeds // devices) * devices
 
 
 def fit_width(
