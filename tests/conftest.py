@@ -78,7 +78,7 @@ GROUPS = {
     **dict.fromkeys(["test_run", "test_watch"], "mixed"),
 }
 RESIDENT = 1.5e9  # bytes of a test process from which on it lets its programs go
-SMALL = ModelConfig(deter=16, blocks=2, hidden=8, units=8, stoch=4, classes=4, depth=2, bins=15, layers=2)
+SMALL = ModelConfig(deter=16, blocks=2, hidden=8, units=8, stoch=4, classes=4, depth=2, bins=15, layers=1)
 
 
 def pytest_collection_modifyitems(items):
