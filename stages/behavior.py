@@ -82,7 +82,7 @@ def behavior_loss(
 ) -> tuple[dict[str, Array], ReturnScale, dict[str, Array]]:
     """Actor and critic losses.
 
-    The actor ascends sum_r weight_r (R_r - v_r) / max(floor_r, S_r) by REINFORCE, plus entropy; S_r is the range of the
+    The actor ascends sum_r weight_r (R_r - v_r) / max(floor_r, S_r) by REINFORCE, plus entropy. S_r is the range of the
     returns R_r (DreamerV3, eq. 7), or the range or root mean square of the advantages R_r - v_r, as norm_r says. Each
     critic matches its lambda-returns, and its slow copy, on imagined and on replayed rows. Only actor and critics get
     gradient, and what `replayed.feat` was computed from.
