@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.figures import curves
-from stages.figures.curves import plot_curves
+from stages.figures import curves, look
+from stages.figures.curves import curves_figure, plot_curves
 from stages.report import score_table
 from stages.report.statistics import summarise
 from stages.store.files import RunFolderError
@@ -32,15 +32,20 @@ def printed(interval, title, diverged=None):
 
 
 def test_table_shows_every_number_and_the_seeds():
-    interval = summarise([0.5, 0.25, NAN, 1.0, 0.75], [3, 4, 5, 6, 7])
+    interval = summarise([0.5, 0.25, NAN, 1.0, 0.75, 0.625], [3, 4, 5, 6, 7, 8])
     text = printed(interval, "Score [bold]")  # a title is not markup
     rows = {line[2:21].strip(): line[21:].split() for line in text.splitlines() if line.strip()}
-    assert "Score [bold]" in text and "over 4 seeds" in text
+    assert "Score [bold]" in text and "over 5 seeds" in text
     assert rows["mean"] == ["0.625"] and rows["median"] == ["0.625"]
     assert rows["interquartile mean"][0] == "0.625"
     assert rows["interquartile mean"][-3:] == [f"{interval.ci_low:.3f}", "to", f"{interval.ci_high:.3f}"]
     assert rows["worst seed"] == ["0.250", "seed", "4"] and rows["best seed"] == ["1.000", "seed", "6"]
     assert rows["no finite score"][-2:] == ["seed", "5"]
+
+
+def test_table_of_few_seeds_has_no_interval():
+    assert "fewer than 5 seeds: no interval" in printed(summarise([0.5, 0.25, 1.0, 0.75], [3, 4, 5, 6]), "t")
+    assert "interval" not in printed(summarise([0.5], [3]), "t")
 
 
 def test_table_marks_seeds_that_diverged():
@@ -77,6 +82,34 @@ def test_curves_are_drawn(tmp_path, seeds, points):
     assert image.shape == (660, 1080, 3) and [p.name for p in tmp_path.iterdir()] == ["curves.png"]
     body = image[60:560, 120:]  # without title, axis labels and legend
     assert np.mean((body > 0.99).all(-1)) > 0.3 and blue(body) > 1e-5 * (10 if points > 1 else 1)
+
+
+def test_few_seeds_are_drawn_and_have_no_band():
+    """Of four seeds their curves and the mean with its rim; the band and its words come with the fifth."""
+    labels = lambda seeds: [
+        text.get_text()
+        for text in curves_figure([0, 1], np.zeros((seeds, 2)), title="t", ylabel="y").legends[0].get_texts()
+    ]
+    assert labels(4) == ["interquartile mean", "4 seeds"]
+    assert labels(5) == ["interquartile mean", "its 95 % bootstrap interval", "5 seeds"]
+    bands = lambda seeds: len(curves_figure([0, 1], np.zeros((seeds, 2)), title="t", ylabel="y").axes[0].collections)
+    assert bands(4) == 0 < bands(5)
+
+
+def test_no_word_is_broken():
+    title = "Navix-DoorKey-8x8-v0-with-a-rather-long-suffix (max_steps_in_episode 640): seeds"
+    first, second = "Navix-DoorKey-8x8-v0-with-a-rather-long-suffix", "(max_steps_in_episode 640):"
+    assert look.wrapped(title, 30).split("\n") == [first, second, "seeds"]
+    assert look.wrapped("score (a b)", 6) == "score\n(a b)"
+
+
+@pytest.mark.parametrize(("kind", "head"), [("pdf", b"%PDF"), ("svg", b"<?xml")])
+def test_the_suffix_says_the_format(tmp_path, kind, head):
+    paths = [tmp_path / f"{name}.{kind}" for name in "ab"]
+    for path in paths:
+        plot_curves(path, [0, 1], [[0, 1]], title="t", ylabel="y")
+    a, b = (path.read_bytes() for path in paths)
+    assert a.startswith(head) and a == b
 
 
 def test_the_users_way_to_save_pictures_is_not_ours(tmp_path):
@@ -157,7 +190,7 @@ def test_marker_labels_do_not_meet():
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=curves.SIZE_INCHES, dpi=curves.DPI)
+    figure = Figure(figsize=curves.SIZE_INCHES, dpi=look.DPI)
     canvas, axes = FigureCanvasAgg(figure), figure.add_subplot()
     axes.set_xlim(0, 100)
     markers = [(0, "explore"), (1, "a rather long phase"), (50, "middle"), (99, "adapt"), (100, "the end")]

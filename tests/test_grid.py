@@ -9,8 +9,11 @@ import pytest
 
 import run
 from stages.commands.command import command
-from stages.commands.grid import grid_of, leave_grid, plot_grid, table_of
+from stages.commands.grid import leave_grid
+from stages.figures.grid import _draw_curves, _scale, plot_grid
+from stages.report.grid import grid_of, table_of
 from stages.report.read import read_runs
+from stages.report.tables import NO_INTERVAL
 from stages.store.load import load_run
 from stages.sweep import start
 from tests.runs import CATCH, ask, at_chunk, rows
@@ -122,10 +125,13 @@ def test_the_table_has_the_best_trial_first(tmp_path):
     table = table_of(grid_of(write_grid(tmp_path, choices, [(0.5, 0.7), (float("nan"), 1.0), (-1.0, -1.0)])))
     assert table.columns == ["lr", "IQM", "95 % interval", "worst", "seeds"]
     assert table.rows == [
-        ["1e-2", "1.00", "1.00 to 1.00", "1.00", "1"],
-        ["1e-3", "0.60", "0.50 to 0.70", "0.50", "2"],
-        ["1e-4", "-1.00", "-1.00 to -1.00", "-1.00", "2"],
+        ["1e-2", "1.00", "-", "1.00", "1"],
+        ["1e-3", "0.60", "-", "0.50", "2"],
+        ["1e-4", "-1.00", "-", "-1.00", "2"],
     ]
+    assert table.notes == [NO_INTERVAL]
+    five = write_run(tmp_path / "five", training=[[0.0] * 5], final=(0.5,) * 5, settings={"lr": "1"})
+    assert table_of(grid_of(read_runs([five]))).rows == [["1", "0.50", "0.50 to 0.50", "0.50", "5"]]
 
 
 def test_the_table_says_what_was_explored(tmp_path):
@@ -140,7 +146,7 @@ def test_the_table_says_what_was_explored(tmp_path):
 def test_what_is_not_finished_is_said(tmp_path):
     write_grid(tmp_path, [{"lr": "1e-3"}], [(0.5, 0.7)])
     write_run(tmp_path / "lr=1e-2", ["--hypers.lr", "1e-2"], final=None)
-    assert table_of(grid_of(read_runs([tmp_path]))).notes == ["not finished: lr=1e-2"]
+    assert table_of(grid_of(read_runs([tmp_path]))).notes == ["not finished: lr=1e-2", NO_INTERVAL]
 
 
 MAP = [{"lr": rate, "agc": clip} for rate in ("1e-4", "1e-3", "1e-2") for clip in ("0.1", "0.3")]
@@ -155,6 +161,24 @@ def test_pictures_are_drawn(tmp_path, choices):
     for border in (image[:3], image[-3:], image[:, :3], image[:, -3:]):
         assert (border > 0.99).all(), "something runs out of the picture"
     assert (image < 0.5).mean() > 0.002
+
+
+def test_colours_begin_at_the_untrained_score(tmp_path):
+    """Untrained 0 (of `write_run`), trials 0.5 and 1: halfway and the end, not the two ends."""
+    grid = grid_of(write_grid(tmp_path, [{"lr": "1e-3"}, {"lr": "1e-2"}], [(0.5, 0.5), (1.0, 1.0)]))
+    assert grid.untrained == 0.0
+    assert [float(_scale(grid)(cell.interval.iqm)) for cell in grid.cells] == [1.0, 0.5]
+
+
+def test_every_trial_has_a_curve(tmp_path):
+    from matplotlib.figure import Figure
+
+    grid = grid_of(write_grid(tmp_path, [{"lr": "1e-3"}, {"lr": "1e-2"}], [(0.5, 0.5), (1.0, 1.0)]))
+    axes = Figure().subplots()
+    _draw_curves(axes, grid, _scale(grid))
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["lr=1e-2: 1", "lr=1e-3: 0.5", "untrained"]
+    np.testing.assert_array_equal(axes.lines[0].get_ydata(), [0.5, 2.5])  # means of two seeds' scores
 
 
 def test_a_sweep_with_nothing_finished_still_leaves_its_files(tmp_path, capsys):

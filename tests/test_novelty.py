@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from envs.environment import StateSpace
-from stages.figures.novelty_maps import plot_novelty
+from stages.figures.novelty_maps import disagreement_scale, plot_novelty
 from stages.report.novelty import (
     Map,
     NoveltyLog,
@@ -141,14 +141,33 @@ def test_pictures_are_drawn(tmp_path, ensemble, grid, points):
     plot_novelty(path, log_of(points, ensemble=ensemble), states, title=r"$\frac$ [sea] " * 9, seed=7)
     image = pixels(path)
     rows = (1 + ensemble) if grid[0] else 0
-    assert image.shape[1] == 1350 and image.shape[0] == pytest.approx(
-        150 * (2.6 * rows + (3.5 if rows else 3.7)), abs=1
+    assert image.shape[1] == 1245 and image.shape[0] == pytest.approx(
+        150 * (2.3 * rows + (3.8 if rows else 3.7)), abs=1
     )
     for border in (image[:3], image[-3:], image[:, :3], image[:, -3:]):
         assert (border > 0.99).all(), "something runs out of the picture"
     walls = np.abs(image - np.array([0xC9] * 3) / 255).max(-1) < 0.01
     assert (walls.mean() > 0.005) == bool(rows)
     assert [p.name for p in tmp_path.iterdir()] == ["novelty.png"]
+
+
+def test_one_scale_for_disagreement_at_all_points():
+    """From 0.002 to 0.5; of six decades the highest four are told apart."""
+    maps = lambda *values: [Map(100, np.ones(2, int), np.array(pair)) for pair in values]
+    scale = disagreement_scale(maps([0.5, NAN], [0.01, 0.02], [0.002, 0.0]))
+    assert (scale.vmin, scale.vmax) == (0.002, 0.5)
+    scale = disagreement_scale(maps([1.0, 1e-6]))
+    assert scale.vmin == pytest.approx(1e-4) and scale.vmax == 1.0
+    assert disagreement_scale(maps([NAN, NAN])).vmin == pytest.approx(0.1)
+
+
+def test_another_reward_has_no_maps_of_disagreement(tmp_path):
+    states = StateSpace(12, 9, lambda state: state, (3, 4), walls=(10, 11))
+    heights = []
+    for reward in ("disagreement", "rnd"):
+        plot_novelty(tmp_path / "novelty.png", log_of(6), states, title="t", seed=7, reward=reward)
+        heights.append(pixels(tmp_path / "novelty.png").shape[0])
+    assert heights[0] - heights[1] == pytest.approx(150 * 2.3, abs=1)
 
 
 # ---- a whole run ----------------------------------------------------------------------------------------------------

@@ -68,18 +68,23 @@ def test_a_page_is_whole_and_needs_nothing_else(tmp_path):
     text = page(read_runs([path])[0])
     elements = Elements(text)
     # Two curves, and recon, length and speed, small.
+    titles = re.findall(r"<h2>(.*?)</h2>", text)
+    assert titles == [
+        "Final scores", "Exploration", "Learning curves", "Episodes", "World model", "Optimiser and speed",
+    ]  # fmt: skip
     assert elements.seen.count("img") == 6 and not {"script", "link"} & set(elements.seen)
     kinds = [link.split(";base64,")[0] for link in elements.links]
     assert sorted(kinds) == ["data:image/png"] + ["data:image/svg+xml"] * 5
     assert not re.search(r"@import|url\(", text)
     assert "data:image/png;base64,cGljdHVyZQ==" in elements.links
     assert text == page(read_runs([path])[0]), "the same run, the same page"
-    for link in elements.links[:5]:
+    for link in elements.links[1:]:
         drawing = ElementTree.fromstring(base64.b64decode(link.split(",")[1]))
         assert drawing.tag == "{http://www.w3.org/2000/svg}svg" and "viewBox" in drawing.attrib
         refers = [value for each in drawing.iter() for name, value in each.attrib.items() if name.endswith("href")]
         assert all(value.startswith("#") for value in refers), refers
-    assert 'alt="training score over env steps"' in text and 'alt="train/loss/recon"' in text
+    assert 'alt="training score over env steps"' in text and 'alt="reconstruction"' in text
+    assert '<figure title="train/loss/recon"><figcaption>reconstruction</figcaption>' in text
     found = cards(text)
     assert found["interquartile mean"][0] == "0.745" and found["untrained"][0] == "0.000"
     # Shares of 0.99 that are missing: 0.495 and none.

@@ -13,11 +13,11 @@ import pytest
 
 import run as program
 from stages.commands.command import command
-from stages.figures.comparison import colours_of
+from stages.figures.comparison import _draw_band, _rows, colours_of
 from stages.report.compare import compare, described, differing_settings
 from stages.report.export import write_scores, write_table
 from stages.report.read import TRAINING, read_runs
-from stages.report.tables import markdown, print_tables, tables
+from stages.report.tables import NO_INTERVAL, markdown, print_tables, tables
 from stages.store.files import RunFolderError
 from tests.written import COUNTED, listed, write_run
 
@@ -244,8 +244,9 @@ def test_table_fits_into_80_columns_with_long_names_and_large_scores(tmp_path):
     from rich.console import Console
 
     names = ["a-very-long-name-of-a-run-in-a-folder-of-its-own", "b[bold]"]
-    counted = COUNTED | {"goal_episode": [12, 8]}
-    paths = [write_run(tmp_path / name, final=(-12345.678, 9876.5), **counted) for name in names]
+    counted: dict = {name: values * 3 for name, values in COUNTED.items() if name != "states"}
+    counted |= {"states": 21, "goal_episode": [12, 8] * 3, "training": [[0.0] * 6]}
+    paths = [write_run(tmp_path / name, final=(-12345.678, 9876.5) * 3, **counted) for name in names]
     stream = io.StringIO()
     found = compare(read_runs(paths))
     print_tables(tables(found), Console(file=stream, width=80, color_system=None))
@@ -255,22 +256,26 @@ def test_table_fits_into_80_columns_with_long_names_and_large_scores(tmp_path):
         "b[bold]" in said
         and "-12,346 to" in said
         and "of 21 " in said
-        and "by 2 of 2 " in said
+        and "by 6 of 6 " in said
         and "episode 10 " in said
-        and "by 0 of 2 " in said
+        and "by 0 of 6 " in said
     )
 
 
 def test_markdown_by_hand(tmp_path):
     found = compare(read_runs([write_run(tmp_path / "a|b", final=(0.5, 0.5))]))
-    half, quarter = "0.50<br>0.50 to 0.50", "0.25<br>0.25 to 0.25"
     assert markdown(tables(found)).splitlines() == [
         "### Catch-bsuite: final scores after 200 steps a seed",
         "",
         "| run | IQM | median | mean | optimality<br>gap |",
         "| --- | ---: | ---: | ---: | ---: |",
-        f"| a\\|b<br>2 seeds | {half} | {half} | {half} | {quarter} |",
+        "| a\\|b<br>2 seeds | 0.50 | 0.50 | 0.50 | 0.25 |",
+        "",
+        f"- {NO_INTERVAL}",
     ]
+    five = compare(read_runs([write_run(tmp_path / "five", training=[[0.0] * 5] * 2, final=(0.5,) * 5)]))
+    half, quarter = "0.50<br>0.50 to 0.50", "0.25<br>0.25 to 0.25"
+    assert markdown(tables(five)).splitlines()[-1] == f"| five<br>5 seeds | {half} | {half} | {half} | {quarter} |"
     assert len(tables(found)) == 1
     found = compare(read_runs([write_run(tmp_path / "a"), write_run(tmp_path / "b", training=[[0.0, 0.0]])]))
     assert tables(found)[0].title == "Catch-bsuite: final scores", "they are not after the same number of steps"
@@ -344,7 +349,7 @@ def test_compare_leaves_its_files(tmp_path, capsys):
     names = {"compare.png", "compare.md", "compare.json", "results.csv", "scores"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
     width, height = png_size(tmp_path / "out" / "compare.png")
-    assert width > 1000 and height > 900, "two environments, one below the other"
+    assert width == 1245 and height > 1500, "two rows for each of two environments"
     saved = json.loads((tmp_path / "out" / "compare.json").read_text())
     runs = saved["environments"]["Catch-bsuite"]["runs"]
     assert runs["a"]["score"] == [1.0, 2.0] and runs["a"]["estimates"]["iqm"]["value"] == 1.5
@@ -362,6 +367,38 @@ def test_a_run_counts_once_however_many_links_lead_to_it(tmp_path):
     assert [run.path for run in read_runs([tmp_path / "runs"])] == [a, b]
     with pytest.raises(RunFolderError, match="is given twice"):
         read_runs([a, tmp_path / "runs" / "latest"])
+
+
+@pytest.mark.parametrize(("kind", "head"), [("pdf", b"%PDF"), ("svg", b"<?xml")])
+def test_pictures_in_other_formats(tmp_path, kind, head):
+    a = write_run(tmp_path / "a", **COUNTED)
+    assert command(["compare", str(a), "--out", str(tmp_path / "out"), "--format", kind]) == 0
+    written = (tmp_path / "out" / f"compare.{kind}").read_bytes()
+    assert written.startswith(head) and not (tmp_path / "out" / "compare.png").exists()
+    assert command(["compare", str(a), "--out", str(tmp_path / "again"), "--format", kind]) == 0
+    assert written == (tmp_path / "again" / f"compare.{kind}").read_bytes(), "the same runs, the same file"
+
+
+def test_few_seeds_are_drawn_and_have_no_band(tmp_path):
+    """Of four seeds a curve each and their mean; of five a band and no curve each."""
+    from matplotlib.figure import Figure
+
+    drawn = {}
+    for seeds in (4, 5):
+        axes, training = Figure().subplots(), [[0.0] * seeds] * 2
+        [run] = read_runs([write_run(tmp_path / str(seeds), training=training, final=None)])
+        _draw_band(axes, run, run.curve(TRAINING), "#000000")
+        drawn[seeds] = len(axes.lines), len(axes.collections)
+    assert drawn == {4: (5, 0), 5: (1, 1)}
+
+
+def test_the_probability_of_improvement_is_drawn_of_three_runs(tmp_path):
+    paths = [write_run(tmp_path / name, ["--horizon", str(i + 3)]) for i, name in enumerate("abc")]
+    panels = [
+        [len(panels) for _, panels in _rows(group, colours_of([group]))]
+        for group in (compare(read_runs(paths[:2])).groups[0], compare(read_runs(paths)).groups[0])
+    ]
+    assert panels == [[1, 1], [1, 2]]
 
 
 def test_compare_says_what_is_wrong_in_one_line(tmp_path, capsys):

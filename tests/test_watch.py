@@ -17,13 +17,23 @@ from stages.cli.processes import Processes
 from stages.cli.saved_settings import settings_of
 from stages.commands.command import command
 from stages.config import ConfigError, Hypers
+from stages.figures.look import wrapped
 from stages.report.read import read_runs
 from stages.store.checkpoint import CheckpointId, Checkpoints
 from stages.store.files import RunFolderError
 from stages.store.load import Part, load_run
 from stages.sweep import start
 from stages.watch.canvas import SCALE, Canvas, write_gif
-from stages.watch.frames import CHANNELS, NIGHT, channels_of, is_board, painted
+from stages.watch.frames import (
+    CHANNELS,
+    LONG_TITLE,
+    NIGHT,
+    action_words,
+    channels_of,
+    colours_of,
+    is_board,
+    painted,
+)
 from stages.watch.scores import notes
 from tests.bench.kills import arrays
 from tests.conftest import tree_equal
@@ -228,6 +238,31 @@ def test_a_class_has_a_colour_and_class_0_is_the_ground():
     got = painted(channels_of(ObsSpace((2, 2, 3), "categorical", 8), obs))
     np.testing.assert_allclose(got[0, 0], NIGHT)
     np.testing.assert_allclose(got[0, 1], CHANNELS[2])
+
+
+def test_an_image_of_three_channels_has_its_own_colours():
+    image = np.zeros((2, 2, 3), np.uint8)
+    image[0, 1] = 255, 51, 0
+    space = ObsSpace((2, 2, 3), "image")
+    np.testing.assert_allclose(colours_of(space, channels_of(space, image))[0], [[0, 0, 0], [1, 0.2, 0]])
+    four = np.zeros((2, 2, 4))
+    np.testing.assert_allclose(colours_of(ObsSpace((2, 2, 4), "image"), four)[0, 0], NIGHT)
+
+
+def test_an_action_in_words():
+    assert action_words(np.int32(3)) == "3" and action_words(np.float32([0.5, -1])) == "0.50, -1.00"
+    assert action_words(np.zeros(5, np.float32)) == "0.00, 0.00, 0.00 and 2 more"
+
+
+def test_a_long_title_is_not_cut():
+    """Up to two lines; nothing reaches the right edge, and words of the second line are there."""
+    canvas = Canvas(640, 64)
+    [short], long = (
+        ["tasker of seed 3"],
+        "an environment with a rather long name (size 6, action_map_per_seed true): " * 2,
+    )
+    assert canvas.width_of(short, 13, bold=True) < 608 < canvas.width_of(long, 13, bold=True)
+    assert all(canvas.width_of(line, 11, bold=True) <= 608 for line in wrapped(long, LONG_TITLE).split("\n"))
 
 
 def test_cells_are_where_they_belong():

@@ -31,10 +31,11 @@ Trust = Annotated[
     tyro.conf.arg(help="Import the module that the run's config.json names, where its environment is one of your own."),
     tyro.conf.FlagCreatePairsOff,
 ]
+Format = Literal["png", "pdf", "svg"]
 Runs = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN ...")]
 
 
-def compare_runs(runs: Runs, /, out: str = "") -> None:
+def compare_runs(runs: Runs, /, out: str = "", format: Format = "png") -> None:
     """Compare runs: final scores with intervals, the probability that one is better, curves and exploration.
 
     Runs of one environment are compared with each other; what all of several environments have, also over them.
@@ -43,6 +44,7 @@ def compare_runs(runs: Runs, /, out: str = "") -> None:
         runs: folders of runs, finished or not; of a sweep, or of several runs, all that are in it.
         out: folder for compare.png, compare.md, compare.json, results.csv (one long table for pandas) and scores/ (for
             DreamerV3's plotting script); runs/compare-TIME if empty.
+        format: of the picture.
     """
     comparison = compare(read_runs(runs))
     folder = make_folder(out or f"runs/compare-{time.strftime('%Y%m%d-%H%M%S')}")
@@ -52,8 +54,8 @@ def compare_runs(runs: Runs, /, out: str = "") -> None:
     write_json(folder / "compare.json", comparison_json(comparison))
     write_table(folder / "results.csv", comparison.runs, comparison.differing)
     write_scores(folder / "scores", comparison.runs)
-    plot_comparison(folder / "compare.png", comparison)
-    terminal.say(f"see {folder}: compare.png, compare.md, compare.json, results.csv, scores/")
+    plot_comparison(folder / f"compare.{format}", comparison)
+    terminal.say(f"see {folder}: compare.{format}, compare.md, compare.json, results.csv, scores/")
 
 
 def report_run(run: Run, /, out: str = "") -> None:

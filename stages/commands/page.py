@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import base64
 import io
-import re
 import shlex
 from collections.abc import Iterable, Sequence
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,74 +21,18 @@ from stages.commands.page_frame import PAGE
 from stages.figures.curves import curves_figure
 from stages.figures.metric import ARRIVALS, metric_figure
 from stages.report.compare import NO_SETTING, Line, compare, described, show_value
+from stages.report.metrics import METRICS, Group, find_metric, label_of
 from stages.report.read import EVALUATION, EXPLORED, TRAINING, Result
-from stages.report.score_table import decimals, number
+from stages.report.score_table import FEW_SEEDS, decimals, number
+from stages.report.statistics import LEAST_SEEDS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SECTIONS = (
-    ("Losses", "what the model, the behaviours and the ensemble learn from", r"^train/loss/"),
-    ("Entropies", "of the model's prior and posterior, and of the actors, in nats", r"[_/]ent$"),
-    (
-        "Foresight",
-        "errors of the model run forward from replayed rows, and of states that saw them",
-        r"^open_loop/",
-    ),
-    ("Exploration", "what the ensemble disagrees about, and what was visited", r"disagreement|^novelty/"),
-    ("Optimiser and speed", "norms; env steps and rows of replay in a second, per seed", r"^train/opt/|^fps/"),
-    ("Behaviours", "rewards, returns and values, as the actors and critics see them", r""),
-)
-"""Titles, words, and what is in their metrics' names; a metric is in the first that fits."""
-
-MEANINGS = {
-    "train/loss/dyn": "KL, for the prior",
-    "train/loss/rep": "KL, for the posterior",
-    "train/loss/recon": "reconstruction",
-    "train/loss/reward": "reward",
-    "train/loss/cont": "continuation",
-    "train/loss/ensemble": "ensemble's prediction",
-    "train/loss/policy": "actor",
-    "train/loss/value": "critic, imagined",
-    "train/loss/repval": "critic, replayed",
-    "train/loss/explorer_policy": "explorer's actor",
-    "train/loss/explorer_value": "explorer's critics, imagined",
-    "train/loss/explorer_repval": "explorer's critics, replayed",
-    "train/kl": "KL, posterior from prior",
-    "train/kl_free": "share of rows within the free nats",
-    "train/dyn_ent": "prior",
-    "train/rep_ent": "posterior",
-    "train/ent": "actor",
-    "train/explorer_ent": "explorer's actor",
-    "train/explorer_rew_disagreement": "disagreement, imagined",
-    "train/explorer_replay_rew_disagreement": "disagreement, replayed",
-    "train/explorer_gain_disagreement": "disagreement, beyond the slow policy's",
-    "train/opt/grad_norm": "gradient",
-    "train/opt/update_norm": "update",
-    "fps/policy": "env steps / s",
-    "fps/train": "replayed rows / s",
-    "novelty/visited_states": "states visited",
-    "novelty/visited_pairs": "states and actions visited",
-    "novelty/correlation": "rank correlation with visits",
-    "novelty/disagreement_never": "disagreement, never visited",
-    "novelty/disagreement_1_3": "disagreement, 1 to 3 visits",
-    "novelty/disagreement_4_15": "disagreement, 4 to 15 visits",
-    "novelty/disagreement_16_63": "disagreement, 16 to 63 visits",
-    "novelty/disagreement_64_255": "disagreement, 64 to 255 visits",
-    "novelty/disagreement_256": "disagreement, 256 visits or more",
-    "novelty/goal_episode": "episode of the first goal",
-    "novelty/solved_episode": "episode by which it is solved",
-    "novelty/untrained_share": "disagreement, share of an untrained ensemble's",
-    "novelty/disagreement_collected": "disagreement at the newest rows",
-    "novelty/disagreement_random": "disagreement at rows of random actions",
-    "open_loop/error_1": "prediction error, 1 row ahead",
-    "open_loop/error_5": "prediction error, 5 rows ahead",
-    "open_loop/error_15": "prediction error, 15 rows ahead",
-    "open_loop/posterior_1": "the same rows, seen",
-    "open_loop/posterior_5": "the same rows, seen",
-    "open_loop/posterior_15": "the same rows, seen",
-    "episode/length": "episode's length",
-}
+FIRST = "Exploration"
+"""The group of metrics that stands before the learning curves."""
+UNSHOWN = {TRAINING, EVALUATION, "episode/count", "updates", "wall_seconds", "diverged"}
+"""Metrics without a small picture: they have a large one, or say nothing over steps."""
 
 
 def page(run: Result) -> str:
@@ -99,9 +43,10 @@ def page(run: Result) -> str:
         _head(run),
         *(f'<p class="note">{escape(note)}</p>' for note in group.notes),
         _cards(run, line),
+        *(_section(run, group) for group in METRICS if group.title == FIRST),
         _curves(run),
-        *_metrics(run),
-        _novelty(run),
+        *(_section(run, group) for group in METRICS if group.title != FIRST),
+        _section(run, Group("Other", "metrics without words", ()), _unknown(run)),
         _seeds(run),
         _settings(run),
     ]
@@ -133,10 +78,12 @@ def _cards(run: Result, line: Line) -> str:
     for name, label in (("iqm", "interquartile mean"), ("median", "median"), ("mean", "mean")):
         if estimate := line.estimates.get(name):
             between = f"{number(estimate.low, digits)} to {number(estimate.high, digits)}"
+            between = between if line.seeds >= LEAST_SEEDS else FEW_SEEDS
             cards.append((label, number(estimate.value, digits), between))
     gap = line.estimates.get("optimality_gap")
     if gap is not None and np.isfinite(gap.value):
-        cards.append(("optimality gap", f"{gap.value:.0%}", f"{gap.low:.0%} to {gap.high:.0%} of the scale"))
+        between = f"{gap.low:.0%} to {gap.high:.0%} of the scale" if line.seeds >= LEAST_SEEDS else "of the scale"
+        cards.append(("optimality gap", f"{gap.value:.0%}", between))
     if np.isfinite(untrained := run.per_seed("untrained")).any():
         cards.append(("untrained", number(float(np.nanmean(untrained)), digits), "mean over seeds"))
     if np.isfinite(zero_shot := run.per_seed("zero_shot")).any():
@@ -178,34 +125,39 @@ def _curves(run: Result) -> str:
     return f'<section><h2>Learning curves</h2><div class="curves">{"".join(pictures)}</div></section>'
 
 
-def _metrics(run: Result) -> list[str]:
-    """A section of small pictures for each of SECTIONS."""
-    remaining = [name for name in sorted(run.metrics) if np.isfinite(run.metrics[name]).any()]
-    remaining = [name for name in remaining if name not in (TRAINING, EVALUATION, "episode/count", "diverged")]
-    known = list(MEANINGS)
-    sections = []
-    for title, text, mark in SECTIONS:
-        matching = [name for name in remaining if re.search(mark, name)]
-        remaining = [name for name in remaining if name not in matching]
-        pictures = []
-        for name in sorted(matching, key=lambda name: known.index(name) if name in known else len(known)):
-            figure = metric_figure(run.steps.astype(float), run.metrics[name], run.adapt_step, name in ARRIVALS)
-            meaning = f"<b>{MEANINGS[name]}</b> " if name in MEANINGS else ""
-            caption = f"<figcaption>{meaning}<code>{escape(name)}</code></figcaption>"
-            pictures.append(f"<figure>{caption}{_drawing(figure, name)}</figure>")
-        if pictures:
-            grid = f'<div class="grid">{"".join(pictures)}</div>'
-            sections.append(f"<section><h2>{title}</h2><p>{text}</p>{grid}</section>")
-    return sections
+def _section(run: Result, group: Group, names: Sequence[str] | None = None) -> str:
+    """A group's metrics as small pictures; of exploration below the run's own picture of where it has been.
+
+    Args:
+        names: of the metrics; None: the run's that belong to the group, in the group's order.
+    """
+    if names is None:
+        names = [name for metric in group.metrics for name in sorted(run.metrics) if find_metric(name) is metric]
+    shown = [name for name in names if name not in UNSHOWN and np.isfinite(run.metrics[name]).any()]
+    picture = _picture(run.path / "novelty.png") if group.title == FIRST else ""
+    if not shown and not picture:
+        return ""
+    grid = f'<div class="grid">{"".join(_panel(run, name) for name in shown)}</div>' if shown else ""
+    return f"<section><h2>{group.title}</h2><p>{group.text}</p>{picture}{grid}</section>"
 
 
-def _novelty(run: Result) -> str:
-    """The run's own picture of where it has been."""
-    path = run.path / "novelty.png"
+def _panel(run: Result, name: str) -> str:
+    """The small picture of a metric; its key shows where the pointer rests."""
+    figure = metric_figure(run.steps.astype(float), run.metrics[name], run.adapt_step, name in ARRIVALS)
+    label = escape(label_of(name) or name)
+    return f'<figure title="{escape(name)}"><figcaption>{label}</figcaption>{_drawing(figure, label)}</figure>'
+
+
+def _unknown(run: Result) -> list[str]:
+    """Metrics of another version of this program."""
+    return [name for name in sorted(run.metrics) if find_metric(name) is None]
+
+
+def _picture(path: Path) -> str:
+    """A run's own picture; empty without one."""
     if not path.is_file() or path.is_symlink():  # a page holds nothing from outside the run's folder
         return ""
-    image = _image("visits and disagreement of states", "png", path.read_bytes())
-    return f'<section><h2>Where it has been</h2><figure class="paper">{image}</figure></section>'
+    return f'<figure class="paper">{_image("visits and disagreement of states", "png", path.read_bytes())}</figure>'
 
 
 def _drawing(figure: Figure, label: str) -> str:

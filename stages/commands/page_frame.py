@@ -25,14 +25,11 @@ small { color: var(--grey); }
 .curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(30rem, 100%), 1fr)); gap: .7rem;
   margin-top: .8rem; }
 figure { margin: 0; padding: .55rem .6rem .4rem; min-width: 0; }
-figcaption { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 .6rem; padding: 0 .2rem .2rem;
-  font-size: .85rem; }
-figcaption b { font-weight: 600; }
-code { color: var(--grey); font-size: .75rem; line-height: 1.7; overflow-wrap: anywhere; }
+figcaption { padding: 0 .2rem .2rem; font-size: .85rem; font-weight: 600; }
 img { display: block; width: 100%; height: auto; }
 .large img { max-height: 34rem; }
 @media (prefers-color-scheme: dark) { figure:not(.paper) img { filter: invert(0.9) hue-rotate(180deg); } }
-.paper { background: #ffffff; margin-top: .8rem; }
+.paper { background: #ffffff; margin-bottom: .7rem; }
 .paper img { max-width: 60rem; margin: 0 auto; }
 summary { cursor: pointer; font-size: 1.2rem; font-weight: 600; }
 details + details { margin-top: 1rem; }

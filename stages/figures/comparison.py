@@ -7,17 +7,16 @@ Axes: S seeds, P log points.
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stages.figures.curves import DPI, GREY, INK, dress, write_figure
+from stages.figures.look import GREY, INK, WIDTH, dress, dress_steps, legend_below, new_figure, wrapped, write_figure
 from stages.report.compare import LENGTH, Comparison, Group, Pair, described, differing_settings, final_scores
 from stages.report.read import EVALUATION, Result
-from stages.report.statistics import Estimate, Floats, iqm_curve
+from stages.report.statistics import LEAST_SEEDS, Estimate, Floats, iqm_curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,49 +24,50 @@ if TYPE_CHECKING:
 COLOURS = ("#1f5a94", "#d1603d", "#3a8f5c", "#8a5ba8", "#c9920e", "#3f9fb0", "#b0476f", "#6d6d6d")
 VISITED = "novelty/visited_states"
 MOST_DOTS = 200  # of one run's seeds
+CURVES_HEIGHT = 3.1
 
 
 def plot_comparison(path: Path, comparison: Comparison) -> None:
-    """A row of panels for each environment, as a PNG.
+    """Two rows of panels for each environment: curves above, final scores and improvement below.
 
-    Curves are interquartile means over seeds with their 95 % bootstrap intervals, of the tasker's evaluation where all
-    runs have it; final scores, where a run has come to its end, are every seed's, with the same of them.
+    Curves are interquartile means over seeds, of the tasker's evaluation where all runs have it, with their 95 %
+    bootstrap intervals, or with their seeds where these are few. Final scores, where a run has come to its end, are
+    every seed's, with the same of them. The probability of improvement is drawn of more than two runs.
 
     Raises:
         RunFolderError: the file cannot be written.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    groups = comparison.groups
-    colours = colours_of(groups)
-    scored = any(line.seeds for group in groups for line in group.lines)
-    visited = any(VISITED in run.metrics for run in comparison.runs)
-    better = any(group.pairs for group in groups)
-    heights = [max(3.0, 0.9 + 0.34 * max(len(group.runs), len(group.pairs))) for group in groups]
-    widths = [4.6] + [2.6] * scored + [3.0] * visited + [2.9] * better
-    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
-    figure = Figure(figsize=(sum(widths), sum(heights) + 0.6), dpi=DPI, layout=layout, facecolor="white")
-    panels = figure.subplots(len(groups), len(widths), squeeze=False, width_ratios=widths, height_ratios=heights)
-    for row, group in zip(panels, groups, strict=True):
-        panels_left = list(row[1:])
-        _draw_curves(row[0], group, colours)
-        if scored:
-            _draw_finals(panels_left.pop(0), group, colours)
-        if visited:
-            _draw_visited(panels_left.pop(0), group.runs, colours)
-        if better:
-            _draw_pairs(panels_left.pop(0), group.pairs)
+    colours = colours_of(comparison.groups)
+    rows = [row for group in comparison.groups for row in _rows(group, colours)]
+    figure = new_figure(WIDTH, sum(height for height, _ in rows) + 0.6)
+    parts = np.asarray(figure.subfigures(len(rows), 1, squeeze=False, height_ratios=[height for height, _ in rows]))
     handles, labels = [], []
-    for axes in panels[:, 0]:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            if label not in labels:
-                handles, labels = [*handles, handle], [*labels, label]
-    columns = max(1, min(len(labels), int(110 / (6 + max(map(len, labels), default=1)))))
-    legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    for part, (_, panels) in zip(parts[:, 0], rows, strict=True):
+        for axes, draw in zip(part.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            draw(axes)
+            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+                if label not in labels:
+                    handles, labels = [*handles, handle], [*labels, label]
+    legend_below(figure, handles, labels)
     write_figure(path, figure)
+
+
+Row = tuple[float, list[Callable[["Axes"], None]]]
+"""Height in inches, and what draws each panel."""
+
+
+def _rows(group: Group, colours: Mapping[str, str]) -> list[Row]:
+    """The rows of panels of one environment."""
+    above: list[Callable[[Axes], None]] = [lambda axes: _draw_curves(axes, group, colours)]
+    below: list[Callable[[Axes], None]] = []
+    if counted := [run for run in group.runs if VISITED in run.metrics]:
+        above.append(lambda axes: _draw_visited(axes, counted, colours))
+    if any(line.seeds for line in group.lines):
+        below.append(lambda axes: _draw_finals(axes, group, colours))
+    if len(group.pairs) > 1:
+        below.append(lambda axes: _draw_pairs(axes, group.pairs))
+    height = 1.0 + 0.36 * max(len(group.runs), len(group.pairs) if len(group.pairs) > 1 else 0)
+    return [(CURVES_HEIGHT, above)] + ([(height, below)] if below else [])
 
 
 def colours_of(groups: Sequence[Group]) -> dict[str, str]:
@@ -90,8 +90,8 @@ def colours_of(groups: Sequence[Group]) -> dict[str, str]:
 
 
 def _draw_curves(axes: Axes, group: Group, colours: Mapping[str, str]) -> None:
-    _dress_steps(axes, group.runs)
-    axes.set_title(textwrap.fill(group.env, 52), loc="left", fontsize=10, color=INK, parse_math=False)
+    dress_steps(axes, max(run.done for run in group.runs))
+    axes.set_title(wrapped(group.env, 40), loc="left", fontsize=10, color=INK, parse_math=False)
     axes.set_ylabel("evaluation score" if group.curve == EVALUATION else "training score", fontsize=9)
     for run in group.runs:
         _draw_band(axes, run, run.curve(group.curve), colours[run.name])
@@ -100,58 +100,53 @@ def _draw_curves(axes: Axes, group: Group, colours: Mapping[str, str]) -> None:
 
 
 def _draw_visited(axes: Axes, runs: Sequence[Result], colours: Mapping[str, str]) -> None:
-    counted = [run for run in runs if VISITED in run.metrics]
-    if not counted:
-        return _draw_nothing(axes, "no countable states")
-    _dress_steps(axes, counted)
+    dress_steps(axes, max(run.done for run in runs))
     axes.set_title("states visited", loc="left", fontsize=10, color=INK)
-    for run in counted:
+    for run in runs:
         _draw_band(axes, run, run.metrics[VISITED], colours[run.name])
     axes.set_ylim(bottom=0)
-    return None
 
 
 def _draw_band(axes: Axes, run: Result, values: Floats, colour: str) -> None:
-    """The interquartile mean over seeds [S, P] and its interval; a point alone is a dot."""
+    """The interquartile mean over seeds [S, P] and its interval, or few seeds themselves; a point alone is a dot."""
     if not run.steps.size:
         return
     curve = iqm_curve(values)
-    axes.fill_between(run.steps, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
+    if len(values) >= LEAST_SEEDS:
+        axes.fill_between(run.steps, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
+    else:
+        axes.plot(run.steps, values.T, color=colour, alpha=0.45, linewidth=0.8)
     axes.plot(run.steps, curve.iqm, color=colour, linewidth=1.8, marker="o", markersize=2.5, label=run.name)
 
 
 def _draw_finals(axes: Axes, group: Group, colours: Mapping[str, str]) -> None:
-    """Every seed's score as a dot, and the interquartile mean with its interval above them."""
+    """Every seed's score as a small dot, and below them the interquartile mean, with its interval if it has one."""
     scored = [(run, line) for run, line in zip(group.runs, group.lines, strict=True) if line.seeds]
-    if not scored:
-        return _draw_nothing(axes, "no final score yet")
     for y, (run, line) in enumerate(scored):
         scores, colour = final_scores(run), colours[run.name]
         scores = np.sort(scores[np.isfinite(scores)])
         shown = scores[np.linspace(0, len(scores) - 1, min(len(scores), MOST_DOTS)).astype(int)]
-        axes.scatter(shown, np.full(shown.size, y + 0.17), s=12, color=colour, alpha=0.45, linewidth=0)
-        _draw_estimate(axes, line.estimates["iqm"], y - 0.12, colour)
+        axes.scatter(shown, np.full(shown.size, y - 0.17), s=12, color=colour, alpha=0.45, linewidth=0)
+        _draw_estimate(axes, line.estimates["iqm"], y + 0.12, colour, line.seeds)
     _dress_rows(axes, [run.name for run, _ in scored])
-    axes.set_title("final scores", loc="left", fontsize=10, color=INK)
-    return None
+    axes.set_title("final scores: seeds small, interquartile mean large", loc="left", fontsize=10, color=INK)
 
 
 def _draw_pairs(axes: Axes, pairs: Sequence[Pair]) -> None:
-    if not pairs:
-        return _draw_nothing(axes, "nothing to compare with")
     for y, pair in enumerate(pairs):
-        _draw_estimate(axes, pair.probability, y, INK)
+        _draw_estimate(axes, pair.probability, y, INK, pair.seeds)
     axes.axvline(0.5, color=GREY, linewidth=1, linestyle=":")
     axes.set_xlim(-0.03, 1.03)
     _dress_rows(axes, [f"{pair.ours}\nover {pair.theirs}" for pair in pairs])
     axes.set_title("probability of improvement", loc="left", fontsize=10, color=INK)
-    return None
 
 
-def _draw_estimate(axes: Axes, estimate: Estimate, y: float, colour: str) -> None:
-    if np.isfinite(estimate.value):
+def _draw_estimate(axes: Axes, estimate: Estimate, y: float, colour: str, seeds: int) -> None:
+    if not np.isfinite(estimate.value):
+        return
+    if seeds >= LEAST_SEEDS:
         axes.plot([estimate.low, estimate.high], [y, y], color=colour, linewidth=3, alpha=0.45)
-        axes.plot([estimate.value], [y], color=colour, marker="o", markersize=6)
+    axes.plot([estimate.value], [y], color=colour, marker="o", markersize=6)
 
 
 def _dress_rows(axes: Axes, names: Sequence[str]) -> None:
@@ -165,17 +160,3 @@ def _dress_rows(axes: Axes, names: Sequence[str]) -> None:
 
 def _shortened(line: str) -> str:
     return line if len(line) < 25 else "..." + line[-22:]
-
-
-def _dress_steps(axes: Axes, runs: Sequence[Result]) -> None:
-    from matplotlib.ticker import EngFormatter
-
-    dress(axes)
-    axes.set_xlim(0, 1.02 * max(1, *(run.done for run in runs)))
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.set_xlabel("environment steps per seed", fontsize=9)
-
-
-def _draw_nothing(axes: Axes, why: str) -> None:
-    axes.set_axis_off()
-    axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", va="center", color=GREY, fontsize=9)

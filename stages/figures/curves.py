@@ -7,18 +7,15 @@ Axes: S seeds, P points of a curve.
 
 from __future__ import annotations
 
-import io
 import os
-import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stages.report.statistics import iqm_curve
-from stages.store.files import write_whole
+from stages.figures.look import BLUE, GREY, INK, RED, dress_steps, legend_below, new_figure, wrapped, write_figure
+from stages.report.statistics import LEAST_SEEDS, iqm_curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,30 +23,19 @@ if TYPE_CHECKING:
 
 
 SIZE_INCHES = (7.2, 4.4)
-DPI = 150
 FEW_POINTS = 12
-BLUE, RED, INK, GREY = "#1f5a94", "#b3261e", "#222222", "#777777"
 BOLD: dict[str, Any] = {"color": BLUE, "linewidth": 2, "marker": "o", "markersize": 4}
 THIN: dict[str, Any] = {"color": BLUE, "linewidth": 0.8, "marker": "o", "markersize": 2}
 
 
 def plot_curves(path: str | os.PathLike[str], steps: ArrayLike, scores: ArrayLike, **labels: Any) -> None:
-    """Write `curves_figure(steps, scores, **words)` as a PNG of 1080 x 660 pixels.
+    """Write `curves_figure(steps, scores, **labels)`; as a PNG it has 1080 x 660 pixels.
 
     Raises:
         ValueError: `scores` is not [S, P] for these steps.
         RunFolderError: the file cannot be written.
     """
     write_figure(path, curves_figure(steps, scores, **labels))
-
-
-def write_figure(path: str | os.PathLike[str], figure: Figure) -> None:
-    """A figure as a PNG, which replaces the file in one step. Raises RunFolderError."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    picture = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(picture)  # unlike savefig, whatever the user's matplotlibrc says of saving
-    write_whole(Path(path), picture.getvalue())
 
 
 def curves_figure(
@@ -62,12 +48,12 @@ def curves_figure(
     baseline: tuple[float, str] | None = None,
     diverged: Sequence[int] = (),
 ) -> Figure:
-    """Learning curves: seeds faint, the IQM bold, its interval shaded.
+    """Learning curves: seeds faint, the IQM bold, its interval shaded where there are enough seeds for one.
 
     A score that is not finite leaves a gap; a point between two gaps is drawn as a dot.
 
     Args:
-        steps: [P], environment steps per seed.
+        steps: [P], of one seed.
         scores: [S, P], in the unit that `ylabel` names.
         title, ylabel: plain text (no mathtext); long ones are wrapped.
         markers: (step, label) of vertical lines, such as the steps between phases.
@@ -77,54 +63,28 @@ def curves_figure(
     Raises:
         ValueError: `scores` is not [S, P] for these steps.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-    from matplotlib.ticker import EngFormatter
-
     steps, scores = np.asarray(steps, np.float64), np.asarray(scores, np.float64)
     if steps.ndim != 1 or scores.ndim != 2 or not scores.shape[0] or scores.shape[1] != steps.size:
         raise ValueError(f"plot_curves wants steps [P] and scores [S, P]; got {steps.shape} and {scores.shape}")
     scores = np.where(np.isfinite(scores), scores, np.nan)
     markers = sorted(markers or ())
 
-    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06)  # inches
-    figure = Figure(figsize=SIZE_INCHES, dpi=DPI, layout=layout, facecolor="white")
+    figure = new_figure(*SIZE_INCHES)
     axes = figure.add_subplot()
-    dress(axes)
-    ends = [0.0, *steps, *(step for step, _ in markers)]
-    span = (max(ends) - min(ends)) or 1.0
-    axes.set_xlim(min(ends) - 0.01 * span, max(ends) + 0.02 * span)
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 200k rather than 200000
-    axes.set_xlabel("environment steps per seed")
-    axes.set_ylabel(textwrap.fill(ylabel, 40), parse_math=False)
-
+    dress_steps(axes, max([0.0, *steps, *(step for step, _ in markers)]))
+    axes.set_ylabel(wrapped(ylabel, 40), parse_math=False)
     _draw_scores(axes, steps, scores)
     _draw_diverged(axes, steps, scores, diverged)
     if baseline is not None:
         axes.axhline(baseline[0], color=INK, linewidth=1.1, linestyle=(0, (5, 3)), label=baseline[1], zorder=2.5)
     rows = _draw_markers(axes, markers)
-    title = textwrap.fill(title, 72)
-    axes.set_title(title, loc="left", pad=7 + 12 * rows, parse_math=False, fontsize=11, color=INK)
-    handles, labels = axes.get_legend_handles_labels()
-    if handles:  # below the picture, where it hides nothing
-        columns = 4 if sum(map(len, labels)) < 75 else 2
-        legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
-        for text in legend.get_texts():
-            text.set_parse_math(False)
+    axes.set_title(wrapped(title, 72), loc="left", pad=7 + 12 * rows, parse_math=False, fontsize=11, color=INK)
+    legend_below(figure, *axes.get_legend_handles_labels())
     return figure
 
 
-def dress(axes: Axes) -> None:
-    """Grid, spines and ticks as all of a run's pictures have them."""
-    axes.grid(True, color="#e6e6e6", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(GREY)
-    axes.tick_params(color=GREY, labelcolor=INK, labelsize=9)
-
-
 def _draw_scores(axes: Axes, steps: NDArray[np.float64], scores: NDArray[np.float64]) -> None:
-    """The seeds, the band and the IQM; one seed alone is its own IQM and has no band."""
+    """The seeds, the band and the IQM. One seed alone is its own IQM, and few seeds have no band."""
     S = scores.shape[0]
     if not np.isfinite(scores).any():
         axes.text(0.5, 0.5, "no score yet", transform=axes.transAxes, ha="center", va="center", color=GREY)
@@ -138,14 +98,16 @@ def _draw_scores(axes: Axes, steps: NDArray[np.float64], scores: NDArray[np.floa
     for score in scores:
         axes.plot(steps, score, markevery=_dots(score), alpha=faint, **THIN)
     curve = iqm_curve(scores)
-    alone = _alone(curve.iqm)
-    axes.fill_between(steps, curve.low, curve.high, color=BLUE, alpha=0.22, linewidth=0)
-    axes.vlines(steps[alone], curve.low[alone], curve.high[alone], color=BLUE, alpha=0.22, linewidth=5)
+    if S >= LEAST_SEEDS:
+        alone = _alone(curve.iqm)
+        axes.fill_between(steps, curve.low, curve.high, color=BLUE, alpha=0.22, linewidth=0)
+        axes.vlines(steps[alone], curve.low[alone], curve.high[alone], color=BLUE, alpha=0.22, linewidth=5)
     axes.plot(steps, curve.iqm, color="white", alpha=0.7, linewidth=4.5)  # a rim, against a crowd of seeds
     axes.plot(steps, curve.iqm, markevery=_dots(curve.iqm), zorder=3, **BOLD)
     # The legend's own handles: neither the seeds' faintness nor the dots belong into it.
     axes.plot([], [], color=BLUE, linewidth=2, label="interquartile mean")
-    axes.fill_between([], [], [], color=BLUE, alpha=0.22, linewidth=0, label="its 95 % bootstrap interval")
+    if S >= LEAST_SEEDS:
+        axes.fill_between([], [], [], color=BLUE, alpha=0.22, linewidth=0, label="its 95 % bootstrap interval")
     axes.plot([], [], color=BLUE, alpha=0.45, linewidth=0.8, label=f"{S} seeds")
 
 

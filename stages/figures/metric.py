@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stages.figures.curves import BLUE, GREY, dress
+from stages.figures.look import BLUE, GREY, dress
 from stages.report.statistics import Floats
 
 if TYPE_CHECKING:

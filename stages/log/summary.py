@@ -69,7 +69,9 @@ def write_finished(
         diverged=[log.diverged_at.get(seed, 0) for seed in log.round.seeds],
     )
     if states is not None:
-        plot_novelty(folder.path / "novelty.png", log.novelty, states, title=title, seed=log.round.seeds[0])
+        seed, reward = log.round.seeds[0], config.explorer_reward
+        reward = "disagreement" if reward == "constant" else reward  # its ensemble is measured, and not paid
+        plot_novelty(folder.path / "novelty.png", log.novelty, states, title=title, seed=seed, reward=reward)
     folder.write_summary(
         {
             "env": config.env,

@@ -41,6 +41,7 @@ class Pair(NamedTuple):
     ours: str
     theirs: str
     probability: Estimate
+    seeds: int  # of the one that has fewer
 
 
 @dataclass(frozen=True)
@@ -116,11 +117,13 @@ def _group(env: str, runs: list[Result]) -> Group:
     curve = EVALUATION if all(EVALUATION in run.metrics for run in runs) else TRAINING
     lines = [_line(run) for run in runs]
     scored = [run for run in runs if final_scores(run).size]
-    pairs = [
-        Pair(a.name, b.name, improvement([final_scores(a)], [final_scores(b)]))
-        for a, b in itertools.combinations(scored, 2)
-    ]
+    pairs = [_pair(a.name, b.name, [final_scores(a)], [final_scores(b)]) for a, b in itertools.combinations(scored, 2)]
     return Group(env, runs, curve, lines, pairs, _notes(runs))
+
+
+def _pair(ours: str, theirs: str, our_tasks: list[Floats], their_tasks: list[Floats]) -> Pair:
+    seeds = min(int(np.isfinite(task).sum()) for task in our_tasks + their_tasks)
+    return Pair(ours, theirs, improvement(our_tasks, their_tasks), seeds)
 
 
 def _line(run: Result) -> Line:
@@ -213,7 +216,7 @@ def _over(groups: list[Group], differing: list[str]) -> tuple[list[Line], list[P
         for method, tasks in scores.items() if len(known) > 1
     ]  # fmt: skip
     pairs = [
-        Pair(a or "all runs", b or "all runs", improvement(list(scores[a].values()), list(scores[b].values())))
+        _pair(a or "all runs", b or "all runs", list(scores[a].values()), list(scores[b].values()))
         for a, b in itertools.combinations(scores, 2)
     ]
     notes = [f"scores over environments are without {', '.join(unknown)}, whose scale is not known"] if unknown else []

@@ -11,11 +11,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from stages.cli import terminal
-from stages.report.statistics import Interval
+from stages.report.statistics import LEAST_SEEDS, Interval
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+
+FEW_SEEDS = f"fewer than {LEAST_SEEDS} seeds: no interval"
 
 
 def table(interval: Interval, title: str, diverged: Mapping[int, int]) -> Table:
@@ -39,7 +41,9 @@ def table(interval: Interval, title: str, diverged: Mapping[int, int]) -> Table:
     show = functools.partial(number, decimals=decimals(extreme))
     result.add_row("mean", show(interval.mean))
     result.add_row("median", show(interval.median))
-    between = f"95 % interval {show(interval.ci_low)} to {show(interval.ci_high)}" if interval.count > 1 else ""
+    between = f"95 % interval {show(interval.ci_low)} to {show(interval.ci_high)}"
+    if interval.count < LEAST_SEEDS:
+        between = FEW_SEEDS if interval.count > 1 else ""
     result.add_row("interquartile mean", show(interval.iqm), between, style="bold")
     for name, score, seed in (
         ("worst seed", interval.worst, interval.worst_seed),

@@ -22,6 +22,8 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 
 CONFIDENCE = 0.95
+LEAST_SEEDS = 5
+"""Seeds from which on an interval is shown: of fewer it runs from the lowest to the highest."""
 BOOTSTRAP_SEED = 0  # fixed, so that the same scores always print the same interval
 CHUNK_ELEMENTS = 4_000_000  # of a chunk of the bootstrap, over seeds, points and resamples: 32 MB of float64
 

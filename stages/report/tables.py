@@ -14,13 +14,14 @@ from stages.report.compare import Comparison, Line, Pair, described, differing_s
 from stages.report.events import mean_of
 from stages.report.read import EXPLORED, Result
 from stages.report.score_table import decimals, number
-from stages.report.statistics import Estimate
+from stages.report.statistics import LEAST_SEEDS, Estimate
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 STATISTICS = {"iqm": "IQM", "median": "median", "mean": "mean", "optimality_gap": "optimality\ngap"}
 FEW_SETTINGS = 4
+NO_INTERVAL = f"of fewer than {LEAST_SEEDS} seeds there is no interval: it would run from the lowest to the highest"
 
 
 class Table(NamedTuple):
@@ -128,7 +129,7 @@ def _line_json(line: Line) -> JsonObject:
 
 
 def _pair_json(pair: Pair) -> JsonObject:
-    return {"ours": pair.ours, "theirs": pair.theirs, **pair.probability._asdict()}
+    return {"ours": pair.ours, "theirs": pair.theirs, "seeds": pair.seeds, **pair.probability._asdict()}
 
 
 def _scores(title: str, lines: Sequence[Line], notes: list[str]) -> Table:
@@ -136,14 +137,15 @@ def _scores(title: str, lines: Sequence[Line], notes: list[str]) -> Table:
     digits = {name: _digits([line.estimates[name] for line in lines if name in line.estimates]) for name in shown}
     rows = [
         [f"{line.name}\n{line.seeds} seed{'' if line.seeds == 1 else 's'}"]
-        + [_cell(line.estimates[name], digits[name]) if name in line.estimates else "-" for name in shown]
+        + [_cell(line.estimates[name], digits[name], line.seeds) if name in line.estimates else "-" for name in shown]
         for line in lines
     ]
-    return Table(title, ["run", *(STATISTICS[name] for name in shown)], rows, notes)
+    few = [NO_INTERVAL] if any(0 < line.seeds < LEAST_SEEDS for line in lines) else []
+    return Table(title, ["run", *(STATISTICS[name] for name in shown)], rows, few + notes)
 
 
 def _improvement(title: str, pairs: Sequence[Pair]) -> list[Table]:
-    rows = [[f"{pair.ours} over {pair.theirs}", _cell(pair.probability, 2, " ")] for pair in pairs]
+    rows = [[f"{pair.ours} over {pair.theirs}", _cell(pair.probability, 2, pair.seeds, " ")] for pair in pairs]
     return [Table(f"{title}: probability of improvement", ["", "probability"], rows, [])] if pairs else []
 
 
@@ -193,11 +195,12 @@ def _digits(estimates: Sequence[Estimate]) -> int:
     return max(decimals(max(extreme, 1.0) if extreme > 0.1 else extreme) - 1, 0)
 
 
-def _cell(estimate: Estimate, digits: int, between: str = "\n") -> str:
-    """A number and its interval; nothing but a dash without one."""
+def _cell(estimate: Estimate, digits: int, seeds: int, between: str = "\n") -> str:
+    """A number and, of enough seeds, its interval; nothing but a dash without one."""
     value, low, high = (number(x, digits) for x in estimate)
-    interval = f"{low} to {high}" if between == "\n" else f"({low} to {high})"
-    return value + between + interval if np.isfinite(estimate.value) else "-"
+    if not np.isfinite(estimate.value) or seeds < LEAST_SEEDS:
+        return value
+    return value + between + (f"{low} to {high}" if between == "\n" else f"({low} to {high})")
 
 
 def _short(text: str) -> str:

@@ -26,6 +26,10 @@ class Canvas:
         """Words at a point; `anchor` is Pillow's: l, m, r and a (top), m (middle), s (baseline)."""
         self._draw.text((SCALE * x, SCALE * y), content, colour, _font(SCALE * size, bold), anchor)
 
+    def width_of(self, content: str, size: int, bold: bool = False) -> float:
+        """How wide `text` would be."""
+        return _font(SCALE * size, bold).getlength(content) / SCALE
+
     def box(self, box: tuple[float, float, float, float], colour: Colour):
         """A rectangle; none where it is thinner than a dot."""
         x, y, width, height = box

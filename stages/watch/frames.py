@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from envs.environment import ObsSpace, zip_entries
-from stages.figures.curves import BLUE, GREY, INK
+from stages.figures.look import BLUE, GREY, INK, wrapped
 from stages.watch.canvas import Canvas
 from stages.watch.scene import Scene
 
@@ -29,6 +29,8 @@ WIDTH, EDGE, TOP, BODY, STRIP = 640, 16, 64, 236, 62
 WINDOW = 60
 """Rows that plots over time show."""
 MOST_PLOTS = 8
+MOST_NUMBERS = 3  # of an action
+LONG_TITLE = 80  # letters of a line, where a title takes two
 
 
 def draw_frames(scene: Scene, title: str) -> list[Image.Image]:
@@ -57,11 +59,25 @@ def _frame(scene: Scene, title: str, t: int) -> Image.Image:
 
 
 def _head(canvas: Canvas, scene: Scene, title: str, t: int) -> None:
-    canvas.text(EDGE, 12, title, 13, INK, bold=True)
-    canvas.text(EDGE, 35, f"row {scene.episode_step[t]} of the episode, reward so far {scene.score[t]:.4g}", 12, GREY)
+    if canvas.width_of(title, 13, bold=True) <= WIDTH - 2 * EDGE:
+        canvas.text(EDGE, 12, title, 13, INK, bold=True)
+    else:
+        for row, line in enumerate(wrapped(title, LONG_TITLE).split("\n")[:2]):
+            canvas.text(EDGE, 3 + 14 * row, line, 11, INK, bold=True)
+    action = action_words(scene.action[t])
+    words = f"row {scene.episode_step[t]} of the episode, action {action}, reward so far {scene.score[t]:.4g}"
+    canvas.text(EDGE, 35, words, 12, GREY)
     caption = "the model sees" if scene.observed[t] else f"predicts, {scene.ahead[t]} ahead"
     canvas.pill((WIDTH - EDGE - 160, 32, 160, 22), BLUE if scene.observed[t] else ORANGE)
     canvas.text(WIDTH - EDGE - 80, 43, caption, 12, "white", "mm", bold=True)
+
+
+def action_words(action: NDArray | np.integer) -> str:
+    """The action chosen at a row, in words: its index, or its numbers."""
+    if not isinstance(action, np.ndarray) or not action.ndim:
+        return str(int(action))
+    rest = f" and {len(action) - MOST_NUMBERS} more" if len(action) > MOST_NUMBERS else ""
+    return ", ".join(f"{x:.2f}" for x in action[:MOST_NUMBERS]) + rest
 
 
 # ---- boards --------------------------------------------------------------------------------------------------------
@@ -78,8 +94,8 @@ def _boards(canvas: Canvas, space: ObsSpace, obs: NDArray, predictions: NDArray[
     truth, predicted = channels_of(space, obs[t]), channels_of(space, predictions[t])
     wide = (WIDTH - 4 * EDGE) / 3
     panels = (
-        ("what happens", painted(truth)),
-        ("what the model expects", painted(predicted)),
+        ("what happens", colours_of(space, truth)),
+        ("what the model expects", colours_of(space, predicted)),
         ("difference", _difference(truth, predicted)),
     )
     for index, (name, colours) in enumerate(panels):
@@ -99,6 +115,11 @@ def channels_of(space: ObsSpace, obs: NDArray) -> NDArray[np.float64]:
         return (obs.reshape(rows, columns, -1)[..., :1] == np.arange(1, space.classes)).astype(np.float64)
     scale = 255.0 if space.kind == "image" and obs.dtype == np.uint8 else 1.0
     return obs.astype(np.float64).reshape(rows, columns, -1) / scale
+
+
+def colours_of(space: ObsSpace, channels: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Channels [rows, columns, C] as colours [rows, columns, 3]: an image of three channels has its own."""
+    return channels if space.kind == "image" and channels.shape[-1] == 3 else painted(channels)
 
 
 def painted(channels: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -38,6 +38,7 @@ class Scene:
     score: NDArray[np.float64]  # reward of the episode so far
     disagreement: NDArray[np.float32] | None  # about the action taken; None without an ensemble
     state: NDArray[np.int32] | None  # countable state; None where there are none
+    action: NDArray  # chosen at the row: indices [T], or numbers [T, A]
 
 
 def record_scene(group: AgentBatch, seed: int, policy: str, rows: int, point: int) -> Scene:
@@ -75,7 +76,7 @@ def record_scene(group: AgentBatch, seed: int, policy: str, rows: int, point: in
     total = np.cumsum(played.reward.astype(np.float64))
     score = total - (total - played.reward)[np.arange(rows) - step]
     ahead = np.maximum(0, step % (CONTEXT + BLIND) - CONTEXT + 1)
-    return Scene(group.env, played.obs, predicted, error, observed, ahead, step, score, spread, state)
+    return Scene(group.env, played.obs, predicted, error, observed, ahead, step, score, spread, state, played.action)
 
 
 def _finite(x: jax.Array) -> NDArray:

@@ -1,0 +1,146 @@
+"""The picture of a sweep: final scores over the settings, and a learning curve of each trial.
+
+Host side only; matplotlib is imported where it draws.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stages.figures.look import BLUE, GREY, INK, WIDTH, dress, dress_steps, new_figure, wrapped, write_figure
+from stages.report.grid import Grid
+from stages.report.read import EVALUATION, TRAINING
+from stages.report.statistics import LEAST_SEEDS, iqm_curve
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Normalize
+
+MOST_CELLS = 12  # of a side of the map: beyond, its numbers are too small to read
+MOST_NAMES = 8  # of trials that are named beside their curves
+COLOURS = "viridis"
+UNTRAINED: dict[str, Any] = {"color": INK, "linewidth": 1.1, "linestyle": (0, (5, 3))}
+
+
+def plot_grid(path: Path, grid: Grid) -> None:
+    """A map of two settings that were combined, else a panel for each setting; below, each trial's learning curve.
+
+    Colours are interquartile means of final scores, from the untrained score to the best trial's.
+
+    Raises:
+        RunFolderError: the file cannot be written.
+    """
+    values = [_values(grid, name) for name in grid.names]
+    complete = len(values) == 2 and math.prod(map(len, values)) == len(grid.cells)
+    mapped = complete and max(map(len, values)) <= MOST_CELLS and min(map(len, values)) > 1
+    panels = 1 if mapped else max(1, len(grid.names))
+    heights = [max(2.4, 0.5 * len(values[0]) + 1.0) if mapped else 2.9, 2.9]
+    figure = new_figure(WIDTH, sum(heights) + 0.4)
+    figure.suptitle(wrapped(grid.title, 90), fontsize=11, color=INK, x=0.01, ha="left", parse_math=False)
+    above, below = np.asarray(figure.subfigures(2, 1, height_ratios=heights))
+    axes, scale = above.subplots(1, panels, squeeze=False)[0], _scale(grid)
+    if mapped:
+        _draw_map(axes[0], grid, scale, *values)
+    else:
+        for panel, name in zip(axes, grid.names, strict=False):
+            _draw_setting(panel, grid, name)
+    _draw_curves(below.subplots(), grid, scale)
+    write_figure(path, figure)
+
+
+def _scale(grid: Grid) -> Normalize:
+    """From the untrained score, or the worst trial's where nobody knows it, to the best trial's."""
+    from matplotlib.colors import Normalize
+
+    scores = [cell.interval.iqm for cell in grid.cells if math.isfinite(cell.interval.iqm)] or [0.0]
+    low = grid.untrained if math.isfinite(grid.untrained) else min(scores)
+    return Normalize(low, max(scores) if max(scores) > low else low + 1.0, clip=True)
+
+
+def _draw_curves(axes: Axes, grid: Grid, scale: Normalize) -> None:
+    """The interquartile mean of each trial's seeds over steps, in the colour of its final score."""
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+
+    dress_steps(axes, max((cell.run.done for cell in grid.cells), default=0))
+    evaluated = all(EVALUATION in cell.run.metrics for cell in grid.cells)
+    for cell in grid.cells:
+        if cell.run.steps.size:
+            curve = iqm_curve(cell.run.curve(EVALUATION if evaluated else TRAINING))
+            colour = colormaps[COLOURS](float(scale(cell.interval.iqm))) if math.isfinite(cell.interval.iqm) else GREY
+            label = f"{cell.run.name}: {cell.interval.iqm:.3g}" if len(grid.cells) <= MOST_NAMES else "_"
+            axes.plot(cell.run.steps, curve.iqm, color=colour, linewidth=1.8, label=label)
+    if math.isfinite(grid.untrained):
+        axes.axhline(grid.untrained, **UNTRAINED, label="untrained")
+    axes.set_ylabel(f"{'evaluation' if evaluated else 'training'} score (IQM)", fontsize=9, color=INK)
+    axes.figure.colorbar(ScalarMappable(scale, COLOURS), ax=axes, label="final score (IQM)", shrink=0.9).ax.tick_params(
+        labelsize=8
+    )
+    if axes.get_legend_handles_labels()[0]:
+        legend = axes.legend(frameon=False, fontsize=8)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+
+
+def _values(grid: Grid, name: str) -> list[str]:
+    """A setting's values, in their order: as numbers if they are."""
+    values = dict.fromkeys(cell.settings[name] for cell in grid.cells if name in cell.settings)
+    return sorted(values, key=lambda value: (0, float(value), "") if _is_number(value) else (1, 0.0, value))
+
+
+def _draw_map(axes: Axes, grid: Grid, scale: Normalize, rows: list[str], columns: list[str]) -> None:
+    """Each combination's IQM as a colour and a number, its interval below if it has one."""
+    iqm, texts = np.full((len(rows), len(columns)), np.nan), {}
+    first, second = grid.names
+    for cell in grid.cells:
+        cell_index = rows.index(cell.settings[first]), columns.index(cell.settings[second])
+        iqm[cell_index] = cell.interval.iqm
+        enough = cell.interval.count >= LEAST_SEEDS
+        between = f"\n{cell.interval.ci_low:.2g} to {cell.interval.ci_high:.2g}" if enough else ""
+        texts[cell_index] = f"{cell.interval.iqm:.3g}{between}"
+    axes.imshow(iqm, cmap=COLOURS, norm=scale, aspect="auto")
+    for (row, column), text in texts.items():
+        dark = float(scale(iqm[row, column])) < 0.6
+        axes.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if dark else INK)
+    axes.set_xticks(range(len(columns)), columns, fontsize=8, parse_math=False)
+    axes.set_yticks(range(len(rows)), rows, fontsize=8, parse_math=False)
+    axes.set_xlabel(second, fontsize=9, color=INK)
+    axes.set_ylabel(first, fontsize=9, color=INK)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+
+
+def _draw_setting(axes: Axes, grid: Grid, name: str) -> None:
+    """Every trial's IQM at its value of one setting, its interval if it has one, and the untrained score."""
+    values = _values(grid, name)
+    numeric = all(map(_is_number, values))
+    position = float if numeric else (lambda value: float(values.index(value)))
+    for cell in grid.cells:
+        x, interval = position(cell.settings[name]), cell.interval
+        if math.isfinite(interval.iqm):
+            if interval.count >= LEAST_SEEDS:
+                axes.plot([x, x], [interval.ci_low, interval.ci_high], color=BLUE, linewidth=3, alpha=0.35)
+            axes.plot([x], [interval.iqm], color=BLUE, marker="o", markersize=5)
+    if math.isfinite(grid.untrained):
+        axes.axhline(grid.untrained, **UNTRAINED)
+    dress(axes)
+    numbers = [float(value) for value in values] if numeric else []
+    if numeric and min(numbers) > 0 and max(numbers) >= 10 * min(numbers):
+        axes.set_xscale("log")
+    elif numeric:
+        axes.locator_params("x", nbins=5)  # a panel is narrow: more labels would touch
+    else:
+        axes.set_xticks(range(len(values)), values, fontsize=8, rotation=20, ha="right", parse_math=False)
+    axes.set_xlabel(name, fontsize=9, color=INK)
+    axes.set_ylabel("IQM of final scores", fontsize=9, color=INK)
+
+
+def _is_number(value: str) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except ValueError:
+        return False

@@ -1,0 +1,74 @@
+"""Grid: a sweep's trials as a table, the best first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from stages.cli.arguments import mode_title
+from stages.report.compare import novelty_of
+from stages.report.read import Result
+from stages.report.score_table import decimals, number
+from stages.report.statistics import LEAST_SEEDS, Interval, summarise
+from stages.report.tables import NO_INTERVAL, Table, explored
+
+
+class Cell(NamedTuple):
+    """A finished trial."""
+
+    settings: dict[str, str]
+    interval: Interval  # of its seeds' final scores
+    novelty: Mapping[str, float]  # medians over seeds, where states can be counted
+    run: Result
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A sweep's trials, the best first."""
+
+    title: str
+    names: list[str]  # of the swept settings
+    cells: list[Cell]
+    unfinished: list[str]
+    untrained: float  # mean score over seeds and trials before the first update; NaN if nobody knows
+
+
+def grid_of(runs: Sequence[Result]) -> Grid:
+    """The sweep that these runs are the trials of."""
+    cells, names = [], {}
+    for run in runs:
+        settings = run.summary.get("settings", {})
+        names |= dict.fromkeys(settings)
+        if run.finished and settings:
+            cells.append(Cell(settings, summarise(run.per_seed("score"), run.seeds), novelty_of(run), run))
+    cells.sort(key=lambda cell: -cell.interval.iqm if math.isfinite(cell.interval.iqm) else math.inf)
+    first, steps = runs[0], max((run.done for run in runs if run.finished), default=runs[0].done)
+    title = f"{first.env}, {mode_title(first.settings)}: final scores after {steps:,} steps a seed"
+    untrained = np.concatenate([cell.run.per_seed("untrained") for cell in cells] or [np.zeros(0)])
+    untrained = float(untrained[np.isfinite(untrained)].mean()) if np.isfinite(untrained).any() else math.nan
+    return Grid(title, list(names), cells, [run.name for run in runs if not run.finished], untrained)
+
+
+def table_of(grid: Grid) -> Table:
+    """A line for each trial, as the grid has them."""
+    extreme = max(
+        (abs(x) for c in grid.cells for x in (c.interval.worst, c.interval.best) if math.isfinite(x)), default=0
+    )
+    digits = max(decimals(max(extreme, 1.0)) - 1, 0)
+    counted = any(cell.novelty for cell in grid.cells)
+    rows = []
+    for settings, interval, novelty, _ in grid.cells:
+        between = f"{number(interval.ci_low, digits)} to {number(interval.ci_high, digits)}"
+        between = between if interval.count >= LEAST_SEEDS else "-"
+        scores = [number(interval.iqm, digits), between, number(interval.worst, digits), str(interval.count)]
+        values = [settings.get(name, "") for name in grid.names]
+        rows.append([*values, *scores, *(explored(novelty) if counted else [])])
+    columns = [*grid.names, "IQM", "95 % interval", "worst", "seeds"]
+    columns += ["states", "goal", "solved", "rank corr."] if counted else []
+    notes = [f"not finished: {', '.join(grid.unfinished)}"] if grid.unfinished else []
+    notes += [NO_INTERVAL] if any(cell.interval.count < LEAST_SEEDS for cell in grid.cells) else []
+    return Table(grid.title, columns, rows, notes)

@@ -1,0 +1,261 @@
+"""Metrics: what every key of metrics.jsonl and summary.json means. One table for docs/metrics.md and the report.
+
+`python -m stages.report.metrics > docs/metrics.md` writes the page.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import NamedTuple
+
+
+class Metric(NamedTuple):
+    """A key, or a family of keys: NAME stands for a name, and [...] for what some keys have and others lack."""
+
+    key: str
+    unit: str
+    label: str  # a few words, for the report's pictures
+    meaning: str
+    source: str  # the file, below stages/, that computes it
+
+
+class Group(NamedTuple):
+    """Metrics that belong together, as a section of the report."""
+
+    title: str
+    text: str
+    metrics: tuple[Metric, ...]
+
+
+METRICS = (
+    Group("Run", "where a row stands", (
+        Metric("step", "rows of a seed", "",
+               "rows that the seed has collected; an episode of n steps is n + 1 rows", "log/round_log.py"),
+        Metric("seed", "number", "", "which agent", "log/round_log.py"),
+        Metric("phase", "mode", "", "the mode: after exploring, `--adapt-steps` are in mode task", "log/round_log.py"),
+        Metric("diverged", "row of a seed", "",
+               "the step at which the seed had a number that is not finite; null before", "finite.py"),
+        Metric("updates", "count", "updates so far", "updates of the agent so far", "log/hooks.py"),
+        Metric("wall_seconds", "seconds", "seconds so far",
+               "wall time of the run so far, over all of its sessions", "log/run_log.py"),
+    )),
+    Group("Episodes", "episodes of training, which the mode's collector plays, and evaluation by the tasker", (
+        Metric("episode/score", "return", "training score",
+               "mean return of the episodes that ended since the last row; null without one", "log/round_log.py"),
+        Metric("episode/length", "steps", "episode's length", "mean length of the same episodes", "log/round_log.py"),
+        Metric("episode/count", "count", "episodes", "how many episodes ended since the last row", "log/round_log.py"),
+        Metric("episode/total", "count", "episodes so far",
+               "how many episodes ended since the first update", "report/events.py"),
+        Metric("eval/score", "return", "evaluation score of the tasker",
+               "mean return of `--eval-episodes` fresh episodes; not in mode task", "evaluate.py"),
+        Metric("event/NAME", "share", "episodes with NAME",
+               "share of the same episodes in which the event happened", "log/round_log.py"),
+    )),
+    Group("Exploration", "what was visited, and what the intrinsic reward says of it", (
+        Metric("novelty/visited_states", "count", "states visited",
+               "countable states that the seed has visited", "report/novelty.py"),
+        Metric("novelty/visited_pairs", "count", "states and actions visited",
+               "pairs of a countable state and an action that were tried", "report/novelty.py"),
+        Metric("novelty/correlation", "-1 to 1", "rank correlation with visits",
+               "Spearman's, of disagreement with visits over pairs: -1 is best, 0 says nothing", "report/novelty.py"),
+        Metric("novelty/goal_episode", "episode", "episode of the first goal",
+               "the episode in which the seed first reached the goal; null before", "measure/coverage.py"),
+        Metric("novelty/solved_episode", "episode", "episode by which it is solved",
+               "bsuite's rule: the first after which under 90 % of all had missed the goal", "measure/coverage.py"),
+        Metric("novelty/disagreement_never", "intrinsic reward", "disagreement, never visited",
+               "mean over pairs that were never tried, in states that replay holds", "report/novelty.py"),
+        Metric("novelty/disagreement_1_3", "intrinsic reward", "disagreement, 1 to 3 visits",
+               "the same of pairs with so many visits", "report/novelty.py"),
+        Metric("novelty/disagreement_4_15", "intrinsic reward", "disagreement, 4 to 15 visits",
+               "the same of pairs with so many visits", "report/novelty.py"),
+        Metric("novelty/disagreement_16_63", "intrinsic reward", "disagreement, 16 to 63 visits",
+               "the same of pairs with so many visits", "report/novelty.py"),
+        Metric("novelty/disagreement_64_255", "intrinsic reward", "disagreement, 64 to 255 visits",
+               "the same of pairs with so many visits", "report/novelty.py"),
+        Metric("novelty/disagreement_256", "intrinsic reward", "disagreement, 256 visits or more",
+               "the same of pairs with so many visits", "report/novelty.py"),
+        Metric("novelty/disagreement_collected", "intrinsic reward", "disagreement at the newest rows",
+               "mean over each environment's newest 128 rows; where states are not counted", "measure/measurement.py"),
+        Metric("novelty/disagreement_untrained", "intrinsic reward", "there, of an untrained ensemble",
+               "at the same rows, of an ensemble that has learned nothing", "measure/measurement.py"),
+        Metric("novelty/disagreement_random", "intrinsic reward", "disagreement at rows of random actions",
+               "at 256 rows that random actions collect and nothing learns from", "measure/measurement.py"),
+        Metric("novelty/untrained_share", "share", "disagreement, share of an untrained ensemble's",
+               "disagreement_collected over disagreement_untrained", "report/novelty.py"),
+    )),
+    Group("World model", "what it learns from, its KL and its entropies", (
+        Metric("train/loss/recon", "nats", "reconstruction",
+               "loss of the decoded observation, summed over entries", "world_model.py"),
+        Metric("train/recon_NAME", "nats", "reconstruction of NAME",
+               "the same of one entry of the observation", "world_model.py"),
+        Metric("train/loss/reward", "nats", "reward", "loss of the reward head", "world_model.py"),
+        Metric("train/loss/cont", "nats", "continuation", "loss of the continue head", "world_model.py"),
+        Metric("train/loss/dyn", "nats", "KL, moves the prior",
+               "KL after free nats, with the posterior fixed", "world_model.py"),
+        Metric("train/loss/rep", "nats", "KL, moves the posterior",
+               "KL after free nats, with the prior fixed", "world_model.py"),
+        Metric("train/kl", "nats", "KL, posterior from prior", "KL before free nats", "world_model.py"),
+        Metric("train/kl_free", "share", "rows within the free nats",
+               "share of rows whose KL costs nothing", "world_model.py"),
+        Metric("train/dyn_ent", "nats", "entropy of the prior", "summed over categoricals", "world_model.py"),
+        Metric("train/rep_ent", "nats", "entropy of the posterior", "summed over categoricals", "world_model.py"),
+    )),
+    Group("Open-loop prediction", "errors of the model run forward with the actions that were taken", (
+        Metric("open_loop/error_1", "decoder's", "prediction error, 1 row ahead",
+               "of the observation 1 row ahead, mean over entries; null without one", "measure/open_loop.py"),
+        Metric("open_loop/error_5", "decoder's", "prediction error, 5 rows ahead",
+               "the same, 5 rows ahead", "measure/open_loop.py"),
+        Metric("open_loop/error_15", "decoder's", "prediction error, 15 rows ahead",
+               "the same, 15 rows ahead", "measure/open_loop.py"),
+        Metric("open_loop/posterior_1", "decoder's", "the row 1 ahead, seen",
+               "error of the same observations where the model sees the rows", "measure/open_loop.py"),
+        Metric("open_loop/posterior_5", "decoder's", "the row 5 ahead, seen",
+               "the same, 5 rows ahead", "measure/open_loop.py"),
+        Metric("open_loop/posterior_15", "decoder's", "the row 15 ahead, seen",
+               "the same, 15 rows ahead", "measure/open_loop.py"),
+    )),
+    Group("Intrinsic reward", "what the ensemble, or another intrinsic reward, learns from", (
+        Metric("train/loss/ensemble", "nats", "ensemble's prediction", "loss of the ensemble's members", "ensemble.py"),
+        Metric("train/loss/rnd", "nats", "RND's prediction", "error of the predictor of a random network", "rnd.py"),
+        Metric("train/loss/elliptical", "bonus", "elliptical bonus",
+               "mean bonus of pairs drawn uniformly, before each step", "elliptical.py"),
+    )),
+    Group("Behaviours", "tasker and explorer, as their actors and critics see them in imagination", (
+        Metric("train/[explorer_]ent", "nats", "entropy of the actor",
+               "entropy of the actor, weighted by continuation", "behavior.py"),
+        Metric("train/loss/[explorer_]policy", "nats", "actor", "loss of the actor", "behavior.py"),
+        Metric("train/loss/[explorer_]value", "nats", "critics, imagined",
+               "loss of the critics on imagined rows, summed over rewards", "behavior.py"),
+        Metric("train/loss/[explorer_]repval", "nats", "critics, replayed",
+               "loss of the critics on replayed rows, summed over rewards", "behavior.py"),
+        Metric("train/[explorer_]rew_NAME", "reward", "reward NAME, imagined", "mean imagined reward", "behavior.py"),
+        Metric("train/[explorer_]replay_rew_NAME", "reward", "reward NAME, replayed",
+               "mean reward of replayed rows", "behavior.py"),
+        Metric("train/[explorer_]ret_NAME", "return", "return of NAME", "mean lambda-return", "behavior.py"),
+        Metric("train/[explorer_]ret_scale_NAME", "return", "range of NAME's returns",
+               "5 to 95 % of returns (or of advantages), before the floor that divides advantages", "returns.py"),
+        Metric("train/[explorer_]val_NAME", "return", "value of NAME", "mean value of the critic", "behavior.py"),
+        Metric("train/[explorer_]adv_mag", "number", "advantage",
+               "mean size of the advantage after division", "behavior.py"),
+        Metric("train/[explorer_]weight", "share", "continuation",
+               "mean product of continues along an imagined trajectory", "behavior.py"),
+    )),
+    Group("Optimiser and speed", "norms over all parameters; speed of one seed, without evaluations", (
+        Metric("train/opt/grad_norm", "number", "gradient", "norm of the gradient", "train.py"),
+        Metric("train/opt/update_norm", "number", "update", "norm of the update", "train.py"),
+        Metric("fps/policy", "rows a second", "rows collected a second",
+               "rows of one seed, all seeds side by side", "log/round_log.py"),
+        Metric("fps/train", "rows a second", "rows replayed a second", "replayed rows of one seed", "log/round_log.py"),
+    )),
+)  # fmt: skip
+
+SUMMARY = (
+    Group("The run", "what was trained, and what it cost", (
+        Metric("finished", "true or false", "",
+               "whether the run came to its end; false at every log point before", "log/summary.py"),
+        Metric("env", "id", "", "the environment", "log/summary.py"),
+        Metric("env_args", "settings", "", "the environment's settings", "log/summary.py"),
+        Metric("mode", "mode", "", "`--mode`", "log/summary.py"),
+        Metric("preset", "name", "", "`--preset`", "log/summary.py"),
+        Metric("settings", "settings", "", "of a sweep's trial, what was swept", "log/summary.py"),
+        Metric("trials", "names", "", "of a sweep, its trials", "log/hooks.py"),
+        Metric("seeds", "numbers", "", "the seeds' numbers, in the order of all lists", "log/summary.py"),
+        Metric("diverged", "seed: row", "", "seeds that diverged, with the step of each", "log/summary.py"),
+        Metric("env_steps", "rows of a seed", "", "rows that each seed collected", "log/summary.py"),
+        Metric("updates", "count", "", "updates of each seed", "log/summary.py"),
+        Metric("side_by_side", "count", "", "seeds trained at once", "log/hooks.py"),
+        Metric("processes", "count", "", "processes that trained", "log/hooks.py"),
+        Metric("round", "number", "", "the round at work", "log/hooks.py"),
+        Metric("rounds", "count", "", "groups of seeds, one after the other", "log/hooks.py"),
+        Metric("compile_seconds", "seconds", "", "compiling, over all sessions", "log/hooks.py"),
+        Metric("wall_seconds", "seconds", "", "wall time, over all sessions", "log/hooks.py"),
+        Metric("peak_memory_mb", "MB", "", "most memory of the leading process", "sweep/memory.py"),
+        Metric("versions", "name: version", "", "what the numbers depend on", "log/run_log.py"),
+    )),
+    Group("Scores", "returns of evaluation episodes; lists have one number a seed", (
+        Metric("score", "return", "", "the tasker's mean score at the end", "log/summary.py"),
+        Metric("zero_shot", "return", "", "the same at the end of mode explore", "log/summary.py"),
+        Metric("untrained", "return", "", "the same before the first update", "log/summary.py"),
+        Metric("training_score", "return", "", "last training score; before the end", "log/summary.py"),
+        Metric("evaluation_score", "return", "", "last evaluation score; before the end", "log/summary.py"),
+        Metric("mean", "return", "", "mean of `score` over seeds", "report/statistics.py"),
+        Metric("median", "return", "", "median of `score` over seeds", "report/statistics.py"),
+        Metric("iqm", "return", "", "interquartile mean of `score` over seeds", "report/statistics.py"),
+        Metric("ci_low", "return", "", "lower end of its 95 % bootstrap interval", "report/statistics.py"),
+        Metric("ci_high", "return", "", "upper end of its 95 % bootstrap interval", "report/statistics.py"),
+        Metric("worst", "return", "", "lowest score", "report/statistics.py"),
+        Metric("worst_seed", "number", "", "its seed", "report/statistics.py"),
+        Metric("best", "return", "", "highest score", "report/statistics.py"),
+        Metric("best_seed", "number", "", "its seed", "report/statistics.py"),
+        Metric("count", "count", "", "seeds with a finite score", "report/statistics.py"),
+        Metric("nonfinite", "numbers", "",
+               "seeds without a finite score, left out of the numbers above", "report/statistics.py"),
+    )),
+    Group("Exploration", "the last of each seed; null where states cannot be counted", (
+        Metric("states", "count", "", "countable states that can be reached", "report/novelty.py"),
+        Metric("visited_states", "count", "", "countable states that the seed visited", "report/novelty.py"),
+        Metric("visited_pairs", "count", "", "pairs of state and action that it tried", "report/novelty.py"),
+        Metric("novelty_correlation", "-1 to 1", "", "its last `novelty/correlation`", "report/novelty.py"),
+        Metric("goal_episode", "episode", "",
+               "when it first reached the goal; null: it has not, and counts as later than all", "report/novelty.py"),
+        Metric("solved_episode", "episode", "",
+               "when it had solved the task by bsuite's rule; null: it has not", "report/novelty.py"),
+        Metric("untrained_share", "share", "",
+               "its last `novelty/untrained_share`; where states cannot be counted", "log/summary.py"),
+        Metric("events", "name: shares", "", "share of all episodes in which each event happened", "report/events.py"),
+        Metric("crafter_score", "%", "", "Crafter's score over achievements", "report/events.py"),
+    )),
+)  # fmt: skip
+
+
+def matches(metric: Metric, name: str) -> re.Match[str] | None:
+    """Whether a key belongs to this metric; its groups are what [...] and NAME stand for."""
+    return re.fullmatch(_pattern(metric.key), name)
+
+
+@functools.cache
+def _pattern(key: str) -> str:
+    return re.sub(r"\\\[(.*?)\\\]", r"(\1)?", re.escape(key)).replace("NAME", "(.+)")
+
+
+def find_metric(name: str, groups: tuple[Group, ...] = METRICS) -> Metric | None:
+    """The table's line of a key. None: it has none."""
+    known = [metric for group in groups for metric in group.metrics if matches(metric, name)]
+    # A key of its own goes before a family; of families the one that leaves the least to NAME.
+    return max(known, key=lambda metric: len(metric.key.replace("NAME", "")), default=None)
+
+
+def label_of(name: str) -> str:
+    """A key in a few words; empty if the table does not have it."""
+    metric = find_metric(name)
+    found = matches(metric, name) if metric else None
+    if metric is None or found is None:
+        return ""
+    words = [word for word in found.groups() if word]
+    label = metric.label.replace("NAME", words[-1]) if words else metric.label
+    return f"explorer: {label}" if "explorer_" in words else label
+
+
+def markdown() -> str:
+    """docs/metrics.md."""
+    lines = [
+        "# Metrics",
+        "",
+        "Every key of a run's files, made from the table in `stages/report/metrics.py`. NAME stands for a name, [...]",
+        "for what some keys have and others lack. Numbers of `train/` are means over updates. Sources: `stages/`.",
+    ]
+    for title, text, groups in (
+        ("metrics.jsonl", "A line for each seed and log point. What is not finite is null.", METRICS),
+        ("summary.json", "Written at every log point, and at the end of the run.", SUMMARY),
+    ):
+        lines += ["", f"## {title}", "", text]
+        for group in groups:
+            lines += ["", f"### {group.title}", "", f"{group.text[0].upper()}{group.text[1:]}.", ""]
+            lines += ["| key | unit | meaning | source |", "| --- | --- | --- | --- |"]
+            lines += [f"| `{key}` | {unit} | {words} | `{source}` |" for key, unit, _, words, source in group.metrics]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")
