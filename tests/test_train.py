@@ -127,7 +127,7 @@ def test_update_moves_every_part_and_the_slow_critic_a_little(exploring, update,
         strict=True,
     ):
         path = jax.tree_util.keystr(name[0])
-        is_fixed = ".prior." in path and ".ensemble" in path or path.endswith(".projection")
+        is_fixed = (".prior." in path and ".ensemble" in path) or path.endswith(".projection")
         assert np.array_equal(old, new) == is_fixed, f"{path} {'moved' if is_fixed else 'did not move'}"
     expected = jax.tree.map(
         lambda slow, fast: (1 - hypers.slow_rate) * slow + hypers.slow_rate * fast,
