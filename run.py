@@ -14,6 +14,7 @@ from collections.abc import Callable
 import stages.cli.quiet  # noqa: F401, before all that imports jax
 from stages.cli import terminal
 from stages.cli.parse import parse
+from stages.cli.validate import check_pictures
 from stages.commands.command import command
 from stages.config import ConfigError
 from stages.sweep.start import check_machines, start_jax
@@ -39,6 +40,7 @@ def main(argv: list[str], start: Callable[[], None] = lambda: None) -> int:
     try:
         start()
         arguments = parse(argv)
+        check_pictures()
         cluster = (arguments.coordinator, arguments.processes, arguments.process)
         with Signals() as signals, join_cluster(*cluster) if arguments.is_distributed else Processes() as processes:
             check_machines(arguments, processes)

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import resource
+import shutil
 import sys
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -21,7 +22,7 @@ from jax.sharding import SingleDeviceSharding
 from stages.cli.processes import Processes
 from stages.config import Hypers
 from stages.store import checkpoint, orbax_quirks
-from stages.store.checkpoint import CheckpointId, Checkpoints
+from stages.store.checkpoint import CheckpointId, Checkpoints, stored
 from stages.store.files import RunFolderError
 from tests.conftest import tree_equal
 from tests.pretended import play
@@ -95,6 +96,30 @@ def test_hyperparameters_newer_than_a_checkpoint_have_their_defaults(tmp_path):
     hypers = jax.tree.map(lambda x: jnp.full(2, x, jnp.float32), Hypers())
     (found,) = made(tmp_path).restore(CheckpointId(0, 1), shapes((Of(hypers),)))
     assert tree_equal(found.hypers, eqx.tree_at(lambda h: h.lr, hypers, lr))
+
+
+@pytest.mark.parametrize("content", ["[]", "{", "", '{"commit_timestamp_nsecs": "x"}'])
+def test_what_orbax_wrote_of_a_checkpoint_may_be_spoilt(tmp_path, content):
+    checkpoints = made(tmp_path)
+    checkpoints.save(CheckpointId(0, 10), tree(), {"step": 10})
+    checkpoints.wait()
+    (tmp_path / "checkpoints/round-0000/process-0/10/_CHECKPOINT_METADATA").write_text(content)
+    with contextlib.suppress(RunFolderError):  # nothing else
+        assert made(tmp_path).newest() == CheckpointId(0, 10)
+
+
+def test_copies_beside_checkpoints_are_none(tmp_path):
+    checkpoints = made(tmp_path)
+    checkpoints.save(CheckpointId(0, 10), tree(), {"step": 10})
+    checkpoints.wait()
+    rounds = tmp_path / "checkpoints"
+    for copy in ("round-0000.bak", "round-old", "round-0000/process-0.old", "round-0000/process-0/10.bak"):
+        shutil.copytree(rounds / "round-0000" / "process-0", rounds / copy)
+    (rounds / "round-0001").write_text("a file")
+    assert stored(rounds) == [(0, 0)]
+    again = made(tmp_path)
+    assert again.newest() == CheckpointId(0, 10) and again.newest_of_rounds() == [CheckpointId(0, 10)]
+    assert again.progress(CheckpointId(0, 10)) == {"step": 10}
 
 
 def test_what_is_saved_is_the_state_at_the_call(tmp_path):

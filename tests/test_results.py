@@ -1,8 +1,10 @@
 """Runs read again and compared: run folders written by hand, numbers by hand."""
 
+import functools
 import io
 import json
 import math
+import operator
 import os
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import pytest
 import run as program
 from stages.commands.command import command
 from stages.figures.comparison import _draw_band, _rows, colours_of
+from stages.report.grid import grid_of
 from stages.report.compare import compare, described, differing_settings
 from stages.report.export import write_scores, write_table
 from stages.report.read import TRAINING, read_runs
@@ -51,7 +54,7 @@ def test_a_line_that_is_written_just_now_is_left_out(tmp_path):
 
 
 def test_the_step_where_adapting_began_is_the_last_of_exploring(tmp_path):
-    path = write_run(tmp_path / "a", training=[[0.0]] * 3)
+    path = write_run(tmp_path / "a", training=[[0.0]] * 3, final=(1.0,))
     lines = (path / "metrics.jsonl").read_text().splitlines(keepends=True)
     (path / "metrics.jsonl").write_text("".join([lines[0].replace('"task"', '"explore"'), *lines[1:]]))
     assert read_runs([path])[0].adapt_step == 100
@@ -99,11 +102,65 @@ def test_what_is_no_run_is_said_in_one_line(tmp_path, spoil, says):
     assert "\n" not in str(error.value)
 
 
+WRONG = [None, True, -1, 1.5, 1e308, 10**30, "x", [], [[]], [None], ["x"], [1, 2, 3], {}, {"x": "x"}, {"x": [1]}]
+
+
+def paths_of(value, prefix=()):
+    """The places in a value of JSON: names and, of a list, its first index."""
+    items = value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else ()
+    return [found for key, inner in items for found in ((*prefix, key), *paths_of(inner, (*prefix, key)))]
+
+
+def edited(value, path, new):
+    copied = json.loads(json.dumps(value))
+    functools.reduce(operator.getitem, path[:-1], copied)[path[-1]] = new
+    return copied
+
+
+@pytest.mark.parametrize("name", ["config.json", "summary.json", "metrics.jsonl"])
+def test_whatever_stands_in_a_file_it_is_read_or_refused_in_one_line(tmp_path, name):
+    """Every value of every file in turn, of another type or size."""
+    more = {"seeds": [3, 4], "diverged": {"4": 10}, "events": {"a": [0.5, 0.5]}, "crafter_score": [1.0, None]}
+    more |= {"wall_seconds": 3.0, "compile_seconds": 1.0, "peak_memory_mb": 9.0, "settings": {"lr": "1"}}
+    path = write_run(tmp_path / "a", ["--env.rows", "5"], evaluation=[[0.25, NAN], [0.5, 2.0]], **COUNTED, **more)
+    text = (path / name).read_text()
+    first, _, rest = text.partition("\n") if name == "metrics.jsonl" else (text, "", "")
+    whole, refused = json.loads(first), 0
+    assert compare(read_runs([path])).groups
+    places = paths_of(whole)
+    values = [json.dumps(edited(whole, place, new)) for i, place in enumerate(places) for new in WRONG[i % 3 :: 3]]
+    values += [*map(json.dumps, WRONG), "[" * 100_000, '{"a":' * 500 + "1" + "}" * 500, "\\udcff", "{", ""]
+    for text in values:
+        (path / name).write_text(f"{text}\n{rest}")
+        try:
+            tables(compare(read_runs([path])))
+            grid_of(read_runs([path]))
+        except RunFolderError as error:
+            refused += 1
+            assert "\n" not in str(error) and str(path) in str(error), text
+    assert refused > len(values) / 3
+
+
+@pytest.mark.parametrize("score", [1e308, -1.7e308])
+def test_numbers_that_no_run_can_leave_are_refused(tmp_path, capsys, score):
+    path = write_run(tmp_path / "a", training=[[score, 0.0]])
+    assert command(["report", str(path)]) == 2
+    assert "metrics.jsonl', line 1 (Expected `float`" in capsys.readouterr().err
+
+
+def test_a_folder_may_have_a_name_of_any_bytes(tmp_path, capsys):
+    path = write_run(tmp_path / os.fsdecode(b"odd\xff"))
+    assert command(["report", str(path)]) == 0 and (path / "report.html").exists()
+    assert command(["compare", str(path), "--out", str(tmp_path / "out")]) == 0
+    assert "odd?" in (tmp_path / "out" / "results.csv").read_text()
+
+
 # ---- compare -------------------------------------------------------------------------------------------------------
 
 
 def test_two_runs_side_by_side(tmp_path):
-    a = write_run(tmp_path / "a", final=(0.5, 1.0, NAN), training=[[0.0] * 3], **COUNTED)
+    counted = {name: [*value, None] if isinstance(value, list) else value for name, value in COUNTED.items()}
+    a = write_run(tmp_path / "a", final=(0.5, 1.0, NAN), training=[[0.0] * 3], **counted)
     b = write_run(tmp_path / "b", ["--replay.train-ratio", "32"], final=(-1.0, 0.0, 0.5, 1.0), training=[[0.0] * 4])
     found = compare(read_runs([a, b]))
     [group] = found.groups

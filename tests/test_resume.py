@@ -229,13 +229,21 @@ def test_a_run_without_checkpoints_begins_again(tmp_path, monkeypatch, capsys):
     assert len(logged(tmp_path / "run")) == 4
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", '{"versions": {}}'])
-def test_a_config_without_settings_is_refused(whole, tmp_path, capsys, content):
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("{}", "has no settings of a run"),
+        ('{"versions": {}}', "has no settings of a run"),
+        ("[]", "Expected `object`, got `array`"),
+        ('{"seeds": "2", "seed_start": 0, "config": {}, "hypers": {}}', "Expected `int`, got `str`"),
+    ],
+)
+def test_a_config_without_settings_is_refused(whole, tmp_path, capsys, content, says):
     folder = shutil.copytree(whole, tmp_path / "run")
     (folder / "config.json").write_text(content)
     assert run.main([*WORDS, str(folder)]) == 2
     said, error = capsys.readouterr()
-    assert "compiling" not in said and error.count("\n") == 1 and "has no settings of a run" in error
+    assert "compiling" not in said and error.count("\n") == 1 and says in error
     assert (folder / "config.json").read_text() == content
 
 

@@ -71,6 +71,35 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, text, says):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["settings.TOML", "settings.toml", "settings.Json"])
+def test_a_file_may_begin_with_a_mark_and_be_named_in_capitals(tmp_path, name):
+    text = TOML if name.lower().endswith("toml") else JSON
+    assert parsed(tmp_path, "\ufeff" + text, name=name) == parse(WORDS)
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "says"),
+    [
+        (b"env: CartPole-v1", "settings.yaml", r"read from \.json and \.toml files"),
+        (b"{}", "settings", r"read from \.json and \.toml files"),
+        (b"[" * 200_000, "settings.json", "cannot read .*recursion"),
+        (b'{"a":' * 500 + b"1" + b"}" * 500, "settings.json", "there is no setting|cannot read"),
+        (b"a = " + b"[" * 200_000, "settings.toml", "cannot read"),
+        ("é".encode("latin-1"), "settings.toml", "cannot read .*utf-8"),
+        (b'{"env_args": 5}', "settings.json", "env_args must be values by their names, not 5"),
+        (b'{"env_args": [["size"]]}', "settings.json", "env_args must be values by their names"),
+        (b'{"env_args": "size"}', "settings.json", "env_args must be values by their names"),
+        (b'{"config": [1]}', "settings.json", "no setting 'config'"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_what_cannot_be_read_is_said_in_one_line(tmp_path, content, name, says):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=says) as error:
+        parse(["--config", str(tmp_path / name)])
+    assert "\n" not in str(error.value)
+
+
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(ConfigError, match="cannot read"):
         parse(["--config", str(tmp_path / "none.json")])

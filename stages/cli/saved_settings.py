@@ -3,9 +3,11 @@
 import dataclasses
 import json
 
+import msgspec
+
 from stages.cli.arguments import DEFAULTS, Arguments
 from stages.cli.settings_file import JsonObject, Settings, flat
-from stages.config import Config, ConfigError, EnsembleConfig, Hypers, ModelConfig, ReplayConfig
+from stages.config import Config, ConfigError, Hypers
 from stages.presets import Recipe, preset
 
 UNCHECKED = {
@@ -73,13 +75,14 @@ def check_same_run(arguments: Arguments, saved: Settings) -> bool:
 def settings_of(saved: Settings) -> tuple[Config, Hypers]:
     """Config and Hypers of a run from its config.json. Raises ConfigError if they are of another program."""
     try:
-        config = dict(saved["config"])
-        parts = {"model": ModelConfig, "ensemble": EnsembleConfig, "replay": ReplayConfig}
-        made: JsonObject = {name: make(**config[name]) for name, make in parts.items()}
-        made["env_args"] = tuple((name, value) for name, value in config["env_args"])
-        return Config(**config | made), Hypers(**saved["hypers"])
-    except (KeyError, TypeError, ValueError) as error:
-        why = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        if lacking := [name for name in ("env_args", "model", "ensemble", "replay") if name not in saved["config"]]:
+            raise ValueError(f"it lacks config.{lacking[0]}")
+        settings = {name: saved[name] for name in ("config", "hypers")}
+        if unknown := sorted(flat(settings).keys() - DEFAULTS.keys()):
+            raise ValueError(f"it has {unknown[0]}")
+        arguments = msgspec.convert(settings, Arguments)
+    except ValueError as error:
         raise ConfigError(
-            f"the run's config.json is of another version of this program ({why}): check out the one that made it"
+            f"the run's config.json is of another version of this program ({error}): check out the one that made it"
         ) from error
+    return arguments.config, arguments.hypers

@@ -21,7 +21,7 @@ def words_of(file: str, known: Sequence[str]) -> list[str]:
     """The settings of a file, as flags.
 
     Args:
-        file: JSON or, if it is named .toml, TOML: settings by their names, groups as tables, such as
+        file: .json or .toml, in UTF-8: settings by their names, groups as tables, such as
             {"preset": "tiny", "env": "DeepSea-bsuite", "env_args": {"size": 10}, "hypers": {"lr": 1e-3}}; or the
             config.json that a run leaves.
         known: the names of all settings, such as replay.train_ratio.
@@ -29,19 +29,28 @@ def words_of(file: str, known: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: the file cannot be read, or has a setting that there is none of.
     """
+    suffix = Path(file).suffix.lower()
+    if suffix not in (".json", ".toml"):
+        raise ConfigError(f"--config {file!r}: settings are read from .json and .toml files")
     try:
-        text = Path(file).expanduser().read_text()
-        settings = tomllib.loads(text) if file.endswith(".toml") else json.loads(text)
-    except (OSError, ValueError) as error:
+        text = Path(file).expanduser().read_text(encoding="utf-8-sig")  # Windows editors begin with a mark
+        settings = tomllib.loads(text) if suffix == ".toml" else json.loads(text)
+        if not isinstance(settings, Mapping):
+            raise ConfigError(f"--config {file!r} must hold settings by their names, not {type(settings).__name__}")
+        settings = {name: value for name, value in settings.items() if name not in RUN_ONLY}
+        if isinstance(settings.get("config"), Mapping):  # as a run's config.json has them
+            settings |= settings.pop("config")
+        pairs = settings.pop("env_args", {})
+        settings = flat(settings)
+    except ConfigError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: nested without end, or ~nobody
         raise ConfigError(f"cannot read --config {file!r}: {' '.join(str(error).split())}") from error
-    if not isinstance(settings, Mapping):
-        raise ConfigError(f"--config {file!r} must hold settings by their names, not {type(settings).__name__}")
-    settings = {name: value for name, value in settings.items() if name not in RUN_ONLY}
-    inner = settings.pop("config", {})  # as a run's config.json has them
-    settings = {**settings, **inner} if isinstance(inner, Mapping) else settings
-    pairs = settings.pop("env_args", {})
-    flags = [f"--env.{name}={value}" for name, value in (pairs.items() if isinstance(pairs, Mapping) else pairs)]
-    for name, value in flat(settings).items():
+    try:
+        flags = [f"--env.{name}={value}" for name, value in dict(pairs).items()]
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"--config {file!r}: env_args must be values by their names, not {pairs!r}") from error
+    for name, value in settings.items():
         if name not in known:
             raise ConfigError(f"--config {file!r}: there is no setting {name!r}{advice(name, known)}")
         values = value if isinstance(value, list) else [value]

@@ -14,7 +14,11 @@ if TYPE_CHECKING:  # imported where a table is printed, so that `--help` stays f
 
 
 def replace_unencodable() -> None:
-    """A character that the terminal does not have is printed as another one from now on."""
+    """A character that the terminal does not have is printed as another one from now on, and a stream that was closed
+    before the program began is nowhere: the next file that is opened must not be taken for it."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

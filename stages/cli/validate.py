@@ -1,6 +1,7 @@
 """Validate: settings that cannot work are refused in one line, before anything compiles."""
 
 import dataclasses
+import os
 import sys
 from typing import get_args
 
@@ -58,6 +59,16 @@ def _setting(config: Config, group: str, name: str) -> tuple[str, float]:
     """A setting's flag and value."""
     flag = (f"--{group}.{name}" if group else f"--{name}").replace("_", "-")
     return flag, getattr(getattr(config, group) if group else config, name)
+
+
+def check_pictures() -> None:
+    """Raises ConfigError where matplotlib does not start: pictures come last, and would cost what came before."""
+    os.environ["MPLBACKEND"] = "agg"  # the only one that is used, whatever the user's notebooks take
+    try:
+        import matplotlib  # noqa: F401
+    except Exception as error:  # it reads files of the user's
+        why = " ".join(str(error).split())
+        raise ConfigError(f"matplotlib does not start ({why}): correct or remove its matplotlibrc") from error
 
 
 def check_env_module(name: str) -> None:

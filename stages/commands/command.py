@@ -15,6 +15,7 @@ import tyro
 
 from envs.errors import EnvError
 from stages.cli import terminal
+from stages.cli.validate import check_pictures
 from stages.commands.page import page
 from stages.config import ConfigError
 from stages.figures.comparison import plot_comparison
@@ -24,6 +25,7 @@ from stages.report.read import read_run, read_runs
 from stages.report.tables import comparison_json, markdown, print_tables, tables
 from stages.store.files import RunFolderError, make_folder, write_json, write_whole
 
+MOST_PLAYED = 65_536  # episodes of a seed side by side, or rows of a film: as many as of --eval-episodes
 Run = Annotated[Path, tyro.conf.arg(metavar="RUN")]
 PolicyName = Literal["task", "explore", "random"]
 Trust = Annotated[
@@ -86,7 +88,7 @@ def eval_run(
         seed_point: draws the episodes: another number, other ones. If it is not given, they are those of the run's own
             evaluation at that step, if they are as many.
     """
-    _at_least_one("--episodes", episodes)
+    _check_count("--episodes", episodes)
     if seed_point is not None and not 0 <= seed_point < 2**31 - 1:
         raise ConfigError(f"--seed-point must be 0 or more and below 2^31 - 1, not {seed_point}")
     _start_jax()
@@ -126,7 +128,7 @@ def video_run(
         fps: rows a second.
         seed_point: draws the episodes: another number, other ones.
     """
-    _at_least_one("--rows", rows)
+    _check_count("--rows", rows)
     if not 1 <= fps <= 50:
         raise ConfigError(f"--fps must be 1 to 50, not {fps:g}")
     if not 0 <= seed_point < 2**31 - 1:
@@ -161,9 +163,9 @@ def export_run(run: Run, /, out: str, seeds: int | None = None, trust: Trust = F
     terminal.say(f"see {folder}: {size / 1e6:.2f} MB")
 
 
-def _at_least_one(flag: str, value: int) -> None:
-    if value < 1:
-        raise ConfigError(f"{flag} must be 1 or more, not {value}")
+def _check_count(flag: str, value: int) -> None:
+    if not 1 <= value <= MOST_PLAYED:
+        raise ConfigError(f"{flag} must be 1 to {MOST_PLAYED:,}, not {value:,}")
 
 
 def _warn(lines: Sequence[str]) -> None:
@@ -193,6 +195,7 @@ def command(argv: Sequence[str]) -> int | None:
         return None
     terminal.replace_unencodable()
     try:
+        check_pictures()
         tyro.cli(COMMANDS[argv[0]], args=argv[1:], prog=f"run.py {argv[0]}")
     except (ConfigError, EnvError) as error:
         terminal.say(f"run.py: error: {error}", error=True)

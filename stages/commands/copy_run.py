@@ -4,7 +4,6 @@
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,17 +12,12 @@ import numpy as np
 from stages.cli.processes import Processes
 from stages.cli.settings_file import JsonObject, Settings
 from stages.config import ConfigError
+from stages.report.read import PER_SEED, read_metrics, read_summary
 from stages.report.statistics import summarise
 from stages.store.checkpoint import CheckpointId, Checkpoints
-from stages.store.files import RunFolderError, make_folder, read_json, write_json, write_whole
+from stages.store.files import RunFolderError, encode_json, make_folder, write_json, write_whole
 from stages.store.folder import RunFolder, read_config
 from stages.store.load import Loaded, Part, load_run, take_seeds
-
-PER_SEED = (
-    *("seeds", "score", "zero_shot", "untrained", "training_score", "evaluation_score"),
-    *("visited_states", "visited_pairs", "novelty_correlation", "goal_episode", "solved_episode"),
-)
-"""What summary.json has of each seed, in lists."""
 
 
 def copy_run(run: Path, out: str, seeds: int | None, trust: bool) -> Path:
@@ -44,14 +38,13 @@ def copy_run(run: Path, out: str, seeds: int | None, trust: bool) -> Path:
     folder = make_folder(out)
     if any(folder.iterdir()):
         raise RunFolderError(f"{str(folder)!r} is not empty; choose another --out, or remove it")
-    kept = range(config["seed_start"], config["seed_start"] + (seeds or config["seeds"]))
+    trained = range(config["seed_start"], config["seed_start"] + config["seeds"])
+    kept = trained[:seeds]
     _write_agents(folder, loaded, kept)
-    metrics = loaded.path / RunFolder.METRICS
-    if metrics.exists():
-        lines = metrics.read_bytes().split(b"\n")[:-1]
-        write_whole(folder / RunFolder.METRICS, b"".join(x + b"\n" for x in lines if json.loads(x)["seed"] in kept))
-    if summary := read_json(loaded.path / RunFolder.SUMMARY):
-        write_json(folder / RunFolder.SUMMARY, _summary_of(summary, kept))
+    if rows := read_metrics(loaded.path / RunFolder.METRICS):
+        write_whole(folder / RunFolder.METRICS, b"".join(encode_json(row) for row in rows if row["seed"] in kept))
+    if summary := read_summary(loaded.path, trained):
+        write_json(folder / RunFolder.SUMMARY, _summary_of(summary, trained, kept))
     # Last: with it the folder is a run's. Where the run was is nobody else's concern.
     write_json(folder / RunFolder.CONFIG, config | {"seeds": len(kept), "logdir": ""})
     return folder
@@ -84,13 +77,14 @@ def _write_agents(folder: Path, loaded: Loaded, kept: Sequence[int]) -> None:
         write_whole(note, b"")
 
 
-def _summary_of(summary: Settings, kept: Sequence[int]) -> JsonObject:
+def _summary_of(summary: Settings, trained: Sequence[int], kept: Sequence[int]) -> JsonObject:
     """A summary of some of its seeds; the scores' interval is taken again, over these."""
-    indices = [index for index, seed in enumerate(summary["seeds"]) if seed in kept]
+    seeds = summary.get("seeds", trained)
+    indices = [index for index, seed in enumerate(seeds) if seed in kept]
     lists = {name: summary[name] for name in PER_SEED if summary.get(name) is not None}
     kept_summary: JsonObject = {name: [values[index] for index in indices] for name, values in lists.items()}
-    kept_summary["diverged"] = {seed: step for seed, step in summary["diverged"].items() if int(seed) in kept}
-    if "score" in kept_summary:
+    kept_summary["diverged"] = {seed: step for seed, step in summary.get("diverged", {}).items() if int(seed) in kept}
+    if kept_summary.get("score"):
         scores = np.array(kept_summary["score"], np.float64)
-        kept_summary |= dataclasses.asdict(summarise(scores, kept_summary["seeds"]))
+        kept_summary |= dataclasses.asdict(summarise(scores, [seeds[index] for index in indices]))
     return dict(summary) | kept_summary

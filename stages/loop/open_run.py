@@ -5,8 +5,7 @@ from typing import NamedTuple
 
 from stages.cli.processes import Processes
 from stages.cli.saved_settings import check_same_run
-from stages.store.files import RunFolderError
-from stages.store.folder import RunFolder
+from stages.store.folder import RunFolder, check_config
 from stages.sweep.trials import Program
 
 
@@ -39,12 +38,7 @@ def open_run(program: Program, processes: Processes) -> OpenedRun:
         try:
             saved = folder.config
             if saved is not None:
-                if not isinstance(saved, dict) or not {"config", "hypers", "seeds"} <= saved.keys():
-                    raise RunFolderError(
-                        f"{RunFolder.CONFIG} in {str(folder.path)!r} has no settings of a run: put the whole file "
-                        "back, or choose another --logdir"
-                    )
-                prolonged = check_same_run(arguments, saved)
+                prolonged = check_same_run(arguments, check_config(saved, folder.path))
                 opened = opened._replace(finished=not prolonged and bool((folder.summary or {}).get("finished")))
             for trial in program.trials:
                 opened.trials.append(RunFolder.open(folder.path / trial.name) if trial.name else folder)

@@ -5,27 +5,68 @@ Axes: S seeds, P log points.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, TypedDict
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from envs.scales import scale_of
 from stages.cli.arguments import DEFAULTS, env_title
-from stages.cli.settings_file import Settings, flat
+from stages.cli.settings_file import JsonObject, Settings, flat
 from stages.report.statistics import Floats
-from stages.store.files import RunFolderError, full_path, read_json
+from stages.store.files import RunFolderError, full_path, parse_json, read_json
 from stages.store.folder import RunFolder, read_config
 
 TRAINING, EVALUATION = "episode/score", "eval/score"
 EXPLORED = ("visited_states", "novelty_correlation", "goal_episode", "solved_episode")
 """What summary.json has of each seed's exploring."""
-SETTINGS = {name: value for name, value in DEFAULTS.items() if name not in ("seeds", "seed_start")}
-"""What a run is read on top of: all but what tells a run's config.json from another file."""
+PER_SEED = (
+    *("seeds", "score", "zero_shot", "untrained", "training_score", "evaluation_score"),
+    *("visited_states", "visited_pairs", "novelty_correlation", "goal_episode", "solved_episode"),
+)
+"""What summary.json has of each seed, in lists."""
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Number = Annotated[float, msgspec.Meta(ge=-(2.0**128), le=2.0**128)]
+"""What a 32-bit float can hold: sums of a few beyond it would be infinite."""
+Numbers = list[Number | None] | None
+
+
+class Head(TypedDict):
+    """What every row of metrics.jsonl has; all else of it are numbers, or null."""
+
+    step: Count
+    seed: Count
+    phase: str
+
+
+class Summary(TypedDict, total=False):
+    """What is read of summary.json."""
+
+    finished: bool
+    seeds: list[Count]
+    settings: dict[str, str]
+    diverged: dict[Annotated[str, msgspec.Meta(pattern="^[0-9]+$")], int]
+    score: Numbers
+    zero_shot: Numbers
+    untrained: Numbers
+    training_score: Numbers
+    evaluation_score: Numbers
+    states: Count | None
+    visited_states: Numbers
+    visited_pairs: Numbers
+    novelty_correlation: Numbers
+    goal_episode: Numbers
+    solved_episode: Numbers
+    events: dict[str, list[Number | None]]
+    crafter_score: list[Number | None]
+    wall_seconds: Number
+    compile_seconds: Number
+    peak_memory_mb: Number
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +76,7 @@ class Result:
     path: Path
     name: str  # among the runs that are looked at
     settings: Settings  # config.json, by paths such as config.replay.batch_size
-    summary: Settings  # empty before the run's end
+    summary: Settings  # of the names of Summary, at least; empty before the first log point
     seeds: list[int]  # [S]
     steps: NDArray[np.int64]  # [P], of one seed
     phases: list[str]  # [P]
@@ -162,26 +203,61 @@ def _names(folders: list[Path]) -> list[str]:
     return [str(folder) for folder in folders]
 
 
+def _printable(text: str) -> str:
+    """A text without what UTF-8 cannot hold: a folder's name may be of any bytes."""
+    return text.encode(errors="replace").decode()
+
+
 def _read_run(path: Path, name: str) -> Result:
-    settings = SETTINGS | flat(read_config(path))
-    try:
-        seeds = list(range(settings["seed_start"], settings["seed_start"] + settings["seeds"]))
-        steps, phases, metrics = _read_metrics(path / RunFolder.METRICS, seeds)
-        return Result(path, name, settings, read_json(path / RunFolder.SUMMARY) or {}, seeds, steps, phases, metrics)
-    except KeyError as error:
-        raise RunFolderError(f"{str(path)!r} is not a run of this program: it lacks {error}") from error
+    config = read_config(path)
+    settings = DEFAULTS | flat(config)
+    settings |= {key: _printable(value) for key, value in settings.items() if isinstance(value, str)}
+    seeds = list(range(config["seed_start"], config["seed_start"] + config["seeds"]))
+    steps, phases, metrics = _read_metrics(path / RunFolder.METRICS, seeds)
+    return Result(path, _printable(name), settings, read_summary(path, seeds), seeds, steps, phases, metrics)
+
+
+def read_summary(folder: Path, seeds: Sequence[int]) -> Settings:
+    """The summary.json of a run of these seeds; empty before its first log point. Raises RunFolderError."""
+    path = folder / RunFolder.SUMMARY
+    summary: Settings = read_json(path, Summary) or {}
+    if not summary:
+        return summary
+    count = len(summary.get("seeds", seeds))
+    lengths = {name: len(summary[name]) for name in PER_SEED if summary.get(name) is not None}
+    if wrong := [name for name, length in lengths.items() if length != count]:
+        raise RunFolderError(f"cannot read {str(path)!r} ({wrong[0]} is of {lengths[wrong[0]]} seeds, and not {count})")
+    if summary.get("states") is None and lengths.keys() & set(EXPLORED):
+        raise RunFolderError(f"cannot read {str(path)!r} (it lacks the number of states)")
+    if summary.get("finished") and "score" not in lengths:
+        raise RunFolderError(f"cannot read {str(path)!r} (it is of a finished run, and lacks the scores)")
+    return summary
 
 
 def _read_metrics(path: Path, seeds: list[int]) -> tuple[NDArray[np.int64], list[str], dict[str, Floats]]:
     """`tabulated` metrics.jsonl. A last line that is written just now is left for the next time."""
+    rows = read_metrics(path)
+    if foreign := {row["seed"] for row in rows} - set(seeds):
+        raise RunFolderError(f"cannot read {str(path)!r} (it has seed {min(foreign)}, and config.json has not)")
+    return tabulated(rows, seeds)
+
+
+def read_metrics(path: Path) -> list[JsonObject]:
+    """The rows of metrics.jsonl. Raises RunFolderError."""
     try:
         lines = path.read_bytes().split(b"\n")[:-1]
-        rows = [json.loads(line) for line in lines]
-    except FileNotFoundError:
-        rows = []
-    except (OSError, ValueError) as error:
-        raise RunFolderError(f"cannot read {str(path)!r}: {' '.join(str(error).split())}") from error
-    return tabulated(rows, seeds)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise RunFolderError(f"cannot read {str(path)!r} ({error.strerror})") from error
+    rows = [parse_json(line, f"{path}, line {i}") for i, line in enumerate(lines, 1)]
+    for i, row in enumerate(rows, 1):
+        try:
+            head = msgspec.convert(row, Head)
+            msgspec.convert({name: value for name, value in row.items() if name not in head}, dict[str, Number | None])
+        except ValueError as error:
+            raise RunFolderError(f"cannot read {str(path)!r}, line {i} ({error})") from error
+    return rows
 
 
 def tabulated(rows: Sequence[Settings], seeds: Sequence[int]) -> tuple[NDArray[np.int64], list[str], dict[str, Floats]]:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import json
 import logging
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +25,7 @@ from jaxtyping import ArrayLike, PyTree
 from stages.cli.processes import Processes
 from stages.cli.settings_file import JsonObject
 from stages.store.arrays import leaves_by_path, match_shapes, without_key_type
-from stages.store.files import RunFolderError, plain, temporary_path, write_json
+from stages.store.files import RunFolderError, plain, read_json, temporary_path, write_json
 from stages.store.orbax_quirks import act_as_process_zero, explained, silence_closed_loops
 
 if TYPE_CHECKING:  # imported where it is used, since it takes seconds
@@ -79,7 +79,8 @@ class Checkpoints:
             )
 
         def commit_time(pair: tuple[int, int]) -> tuple[int, tuple[int, int]]:
-            return self._manager(pair[0]).metadata(pair[1]).commit_timestamp_nsecs or 0, pair
+            with explained(self._path(CheckpointId(*pair))):
+                return self._manager(pair[0]).metadata(pair[1]).commit_timestamp_nsecs or 0, pair
 
         return CheckpointId(*max(common, key=commit_time)) if common else None
 
@@ -90,8 +91,7 @@ class Checkpoints:
 
     def _rounds(self) -> list[int]:
         """The rounds that this process has a folder of."""
-        paths = sorted(self.folder.glob(f"round-*/process-{self.processes.index}"))
-        return [int(path.parent.name.removeprefix("round-")) for path in paths]
+        return [round for round, process in stored(self.folder) if process == self.processes.index]
 
     def progress(self, checkpoint: CheckpointId) -> JsonObject:
         """The JSON of a checkpoint. Raises RunFolderError."""
@@ -231,9 +231,9 @@ class Checkpoints:
         if checkpoint in self._intact or not (path / CHECKSUMS).exists():
             return
         try:
-            checksums = json.loads((path / CHECKSUMS).read_bytes())
+            checksums = read_json(path / CHECKSUMS, dict[str, str]) or {}
             damaged = [name for name, written in checksums.items() if _checksum(path / name) != written]
-        except (OSError, ValueError, AttributeError):
+        except RunFolderError:
             damaged = [CHECKSUMS]
         if damaged:
             before = max(
@@ -287,6 +287,12 @@ class Checkpoints:
                     path.mkdir(parents=True, exist_ok=True)
                 self._managers[round] = ocp.CheckpointManager(path, options=options)
         return self._managers[round]
+
+
+def stored(folder: Path) -> list[tuple[int, int]]:
+    """The rounds and processes that a run has folders of; what else stands there, backup copies say, is none."""
+    names = (re.fullmatch(r"round-(\d+)/process-(\d+)", "/".join(path.parts[-2:])) for path in folder.glob("*/*"))
+    return sorted((int(name[1]), int(name[2])) for name in names if name)
 
 
 def _checksum(file: Path) -> str:

@@ -13,6 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from stages.cli.settings_file import JsonObject
+
 LEFTOVER_S = 600.0
 """Files that are being written are gone after moments; older ones are of processes that were killed."""
 
@@ -55,14 +59,31 @@ def full_path(path: str | os.PathLike[str]) -> Path:
         raise RunFolderError(f"cannot find {os.fspath(path)!r}: {reason}; give the folder by its full path") from error
 
 
-def read_json(path: Path, advice: str = "") -> Any:
-    """The value in a file of JSON; None where the file is missing. Raises RunFolderError, which ends with `advice`."""
+def read_json(path: Path, kind: object = JsonObject, advice: str = "") -> JsonObject | None:
+    """The object in a file of JSON; None where the file is missing.
+
+    Args:
+        kind: its type, as `msgspec.convert` takes it. Names that a TypedDict does not have are kept as they are.
+        advice: the end of the message.
+
+    Raises:
+        RunFolderError: it cannot be read, or is of another type.
+    """
     try:
-        return json.loads(path.read_bytes())
+        return parse_json(path.read_bytes(), str(path), kind, advice)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:
-        raise RunFolderError(f"cannot read {str(path)!r} ({' '.join(str(error).split())}){advice}") from error
+    except OSError as error:
+        raise RunFolderError(f"cannot read {str(path)!r} ({error.strerror}){advice}") from error
+
+
+def parse_json(text: bytes, source: str, kind: object = JsonObject, advice: str = "") -> JsonObject:
+    """As `read_json`, of a text and where it is from."""
+    try:
+        value = json.loads(text)
+        return value | msgspec.convert(value, kind)
+    except (ValueError, RecursionError) as error:
+        raise RunFolderError(f"cannot read {source!r} ({' '.join(str(error).split())}){advice}") from error
 
 
 def temporary_path(path: Path) -> Path:

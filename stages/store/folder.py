@@ -7,9 +7,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from stages.cli.settings_file import JsonObject, Settings
+import msgspec
+
+from stages.cli.arguments import MOST_SEEDS, Arguments
+from stages.cli.settings_file import JsonObject, Settings, flat
 from stages.store.files import (
     RunFolderError,
     encode_json,
@@ -85,7 +87,7 @@ class RunFolder:
                 path.rmdir()
 
     @property
-    def config(self) -> Any:
+    def config(self) -> JsonObject | None:
         """The configuration of the run that is here, as JSON has it; None without one. Raises RunFolderError."""
         return self._read(self.CONFIG)
 
@@ -94,8 +96,8 @@ class RunFolder:
         """The summary of the run that is here, as JSON has it; None without one. Raises RunFolderError."""
         return self._read(self.SUMMARY)
 
-    def _read(self, name: str) -> Any:
-        return read_json(self.path / name, ": choose another --logdir")
+    def _read(self, name: str) -> JsonObject | None:
+        return read_json(self.path / name, advice=": choose another --logdir")
 
     def write_config(self, config: Settings) -> None:
         """Write `config.json`, whole or not at all. Raises RunFolderError if the disk refuses."""
@@ -206,6 +208,23 @@ def _end_of_last_line(file: int, block: int = 65536) -> int:
     return 0
 
 
+def check_config(config: JsonObject, folder: Path) -> JsonObject:
+    """A run's config.json, every setting of its type. Raises RunFolderError."""
+    advice = "put the whole file back, or choose another --logdir"
+    try:
+        if lacking := [name for name in ("seed_start", "seeds", "config", "hypers") if name not in config]:
+            raise ValueError(f"it lacks {lacking[0]!r}")
+        arguments = msgspec.convert(config, Arguments)
+        if not 1 <= arguments.seeds <= MOST_SEEDS or arguments.seed_start < 0:
+            raise ValueError(f"seeds {arguments.seeds} from {arguments.seed_start}")
+        flat(config)
+    except (ValueError, RecursionError) as error:
+        raise RunFolderError(
+            f"{RunFolder.CONFIG} in {str(folder)!r} has no settings of a run of this program ({error}): {advice}"
+        ) from error
+    return config
+
+
 def read_config(folder: Path) -> JsonObject:
     """The config.json of a run that is looked at. Raises RunFolderError where there is no run."""
     config = read_json(folder / RunFolder.CONFIG)
@@ -213,4 +232,4 @@ def read_config(folder: Path) -> JsonObject:
         inside = sorted(path.parent.name for path in folder.glob(f"*/{RunFolder.CONFIG}"))
         advice = f"it holds {len(inside)}, such as {inside[0]!r}" if inside else "give the folder that a run printed"
         raise RunFolderError(f"{str(folder)!r} is no run's folder ({RunFolder.CONFIG} is missing): {advice}")
-    return config
+    return check_config(config, folder)

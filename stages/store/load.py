@@ -29,7 +29,7 @@ from stages.cli.processes import Processes
 from stages.cli.saved_settings import settings_of
 from stages.cli.validate import check_env_module
 from stages.config import Config, ConfigError, Hypers
-from stages.store.checkpoint import FOLDER, CheckpointId, Checkpoints
+from stages.store.checkpoint import FOLDER, CheckpointId, Checkpoints, stored
 from stages.store.files import RunFolderError, full_path
 from stages.store.fingerprint import check_spaces
 from stages.store.folder import RunFolder, read_config
@@ -95,8 +95,8 @@ def load_run(run: str | os.PathLike[str], trust: bool = False) -> Loaded:
     # Trials of one program are saved together, in the folder around theirs.
     saved_in = path.parent if not (path / FOLDER).exists() and (path.parent / FOLDER).exists() else path
     trial = path.name if saved_in != path else ""
-    processes = {int(folder.name.removeprefix("process-")) for folder in (saved_in / FOLDER).glob("round-*/process-*")}
-    groups = [group for index in sorted(processes) for group in _groups(saved_in, index, env, config, hypers, trial)]
+    processes = sorted({process for _, process in stored(saved_in / FOLDER)})
+    groups = [group for index in processes for group in _groups(saved_in, index, env, config, hypers, trial)]
     if not groups:
         why = "is written at the end of a chunk, every --checkpoint-minutes, and at the end of a round"
         if saved.get("checkpoint_keep") == 0:
