@@ -132,6 +132,30 @@ def test_training_is_the_runs_to_the_bit(recorded, tmp_path, capsys, monkeypatch
         np.testing.assert_array_equal(getattr(training, name), files.summary[name])
 
 
+def test_progress_is_told_at_every_log_point():
+    """Two rounds of two phases of two points: of seeds 5 and 6, then of 7."""
+    arguments, told = run.parse(ROUNDS), []
+    how: dict = {"seed_start": 5, "log_points": 2, "devices": 1, "parallel": 2}
+    training = library.train(arguments.config, arguments.hypers, 3, **how, on_progress=told.append)
+    assert [(p.seeds, p.phase, p.share) for p in told] == [
+        (seeds, phase, share) for seeds in ([5, 6], [7]) for phase in ("explore", "task") for share in (0.5, 1.0)
+    ]
+    assert [p.step for p in told[:4]] == training.steps.tolist() and told[3].seconds == 0
+    both = [(a.metrics["eval/score"], b.metrics["eval/score"]) for a, b in zip(told[:4], told[4:], strict=True)]
+    scores = np.stack([np.concatenate(pair) for pair in both], 1)
+    np.testing.assert_array_equal(scores, training.metrics["eval/score"])
+
+
+def test_what_the_progress_raises_ends_the_training():
+    arguments = run.parse(ROUNDS)
+
+    def enough(progress):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        library.train(arguments.config, arguments.hypers, 1, log_points=2, devices=1, parallel=2, on_progress=enough)
+
+
 def test_arguments_that_cannot_work_are_refused():
     config, hypers = library.configure()
     with pytest.raises(ConfigError, match="--seeds must be 1 or more"):

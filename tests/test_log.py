@@ -264,7 +264,7 @@ def test_a_run_of_two_rounds_from_its_first_line_to_its_last(tmp_path, capsys, c
         1,
         3,
     )  # 192 rows a step of 2 environments are three updates of 8 times 16
-    assert lines[-1].startswith("1,000 env steps and 18 updates a seed in 20 s (7 s compiling), ")
+    assert lines[-1].startswith("1,000 steps and 18 updates a seed in 20 s (7 s compiling), ")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         "config.json", "metrics.jsonl", "summary.json", "curves.png", ".lock",
     }  # fmt: skip

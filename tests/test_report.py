@@ -83,12 +83,12 @@ def test_a_page_is_whole_and_needs_nothing_else(tmp_path):
         assert drawing.tag == "{http://www.w3.org/2000/svg}svg" and "viewBox" in drawing.attrib
         refers = [value for each in drawing.iter() for name, value in each.attrib.items() if name.endswith("href")]
         assert all(value.startswith("#") for value in refers), refers
-    assert 'alt="training score over env steps"' in text and 'alt="reconstruction"' in text
+    assert 'alt="training score over steps"' in text and 'alt="reconstruction"' in text
     assert '<figure title="train/loss/recon"><figcaption>reconstruction</figcaption>' in text
     found = cards(text)
     assert found["interquartile mean"][0] == "0.745" and found["untrained"][0] == "0.000"
     # Shares of 0.99 that are missing: 0.495 and none.
-    assert found["optimality gap"][0] == "25%" and found["env steps"] == ("200", "a seed")
+    assert found["optimality gap"][0] == "25%" and found["steps"] == ("200", "rows of replay, a seed")
     assert found["time"] == ("5 min", "30 s of it compiling") and found["peak memory"][0] == "1.5 GB"
     assert found["speed"][0] == "100"
     said = " ".join(elements.words)

@@ -89,9 +89,9 @@ def _cards(run: Result, line: Line) -> str:
     if np.isfinite(zero_shot := run.per_seed("zero_shot")).any():
         cards.append(("zero-shot", number(float(np.nanmedian(zero_shot)), digits), "median, after exploring"))
     cards.append(("seeds", f"{len(run.seeds):,}", f"{run.seeds[0]} to {run.seeds[-1]}"))
-    cards.append(("env steps", f"{run.done:,}", "a seed"))
+    cards.append(("steps", f"{run.done:,}", "rows of replay, a seed"))
     if (speed := _middle(run, "fps/policy")) is not None:
-        cards.append(("speed", f"{speed * len(run.seeds):,.0f}", "env steps a second, all seeds"))
+        cards.append(("speed", f"{speed * len(run.seeds):,.0f}", "steps a second, all seeds"))
     if wall := run.summary.get("wall_seconds"):
         compiling = run.summary.get("compile_seconds") or 0.0
         cards.append(("time", _duration(wall), f"{_duration(compiling)} of it compiling"))
@@ -119,7 +119,7 @@ def _curves(run: Result) -> str:
             baseline=(float(np.nanmean(untrained)), "untrained") if np.isfinite(untrained).any() else None,
             diverged=[run.diverged.get(seed, 0) for seed in run.seeds],
         )
-        pictures.append(f'<figure class="large">{_drawing(figure, f"{label} over env steps")}</figure>')
+        pictures.append(f'<figure class="large">{_drawing(figure, f"{label} over steps")}</figure>')
     if not pictures:
         return ""
     return f'<section><h2>Learning curves</h2><div class="curves">{"".join(pictures)}</div></section>'

@@ -1,8 +1,8 @@
-"""Library: the program from Python, without a folder and without printing. README has an example."""
+"""Library: the program from Python, without a folder and without printing. docs/library.md has an example."""
 
 from stages.library.agents import load
 from stages.library.policy import Policy, PolicyState, policy_of
 from stages.library.settings import configure
-from stages.library.training import Training, train
+from stages.library.training import Progress, Training, train
 
-__all__ = ["Policy", "PolicyState", "Training", "configure", "load", "policy_of", "train"]
+__all__ = ["Policy", "PolicyState", "Progress", "Training", "configure", "load", "policy_of", "train"]

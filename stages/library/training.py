@@ -5,7 +5,8 @@ Axes: S seeds, P log points.
 
 import dataclasses
 import time
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +18,9 @@ from stages.cli.arguments import Arguments, check
 from stages.cli.processes import Processes
 from stages.config import Config, ConfigError, Hypers
 from stages.library.agents import joined
+from stages.log.lines import Pace
 from stages.log.round_log import RoundLog
-from stages.log.run_log import RunLog, RunSetup
+from stages.log.run_log import MetricRow, RunLog, RunSetup
 from stages.loop.training_loop import train_rounds
 from stages.replay import StepCounters
 from stages.report.read import tabulated
@@ -49,6 +51,17 @@ def _trained(env: Environment, config: Config, log: RoundLog, state: TrainState,
     return AgentBatch(env, config, log.round.seeds, step, True, log.diverged_at, *parts)
 
 
+class Progress(NamedTuple):
+    """How far `train` is, at a log point of a round."""
+
+    phase: str  # the mode
+    step: int  # of a seed
+    share: float  # of the phase that is done
+    seconds: float  # until the phase's end, about
+    seeds: list[int]  # of the round, [R]
+    metrics: dict[str, Floats]  # at this point, by their names in metrics.jsonl, [R]; NaN where there is none
+
+
 def train(
     config: Config,
     hypers: Hypers,
@@ -60,6 +73,7 @@ def train(
     devices: int = 0,
     parallel: Literal["auto"] | int = "auto",
     memory: float = 0.0,
+    on_progress: Callable[[Progress], object] | None = None,
 ) -> Training:
     """Train `seeds` agents, as `run.py` with the same settings does, to the bit; nothing is printed or written.
 
@@ -76,35 +90,19 @@ def train(
         devices: to share the seeds out over; 0 takes all.
         parallel: seeds side by side, the others in further rounds; "auto": as many as fit.
         memory: GB that all may take (on accelerators: of each device); 0: 80 % of what is free.
+        on_progress: called at each log point of each round; what it raises ends the training.
 
     Raises:
         ConfigError: an argument that cannot work, or not even one seed fits into the memory.
         EnvError: the environment cannot be made, or is none.
     """
-    if not isinstance(config, Config) or not isinstance(hypers, Hypers):
-        raise ConfigError("config and hypers must be what `configure` returned: config, hypers = configure(...)")
-    integers = {"seeds": seeds, "seed_start": seed_start, "log_points": log_points, "devices": devices}
-    for name, value in (integers | ({} if parallel == "auto" else {"parallel": parallel})).items():
-        if not isinstance(value, int | np.integer) or isinstance(value, bool):
-            raise ConfigError(f"{name} must be a whole number, not {value!r}")
-    if not isinstance(memory, int | float) or isinstance(memory, bool):
-        raise ConfigError(f"memory must be a number of GB, not {memory!r}")
-    if devices > len(local_devices()):
-        raise ConfigError(f"devices must be at most {len(local_devices())}, as many as there are, not {devices}")
-    arguments = Arguments(
-        seeds=seeds,
-        seed_start=seed_start,
-        log_points=log_points,
-        devices=devices,
-        parallel=parallel,
-        memory=memory,
-        config=config,
-        hypers=hypers,
-    )
-    check(arguments)
+    where = {"devices": devices, "parallel": parallel, "memory": memory}
+    arguments = _arguments(config, hypers, {"seeds": seeds, "seed_start": seed_start, "log_points": log_points}, where)
     env = envs.make(config.env, dict(config.env_args)) if env is None else own.checked("env", env)
     setup = RunSetup.of(arguments, [Trial("", arguments)], env, Processes())
     log, groups = RunLog(setup, time.time(), table=[]), []
+    if on_progress is not None:
+        log.on_point = lambda rows, pace: on_progress(_progress(rows, pace))
 
     def keep(ended: RoundLog, state: TrainState, clock: StepCounters) -> None:
         groups.append(_trained(env, config, ended, state, clock))
@@ -114,3 +112,37 @@ def train(
     steps, phases, metrics = tabulated(log.table or [], agents.seeds)
     zero_shot = merged.zero_shot if config.mode == "explore" else None
     return Training(agents, steps, phases, metrics, merged.final, merged.untrained, zero_shot)
+
+
+def _arguments(config: object, hypers: object, counts: Mapping[str, int], where: Mapping[str, Any]) -> Arguments:
+    """The command line's arguments that these are.
+
+    Args:
+        counts: seeds, seed_start and log_points.
+        where: devices, parallel and memory.
+
+    Raises:
+        ConfigError: an argument that cannot work.
+    """
+    if not isinstance(config, Config) or not isinstance(hypers, Hypers):
+        raise ConfigError("config and hypers must be what `configure` returned: config, hypers = configure(...)")
+    integers = {name: value for name, value in {**counts, **where}.items() if name != "memory" and value != "auto"}
+    for name, value in integers.items():
+        if not isinstance(value, int | np.integer) or isinstance(value, bool):
+            raise ConfigError(f"{name} must be a whole number, not {value!r}")
+    if not isinstance(where["memory"], int | float) or isinstance(where["memory"], bool):
+        raise ConfigError(f"memory must be a number of GB, not {where['memory']!r}")
+    if where["devices"] > len(local_devices()):
+        raise ConfigError(
+            f"devices must be at most {len(local_devices())}, as many as there are, not {where['devices']}"
+        )
+    arguments = Arguments(config=config, hypers=hypers, **counts, **where)
+    check(arguments)
+    return arguments
+
+
+def _progress(rows: Sequence[MetricRow], pace: Pace) -> Progress:
+    """Rows of metrics.jsonl at one point -> what `on_progress` is told."""
+    seeds = [row["seed"] for row in rows]
+    [step], [phase], columns = tabulated(rows, seeds)
+    return Progress(phase, int(step), pace.share, pace.seconds, seeds, {name: x[:, 0] for name, x in columns.items()})

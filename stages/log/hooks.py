@@ -123,6 +123,8 @@ def log_chunk(
         rows = [row | {"eval/score": float(score)} for row, score in zip(rows, tasker, strict=True)]
     if log.table is not None:
         log.table += rows
+    if log.on_point is not None:
+        log.on_point(rows, pace)
     if run.folder is None:
         return
     prefix = f"round{log.current + 1}/" if log.planned_rounds > 1 else ""
@@ -164,7 +166,7 @@ def log_finish(log: RunLog) -> None:
     if names != [""]:
         run.folder.write_summary({"finished": True, "trials": names, **cost})
     terminal.say(
-        f"{merged.step:,} env steps and {merged.updates:,} updates a seed in {cost['wall_seconds']:.0f} s "
+        f"{merged.step:,} steps and {merged.updates:,} updates a seed in {cost['wall_seconds']:.0f} s "
         f"({log.compile_seconds:.0f} s compiling), {cost['peak_memory_mb']:,.0f} MB; see {run.folder.path}"
     )
 

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from envs.environment import Environment, StateSpace
@@ -13,6 +13,7 @@ from stages.cli.arguments import Arguments
 from stages.cli.processes import Processes
 from stages.cli.settings_file import JsonObject
 from stages.config import ConfigError
+from stages.log.lines import Pace
 from stages.log.round_log import RoundLog
 from stages.log.sink import Tracker
 from stages.store.folder import RunFolder
@@ -66,6 +67,7 @@ class RunLog:
     compile_seconds: float = 0.0  # of this session and of those before
     tracker: Tracker = field(default_factory=Tracker)
     table: list[MetricRow] | None = None  # every row so far, where the caller wants them; metrics.jsonl has them
+    on_point: Callable[[list[MetricRow], Pace], object] | None = None  # told of each log point
 
     @property
     def round(self) -> RoundLog:
