@@ -60,7 +60,7 @@ def rooms_of(names: set[str]) -> set[str]:
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_stages_import_downward_only(path):
     room = room_of(name_of(path))
-    assert room in ORDER, f"stages/{room} has no layer: give it one in this test and in the README"
+    assert room in ORDER, f"stages/{room} has no layer: give it one in this test and in docs/design.md"
     for other in rooms_of(imported(path)) - {room}:
         assert ORDER[other] < ORDER[room], f"{name_of(path)} imports {other}, which stands above it"
 

@@ -34,9 +34,31 @@ def fenced(section: str, page: str = "README.md") -> str:
 def test_the_library_example_runs(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     names = {}
-    exec(compile(fenced("Use it as a library"), "README.md", "exec"), names)
+    exec(compile(fenced("Train, load, act", "docs/library.md"), "docs/library.md", "exec"), names)
     assert names["caught"] >= 9 and "caught 10 of 10" in capsys.readouterr().out
     assert names["training"].score.shape == (2,) and names["actions"].shape == (2,)
+
+
+@pytest.mark.parametrize(
+    ("section", "page"), [("Use it as a library", "README.md"), ("See how far it is", "docs/library.md")]
+)
+def test_the_short_library_examples_run(monkeypatch, capsys, section, page):
+    monkeypatch.chdir(ROOT)
+    names = {}
+    exec(compile(fenced(section, page), page, "exec"), names)
+    said = capsys.readouterr().out
+    if page == "README.md":
+        assert names["policy"].reset().action.shape and "(2, " in said
+    else:
+        assert said.count("of task") == len(names["scores"]) == 4 and "100% of task, 0 s left" in said
+
+
+def test_readme_is_short_and_its_links_lead_somewhere():
+    text = (ROOT / "README.md").read_text()
+    assert text.count("\n") <= 150
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#:]+)[)#]", page.read_text())]
+    assert len(links) > 20 and [(page.name, link) for page, link in links if not (page.parent / link).exists()] == []
 
 
 def test_optuna_stops_trials_early(monkeypatch, capsys):
