@@ -176,7 +176,7 @@ def test_every_trial_has_a_curve(tmp_path):
     grid = grid_of(write_grid(tmp_path, [{"lr": "1e-3"}, {"lr": "1e-2"}], [(0.5, 0.5), (1.0, 1.0)]))
     axes = Figure().subplots()
     _draw_curves(axes, grid, _scale(grid))
-    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    labels = axes.get_legend_handles_labels()[1]
     assert labels == ["lr=1e-2: 1", "lr=1e-3: 0.5", "untrained"]
     np.testing.assert_array_equal(axes.lines[0].get_ydata(), [0.5, 2.5])  # means of two seeds' scores
 

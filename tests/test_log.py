@@ -214,6 +214,7 @@ def test_a_seed_that_diverges_is_warned_of_once_and_marked_in_every_file(tmp_pat
     kept = RoundLog.from_json(json.loads(json.dumps(plain(dataclasses.asdict(log.round)))))
     assert kept.diverged_at == {4: 6} and kept.diverged.dtype == log.round.diverged.dtype
     log.round.final = np.array([1.0, NAN, 3.0])
+    log.setup.folder.write_config(dataclasses.asdict(log.setup.arguments) | {"seeds": 3, "seed_start": 3})
     log_finish(log)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text(), parse_constant=pytest.fail)
     assert summary["diverged"] == {"4": 6} and summary["nonfinite"] == [4] and summary["iqm"] == 2.0
@@ -252,14 +253,15 @@ def test_a_run_of_two_rounds_from_its_first_line_to_its_last(tmp_path, capsys, c
     log_finish(log)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"Catch-bsuite, task, preset tiny: seeds 0 to 2 on 2 cpu device(s); files in {tmp_path / 'run'}"
-    assert lines[1:6] == [
+    assert lines[1:7] == [
+        "set by mode task: --task-norm advantages, --hypers.entropy 0.05",
         "beside the preset: --steps 1000, --envs 2, --replay.train-ratio 192.0",
         "compiling ...",
         "compiled in 7.0 s",
         "two rounds",
         "1,234 parameters a seed: actor 1,200, critic 34",
     ]
-    assert lines[6] == "round 1 of 2: seeds 0 to 1" and lines[9] == "round 2 of 2: seeds 2 to 2"
+    assert lines[7] == "round 1 of 2: seeds 0 to 1" and lines[10] == "round 2 of 2: seeds 2 to 2"
     assert log.setup.arguments.config.schedule == (
         1,
         3,

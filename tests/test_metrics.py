@@ -20,12 +20,12 @@ def test_the_page_is_the_table():
     [
         (
             "train/explorer_ret_scale_extrinsic", "train/[explorer_]ret_scale_NAME",
-            "explorer: range of extrinsic's returns",
+            "explorer: range of returns, extrinsic",
         ),
-        ("train/ret_extrinsic", "train/[explorer_]ret_NAME", "return of extrinsic"),
-        ("train/explorer_replay_rew_rnd", "train/[explorer_]replay_rew_NAME", "explorer: reward rnd, replayed"),
+        ("train/ret_extrinsic", "train/[explorer_]ret_NAME", "return, extrinsic"),
+        ("train/explorer_replay_rew_rnd", "train/[explorer_]replay_rew_NAME", "explorer: replayed reward, rnd"),
         ("train/recon_compass", "train/recon_NAME", "reconstruction of compass"),
-        ("train/loss/explorer_policy", "train/loss/[explorer_]policy", "explorer: actor"),
+        ("train/loss/explorer_policy", "train/loss/[explorer_]policy", "explorer: actor's loss"),
         ("event/door_open", "event/NAME", "episodes with door_open"),
         ("episode/score", "episode/score", "training score"),
     ],

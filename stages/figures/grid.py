@@ -11,18 +11,30 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stages.figures.look import BLUE, GREY, INK, WIDTH, dress, dress_steps, new_figure, wrapped, write_figure
+from stages.figures.look import (
+    BLUE,
+    GREY,
+    INK,
+    WIDTH,
+    dress,
+    dress_steps,
+    legend_below,
+    new_figure,
+    wrapped,
+    write_figure,
+)
 from stages.report.grid import Grid
 from stages.report.read import EVALUATION, TRAINING
 from stages.report.statistics import LEAST_SEEDS, iqm_curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.colors import Normalize
+    from matplotlib.colors import ListedColormap, Normalize
 
 MOST_CELLS = 12  # of a side of the map: beyond, its numbers are too small to read
 MOST_NAMES = 8  # of trials that are named beside their curves
-COLOURS = "viridis"
+BRIGHTEST = 0.88  # of the colours' range: brighter ones cannot be seen on white
+STYLES = ("-", (0, (4, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))  # of curves that may have one colour
 UNTRAINED: dict[str, Any] = {"color": INK, "linewidth": 1.1, "linestyle": (0, (5, 3))}
 
 
@@ -48,7 +60,9 @@ def plot_grid(path: Path, grid: Grid) -> None:
     else:
         for panel, name in zip(axes, grid.names, strict=False):
             _draw_setting(panel, grid, name)
-    _draw_curves(below.subplots(), grid, scale)
+    curves = below.subplots()
+    _draw_curves(curves, grid, scale)
+    legend_below(figure, *curves.get_legend_handles_labels())
     write_figure(path, figure)
 
 
@@ -61,29 +75,34 @@ def _scale(grid: Grid) -> Normalize:
     return Normalize(low, max(scores) if max(scores) > low else low + 1.0, clip=True)
 
 
+def _colours() -> ListedColormap:
+    """From dark to bright, as far as it can be seen on white."""
+    from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap
+
+    return ListedColormap(colormaps["viridis"](np.linspace(0, BRIGHTEST, 256)))
+
+
 def _draw_curves(axes: Axes, grid: Grid, scale: Normalize) -> None:
     """The interquartile mean of each trial's seeds over steps, in the colour of its final score."""
-    from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
 
+    colours = _colours()
     dress_steps(axes, max((cell.run.done for cell in grid.cells), default=0))
     evaluated = all(EVALUATION in cell.run.metrics for cell in grid.cells)
-    for cell in grid.cells:
+    for index, cell in enumerate(grid.cells):
         if cell.run.steps.size:
             curve = iqm_curve(cell.run.curve(EVALUATION if evaluated else TRAINING))
-            colour = colormaps[COLOURS](float(scale(cell.interval.iqm))) if math.isfinite(cell.interval.iqm) else GREY
+            colour = colours(float(scale(cell.interval.iqm))) if math.isfinite(cell.interval.iqm) else GREY
             label = f"{cell.run.name}: {cell.interval.iqm:.3g}" if len(grid.cells) <= MOST_NAMES else "_"
-            axes.plot(cell.run.steps, curve.iqm, color=colour, linewidth=1.8, label=label)
+            style = STYLES[index % len(STYLES)]
+            axes.plot(cell.run.steps, curve.iqm, color=colour, linewidth=1.8, linestyle=style, label=label)
     if math.isfinite(grid.untrained):
         axes.axhline(grid.untrained, **UNTRAINED, label="untrained")
     axes.set_ylabel(f"{'evaluation' if evaluated else 'training'} score (IQM)", fontsize=9, color=INK)
-    axes.figure.colorbar(ScalarMappable(scale, COLOURS), ax=axes, label="final score (IQM)", shrink=0.9).ax.tick_params(
+    axes.figure.colorbar(ScalarMappable(scale, colours), ax=axes, label="final score (IQM)", shrink=0.9).ax.tick_params(
         labelsize=8
     )
-    if axes.get_legend_handles_labels()[0]:
-        legend = axes.legend(frameon=False, fontsize=8)
-        for text in legend.get_texts():
-            text.set_parse_math(False)
 
 
 def _values(grid: Grid, name: str) -> list[str]:
@@ -102,9 +121,9 @@ def _draw_map(axes: Axes, grid: Grid, scale: Normalize, rows: list[str], columns
         enough = cell.interval.count >= LEAST_SEEDS
         between = f"\n{cell.interval.ci_low:.2g} to {cell.interval.ci_high:.2g}" if enough else ""
         texts[cell_index] = f"{cell.interval.iqm:.3g}{between}"
-    axes.imshow(iqm, cmap=COLOURS, norm=scale, aspect="auto")
+    axes.imshow(iqm, cmap=_colours(), norm=scale, aspect="auto")
     for (row, column), text in texts.items():
-        dark = float(scale(iqm[row, column])) < 0.6
+        dark = float(scale(iqm[row, column])) < 0.7
         axes.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if dark else INK)
     axes.set_xticks(range(len(columns)), columns, fontsize=8, parse_math=False)
     axes.set_yticks(range(len(rows)), rows, fontsize=8, parse_math=False)
