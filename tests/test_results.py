@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 import run as program
+from envs import envelope_suite, registry
 from stages.commands.command import command
 from stages.figures.comparison import _draw_band, _rows, colours_of
-from stages.report.grid import grid_of
 from stages.report.compare import compare, described, differing_settings
 from stages.report.export import write_scores, write_table
+from stages.report.grid import grid_of
 from stages.report.read import TRAINING, read_runs
 from stages.report.tables import NO_INTERVAL, markdown, print_tables, tables
 from stages.store.files import RunFolderError
@@ -421,7 +422,7 @@ def test_a_run_counts_once_however_many_links_lead_to_it(tmp_path):
     (tmp_path / "runs" / "all").symlink_to(tmp_path / "runs")
     b = write_run(tmp_path / "elsewhere" / "b")
     (tmp_path / "runs" / "b").symlink_to(b)
-    assert [run.path for run in read_runs([tmp_path / "runs"])] == [a, b]
+    assert [run.path for run in read_runs([tmp_path / "runs"])] == sorted([a, b])
     with pytest.raises(RunFolderError, match="is given twice"):
         read_runs([a, tmp_path / "runs" / "latest"])
 
@@ -466,6 +467,20 @@ def test_compare_says_what_is_wrong_in_one_line(tmp_path, capsys):
         said = capsys.readouterr()
         assert said.err.startswith("run.py: error: ") and said.err.count("\n") == 1 and "--logdir" not in said.err
     assert "--out" in said.err
+
+
+def test_environments_are_listed(capsys):
+    assert command(["envs"]) == 0
+    *names, rest = capsys.readouterr().out.splitlines()
+    assert names == list(registry.ids()) and "DeepSea-bsuite" in names and "navix, craftax" in rest
+    assert command(["envs", "navx"]) == 2
+    assert "did you mean navix" in capsys.readouterr().err
+
+
+def test_a_suites_environments_are_listed(capsys, monkeypatch):
+    monkeypatch.setattr(envelope_suite, "ids", lambda suite: (f"{suite}::A", f"{suite}::B"))
+    assert command(["envs", "brax"]) == 0
+    assert capsys.readouterr().out == "brax::A\nbrax::B\n"
 
 
 def test_other_words_are_no_command():

@@ -15,7 +15,7 @@ from stages.presets import DEFAULT_ENV, DEFAULT_ENV_ARGS, DEFAULT_MODE, DEFAULT_
 DESCRIPTION = """Train a sweep of DreamerV3 agents, with Plan2Explore if asked: `python run.py --seeds 32`.
 
 `--help` lists every setting with its default and source; `--preset` chooses sizes; `--env.NAME VALUE` sets a
-constructor argument or parameter of the environment.
+constructor argument or parameter of the environment. `python run.py envs` lists environments.
 
 What runs have left (each has a --help of its own):
   python run.py compare RUN RUN ...   scores with intervals, curves, probability of improvement: table and picture

@@ -163,6 +163,23 @@ def export_run(run: Run, /, out: str, seeds: int | None = None, trust: Trust = F
     terminal.say(f"see {folder}: {size / 1e6:.2f} MB")
 
 
+def list_environments(suite: Annotated[str, tyro.conf.arg(metavar="SUITE")] = "", /) -> None:
+    """List what --env takes: gymnax's ids, or those of another suite, SUITE::ID.
+
+    Args:
+        suite: navix, craftax, mujoco_playground, brax or jumanji; its extra has to be installed.
+    """
+    from envs import envelope_suite, registry
+
+    for name in envelope_suite.ids(suite) if suite else registry.ids():
+        terminal.say(name)
+    if not suite:
+        terminal.say(
+            f"python run.py envs SUITE lists another suite's: {', '.join(envelope_suite.SUITES)}; --env module:factory "
+            "takes one of your own"
+        )
+
+
 def _check_count(flag: str, value: int) -> None:
     if not 1 <= value <= MOST_PLAYED:
         raise ConfigError(f"{flag} must be 1 to {MOST_PLAYED:,}, not {value:,}")
@@ -186,6 +203,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "eval": eval_run,
     "video": video_run,
     "export": export_run,
+    "envs": list_environments,
 }
 
 
