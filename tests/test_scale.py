@@ -14,9 +14,8 @@ from tests.bench.kills import free_place
 from tests.runs import ROOT, TINY, end_processes, rows, start_process
 
 SEEDS = 7
-# The published ensemble: the smallest program that explores.
-PUBLISHED = "--ensemble.input feat --ensemble.target stoch --ensemble.prior-layers 0 --ensemble.updates 0".split()
-SWEEP = [*TINY, "--seeds", str(SEEDS), "--steps", "60", "--mode", "explore", *PUBLISHED]
+# The smallest program that explores.
+SWEEP = [*TINY, "--seeds", str(SEEDS), "--steps", "60", "--mode", "explore", "--explorer-reward", "constant"]
 
 
 def logged(folder):
@@ -120,8 +119,12 @@ def test_processes_end_together_with_one_line_each(tmp_path):
     for code, _, error in results:
         assert code == 2 and "not started with the same arguments" in error
     assert not (tmp_path / "new").exists()
-    for code, _, error in both(*SWEEP, "--seeds", "0"):
-        assert code == 2 and error.startswith("run.py: error: --seeds") and error.count("\n") == 1
+
+
+def test_what_is_wrong_alone_is_said_before_processes_meet(capsys):
+    assert run.main([*SWEEP, "--seeds", "0", "--coordinator", "nowhere:1", "--processes", "2", "--process", "0"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("run.py: error: --seeds") and error.count("\n") == 1
 
 
 SAVES = """
