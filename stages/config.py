@@ -142,8 +142,10 @@ class Hypers(eqx.Module):
     return_floor: float = 1.0
     """Smallest divisor of extrinsic advantages that is a range of returns (DreamerV3, eq. 7)."""
     task_floor: float = 0.1
-    """Smallest divisor of the tasker's advantages where --task-norm is not returns; of the explorer's extrinsic ones
-    where --extrinsic-norm is not."""
+    """Smallest divisor of the tasker's advantages where --task-norm is not returns."""
+    extrinsic_floor: float = 0.2
+    """Smallest divisor of the explorer's extrinsic advantages where --extrinsic-norm is not returns. With a small one
+    the cost of a step outweighs novelty before any reward was seen."""
     intrinsic_floor: float = 1e-8
     """Smallest divisor of intrinsic advantages: disagreement shrinks as it is learned, a floor of 1 would hide it."""
     mix_intrinsic_floor: float = 1e-8

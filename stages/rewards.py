@@ -43,7 +43,7 @@ class Reward(NamedTuple):
 
 def tasker_rewards(config: Config, hypers: Hypers) -> tuple[Reward, ...]:
     """The environment's reward."""
-    return (Reward("extrinsic", {"extrinsic": 1.0}, _of_norm(config.task_norm, hypers)),)
+    return (Reward("extrinsic", {"extrinsic": 1.0}, _of_norm(config.task_norm, hypers.task_floor, hypers)),)
 
 
 def explorer_rewards(config: Config, hypers: Hypers) -> tuple[Reward, ...]:
@@ -62,16 +62,16 @@ def explorer_rewards(config: Config, hypers: Hypers) -> tuple[Reward, ...]:
         weights: dict[Source, Scalar] = {"intrinsic": hypers.intrinsic_scale, "extrinsic": hypers.extrinsic_scale}
         return (Reward("sum", weights, _like_dreamer(hypers)),)
     # With a floor: Deep Sea's cost of a thousandth for a step, brought to unit size, would drown novelty.
-    extrinsic = _of_norm(config.extrinsic_norm, hypers)._replace(weight=hypers.extrinsic_scale)
+    extrinsic = _of_norm(config.extrinsic_norm, hypers.extrinsic_floor, hypers)._replace(weight=hypers.extrinsic_scale)
     return (
         Reward(name, {"intrinsic": 1.0}, intrinsic),
         Reward("extrinsic", {"extrinsic": 1.0}, extrinsic),
     )
 
 
-def _of_norm(norm: Norm, hypers: Hypers) -> Objective:
-    """Extrinsic advantages divided as DreamerV3 does, or by what they are themselves."""
-    return _like_dreamer(hypers) if norm == "returns" else Objective(1.0, norm, hypers.task_floor, debias=True)
+def _of_norm(norm: Norm, floor: Scalar, hypers: Hypers) -> Objective:
+    """Extrinsic advantages divided as DreamerV3 does, or by what they are themselves, but by no less than `floor`."""
+    return _like_dreamer(hypers) if norm == "returns" else Objective(1.0, norm, floor, debias=True)
 
 
 def _like_dreamer(hypers: Hypers) -> Objective:

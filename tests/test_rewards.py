@@ -81,13 +81,14 @@ def test_what_the_explorer_is_paid(settings, names):
 
 @pytest.mark.parametrize("norm", ["advantages", "rms"])
 def test_extrinsic_advantages_may_be_divided_by_what_they_are_themselves(norm):
-    own, hypers = Objective(1.0, norm, 0.5, debias=True), Hypers(task_floor=0.5, return_floor=2.0, extrinsic_scale=3.0)
+    own = Objective(1.0, norm, 0.5, debias=True)
+    hypers = Hypers(task_floor=0.5, extrinsic_floor=0.7, return_floor=2.0, extrinsic_scale=3.0)
     config = Config(mode="mix", task_norm=norm)
     assert tasker_rewards(config, hypers)[0].objective == own
     assert explorer_rewards(config, hypers)[-1].objective == DREAMER._replace(weight=3.0)
     config = Config(mode="mix", extrinsic_norm=norm)
     assert tasker_rewards(config, hypers)[0].objective == DREAMER
-    assert explorer_rewards(config, hypers)[-1].objective == own._replace(weight=3.0)
+    assert explorer_rewards(config, hypers)[-1].objective == own._replace(weight=3.0, floor=0.7)
 
 
 @pytest.mark.parametrize("mode", ["task", "random", "explore", "mix"])

@@ -46,6 +46,7 @@ _POSITIVE_HYPERS = (
     "discount_horizon",
     "return_floor",
     "task_floor",
+    "extrinsic_floor",
     "intrinsic_floor",
     "mix_intrinsic_floor",
     "ensemble_lr",
