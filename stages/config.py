@@ -141,7 +141,7 @@ class Hypers(eqx.Module):
     """Rate of the moving average of the returns' 5th and 95th percentile."""
     return_floor: float = 1.0
     """Smallest divisor of extrinsic advantages that is a range of returns (DreamerV3, eq. 7)."""
-    task_floor: float = 0.1
+    task_floor: float = 0.05
     """Smallest divisor of the tasker's advantages where --task-norm is not returns."""
     extrinsic_floor: float = 0.2
     """Smallest divisor of the explorer's extrinsic advantages where --extrinsic-norm is not returns. With a small one

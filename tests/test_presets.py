@@ -38,8 +38,9 @@ def test_unknown_preset_names_near_ones():
 def test_modes_bring_the_recipe_at_every_size_and_change_no_size(name):
     task, task_hypers = PRESETS[name][:2]
     assert task.ensemble == EnsembleConfig() and preset(name, "task", "published") == (task, task_hypers)
-    changed = dataclasses.replace(task, task_norm="advantages"), dataclasses.replace(task_hypers, entropy=0.05)
-    assert preset(name, "task") == (changed if name == "tiny" else (task, task_hypers))
+    norm, entropy = ("rms", 0.1) if name == "tiny" else ("returns", task_hypers.entropy)
+    task_now = dataclasses.replace(task, task_norm=norm), dataclasses.replace(task_hypers, entropy=entropy)
+    assert preset(name, "task") == task_now
     for mode in ("explore", "mix"):
         config, hypers = preset(name, mode)
         assert (config.model, config.horizon, config.steps) == (task.model, task.horizon, task.steps)
@@ -49,7 +50,8 @@ def test_modes_bring_the_recipe_at_every_size_and_change_no_size(name):
         assert config.replay == dataclasses.replace(task.replay, train_ratio=64.0)
         assert (hypers.free_nats, hypers.action_scale, hypers.explorer_entropy) == (0.1, 10.0, 0.05)
         assert (config.intrinsic_norm, hypers.mix_intrinsic_floor) == ("advantages", 0.1)
-        assert (config.task_norm, hypers.entropy) == ("returns", task_hypers.entropy)
+        assert (config.task_norm, hypers.entropy) == (norm, entropy)
+        assert config.extrinsic_norm == (norm if mode == "mix" else "returns")
         # The published form: the preset as it is.
         assert preset(name, mode, "published") == (dataclasses.replace(task, mode=mode), task_hypers)
     # The control trains its world model as the explorers do.
@@ -88,11 +90,11 @@ def said(words: str) -> str:
 
 def test_what_a_mode_sets_is_said_and_a_low_train_ratio_warns():
     assert set_by_mode(parse(["--preset", "micro", "--mode", "task"]).flat) == {}
-    assert set_by_mode(parse(["--mode", "task"]).flat) == {"config.task_norm": "advantages", "hypers.entropy": 0.05}
-    assert "set by mode task: --task-norm advantages, --hypers.entropy 0.05" in " ".join(said("--mode task").split())
+    assert set_by_mode(parse(["--mode", "task"]).flat) == {"config.task_norm": "rms", "hypers.entropy": 0.1}
+    assert "set by mode task: --task-norm rms, --hypers.entropy 0.1" in " ".join(said("--mode task").split())
     text = " ".join(said("--mode explore").split())
     assert "set by mode explore:" in text and "--replay.train-ratio 64.0" in text and "--hypers.free-nats 0.1" in text
-    assert "--task-norm" not in text and "--hypers.entropy " not in text
+    assert "--task-norm rms" in text and "--extrinsic-norm" not in text and "--extrinsic-norm rms" in said("--mode mix")
     assert "warning" not in text and "beside the preset" not in said("--mode explore --env Catch-bsuite")
     slow = " ".join(said("--mode explore --replay.train-ratio 16").split())
     assert "warning: with --replay.train-ratio 16 disagreement falls too slowly" in slow

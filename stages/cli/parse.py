@@ -26,7 +26,7 @@ What runs have left (each has a --help of its own):
 """
 MODES = """
 Without --env, DeepSea-bsuite of size 8 is trained in mode mix. Beside the preset, modes change:
-  task: of preset tiny only, the tasker's advantages divided by their own range, entropy bonus 0.05
+  all, of preset tiny only: extrinsic advantages divided by their root mean square, entropy bonus 0.1 for the tasker
   explore, mix: an ensemble of 5 members that read the decoded observation, predict a fixed projection of the next one,
     carry frozen random priors and have two updates of their own for each of the model's; advantages divided by their
     own range; train ratio 64, 0.1 free nats, entropy bonus 0.05 for the explorer
