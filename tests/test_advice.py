@@ -31,9 +31,9 @@ def run_of(path, final=(0.0, -0.1), words=(), **changes):
     [
         ({}, ""),
         ({"replay_rew_extrinsic": [0.0] * 3, "ret_scale_extrinsic": [0.0] * 3}, "was ever seen. Try: --mode mix"),
-        # Less than a hundredth of 0.1, the floor of advantages.
-        ({"ret_scale_extrinsic": [0.5, 0.5, 0.0009]}, "less than 1% of the floor"),
-        ({"ret_scale_extrinsic": [0.5, 0.5, 0.0011]}, ""),
+        # Less than a hundredth of 0.05, the floor of the tasker's advantages.
+        ({"ret_scale_extrinsic": [0.5, 0.5, 0.00045]}, "advantages. Try: a smaller --hypers.task-floor"),
+        ({"ret_scale_extrinsic": [0.5, 0.5, 0.00055]}, ""),
         ({"ent": [1.0, 1.0, 0.985 * LN3]}, "uniform for a third of the run. Try: a smaller --hypers.entropy"),
         ({"ent": [LN3, LN3, 0.97 * LN3]}, ""),
         ({"loss/recon": [4.0, 3.7, 3.9]}, "the reconstruction did not fall"),

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from stages.cli.saved_settings import flag_of
 from stages.report.read import Result
 from stages.report.statistics import Floats, summarise
 
@@ -42,14 +43,14 @@ def advice_line(run: Result, max_entropy: float) -> str:
 
 def findings(run: Result, max_entropy: float) -> list[Finding]:
     """What is wrong, by the metrics' medians over seeds."""
-    found, explores = [], run.settings["config.mode"] != "task"
+    found, explores, floor = [], run.settings["config.mode"] != "task", _floor(run)
     seen = run.metrics.get("train/replay_rew_extrinsic", np.full((1, 1), np.nan))
     if np.isfinite(seen).any() and not np.nan_to_num(seen).any():
         try_first = "more steps, or a smaller environment first" if explores else "--mode mix, which explores"
         found.append(Finding("no reward was ever seen", try_first))
-    elif _last_third(run, "train/ret_scale_extrinsic") < FAR_BELOW * _floor(run):
+    elif _last_third(run, "train/ret_scale_extrinsic") < FAR_BELOW * run.settings[floor]:
         reason = f"returns differ by less than {FAR_BELOW:.0%} of the floor that divides advantages"
-        found.append(Finding(reason, "a smaller --hypers.return-floor, or rewards on a larger scale"))
+        found.append(Finding(reason, f"a smaller {flag_of(floor)}, or rewards on a larger scale"))
     if _last_third(run, "train/ent") > FULL_ENTROPY * max_entropy:
         found.append(Finding("the policy stayed uniform for a third of the run", "a smaller --hypers.entropy"))
     recon = _median(run, "train/loss/recon")
@@ -58,10 +59,10 @@ def findings(run: Result, max_entropy: float) -> list[Finding]:
     return found
 
 
-def _floor(run: Result) -> float:
-    """What divides the tasker's advantages at least."""
+def _floor(run: Result) -> str:
+    """The hyperparameter that divides the tasker's advantages at least."""
     like_dreamer = run.settings["config.task_norm"] == "returns"
-    return run.settings["hypers.return_floor" if like_dreamer else "hypers.task_floor"]
+    return "hypers.return_floor" if like_dreamer else "hypers.task_floor"
 
 
 def _median(run: Result, name: str) -> Floats:
