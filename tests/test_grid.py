@@ -181,6 +181,16 @@ def test_every_trial_has_a_curve(tmp_path):
     np.testing.assert_array_equal(axes.lines[0].get_ydata(), [0.5, 2.5])  # means of two seeds' scores
 
 
+def test_compare_draws_a_sweep_in_other_formats(tmp_path):
+    write_grid(tmp_path / "sweep", MAP[:2], [(0.5, 0.5), (1.0, 1.0)])
+    out = tmp_path / "out"
+    assert command(["compare", str(tmp_path / "sweep"), "--out", str(out), "--format", "svg"]) == 0
+    assert {"compare.svg", "sweep.svg"} < {path.name for path in out.iterdir()}
+    write_run(tmp_path / "alone")
+    assert command(["compare", str(tmp_path / "alone"), "--out", str(tmp_path / "other")]) == 0
+    assert not (tmp_path / "other" / "sweep.png").exists()
+
+
 def test_a_sweep_with_nothing_finished_still_leaves_its_files(tmp_path, capsys):
     write_run(tmp_path / "lr=1e-2", ["--hypers.lr", "1e-2"], final=None)
     leave_grid(tmp_path)

@@ -135,3 +135,11 @@ def test_report_leaves_its_files_in_the_run_or_elsewhere(tmp_path, capsys):
     assert (path / "report.html").read_text() == (tmp_path / "b" / "report.html").read_text()
     assert len(listed(path / "results.csv")) == 8 and "report.html" in capsys.readouterr().out
     assert command(["report", str(tmp_path / "none")]) == 2
+
+
+def test_the_curves_in_a_file_for_a_paper(tmp_path):
+    path = write_run(tmp_path / "a")
+    assert command(["report", str(path), "--format", "pdf"]) == 0
+    assert (path / "curves.pdf").read_bytes().startswith(b"%PDF")
+    empty = write_run(tmp_path / "b", training=[])
+    assert command(["report", str(empty), "--format", "svg"]) == 2

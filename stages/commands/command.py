@@ -15,12 +15,16 @@ import tyro
 
 from envs.errors import EnvError
 from stages.cli import terminal
+from stages.cli.arguments import mode_title
 from stages.cli.validate import check_pictures
-from stages.commands.page import page
+from stages.commands.page import learning_curves, page
 from stages.config import ConfigError
 from stages.figures.comparison import plot_comparison
+from stages.figures.grid import plot_grid
+from stages.figures.look import write_figure
 from stages.report.compare import compare
 from stages.report.export import write_scores, write_table
+from stages.report.grid import grid_of
 from stages.report.read import read_run, read_runs
 from stages.report.tables import comparison_json, markdown, print_tables, tables
 from stages.store.files import RunFolderError, make_folder, write_json, write_whole
@@ -44,9 +48,9 @@ def compare_runs(runs: Runs, /, out: str = "", format: Format = "png") -> None:
 
     Args:
         runs: folders of runs, finished or not; of a sweep, or of several runs, all that are in it.
-        out: folder for compare.png, compare.md, compare.json, results.csv (one long table for pandas) and scores/ (for
-            DreamerV3's plotting script); runs/compare-TIME if empty.
-        format: of the picture.
+        out: folder for compare.png (and sweep.png, of a sweep's trials), compare.md, compare.json, results.csv (one
+            long table for pandas) and scores/ (for DreamerV3's plotting script); runs/compare-TIME if empty.
+        format: of the pictures.
     """
     comparison = compare(read_runs(runs))
     folder = make_folder(out or f"runs/compare-{time.strftime('%Y%m%d-%H%M%S')}")
@@ -57,20 +61,28 @@ def compare_runs(runs: Runs, /, out: str = "", format: Format = "png") -> None:
     write_table(folder / "results.csv", comparison.runs, comparison.differing)
     write_scores(folder / "scores", comparison.runs)
     plot_comparison(folder / f"compare.{format}", comparison)
+    if any(run.summary.get("settings") for run in comparison.runs):
+        plot_grid(folder / f"sweep.{format}", grid_of(comparison.runs))
     terminal.say(f"see {folder}: compare.{format}, compare.md, compare.json, results.csv, scores/")
 
 
-def report_run(run: Run, /, out: str = "") -> None:
+def report_run(run: Run, /, out: str = "", format: Format | None = None) -> None:
     """A run as one page of HTML that needs nothing else: scores, curves, losses, entropies, exploration, settings.
 
     Args:
         run: folder of a run, finished or not.
         out: folder for report.html and results.csv (one long table for pandas); the run's own if empty.
+        format: of the learning curves in a file of their own, curves.FORMAT; none if it is not given.
     """
     result = read_run(run)
     folder = make_folder(out or run)
     write_table(folder / "results.csv", [result], [])
     write_whole(folder / "report.html", page(result).encode())
+    if format:
+        figures = learning_curves(result, f"{result.env}, {mode_title(result.settings)}")
+        if not figures:
+            raise RunFolderError(f"{str(run)!r} has no line in its metrics.jsonl: there are no curves to draw")
+        write_figure(folder / f"curves.{format}", next(iter(figures.values())))
     terminal.say(f"see {folder / 'report.html'}, and results.csv beside it")
 
 

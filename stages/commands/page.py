@@ -104,25 +104,29 @@ def _cards(run: Result, line: Line) -> str:
 
 def _curves(run: Result) -> str:
     """The learning curves, as large as the page."""
+    drawings = [_drawing(figure, f"{label} over steps") for label, figure in learning_curves(run).items()]
+    if not drawings:
+        return ""
+    pictures = "".join(f'<figure class="large">{drawing}</figure>' for drawing in drawings)
+    return f'<section><h2>Learning curves</h2><div class="curves">{pictures}</div></section>'
+
+
+def learning_curves(run: Result, title: str = "") -> dict[str, Figure]:
+    """Pictures of a run's scores over steps, by what they are of: evaluation first, where there is one."""
     untrained = run.per_seed("untrained")
-    shown = [(EVALUATION, "evaluation score of the tasker"), (TRAINING, "training score")]
-    pictures = []
-    for name, label in shown:
-        if name not in run.metrics:
-            continue
-        figure = curves_figure(
+    return {
+        label: curves_figure(
             run.steps,
             run.curve(name),
-            title="",
+            title=title,
             ylabel=label,
             markers=None if run.adapt_step is None else [(run.adapt_step, "adapts from here")],
             baseline=(float(np.nanmean(untrained)), "untrained") if np.isfinite(untrained).any() else None,
             diverged=[run.diverged.get(seed, 0) for seed in run.seeds],
         )
-        pictures.append(f'<figure class="large">{_drawing(figure, f"{label} over steps")}</figure>')
-    if not pictures:
-        return ""
-    return f'<section><h2>Learning curves</h2><div class="curves">{"".join(pictures)}</div></section>'
+        for name, label in ((EVALUATION, "evaluation score of the tasker"), (TRAINING, "training score"))
+        if name in run.metrics
+    }
 
 
 def _section(run: Result, group: Group, names: Sequence[str] | None = None) -> str:
