@@ -12,6 +12,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
+import chex
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -96,9 +97,12 @@ class Actions:
     def __call__(self, action: Array) -> Array:
         """An int32 scalar, or float32 [A] which is clipped to [-1, 1] -> the suite's action."""
         if self.center is None or self.reach is None:
+            chex.assert_shape(action, ())
+            chex.assert_type(action, int)
             if not self.shape:
                 return jnp.asarray(action, self.dtype)
             return jnp.stack(jnp.unravel_index(action, self.sizes)).reshape(self.shape).astype(self.dtype)
+        chex.assert_shape(action, (self.space.size,))
         clipped = jnp.clip(jnp.asarray(action, jnp.float32), -1.0, 1.0).reshape(self.shape)
         return (jnp.asarray(self.center) + jnp.asarray(self.reach) * clipped).astype(self.dtype)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from envs.environment import ActionSpace, ObsSpace
+from envs.environment import ObsSpace
 from envs.errors import EnvError
 from envs.overrides import INT32_MOST, TIME_LIMIT
 from envs.states import GymnaxParams, GymnaxSpace
@@ -63,23 +63,6 @@ def time_limit_of(name: str, params: GymnaxParams) -> int:
     if not 1 <= steps <= INT32_MOST:
         raise EnvError(f"{name}: {TIME_LIMIT} must be 1 to {INT32_MOST:,} steps in its parameters, not {limit!r}")
     return steps
-
-
-def action_space_of(name: str, space: GymnaxSpace) -> tuple[ActionSpace, np.ndarray, np.ndarray]:
-    """(space, lowest, highest action [A]); empty ones where it is discrete. Errors: `EnvError`."""
-    if hasattr(space, "n"):
-        if space.n < 1:
-            raise EnvError(f"{name}: there must be 1 action or more, not {space.n}")
-        return ActionSpace("discrete", int(space.n)), np.zeros(0, np.float32), np.zeros(0, np.float32)
-    shape = getattr(space, "shape", None)
-    if shape is not None and len(shape) == 1 and shape[0] and jnp.issubdtype(space.dtype, jnp.floating):
-        low, high = (np.broadcast_to(np.asarray(x, np.float32), shape) for x in (space.low, space.high))
-        if np.isfinite(low).all() and np.isfinite(high).all() and (low <= high).all():
-            return ActionSpace("continuous", shape[0]), low, high
-    raise EnvError(
-        f"{name}: actions must be Discrete, or a Box of floats of one dimension with finite bounds, low <= high, not "
-        f"{' '.join(str(space).split())}"
-    )
 
 
 def obs_space_of(name: str, obs: PyTree, declared: GymnaxSpace) -> ObsSpace:

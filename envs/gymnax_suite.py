@@ -13,7 +13,6 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, final
 
-import chex
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -21,11 +20,11 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from envs import deep_sea
+from envs.entries import Actions, continuous_actions, discrete_actions
 from envs.environment import ActionSpace, Environment, ObsSpace, Space, State, StateSpace, Timestep
 from envs.errors import BadOverride, EnvError, UnavailableEnvironment
 from envs.gymnax_spaces import (
     LARGEST_BOUND,
-    action_space_of,
     check_equal,
     common_dtype,
     describe_array,
@@ -33,7 +32,7 @@ from envs.gymnax_spaces import (
     time_limit_of,
 )
 from envs.overrides import Value, apply_overrides
-from envs.states import GymnaxEnv, GymnaxParams, goal_of, state_space
+from envs.states import GymnaxEnv, GymnaxParams, GymnaxSpace, goal_of, state_space
 
 UNAVAILABLE: Mapping[str, str] = {
     "MNISTBandit-bsuite": "gymnax downloads the MNIST images to make it, and nothing is downloaded here",
@@ -106,8 +105,7 @@ class GymnaxEnvironment(Environment):
     inner: GymnaxEnv  # gymnax's environment, with its own methods for pictures
     params: GymnaxParams  # gymnax's parameters
     state_dtypes: PyTree  # one dtype for each leaf of the state
-    action_center: np.ndarray  # [A], continuous only
-    action_reach: np.ndarray  # [A], half of the range; continuous only
+    act: Actions  # how our action becomes gymnax's
     states: StateSpace | None
     goal: float | None
     obs_range: tuple[np.ndarray, np.ndarray] | None = None  # (centre, half of the range) that is brought to [-1, 1]
@@ -124,7 +122,7 @@ class GymnaxEnvironment(Environment):
         )
 
     def step(self, key: PRNGKeyArray, state: State, action: Array) -> tuple[State, Timestep]:
-        own_action = self._own_action(action)
+        own_action = self.act(action)
         with own_broadcasting():
             obs, state, reward, terminated, _ = self.inner.step_env(key, state, own_action, self.params)
             truncated = self.inner.is_truncated(state, self.params)
@@ -147,16 +145,6 @@ class GymnaxEnvironment(Environment):
         center, reach = self.obs_range
         return (obs - center) / reach
 
-    def _own_action(self, action: Array) -> Array:
-        """From our action to gymnax's: int32 as it is, [-1, 1] to the environment's range."""
-        if self.action_space.kind == "discrete":
-            chex.assert_shape(action, ())
-            chex.assert_type(action, int)
-            return jnp.asarray(action, jnp.int32)
-        chex.assert_shape(action, (self.action_space.size,))
-        clipped = jnp.clip(jnp.asarray(action, jnp.float32), -1.0, 1.0)
-        return jnp.asarray(self.action_center) + jnp.asarray(self.action_reach) * clipped
-
 
 def strong(state: PyTree, dtypes: PyTree) -> State:
     """Give each leaf its one dtype: suites' resets hold Python numbers where their steps hold arrays."""
@@ -166,6 +154,20 @@ def strong(state: PyTree, dtypes: PyTree) -> State:
 def _is_key(dtype: Any) -> bool:
     """Whether a leaf holds random keys."""
     return jnp.issubdtype(dtype, jax.dtypes.prng_key)
+
+
+def actions_of(name: str, space: GymnaxSpace) -> Actions:
+    """How our action becomes one of a gymnax space's. Errors: `EnvError`."""
+    if hasattr(space, "n"):
+        return discrete_actions(name, np.asarray(space.n), np.dtype(np.int32))
+    shape = getattr(space, "shape", None)
+    if shape is not None and len(shape) == 1 and shape[0] and jnp.issubdtype(space.dtype, jnp.floating):
+        low, high = (np.broadcast_to(np.asarray(x, np.float32), shape) for x in (space.low, space.high))
+        return continuous_actions(name, low, high, np.dtype(np.float32))
+    raise EnvError(
+        f"{name}: actions must be Discrete, or a Box of floats of one dimension with finite bounds, low <= high, not "
+        f"{' '.join(str(space).split())}"
+    )
 
 
 def _obs_range(env: GymnaxEnvironment) -> tuple[np.ndarray, np.ndarray] | None:
@@ -185,10 +187,8 @@ def _obs_range(env: GymnaxEnvironment) -> tuple[np.ndarray, np.ndarray] | None:
 def _adapt(name: str, inner: GymnaxEnv, params: GymnaxParams) -> GymnaxEnvironment:
     """Read off the spaces, the time limit and the state's dtypes, without running anything. Errors: `EnvError`."""
     time_limit = time_limit_of(name, params)
-    action_space, low, high = action_space_of(name, inner.action_space(params))
-    action = jax.ShapeDtypeStruct((), jnp.int32)
-    if action_space.kind == "continuous":
-        action = jax.ShapeDtypeStruct((action_space.size,), jnp.float32)
+    act = actions_of(name, inner.action_space(params))
+    action = jax.ShapeDtypeStruct(act.shape, act.dtype)
     key = jax.eval_shape(lambda: jr.key(0))
     with own_broadcasting():
         obs, first = jax.eval_shape(lambda k: inner.reset_env(k, params), key)
@@ -209,13 +209,12 @@ def _adapt(name: str, inner: GymnaxEnv, params: GymnaxParams) -> GymnaxEnvironme
     return GymnaxEnvironment(
         name=name,
         obs_space=obs_space,
-        action_space=action_space,
+        action_space=act.space,
         time_limit=time_limit,
         inner=inner,
         params=params,
         state_dtypes=jax.tree.map(common_dtype, first, following),
-        action_center=(high + low) / 2,
-        action_reach=(high - low) / 2,
+        act=act,
         states=state_space(name, inner, params),
         goal=goal_of(name, params),
     )
