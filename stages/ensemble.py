@@ -5,12 +5,9 @@ where nothing was learned. Members learn with the world model (`ensemble_loss`) 
 replayed rows (`update_ensemble`). Own updates may be more and faster: an explorer can follow disagreement only if it
 falls within a handful of visits. Members share no weights; each has its own keys.
 
-Axes: M members, T time, B windows, n pairs, F feat, A action vector, I inputs, P numbers of an observation, Q numbers
-of its projection, W frequencies, Y target dimensions. Source: Sekar et al. 2020 (arXiv 2005.05960), section 3 and eq.
-1-2; priors: Osband et al. 2018 (arXiv 1806.03335).
+Axes: M members, T time, B windows, n pairs, F feat, A action vector, I inputs, Y target dimensions. Source: Sekar et
+al. 2020 (arXiv 2005.05960), section 3 and eq. 1-2; priors: Osband et al. 2018 (arXiv 1806.03335).
 """
-
-import math
 
 import equinox as eqx
 import jax
@@ -20,136 +17,16 @@ import optax
 from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from envs.environment import Obs, Space, obs_entries
+from envs.environment import Obs, Space
 from stages.config import Config, EnsembleConfig, Hypers
-from stages.decode import decode_mean
-from stages.encode import embed_size, flat_numbers, join, number_count
+from stages.encode import embed_size, flat_numbers
 from stages.fast.stacked import Stacked
 from stages.networks.distributions import Categorical
 from stages.networks.layers import Head
+from stages.obs_numbers import ObsNumbers, input_size, state_action_inputs
 from stages.replay import Row
-from stages.rssm import Latent, bound_action, latent_of
+from stages.rssm import Latent
 from stages.world_model import Observed, WorldModel, action_vector
-
-NORMALIZER_RATE = 0.01  # of a RunningNormalizer's moving averages, for each of the ensemble's own updates
-
-# ---- an observation as members read and predict it -----------------------------------------------------------------
-
-
-class RunningNormalizer(eqx.Module):
-    """Brings the numbers of real observations to mean 0 and variance 1 by moving averages of them and their squares: a
-    velocity of 0.07 then counts as much as a position of 1."""
-
-    mean: Float[Array, " P"]
-    square: Float[Array, " P"]
-    weight: Float[Array, ""]  # the sum of the averages' weights: the averages start at zero
-
-    @staticmethod
-    def zero(size: int) -> "RunningNormalizer":
-        """Before any observation: numbers pass unchanged."""
-        return RunningNormalizer(jnp.zeros(size), jnp.zeros(size), jnp.zeros(()))
-
-    def __call__(self, x: Float[Array, "... P"]) -> Float[Array, "... P"]:
-        weight = jnp.maximum(self.weight, 1e-8)
-        mean = self.mean / weight
-        # Numbers that never change have no deviation, and a decoder's small errors in them must not look large.
-        deviation = jnp.sqrt(jnp.maximum(self.square / weight - jnp.square(mean), 0) + 1e-4)
-        return jnp.where(self.weight > 0, (x - mean) / deviation, x)
-
-    def updated(self, x: Float[Array, "n P"]) -> "RunningNormalizer":
-        """One step of the averages towards these numbers."""
-        average = lambda old, new: (1 - NORMALIZER_RATE) * old + NORMALIZER_RATE * new
-        new = RunningNormalizer(x.mean(0), jnp.square(x).mean(0), jnp.ones(()))
-        return jax.tree.map(average, self, new)
-
-
-class ObsNumbers(eqx.Module):
-    """Brings an observation's numbers to a mean square of 1, and projects them. Nothing in it learns by gradient."""
-
-    projection: Float[Array, "P Q"] | None  # fixed and random
-    frequencies: Float[Array, "P W"] | None  # fixed and random, of input fourier
-    normalizer: RunningNormalizer | None  # of real observations, where own updates feed it
-
-    def __init__(self, obs: Space, config: EnsembleConfig, *, key: PRNGKeyArray):
-        size, projects = number_count(obs), "projected" in (config.input, config.target)
-        self.projection = jr.normal(key, (size, config.projection)) if projects else None
-        self.frequencies = None
-        if config.input == "fourier":
-            self.frequencies = jr.normal(jr.fold_in(key, 0), (size, config.frequencies))
-        any_real = any(entry.kind == "real" for entry in obs_entries(obs).values())
-        self.normalizer = RunningNormalizer.zero(size) if any_real and config.updates else None
-
-    def normalize(self, space: Space, numbers: Float[Array, "... P"]) -> Float[Array, "... P"]:
-        """Reals one by one, over what was seen; the numbers of an entry of another kind together.
-
-        One cell of a grid of 100 is then as loud as a hundred cells, beside the action and to the prior networks.
-        """
-        reals = numbers if self.normalizer is None else self.normalizer(numbers)
-        parts, start = [], 0
-        for entry in obs_entries(space).values():
-            stop = start + number_count(entry)
-            parts.append(reals[..., start:stop] if entry.kind == "real" else _unit_scale(numbers[..., start:stop]))
-            start = stop
-        return join(parts)
-
-    def project(self, numbers: Float[Array, "... P"]) -> Float[Array, "... Q"]:
-        """Normalised numbers in the fixed random projection, of the same mean square in expectation."""
-        assert self.projection is not None
-        return numbers @ self.projection / math.sqrt(numbers.shape[-1])
-
-    def fourier(self, numbers: Float[Array, "... P"], sharpness: Float[Array, ""] | float) -> Float[Array, "... V"]:
-        """Random Fourier features of normalised numbers, V = 2 W, of mean square 1 (Rahimi & Recht 2007).
-
-        Their product for two observations is exp(-sharpness^2 d / 2) in expectation, d the mean squared difference: one
-        entry that differs is then far, where a linear layer on the numbers themselves would hardly see it.
-        """
-        assert self.frequencies is not None
-        angle = sharpness * numbers @ self.frequencies / math.sqrt(numbers.shape[-1])
-        return math.sqrt(2) * jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1)
-
-    def updated(self, space: Space, obs: Obs) -> "ObsNumbers":
-        """The normaliser moved towards observations [n, *obs] in storage type."""
-        if self.normalizer is None:
-            return self
-        return eqx.tree_at(lambda numbers: numbers.normalizer, self, self.normalizer.updated(flat_numbers(space, obs)))
-
-
-def _unit_scale(numbers: Float[Array, "... P"]) -> Float[Array, "... P"]:
-    """Numbers brought to a mean square of 1."""
-    return numbers * math.sqrt(numbers.shape[-1]) / jnp.sqrt(jnp.square(numbers).sum(-1, keepdims=True) + 0.01)
-
-
-def state_action_inputs(
-    numbers: ObsNumbers,
-    config: EnsembleConfig,
-    model: WorldModel,
-    feat: Float[Array, "*b F"],
-    action: Float[Array, "*b A"],
-    hypers: Hypers,
-) -> Float[Array, "*b I"]:
-    """A state, as `config.input` says, and the action scaled by `hypers.action_scale`. Sends no gradient."""
-    state = feat
-    if config.input != "feat":
-        state = numbers.normalize(model.decoder.space, decode_mean(model.decoder, latent_of(model.rssm, feat)))
-    if config.input == "projected":
-        state = numbers.project(state)
-    if config.input == "fourier":
-        state = numbers.fourier(state, hypers.fourier_sharpness)
-    # An action beyond the bounds is the bound, as the dynamics see it, and must not look new.
-    action = (hypers.action_scale * bound_action(action)).astype(feat.dtype)
-    return sg(jnp.concatenate([state.astype(feat.dtype), action], -1))
-
-
-def input_size(obs: Space, action: int, config: Config) -> int:
-    """I: how many numbers `state_action_inputs` gives."""
-    sizes = {
-        "feat": config.model.feat,
-        "decoded": number_count(obs),
-        "projected": config.ensemble.projection,
-        "fourier": 2 * config.ensemble.frequencies,
-    }
-    return sizes[config.ensemble.input] + action
-
 
 # ---- members, and their disagreement -------------------------------------------------------------------------------
 
@@ -202,7 +79,7 @@ def disagreement(
 def ensemble_inputs(
     ensemble: Ensemble, model: WorldModel, feat: Float[Array, "*b F"], action: Float[Array, "*b A"], hypers: Hypers
 ) -> Float[Array, "*b I"]:
-    """What members read of states and actions. Sends no gradient."""
+    """What members read of states and actions, see `state_action_inputs`. Sends no gradient."""
     return state_action_inputs(ensemble.numbers, ensemble.config, model, feat, action, hypers)
 
 

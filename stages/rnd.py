@@ -19,9 +19,10 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from envs.environment import ActionSpace, Space
 from stages.config import Config, EnsembleConfig, Hypers
-from stages.ensemble import ObsNumbers, input_size, own_optimizer, state_action_inputs
+from stages.ensemble import own_optimizer
 from stages.intrinsic import IntrinsicReward
 from stages.networks.layers import Head
+from stages.obs_numbers import ObsNumbers, input_size, state_action_inputs
 from stages.replay import Row
 from stages.rssm import Latent
 from stages.world_model import Observed, WorldModel, action_vector

@@ -23,7 +23,6 @@ from stages.decode import decode_mean
 from stages.encode import preprocess_obs
 from stages.ensemble import (
     Ensemble,
-    RunningNormalizer,
     disagreement,
     ensemble_inputs,
     ensemble_loss,
@@ -34,6 +33,7 @@ from stages.ensemble import (
 )
 from stages.loss import agent_loss
 from stages.networks.distributions import Categorical
+from stages.obs_numbers import RunningNormalizer
 from stages.replay import Row
 from stages.rssm import Latent
 from stages.world_model import Observed, WorldModel

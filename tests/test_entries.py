@@ -21,9 +21,9 @@ from stages.commands.command import command
 from stages.config import Config, ConfigError, EnsembleConfig, Hypers, ModelConfig
 from stages.decode import ConvDecoder
 from stages.encode import ConvEncoder
-from stages.ensemble import ObsNumbers
 from stages.library.policy import Policy
 from stages.measure.open_loop import errors
+from stages.obs_numbers import ObsNumbers
 from stages.rssm import Latent
 from stages.sweep import start
 from tests.conftest import SMALL, arbitrary, observations

@@ -48,11 +48,12 @@ from stages.cli.parse import parse
 from stages.config import Config, Hypers
 from stages.decode import decode_mean
 from stages.encode import features, preprocess_obs
-from stages.ensemble import Ensemble, RunningNormalizer, disagreement, ensemble_loss, init_opt_state, update_ensemble
+from stages.ensemble import Ensemble, disagreement, ensemble_loss, init_opt_state, update_ensemble
 from stages.fast.stacked import Stacked
 from stages.measure.coverage import action_count, action_vectors
 from stages.networks.layers import Head
 from stages.networks.symlog import symlog
+from stages.obs_numbers import RunningNormalizer
 from stages.replay import Row, StepCounters, Windows, choose, read, write_back
 from stages.rssm import Latent, imagine_step, initial
 from stages.sweep.start import start_jax
