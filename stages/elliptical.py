@@ -12,6 +12,7 @@ V = 2 W features, n pairs, T time, B windows. Source: the bonus of linear bandit
 LSVI-UCB (Jin et al. 2020, arXiv 1907.05388); random features: Rahimi & Recht 2007.
 """
 
+import dataclasses
 import math
 from typing import ClassVar
 
@@ -27,8 +28,8 @@ from envs.environment import ActionSpace, Space
 from stages.config import Config, EnsembleConfig, Hypers
 from stages.decode import decode_mean
 from stages.encode import number_count
-from stages.ensemble import ObsNumbers
 from stages.intrinsic import IntrinsicReward
+from stages.obs_numbers import ObsNumbers
 from stages.replay import Row
 from stages.rssm import Latent, bound_action, latent_of
 from stages.world_model import Observed, WorldModel, action_vector
@@ -58,7 +59,9 @@ class EllipticalBonus(IntrinsicReward):
         self.moment = jnp.zeros((actions.size if discrete else 1, width, width))
         self.weight = jnp.zeros(())
         self.inverse = jnp.broadcast_to(jnp.eye(width), self.moment.shape)
-        self.numbers = ObsNumbers(obs, config.ensemble, key=key_numbers)
+        # It reads the numbers as they are: neither their projection nor the frequencies of another input.
+        plain = dataclasses.replace(config.ensemble, input="decoded", target="embed")
+        self.numbers = ObsNumbers(obs, plain, key=key_numbers)
         self.actions, self.config = actions, config.ensemble
 
     @property
@@ -68,9 +71,7 @@ class EllipticalBonus(IntrinsicReward):
     def __call__(
         self, model: WorldModel, feat: Float[Array, "*b F"], action: Float[Array, "*b A"], hypers: Hypers
     ) -> Float[Array, "*b"]:
-        phi, chosen = self._features(model, feat, action, hypers)
-        spread = jnp.einsum("...u,...v,uvw->...w", chosen, phi, self.inverse)
-        return sg(jnp.clip((spread * phi).sum(-1), 0.0, 1.0))
+        return self._bonus(*self._features(model, feat, action, hypers))
 
     @property
     def measured(self) -> "EllipticalBonus":
@@ -105,11 +106,16 @@ class EllipticalBonus(IntrinsicReward):
         total = stored * moment / jnp.maximum(weight, 1e-8) / hypers.elliptical_ridge
         inverse = jax.vmap(_inverse)(total + jnp.eye(phi.shape[-1]))
         updated = eqx.tree_at(lambda r: (r.moment, r.weight, r.inverse), reward, (moment, weight, inverse))
-        return updated, opt_state, (self(model, feat, action, hypers) * acted).sum() / jnp.maximum(acted.sum(), 1)
+        return updated, opt_state, (self._bonus(phi, chosen) * acted).sum() / jnp.maximum(acted.sum(), 1)
 
     def untrained(self, config: Config, obs: Space, actions: ActionSpace, *, key: PRNGKeyArray) -> "EllipticalBonus":
         fresh = EllipticalBonus(config, obs, actions, key=key)
         return eqx.tree_at(lambda r: (r.frequencies, r.numbers), fresh, (self.frequencies, self.numbers))
+
+    def _bonus(self, phi: Float[Array, "*b V"], chosen: Float[Array, "*b U"]) -> Float[Array, "*b"]:
+        """ridge phi' A_a^-1 phi. Sends no gradient."""
+        spread = jnp.einsum("...u,...v,uvw->...w", chosen, phi, self.inverse)
+        return sg(jnp.clip((spread * phi).sum(-1), 0.0, 1.0))
 
     def _features(
         self, model: WorldModel, feat: Float[Array, "*b F"], action: Float[Array, "*b A"], hypers: Hypers
