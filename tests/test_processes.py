@@ -5,6 +5,7 @@ import signal
 import socket
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import jax
@@ -188,8 +189,51 @@ def test_a_coordinator_that_comes_later_is_waited_for(monkeypatch, capsys):
                 server.listen()
 
         monkeypatch.setattr(processes.time, "sleep", sleep)
-        processes._reach(f"localhost:{server.getsockname()[1]}")
-    assert slept == [1, 1] and capsys.readouterr().out.count("waiting for process 0") == 1
+        processes._reach(f"localhost:{server.getsockname()[1]}").close()
+    assert slept == [1, 1]
+
+
+def meet(*places):
+    """What processes of these (--processes, --process) say as they meet at one port: a refusal, or nothing."""
+    coordinator = free_place()
+
+    def come(count, index):
+        try:
+            processes._await_others(coordinator, count) if index == 0 else processes._announce(
+                coordinator, count, index
+            )
+        except ConfigError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(lambda place: come(*place), places))
+
+
+def test_processes_that_do_not_fit_are_told_so(monkeypatch):
+    monkeypatch.setattr(processes, "ARRIVAL_S", 2)
+    assert meet((3, 0), (3, 2), (3, 1)) == [""] * 3
+    assert meet((2, 0), (3, 1)) == ["process 1 was started with --processes 3, and process 0 with 2"] * 2
+    assert meet((3, 0), (3, 1), (3, 1)) == ["two processes were started with --process 1"] * 3
+    assert meet((3, 0), (3, 1)) == ["of 3 processes [2] have not come within 2 s"] * 2
+
+
+def test_a_port_that_is_in_use_is_one_line():
+    with socket.create_server(("", 0)) as server:
+        place = f"localhost:{server.getsockname()[1]}"
+        with pytest.raises(ConfigError, match=f"^--coordinator {place}: process 0 cannot listen there .*another one"):
+            join_cluster(place, 2, 0)
+
+
+def test_what_is_no_process_of_the_run_is_not_counted(monkeypatch):
+    monkeypatch.setattr(processes, "ARRIVAL_S", 1)
+    place = free_place()
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(processes._await_others, place, 2)
+        with processes._reach(place) as stranger:
+            stranger.sendall(b"GET / HTTP/1.1\n")
+            with pytest.raises(ConfigError, match=r"^of 2 processes \[1\] have not come within 1 s$"):
+                waiting.result()
 
 
 WAITS = """

@@ -25,7 +25,7 @@ from stages.config import ConfigError
 
 BEAT_S = 5.0  # how often a process says that it lives, beside its work
 SILENCE_S = 60.0  # a slower process is waited for; one that has not said so for so long is dead
-ARRIVAL_S = 300  # process 0 is waited for as long as jax itself would wait
+ARRIVAL_S = 300  # all processes have to come within so long
 STORE = ("key_value_set_bytes", "blocking_key_value_get_bytes", "get_live_nodes")  # what is asked of jax's client
 DEPARTURE_S = 20  # process 0 waits so long for the others to leave before it does
 FAREWELL_S = 0.5  # and then so long: whoever is still hearing that it has left is aborted where the coordinator is gone
@@ -177,22 +177,28 @@ def join_cluster(coordinator: str = "", count: int = 0, index: int = -1) -> Proc
         coordinator: HOST:PORT of process 0; empty: detected, as are `count` 0 and `index` -1.
 
     Raises:
-        ConfigError: nothing was given and no cluster is detected, nobody answers, or the numbers make no sense.
+        ConfigError: nothing was given and no cluster is detected, nobody answers, or the numbers make no sense; in all
+            processes that have come. After ARRIVAL_S at most.
     """
     if coordinator:
         _address(coordinator)
     if count < 0 or not -1 <= index < (count or 2**31):
         raise ConfigError(f"--process {index} is not one of {count} --processes; they are counted from 0")
-    if coordinator and index == 0:
+    if coordinator and index == 0 and count:
         say(f"waiting at {coordinator} until all {count} processes have come ...")
+        _await_others(coordinator, count)
     elif coordinator and index > 0:
-        _reach(coordinator)
+        say(f"waiting for process 0 at {coordinator} ...")
+        _announce(coordinator, count, index)
+        _reach(coordinator).close()  # by now it is jax that listens there
     # Else jax ends all processes where one has died, with a stack trace; and its handler of SIGTERM replaces ours.
     for name, value in {"jax_enable_recoverability": True, "jax_enable_preemption_service": False}.items():
         with contextlib.suppress(AttributeError):  # a version without it
             jax.config.update(name, value)
     try:
-        jax.distributed.initialize(coordinator or None, count or None, None if index < 0 else index)
+        jax.distributed.initialize(
+            coordinator or None, count or None, None if index < 0 else index, initialization_timeout=ARRIVAL_S
+        )
     except Exception as error:
         why = " ".join(str(error).split())
         raise ConfigError(
@@ -226,14 +232,68 @@ def _address(coordinator: str) -> tuple[str, int]:
     return match[1], int(match[2])
 
 
-def _reach(coordinator: str) -> None:
-    """Wait until somebody listens at HOST:PORT. jax would wait as long, and then take the process down."""
+def _await_others(coordinator: str, count: int) -> None:
+    """Wait for all other processes at the coordinator's port, before jax has it, and let them go on.
+
+    jax itself takes all processes down, without a line, where the port is in use or their numbers do not fit.
+
+    Raises:
+        ConfigError: the port is in use, or somebody has not come or has come with another number.
+    """
+    dual, deadline = socket.has_dualstack_ipv6(), time.monotonic() + ARRIVAL_S
+    family = socket.AF_INET6 if dual else socket.AF_INET
+    try:
+        server = socket.create_server(("", _address(coordinator)[1]), family=family, dualstack_ipv6=dual)
+    except OSError as error:
+        raise ConfigError(
+            f"--coordinator {coordinator}: process 0 cannot listen there ({error.strerror}); another program, or "
+            "another process 0, has the port: choose another one, and start each process once"
+        ) from error
+    refusal, missing = "", set(range(1, count))
+    with server, contextlib.ExitStack() as opened:
+        connections = []
+        while missing and not refusal:
+            server.settimeout(max(0.1, deadline - time.monotonic()))
+            try:
+                connections.append(opened.enter_context(server.accept()[0]))
+                connections[-1].settimeout(5)
+                index, other_count = json.loads(connections[-1].makefile().readline(64))
+            except TimeoutError:
+                if time.monotonic() >= deadline:
+                    refusal = f"of {count} processes {sorted(missing)} have not come within {ARRIVAL_S} s"
+                continue
+            except (OSError, TypeError, ValueError):  # not of this program
+                continue
+            if other_count != count:
+                refusal = f"process {index} was started with --processes {other_count}, and process 0 with {count}"
+            elif index not in missing:
+                refusal = f"two processes were started with --process {index}"
+            missing.discard(index)
+        for connection in connections:
+            with contextlib.suppress(OSError):
+                connection.sendall(f"{refusal}\n".encode())
+    if refusal:
+        raise ConfigError(refusal)
+
+
+def _announce(coordinator: str, count: int, index: int) -> None:
+    """Tell process 0 that this process has come, and wait until jax may be started. Raises ConfigError."""
+    with _reach(coordinator) as connection, contextlib.suppress(OSError):
+        connection.settimeout(ARRIVAL_S + 10)
+        connection.sendall(f"{json.dumps([index, count])}\n".encode())
+        if answer := connection.makefile().readline():
+            if answer.strip():
+                raise ConfigError(answer.strip())
+            return
+    raise ConfigError(f"process 0 at {coordinator} has stopped before all had come; its own output says why")
+
+
+def _reach(coordinator: str) -> socket.socket:
+    """A connection to HOST:PORT, once somebody listens there. Raises ConfigError."""
     address, started = _address(coordinator), time.monotonic()
-    say(f"waiting for process 0 at {coordinator} ...")
     while True:
         try:
-            socket.create_connection(address, timeout=5).close()
-            return
+            return socket.create_connection(address, timeout=5)
         except OSError as error:  # a name that is not known may be, too, once process 0's machine is up
             if time.monotonic() > started + ARRIVAL_S:
                 raise ConfigError(
