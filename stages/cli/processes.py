@@ -9,6 +9,7 @@ Axes: W processes, P rows of one process.
 
 import contextlib
 import json
+import os
 import re
 import socket
 import threading
@@ -245,9 +246,10 @@ def _await_others(coordinator: str, count: int) -> None:
     try:
         server = socket.create_server(("", _address(coordinator)[1]), family=family, dualstack_ipv6=dual)
     except OSError as error:
+        why = os.strerror(error.errno or 0)
         raise ConfigError(
-            f"--coordinator {coordinator}: process 0 cannot listen there ({error.strerror}); another program, or "
-            "another process 0, has the port: choose another one, and start each process once"
+            f"--coordinator {coordinator}: process 0 cannot listen there ({why}); another program, or another process "
+            "0, has the port: choose another one, and start each process once"
         ) from error
     refusal, missing = "", set(range(1, count))
     with server, contextlib.ExitStack() as opened:

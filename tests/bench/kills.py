@@ -1,13 +1,17 @@
-"""Kill a run at random moments and start it again, until it ends; then compare it with one that nobody killed.
+"""Kill a run in each of its phases and start it again, until it ends; then compare it with one that nobody killed.
 
     python tests/bench/kills.py --kills 20
+    python tests/bench/kills.py --kills 20 --processes 2
 
-Every start is the same command with the same --logdir. Compared to the bit: all arrays of the last checkpoint, every
-line of metrics.jsonl but for what the clock says, and the scores of summary.json. `--processes 2` kills one process of
-a distributed run, by turns, and waits until the other has ended by itself.
+The run is a sweep of two programs, each of two rounds that explore and then adapt. Kills take PHASES and SIGNALS by
+turns. Every start is the same command with the same --logdir. Compared to the bit: all arrays of the last checkpoints,
+every line of metrics.jsonl but for what the clock says, and the scores of summary.json. `--processes 2` kills one
+process of a distributed run, by turns, and waits until the other has ended by itself.
 """
 
 import argparse
+import importlib
+import itertools
 import json
 import random
 import signal
@@ -26,17 +30,28 @@ SMALL = [
     *("--model.classes", "4", "--model.depth", "2", "--model.bins", "5", "--model.layers", "1", "--horizon", "2"),
     *("--replay.batch-size", "2", "--replay.batch-length", "4", "--replay.train-ratio", "4"),
     *("--ensemble.members", "2", "--ensemble.layers", "1", "--eval-episodes", "2"),
-    # Two rounds of two phases, saved after every chunk.
+    # Two programs of two rounds of two phases, saved after every chunk.
     *("--mode", "explore", "--seeds", "4", "--parallel", "2", "--checkpoint-minutes", "0", "--log-points", "10"),
+    *("--sweep", "ensemble.layers=1,2"),
 ]
+PHASES = {
+    "compiling": ("stages.loop.training_loop", "log_start", 1),
+    "prefill": ("stages.sweep.sweep", "Sweep.prefill", 1),
+    "checkpoint": ("stages.store.checkpoint", "Checkpoints.save", 4),
+    "evaluation": ("stages.sweep.rounds", "Evaluator.__call__", 2),
+    "adapting": ("stages.sweep.sweep", "Sweep.adapt", 1),
+    "between programs": ("stages.loop.training_loop", "open_run", 2),
+}
+"""Where each phase begins: the module, its function, and at which call."""
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 CLOCK = ("fps/policy", "fps/train", "wall_seconds")
 """Metrics that tell of the clock."""
 
 
 def command(folder: Path, steps: int, place: list[str]) -> list[str]:
-    """What a user types."""
+    """What a user types behind run.py."""
     words = ["--steps", str(steps), "--adapt-steps", str(steps // 2), "--logdir", str(folder)]
-    return [sys.executable, str(ROOT / "run.py"), *SMALL, *words, *place]
+    return [*SMALL, *words, *place]
 
 
 def free_place() -> str:
@@ -46,21 +61,47 @@ def free_place() -> str:
         return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
-def start(folder: Path, steps: int, processes: int) -> list[subprocess.Popen]:
-    """The program's processes, begun."""
+def start(folder: Path, steps: int, processes: int, phase: str = "") -> list[subprocess.Popen]:
+    """The program's processes, begun; they say when they come to a phase."""
     places: list[list[str]] = [[]]
     if processes > 1:
         at = free_place()
         places = [["--coordinator", at, "--processes", str(processes), "--process", str(i)] for i in range(processes)]
     output = open(folder.with_suffix(".log"), "a")  # noqa: SIM115
-    return [subprocess.Popen(command(folder, steps, place), stdout=output, stderr=output, cwd=ROOT) for place in places]
+    program = [sys.executable, str(ROOT / "run.py")] if not phase else [sys.executable, __file__, "--phase", phase]
+    words = [[*program, *command(folder, steps, place)] for place in places]
+    return [subprocess.Popen(line, stdout=output, stderr=output, cwd=ROOT) for line in words]
 
 
-def metrics(folder: Path) -> list[dict]:
-    """Lines of metrics.jsonl without what the clock says."""
-    text = (folder / "metrics.jsonl").read_text()
-    lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]  # one may be half written
-    return [{name: value for name, value in line.items() if name not in CLOCK} for line in lines]
+def run_to(phase: str, words: list[str]) -> int:
+    """run.py with these words, which says when it comes to a phase."""
+    sys.path.insert(0, str(ROOT))
+    run = importlib.import_module("run")
+    module, path, number = PHASES[phase]
+    holder, calls = importlib.import_module(module), itertools.count(1)
+    *parents, name = path.split(".")
+    for parent in parents:
+        holder = getattr(holder, parent)
+    function = getattr(holder, name)
+
+    def announced(*args, **kwargs):
+        if next(calls) == number:
+            print(f"comes to {phase}", flush=True)
+        return function(*args, **kwargs)
+
+    setattr(holder, name, announced)
+    return run.main(words, run.start_jax)
+
+
+def metrics(folder: Path) -> dict[str, list[dict]]:
+    """Lines of every metrics.jsonl without what the clock says, by its path."""
+    found = {}
+    for path in sorted(folder.rglob("metrics.jsonl")):
+        text = path.read_text()
+        lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]  # one may be half written
+        kept = [{name: value for name, value in line.items() if name not in CLOCK} for line in lines]
+        found[str(path.relative_to(folder))] = kept
+    return found
 
 
 def arrays(folder: Path) -> dict[str, np.ndarray]:
@@ -68,7 +109,7 @@ def arrays(folder: Path) -> dict[str, np.ndarray]:
     import orbax.checkpoint as ocp
 
     found = {}
-    for path in sorted(folder.glob("checkpoints/round-*/process-*")):
+    for path in sorted(folder.rglob("checkpoints/round-*/process-*")):
         manager = ocp.CheckpointManager(path)
         args = ocp.args.Composite(state=ocp.args.StandardRestore())
         for name, x in manager.restore(manager.latest_step(), args=args)["state"].items():
@@ -85,9 +126,12 @@ def differences(one: Path, other: Path) -> list[str]:
     found += [name for name in mine.keys() & theirs.keys() if mine[name].tobytes() != theirs[name].tobytes()]
     if metrics(one) != metrics(other):
         found.append("metrics.jsonl")
-    summaries = [json.loads((path / "summary.json").read_text()) for path in (one, other)]
     names = ("seeds", "score", "zero_shot", "untrained", "env_steps", "updates", "iqm", "ci_low", "ci_high")
-    return found + [f"summary.json: {name}" for name in names if summaries[0][name] != summaries[1][name]]
+    for path in sorted(one.rglob("summary.json")):
+        texts = [file.read_text() if file.exists() else "{}" for file in (path, other / path.relative_to(one))]
+        ours, theirs = map(json.loads, texts)
+        found += [f"{path.relative_to(one)}: {name}" for name in names if ours.get(name) != theirs.get(name)]
+    return found
 
 
 def wait_for(log: Path, word: str, after: int, process: subprocess.Popen) -> None:
@@ -98,6 +142,8 @@ def wait_for(log: Path, word: str, after: int, process: subprocess.Popen) -> Non
 
 def main() -> int:
     """Run, kill, compare; the exit code is 1 where something differs."""
+    if sys.argv[1:2] == ["--phase"]:
+        return run_to(sys.argv[2], sys.argv[3:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--steps", type=int, default=400)
@@ -107,32 +153,32 @@ def main() -> int:
     draw = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as place:
         whole, killed = Path(place) / "whole", Path(place) / "killed"
-        begun = time.time()
-        running = start(whole, arguments.steps, arguments.processes)
-        wait_for(whole.with_suffix(".log"), "compiled in", 0, running[0])
-        starts = time.time() - begun
-        if sum(p.wait() for p in running):
+        if sum(p.wait() for p in start(whole, arguments.steps, arguments.processes)):
             print(whole.with_suffix(".log").read_text()[-2000:])
             return 1
-        trains = time.time() - begun - starts
-        print(f"a whole run starts in {starts:.0f} s and trains for {trains:.0f} s", flush=True)
-        done, ended = 0, []
+        done, ended, turns = 0, [], itertools.product(SIGNALS, PHASES)
         while True:
             log = killed.with_suffix(".log")
             said = len(log.read_text()) if log.exists() else 0
-            running = start(killed, arguments.steps, arguments.processes)
             if done < arguments.kills:
-                # Every fourth while it starts, the others while it trains and saves.
-                if done % 4:
-                    wait_for(log, "compiled in", said, running[0])
-                time.sleep(draw.uniform(0, 0.7) * (trains if done % 4 else starts))
+                number, phase = next(turns, None) or next(turns := itertools.product(SIGNALS, PHASES))
+                running = start(killed, arguments.steps, arguments.processes, phase)
                 victim = running[done % len(running)]
+                wait_for(log, f"comes to {phase}", said, victim)
+                time.sleep(draw.uniform(0, 0.5))
                 if victim.poll() is None:
-                    victim.send_signal(signal.SIGKILL)
+                    victim.send_signal(number)
                     done += 1
+            else:
+                number, phase = None, "its end"
+                running = start(killed, arguments.steps, arguments.processes)
             codes = [process.wait() for process in running]
-            there = len(metrics(killed)) if (killed / "metrics.jsonl").exists() else 0
-            print(f"kill {done}: exit codes {codes}, {there} lines of metrics", flush=True)
+            lines = sum(map(len, metrics(killed).values()))
+            name = number.name if number else "nothing"
+            print(f"kill {done}: {name} in {phase}: exit codes {codes}, {lines} lines of metrics", flush=True)
+            if "Traceback" in log.read_text()[said:]:
+                print(log.read_text()[said:])
+                return 1
             if not any(codes):
                 ended.append(killed)
                 if done >= arguments.kills:
