@@ -18,8 +18,8 @@ from envs import EnvError, own
 from envs.environment import ActionSpace, Environment, ObsSpace, Timestep
 from stages.agent import Agent
 from stages.collect import Episodes, collect, start
+from stages.log.events import EventLog, crafter_score
 from stages.log.round_log import metric_rows
-from stages.report.events import EventLog, crafter_score
 from stages.report.read import Result
 from stages.report.tables import event_table
 from stages.store.files import plain

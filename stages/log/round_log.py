@@ -10,7 +10,7 @@ from jaxtyping import ArrayLike
 
 from stages.cli.settings_file import JsonObject
 from stages.config import Config
-from stages.report.events import METRIC, EventLog
+from stages.log.events import METRIC, EventLog
 from stages.report.novelty import NoveltyLog
 from stages.sweep.rounds import Phase, Round
 from stages.train import Progress

@@ -46,7 +46,7 @@ METRICS = (
         Metric("episode/length", "steps", "episode's length", "mean length of the same episodes", "log/round_log.py"),
         Metric("episode/count", "count", "episodes", "how many episodes ended since the last row", "log/round_log.py"),
         Metric("episode/total", "count", "episodes so far",
-               "how many episodes ended since the first update", "report/events.py"),
+               "how many episodes ended since the first update", "log/events.py"),
         Metric("eval/score", "return", "evaluation score of the tasker",
                "mean return of `--eval-episodes` fresh episodes; not in mode task", "evaluate.py"),
         Metric("event/NAME", "share", "episodes with NAME",
@@ -203,8 +203,8 @@ SUMMARY = (
                "when it had solved the task by bsuite's rule; null: it has not", "report/novelty.py"),
         Metric("untrained_share", "share", "",
                "its last `novelty/untrained_share`; where states cannot be counted", "log/summary.py"),
-        Metric("events", "name: shares", "", "share of all episodes in which each event happened", "report/events.py"),
-        Metric("crafter_score", "%", "", "Crafter's score over achievements", "report/events.py"),
+        Metric("events", "name: shares", "", "share of all episodes in which each event happened", "log/events.py"),
+        Metric("crafter_score", "%", "", "Crafter's score over achievements", "log/events.py"),
     )),
 )  # fmt: skip
 

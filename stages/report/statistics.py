@@ -166,6 +166,12 @@ def aggregates(tasks: Sequence[ArrayLike], best: float | None = None, resamples:
     return {name: _estimate(values[name][0], samples[name]) for name in values}
 
 
+def mean_of(values: Sequence[float | None]) -> float:
+    """The mean over seeds that have a number; NaN without one."""
+    numbers = [value for value in values if value is not None and np.isfinite(value)]
+    return float(np.mean(numbers)) if numbers else np.nan
+
+
 def improvement(ours: Sequence[ArrayLike], theirs: Sequence[ArrayLike], resamples: int = 2000) -> Estimate:
     """Probability that a seed of ours scores more than a seed of theirs, on average over tasks; equal ones count half.
 

@@ -11,10 +11,9 @@ import numpy as np
 from stages.cli import terminal
 from stages.cli.settings_file import JsonObject
 from stages.report.compare import Comparison, Line, Pair, described, differing_settings, final_scores
-from stages.report.events import mean_of
 from stages.report.read import EXPLORED, Result
 from stages.report.score_table import decimals, number
-from stages.report.statistics import LEAST_SEEDS, Estimate
+from stages.report.statistics import LEAST_SEEDS, Estimate, mean_of
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.report.statistics import mean_of
+
 Counts = NDArray[np.int64]
 METRIC = "event/"
 """In front of an event's name in metrics.jsonl, where it is a share of the episodes that ended since the last line."""
@@ -82,12 +84,6 @@ class EventLog:
             score = mean_of(self.summary(achievements)["crafter_score"])
             lines.append(f"Crafter's score: {score:.2f} %, mean over seeds")
         return lines
-
-
-def mean_of(values: Sequence[float | None]) -> float:
-    """The mean over seeds that have a number; NaN without one."""
-    numbers = [value for value in values if value is not None and np.isfinite(value)]
-    return float(np.mean(numbers)) if numbers else np.nan
 
 
 def crafter_score(rates: NDArray[np.float64]) -> NDArray[np.float64]:
