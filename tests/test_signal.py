@@ -1,4 +1,4 @@
-"""The pure functions of docs/experiments/novelty_signal.py, against hand-made tables and scipy."""
+"""The pure functions of docs/experiments/novelty_signal.py and novelty_tasks.py, against hand-made tables and scipy."""
 
 import importlib.util
 import math
@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.stats import mannwhitneyu, spearmanr
+
+from docs.experiments.novelty_tasks import cut
 
 FILE = Path(__file__).parents[1] / "docs" / "experiments" / "novelty_signal.py"
 
@@ -56,20 +58,20 @@ def test_spearman_is_scipys(signal):
     assert math.isnan(signal.spearman(np.ones(5), np.arange(5.0)))
 
 
-def test_an_episode_is_cut_behind_its_first_held_out_pair(signal):
+def test_an_episode_is_cut_behind_its_first_held_out_pair():
     # Two environments, six rows. The first one's episodes are rows 0-2 and 3-5, the second's 0-3 and 4-5.
     is_first = np.array([[1, 1], [0, 0], [0, 0], [1, 0], [0, 1], [0, 0]], bool)
     held = np.array([[0, 0], [1, 0], [1, 0], [0, 0], [0, 0], [0, 1]], bool)
-    kept, tried = signal.cut(held, is_first)
+    kept, tried = cut(held, is_first)
     np.testing.assert_array_equal(kept, np.array([[1, 1], [1, 1], [0, 1], [1, 1], [1, 1], [1, 1]], bool))
     np.testing.assert_array_equal(tried, np.array([[1, 1], [0, 1], [0, 1], [1, 1], [1, 1], [1, 0]], bool))
 
 
-def test_no_kept_row_is_followed_by_one_from_behind_a_cut(signal):
+def test_no_kept_row_is_followed_by_one_from_behind_a_cut():
     rng = np.random.default_rng(2)
     held, is_first = rng.random((200, 4)) < 0.05, rng.random((200, 4)) < 0.1
     is_first[0] = True
-    kept, tried = signal.cut(held, is_first)
+    kept, tried = cut(held, is_first)
     assert not (tried & held).any() and (kept | ~tried).all()
     goes_on = ~is_first[1:]
     np.testing.assert_array_equal(kept[1:][goes_on], tried[:-1][goes_on])
