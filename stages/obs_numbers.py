@@ -87,8 +87,8 @@ class ObsNumbers(eqx.Module):
     def fourier(self, numbers: Float[Array, "... P"], sharpness: Float[Array, ""] | float) -> Float[Array, "... V"]:
         """Random Fourier features of normalised numbers, V = 2 W, of mean square 1 (Rahimi & Recht 2007).
 
-        Their product for two observations is exp(-sharpness^2 d / 2) in expectation, d the mean squared difference: one
-        entry that differs is then far, where a linear layer on the numbers themselves would hardly see it.
+        Their product for two observations is exp(-sharpness^2 d / 2) in expectation, where d is the mean squared
+        difference. So observations that differ in one entry lie far apart; a linear layer would hardly tell them apart.
         """
         assert self.frequencies is not None
         angle = sharpness * numbers @ self.frequencies / math.sqrt(numbers.shape[-1])

@@ -56,8 +56,8 @@ def count_row(
         step: the number of the row, as the ring counts; not batched.
         is_kept: whether the ring kept it; else the record stays unchanged.
 
-    `solved_episode` is bsuite's rule for Deep Sea (Osband et al. 2020: the first episode at which the average regret is
-    below 0.9; a bad episode is one without the goal), at every episode rather than at the logged ones.
+    `solved_episode` is bsuite's rule for Deep Sea (Osband et al. 2020): the first episode at which the average regret
+    is below 0.9. An episode without the goal has regret 1. All episodes are looked at, not only the logged ones.
     """
     if coverage is None or env.states is None:
         return coverage

@@ -16,9 +16,9 @@ MOST_SLICED = 1600  # H * W of the largest board: Pong's 30 x 40 is one, a 64 x 
 class Conv(eqx.Module):
     """Convolution with "same" padding and stride 1 over [..., H, W, C].
 
-    Boards are convolved as shifted slices and one matrix product: with weights per seed a library convolution becomes
-    a grouped one, 6 to 12 times slower on a CPU (forward and backward, 4 seeds, 15 x 20 to 64 x 64). Images take the
-    library's all the same: there the slices of a batch need a gigabyte a seed.
+    Boards are convolved as shifted slices and one matrix product. A library convolution with weights per seed becomes a
+    grouped one. That is 6 to 12 times slower on a CPU (forward and backward, 4 seeds, 15 x 20 to 64 x 64). Images take
+    the library's all the same: the slices of a batch would need a gigabyte a seed.
     """
 
     weight: Float[Array, "k k i o"]
