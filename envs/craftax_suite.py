@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from envs.envelope_adapter import EnvelopeEnvironment
+from envs.envelope_adapter import Defaults, Envelope, EnvelopeEnvironment
 from envs.environment import State
 from envs.overrides import Value
 
@@ -20,13 +20,13 @@ def _env(own_id: str) -> Any:
     return importlib.import_module("craftax.craftax_env").make_craftax_env_from_name(own_id, auto_reset=False)
 
 
-def defaults(own_id: str) -> tuple[dict[str, Any], int]:
+def craftax_defaults(own_id: str) -> Defaults:
     """(parameters with their defaults, time limit in steps)."""
     params = _env(own_id).default_params
     return {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}, int(params.max_timesteps)
 
 
-def create(own_id: str, values: dict[str, Value], time_limit: int) -> Any:
+def create_craftax(own_id: str, values: dict[str, Value], time_limit: int) -> Envelope:
     """envelope's environment of a Craftax id. Its own time limit would look like an end, and so it has none."""
     env, container = _env(own_id), importlib.import_module("envelope").Container
     params = env.default_params.replace(max_timesteps=jnp.inf, **values)

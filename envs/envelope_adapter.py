@@ -21,6 +21,8 @@ from envs.errors import EnvError
 from envs.gymnax_spaces import check_equal, common_dtype
 from envs.gymnax_suite import own_broadcasting, strong
 
+Envelope = EnvelopeSpace = Any  # of jax-envelope, which is an extra
+Defaults = tuple[dict[str, Any], int | None]  # a suite's settings with their defaults, and its time limit
 PRIVILEGED = "privileged_state"  # what mujoco_playground gives to a critic alone, beside the agent's "state"
 
 
@@ -42,10 +44,10 @@ class EnvelopeEnvironment(Environment):
     obs_space: Space
     action_space: ActionSpace
     time_limit: int  # env steps
-    inner: Any  # envelope's environment
+    inner: Envelope
     entries: dict[str, Entry]  # in the order of the leaves of the suite's observation
     act: Actions
-    state_dtypes: Any  # one dtype for each leaf of the state
+    state_dtypes: PyTree  # one dtype for each leaf of the state
     trim: Callable[[PyTree], PyTree] = _whole  # what is kept of a first state
     states: StateSpace | None = None
     goal: float | None = None
@@ -67,7 +69,7 @@ class EnvelopeEnvironment(Environment):
             after, info = self.inner.step(state, self.act(action))
             return self._row(after, info, state)
 
-    def _row(self, state: PyTree, info: Any, before: PyTree | None) -> tuple[State, Timestep]:
+    def _row(self, state: PyTree, info: PyTree, before: PyTree | None) -> tuple[State, Timestep]:
         """The row of `state`; `before` is None at a reset."""
         is_first = before is None
         terminated, truncated = (
@@ -92,7 +94,7 @@ class EnvelopeEnvironment(Environment):
         return seen if isinstance(self.obs_space, DictSpace) else next(iter(seen.values()))
 
 
-def adapt_envelope(name: str, inner: Any, time_limit: int, bounded: bool, rescale: bool) -> EnvelopeEnvironment:
+def adapt_envelope(name: str, inner: Envelope, time_limit: int, bounded: bool, rescale: bool) -> EnvelopeEnvironment:
     """Read off the spaces and the state's dtypes, without running anything.
 
     Args:
@@ -130,7 +132,7 @@ def _seen(obs: PyTree) -> PyTree:
     return {name: entry for name, entry in obs.items() if name != PRIVILEGED} if isinstance(obs, dict) else obs
 
 
-def _entries(obs: PyTree, space: Any) -> dict[str, Entry]:
+def _entries(obs: PyTree, space: EnvelopeSpace) -> dict[str, Entry]:
     """The entries of an observation by their path; `space` is envelope's, or None where all are any numbers."""
     leaves = jax.tree_util.tree_leaves_with_path(obs)
     declared = [(np.asarray(-np.inf), np.asarray(np.inf), np.dtype(np.float32)) for _ in leaves]
@@ -145,7 +147,7 @@ def _entries(obs: PyTree, space: Any) -> dict[str, Entry]:
     }
 
 
-def _bounds(space: Any) -> tuple[np.ndarray, np.ndarray, np.dtype]:
+def _bounds(space: EnvelopeSpace) -> tuple[np.ndarray, np.ndarray, np.dtype]:
     """Lowest and highest value (inclusive) and dtype of one entry."""
     if hasattr(space, "n"):
         n = np.asarray(space.n)
@@ -153,7 +155,7 @@ def _bounds(space: Any) -> tuple[np.ndarray, np.ndarray, np.dtype]:
     return np.asarray(space.low), np.asarray(space.high), np.dtype(space.dtype)
 
 
-def _actions(name: str, space: Any) -> Actions:
+def _actions(name: str, space: EnvelopeSpace) -> Actions:
     """How our action becomes the suite's. Errors: `EnvError`."""
     if hasattr(space, "tree"):
         raise EnvError(f"{name}: an action has several entries, and agents here give one: {space}".replace("\n", " "))

@@ -17,10 +17,10 @@ import importlib.util
 import sys
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from envs import craftax_suite, minigrid
-from envs.envelope_adapter import adapt_envelope
+from envs.envelope_adapter import Defaults, Envelope, adapt_envelope
 from envs.environment import Environment
 from envs.errors import BadOverride, EnvError, UnavailableEnvironment, UnknownEnvironment
 from envs.gymnax_suite import RESCALE
@@ -54,13 +54,13 @@ def is_suites(name: str) -> bool:
     return SEPARATOR in name
 
 
-def ids(suite: str) -> tuple[str, ...]:
+def suite_ids(suite: str) -> tuple[str, ...]:
     """All ids of an installed suite, SUITE::ID. Errors: `EnvError` where it is not known or not installed."""
     _check_installed(suite + SEPARATOR, suite)
     return _quietly(lambda: importlib.import_module("envelope").registered_environments(suite))
 
 
-def make(name: str, overrides: Mapping[str, Value]) -> Environment:
+def make_envelope(name: str, overrides: Mapping[str, Value]) -> Environment:
     """Make the environment SUITE::ID.
 
     Overrides: settings of the suite's factory, parameters or configuration that have a plain default, the time limit
@@ -70,7 +70,7 @@ def make(name: str, overrides: Mapping[str, Value]) -> Environment:
     """
     suite, _, own_id = name.partition(SEPARATOR)
     _check_installed(name, suite)
-    known = ids(suite)
+    known = suite_ids(suite)
     if name not in known:
         advice = did_you_mean(name, known) or f"{suite} has {', '.join(known)}"
         raise UnknownEnvironment(f"no environment is named {name!r}; {advice}")
@@ -138,26 +138,26 @@ def _make(name: str, suite: str, own_id: str, overrides: Mapping[str, Value]) ->
 class Backend:
     """How a suite's environment is made; ids are without the suite."""
 
-    defaults: Callable[[str], tuple[dict[str, Any], int | None]]  # id -> (settings with their defaults, time limit)
-    create: Callable[[str, dict[str, Value], int], Any]  # (id, settings, time limit) -> envelope.Environment
+    defaults: Callable[[str], Defaults]  # id -> (settings with their defaults, time limit)
+    create: Callable[[str, dict[str, Value], int], Envelope]  # (id, settings, time limit) -> envelope.Environment
 
 
-def _envelope(suite: str) -> Any:
+def _envelope(suite: str) -> type[Envelope]:
     """envelope's class for a suite: NavixEnvelope for navix."""
     name = "".join(word.capitalize() for word in suite.split("_")) + "Envelope"
     return getattr(importlib.import_module(f"envelope.adapters.{suite}_envelope"), name)
 
 
-def _playground_defaults(own_id: str) -> tuple[dict[str, Any], int | None]:
+def _playground_defaults(own_id: str) -> Defaults:
     config = importlib.import_module("mujoco_playground").registry.get_default_config(own_id)
     return dict(config.items()), int(config.episode_length)
 
 
-def _brax_defaults(own_id: str) -> tuple[dict[str, Any], int | None]:
+def _brax_defaults(own_id: str) -> Defaults:
     return defaults_of(importlib.import_module("brax.envs")._envs[own_id]), 1000  # brax.envs.create's own
 
 
-def _jumanji_defaults(own_id: str) -> tuple[dict[str, Any], int | None]:
+def _jumanji_defaults(own_id: str) -> Defaults:
     registration = importlib.import_module("jumanji.registration")
     spec = registration._REGISTRY[own_id]
     settings = defaults_of(registration.load(spec.entry_point)) | spec.kwargs
@@ -165,14 +165,14 @@ def _jumanji_defaults(own_id: str) -> tuple[dict[str, Any], int | None]:
     return settings, None if limit is None else int(limit)
 
 
-def _plainly(suite: str) -> Callable[[str, dict[str, Value], int], Any]:
+def _plainly(suite: str) -> Callable[[str, dict[str, Value], int], Envelope]:
     """How a suite is made that takes its settings as they are."""
     return lambda own_id, values, _: _envelope(suite).from_name(own_id, env_kwargs=values)
 
 
 BACKENDS: Mapping[str, Backend] = {
-    "navix": Backend(minigrid.defaults, minigrid.create),
-    "craftax": Backend(craftax_suite.defaults, craftax_suite.create),
+    "navix": Backend(minigrid.minigrid_defaults, minigrid.create_minigrid),
+    "craftax": Backend(craftax_suite.craftax_defaults, craftax_suite.create_craftax),
     "mujoco_playground": Backend(_playground_defaults, _plainly("mujoco_playground")),
     "brax": Backend(_brax_defaults, _plainly("brax")),
     "jumanji": Backend(_jumanji_defaults, _plainly("jumanji")),

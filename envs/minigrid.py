@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Int, PyTree
 
-from envs.envelope_adapter import EnvelopeEnvironment
+from envs.envelope_adapter import Defaults, Envelope, EnvelopeEnvironment
 from envs.environment import ObsSpace, State, StateSpace
 from envs.errors import BadOverride
 from envs.overrides import Value
@@ -25,13 +25,13 @@ OBSERVATIONS = (
 """Functions of navix.observations that can be chosen by name."""
 
 
-def defaults(own_id: str) -> tuple[dict[str, Any], int]:
+def minigrid_defaults(own_id: str) -> Defaults:
     """(settings with their defaults, time limit in steps)."""
     env = importlib.import_module("navix").make(own_id)
     return {"observation_fn": env.observation_fn.__name__, "penalty_coeff": env.penalty_coeff}, int(env.max_steps)
 
 
-def create(own_id: str, values: dict[str, Value], time_limit: int) -> Any:
+def create_minigrid(own_id: str, values: dict[str, Value], time_limit: int) -> Envelope:
     """envelope's environment of a navix id. Errors: `BadOverride` for an observation that is none of `OBSERVATIONS`."""
     kwargs: dict[str, Any] = dict(values)
     if (chosen := values.get("observation_fn")) is not None:
@@ -105,7 +105,7 @@ def reachable_states(own_id: str, rows: int, columns: int) -> int:
     return rows * columns - 1 if task.startswith("Empty-") else 0
 
 
-def _entities(state: State) -> dict[str, Any]:
+def _entities(state: State) -> dict[str, PyTree]:
     """Every entity of navix's world, each with its number in front."""
     wrapped: Any = state
     return wrapped.unwrapped.state.entities

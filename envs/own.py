@@ -13,12 +13,14 @@ import re
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
+from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array
+from jax.tree_util import PyTreeDef
+from jaxtyping import Array, PyTree
 
 from envs import gymnax_suite
 from envs.environment import (
@@ -36,6 +38,7 @@ from envs.environment import (
 )
 from envs.errors import EnvError, UnavailableEnvironment, UnknownEnvironment
 from envs.overrides import INT32_MOST, Value, coerce_all, defaults_of
+from envs.states import GymnaxEnv, GymnaxParams
 
 TRIED_ROWS = 200
 """Rows in which integers are compared with their classes."""
@@ -46,7 +49,7 @@ def is_own(name: str) -> bool:
     return ":" in name
 
 
-def make(name: str, overrides: Mapping[str, Value]) -> Environment:
+def make_own(name: str, overrides: Mapping[str, Value]) -> Environment:
     """Make the environment that `name` says how to make.
 
     Overrides: arguments of the factory that have a plain default; of a gymnax environment its parameters, too.
@@ -78,7 +81,7 @@ def make(name: str, overrides: Mapping[str, Value]) -> Environment:
 
 
 def checked(name: str, made: object) -> Environment:
-    """An environment that was made already, as `make` has it of a factory that returns it. `name` is for messages.
+    """An environment that was made already, as `make_own` has it of a factory that returns it. `name` is for messages.
 
     Errors: `EnvError`.
     """
@@ -93,7 +96,7 @@ def checked(name: str, made: object) -> Environment:
 
 
 @contextlib.contextmanager
-def _explained(name: str, module: Any) -> Iterator[None]:
+def _explained(name: str, module: ModuleType | None) -> Iterator[None]:
     """What another's program raises, and it may be anything, as one line. Errors: `UnavailableEnvironment`."""
     try:
         yield
@@ -103,7 +106,7 @@ def _explained(name: str, module: Any) -> Iterator[None]:
         raise UnavailableEnvironment(f"{name} cannot be made: {_said(error, module)}") from error
 
 
-def _import(name: str, module_name: str) -> Any:
+def _import(name: str, module_name: str) -> ModuleType:
     """The module, from the working directory too: a program's own folder is all that Python looks through."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
@@ -119,7 +122,7 @@ def _import(name: str, module_name: str) -> Any:
         raise UnavailableEnvironment(f"{name} cannot be imported: {_said(error, None)}") from error
 
 
-def _not_a_factory(name: str, module: Any, attribute: str) -> EnvError:
+def _not_a_factory(name: str, module: ModuleType, attribute: str) -> EnvError:
     near = difflib.get_close_matches(attribute, [n for n in vars(module) if callable(getattr(module, n))], n=1)
     advice = f"did you mean {near[0]}?" if near else "name a function or class that makes the environment"
     if not hasattr(module, attribute):
@@ -128,7 +131,7 @@ def _not_a_factory(name: str, module: Any, attribute: str) -> EnvError:
     return EnvError(f"{name} is of type {kind} and cannot be called; {advice}")
 
 
-def _pair(name: str, made: Any) -> tuple[Any, Any]:
+def _pair(name: str, made: object) -> tuple[GymnaxEnv, GymnaxParams]:
     """A gymnax environment with its parameters, of what a factory returned. Errors: `EnvError`."""
     from gymnax.environments.environment import Environment as GymnaxEnvironment
 
@@ -175,7 +178,7 @@ def _check(name: str, env: Environment) -> None:
     _check_classes(name, env)
 
 
-def _checked_events(name: str, env: Environment, timestep: Timestep) -> Any:
+def _checked_events(name: str, env: Environment, timestep: Timestep) -> dict[str, jax.ShapeDtypeStruct]:
     """The events of a timestep, each one number, with all achievements among them. Errors: `EnvError`."""
     events = getattr(timestep, "events", {})
     if not isinstance(events, dict) or any(getattr(x, "shape", None) != () for x in events.values()):
@@ -220,17 +223,17 @@ def _check_classes(name: str, env: Environment) -> None:
             )
 
 
-def _shapes(tree: Any) -> Any:
+def _shapes(tree: PyTree) -> tuple[PyTreeDef, list[object]]:
     leaves, structure = jax.tree.flatten(tree)
     return structure, [(x.shape, x.dtype) for x in leaves]
 
 
-def _listed(tree: Any) -> str:
+def _listed(tree: PyTree) -> str:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return ", ".join(f"{jax.tree_util.keystr(path)} {x.dtype}{list(x.shape)}".strip() for path, x in leaves)
 
 
-def _said(error: Exception, module: Any) -> str:
+def _said(error: Exception, module: ModuleType | None) -> str:
     """An exception in one line, with the last line of the module's own that it went through."""
     words = " ".join(str(error).split())[:300]
     file = getattr(module, "__file__", None)

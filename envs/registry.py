@@ -43,9 +43,9 @@ def make(name: str, overrides: Mapping[str, Value] | None = None) -> Environment
     `BadOverride`, all of them `EnvError`.
     """
     if envelope_suite.is_suites(name):
-        return envelope_suite.make(name, overrides or {})
+        return envelope_suite.make_envelope(name, overrides or {})
     if own.is_own(name):
-        return own.make(name, overrides or {})
+        return own.make_own(name, overrides or {})
     for suite in SUITES:
         if name in suite.UNAVAILABLE or name in suite.ids():
             return suite.make(name, overrides or {})

@@ -1,7 +1,7 @@
 """RSSM: the recurrent state-space model, the world model's dynamics.
 
-Three verbs: `observe` runs the posterior through a window of embeddings, `observe_step` takes one step of it (for
-acting), `imagine_step` takes one step without an observation, by the prior. How their weights are packed and which
+Three verbs. `observe_embeds` runs the posterior through a window of embeddings. `observe_step` takes one step of it,
+for acting. `imagine_step` takes one step without an observation, by the prior. How their weights are packed and which
 products are computed before a scan is private to this file.
 
 Axes: T time, B windows, D deter, S categoricals, K classes, E embed, F = D + S K feat, A action vector, h hidden.
@@ -92,7 +92,7 @@ def bound_action(action: Float[Array, "... A"]) -> Float[Array, "... A"]:
     return action / sg(jnp.maximum(1, jnp.abs(action)))
 
 
-def observe(
+def observe_embeds(
     rssm: RSSM,
     context: Latent,
     embed: Float[Array, "T B E"],
@@ -138,7 +138,7 @@ def observe_step(
     uniform: Float[Array, "*b S"],
     unimix: Unimix,
 ) -> Latent:
-    """One step with an observation: the posterior state. Arguments as in observe, of one row."""
+    """One step with an observation: the posterior state. Arguments as in observe_embeds, of one row."""
     dynamics = _pack(rssm)
     projected_action = _project_action(dynamics, action, embed.dtype, is_first)
     projected_embed = _project_embed(rssm, embed)
@@ -152,7 +152,7 @@ def imagine_step(
     uniform: Float[Array, "*b S"],
     unimix: Unimix,
 ) -> Latent:
-    """One step without an observation: a state sampled from the prior. Arguments as in observe, of one row."""
+    """One step without an observation: a state sampled from the prior. Arguments as in observe_embeds, of one row."""
     dynamics = _pack(rssm)
     deter = _advance(dynamics, latent, _project_action(dynamics, action, latent.deter.dtype))
     prior = Categorical.from_outputs(_prior_logits(dynamics, deter), unimix)

@@ -87,7 +87,7 @@ def observe(
     """
     embed = model.encoder(obs, model.dtype)
     uniform = jr.uniform(key, (*is_first.shape, model.rssm.stoch))
-    latent, post, prior = rssm.observe(model.rssm, context, embed, action, is_first, uniform, unimix)
+    latent, post, prior = rssm.observe_embeds(model.rssm, context, embed, action, is_first, uniform, unimix)
     return Observed(latent, embed, post, prior)
 
 

@@ -269,9 +269,9 @@ class Signals(Environment):
 
 
 def test_a_class_out_of_bounds_is_refused_by_the_entrys_name():
-    own.make(f"{__name__}:Signals", {})
+    own.make_own(f"{__name__}:Signals", {})
     with pytest.raises(EnvError, match=r"entry 'lamp' of an observation goes from 0 to 3, but its space says 0 to 2"):
-        own.make(f"{__name__}:Signals", {"lamps": "4"})
+        own.make_own(f"{__name__}:Signals", {"lamps": "4"})
 
 
 def test_a_run_with_several_entries(tmp_path, monkeypatch, capsys):

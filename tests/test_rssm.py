@@ -113,7 +113,7 @@ def sample_by_hand(logits, uniform, ratio=RATIO):
 def observe_row(model, latent, action, embed, reset, uniform, ratio=RATIO):
     """observe, of a window of one row: (state, posterior, prior), [B, ...]."""
     row = [x[None] for x in (embed, action, reset, uniform)]
-    return jax.tree.map(lambda x: x[0], rssm.observe(model, latent, *row, ratio))
+    return jax.tree.map(lambda x: x[0], rssm.observe_embeds(model, latent, *row, ratio))
 
 
 @pytest.mark.parametrize("ratio", [0.0, RATIO])
@@ -165,7 +165,7 @@ def test_observe_is_observe_step_by_step(model):
     x = Inputs(4, (T,))
     is_first = np.zeros((T, B), bool)
     is_first[[0, 2, 2, 4], [1, 0, 3, 3]] = True
-    window, post, prior = jax.jit(rssm.observe)(model, x.latent, x.embed, x.action, is_first, x.uniform, RATIO)
+    window, post, prior = jax.jit(rssm.observe_embeds)(model, x.latent, x.embed, x.action, is_first, x.uniform, RATIO)
     chex.assert_shape([window.stoch, post.probs, post.logp, prior.probs, prior.logp], (T, B, S, K))
     step, latent = jax.jit(rssm.observe_step), x.latent
     for t in range(T):
@@ -205,7 +205,9 @@ def test_observed_samples_carry_gradient_through_time(model):
     none = jnp.zeros((T, B), bool)
 
     def last(embed):
-        return jnp.square(rssm.observe(model, x.latent, embed, x.action, none, x.uniform, RATIO)[0].deter[-1]).sum()
+        return jnp.square(
+            rssm.observe_embeds(model, x.latent, embed, x.action, none, x.uniform, RATIO)[0].deter[-1]
+        ).sum()
 
     grad = np.abs(jax.jit(jax.grad(last))(x.embed)).max(-1)
     assert (grad[:-1] > 0).all() and (grad[-1] == 0).all()

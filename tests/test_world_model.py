@@ -114,7 +114,7 @@ def test_observe_is_observe_step_row_by_row(model, window, seen):
         embed = model.encoder(obs, model.dtype)
         row = [x[None, None] for x in (embed, action, is_first, uniform)]
         context = jax.tree.map(lambda x: x[None], latent)
-        _, post, _ = rssm.observe(model.rssm, context, *row, 0.0)
+        _, post, _ = rssm.observe_embeds(model.rssm, context, *row, 0.0)
         return rssm.observe_step(model.rssm, latent, embed, action, is_first, uniform, RATIO), post.probs[0, 0]
 
     for b in range(B):
@@ -138,7 +138,7 @@ def plain_observe(model, context, action, obs, is_first, uniform):
     def row(latent, inputs):
         action, obs, is_first, uniform = (x[None] for x in inputs)
         window = (model.encoder(obs, model.dtype), action, is_first, uniform)
-        latent, post, _ = jax.tree.map(lambda x: x[0], rssm.observe(model.rssm, latent, *window, RATIO))
+        latent, post, _ = jax.tree.map(lambda x: x[0], rssm.observe_embeds(model.rssm, latent, *window, RATIO))
         return latent, (latent, post.logp)
 
     return jax.lax.scan(row, context, (action, obs, is_first, uniform))[1]
