@@ -85,4 +85,4 @@ def settings_of(saved: Settings) -> tuple[Config, Hypers]:
         raise ConfigError(
             f"the run's config.json is of another version of this program ({error}): check out the one that made it"
         ) from error
-    return arguments.config, arguments.hypers
+    return arguments.config, Hypers(**saved["hypers"])  # msgspec leaves out what a module has by default
