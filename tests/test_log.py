@@ -254,7 +254,7 @@ def test_a_run_of_two_rounds_from_its_first_line_to_its_last(tmp_path, capsys, c
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"Catch-bsuite, task, preset tiny: seeds 0 to 2 on 2 cpu device(s); files in {tmp_path / 'run'}"
     assert lines[1:7] == [
-        "set by mode task: --task-norm advantages, --hypers.entropy 0.05",
+        "set by mode task: --task-norm rms, --hypers.entropy 0.1",
         "beside the preset: --steps 1000, --envs 2, --replay.train-ratio 192.0",
         "compiling ...",
         "compiled in 7.0 s",
