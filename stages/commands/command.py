@@ -183,7 +183,7 @@ def list_environments(suite: Annotated[str, tyro.conf.arg(metavar="SUITE")] = ""
     """
     from envs import envelope_suite, registry
 
-    for name in envelope_suite.ids(suite) if suite else registry.ids():
+    for name in envelope_suite.suite_ids(suite) if suite else registry.ids():
         terminal.say(name)
     if not suite:
         terminal.say(
