@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from stages.report.metrics import METRICS, SUMMARY, find_metric, label_of, markdown
+from stages.report.metrics import METRICS, SUMMARY, find_metric, label_of, metrics_page
 from tests.runs import MIXED, ROUNDS, rows
 
 ROOT = Path(__file__).parents[1]
 
 
 def test_the_page_is_the_table():
-    assert (ROOT / "docs" / "metrics.md").read_text() == markdown()
+    assert (ROOT / "docs" / "metrics.md").read_text() == metrics_page()
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import pytest
 import run as program
 from envs import envelope_suite, registry
 from stages.commands.command import command
-from stages.figures.comparison import _draw_band, _rows, colours_of
+from stages.figures.comparison import _draw_band, _rows, group_colours
 from stages.report.compare import compare, described, differing_settings
 from stages.report.export import write_scores, write_table
 from stages.report.grid import grid_of
@@ -249,7 +249,7 @@ def test_what_is_learned_in_the_same_way_has_one_colour_in_all_environments(tmp_
     again = write_run(tmp_path / "catch-again", ["--mode", "mix", "--steps", "300"])
     deep = ["--env", "DeepSea-bsuite", "--steps", "400", "--mode"]
     others = [write_run(tmp_path / f"deep-{mode}", [*deep, mode]) for mode in ("mix", "random", "task")]
-    colours = colours_of(compare(read_runs([*catch, again, *others])).groups)
+    colours = group_colours(compare(read_runs([*catch, again, *others])).groups)
     assert colours["catch-task"] == colours["deep-task"] and colours["catch-mix"] == colours["deep-mix"]
     assert len({colours[name] for name in ("catch-task", "catch-mix", "catch-again", "deep-random")}) == 4
 
@@ -257,7 +257,7 @@ def test_what_is_learned_in_the_same_way_has_one_colour_in_all_environments(tmp_
 def test_colours_come_again_in_another_environment_before_they_do_in_one(tmp_path):
     catch = [write_run(tmp_path / f"catch-{i}", ["--horizon", str(i)]) for i in range(1, 8)]
     deep = [write_run(tmp_path / f"deep-{i}", ["--env", "DeepSea-bsuite", "--horizon", str(i)]) for i in range(5, 11)]
-    colours = colours_of(compare(read_runs([*catch, *deep])).groups)
+    colours = group_colours(compare(read_runs([*catch, *deep])).groups)
     assert len({colours[f"catch-{i}"] for i in range(1, 8)}) == 7
     assert len({colours[f"deep-{i}"] for i in range(5, 11)}) == 6
     assert all(colours[f"deep-{i}"] == colours[f"catch-{i}"] for i in (5, 6, 7))
@@ -453,7 +453,7 @@ def test_few_seeds_are_drawn_and_have_no_band(tmp_path):
 def test_the_probability_of_improvement_is_drawn_of_three_runs(tmp_path):
     paths = [write_run(tmp_path / name, ["--horizon", str(i + 3)]) for i, name in enumerate("abc")]
     panels = [
-        [len(panels) for _, panels in _rows(group, colours_of([group]))]
+        [len(panels) for _, panels in _rows(group, group_colours([group]))]
         for group in (compare(read_runs(paths[:2])).groups[0], compare(read_runs(paths)).groups[0])
     ]
     assert panels == [[1, 1], [1, 2]]

@@ -30,9 +30,9 @@ from stages.watch.frames import (
     NIGHT,
     action_words,
     channels_of,
-    colours_of,
     is_board,
     painted,
+    pixel_colours,
 )
 from stages.watch.scores import notes
 from tests.bench.kills import arrays
@@ -244,9 +244,9 @@ def test_an_image_of_three_channels_has_its_own_colours():
     image = np.zeros((2, 2, 3), np.uint8)
     image[0, 1] = 255, 51, 0
     space = ObsSpace((2, 2, 3), "image")
-    np.testing.assert_allclose(colours_of(space, channels_of(space, image))[0], [[0, 0, 0], [1, 0.2, 0]])
+    np.testing.assert_allclose(pixel_colours(space, channels_of(space, image))[0], [[0, 0, 0], [1, 0.2, 0]])
     four = np.zeros((2, 2, 4))
-    np.testing.assert_allclose(colours_of(ObsSpace((2, 2, 4), "image"), four)[0, 0], NIGHT)
+    np.testing.assert_allclose(pixel_colours(ObsSpace((2, 2, 4), "image"), four)[0, 0], NIGHT)
 
 
 def test_an_action_in_words():

@@ -21,9 +21,9 @@ from stages.commands.page_frame import PAGE
 from stages.figures.curves import curves_figure
 from stages.figures.metric import ARRIVALS, metric_figure
 from stages.report.compare import NO_SETTING, Line, compare, described, show_value
-from stages.report.metrics import METRICS, Group, find_metric, label_of
+from stages.report.metrics import METRICS, MetricGroup, find_metric, label_of
 from stages.report.read import EVALUATION, EXPLORED, TRAINING, Result
-from stages.report.score_table import FEW_SEEDS, decimals, number
+from stages.report.score_table import NO_INTERVAL_WORDS, decimals, number
 from stages.report.statistics import LEAST_SEEDS
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def page(run: Result) -> str:
         *(_section(run, group) for group in METRICS if group.title == FIRST),
         _curves(run),
         *(_section(run, group) for group in METRICS if group.title != FIRST),
-        _section(run, Group("Other", "metrics without words", ()), _unknown(run)),
+        _section(run, MetricGroup("Other", "metrics without words", ()), _unknown(run)),
         _seeds(run),
         _settings(run),
     ]
@@ -78,7 +78,7 @@ def _cards(run: Result, line: Line) -> str:
     for name, label in (("iqm", "interquartile mean"), ("median", "median"), ("mean", "mean")):
         if estimate := line.estimates.get(name):
             between = f"{number(estimate.low, digits)} to {number(estimate.high, digits)}"
-            between = between if line.seeds >= LEAST_SEEDS else FEW_SEEDS
+            between = between if line.seeds >= LEAST_SEEDS else NO_INTERVAL_WORDS
             cards.append((label, number(estimate.value, digits), between))
     gap = line.estimates.get("optimality_gap")
     if gap is not None and np.isfinite(gap.value):
@@ -129,7 +129,7 @@ def learning_curves(run: Result, title: str = "") -> dict[str, Figure]:
     }
 
 
-def _section(run: Result, group: Group, names: Sequence[str] | None = None) -> str:
+def _section(run: Result, group: MetricGroup, names: Sequence[str] | None = None) -> str:
     """A group's metrics as small pictures; of exploration below the run's own picture of where it has been.
 
     Args:

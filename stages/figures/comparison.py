@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stages.figures.look import GREY, INK, WIDTH, dress, dress_steps, legend_below, new_figure, wrapped, write_figure
+from stages.figures.look import (
+    GREY,
+    INK,
+    PICTURE_WIDTH,
+    dress,
+    dress_steps,
+    legend_below,
+    new_figure,
+    wrapped,
+    write_figure,
+)
 from stages.report.compare import LENGTH, Comparison, Group, Pair, described, differing_settings, final_scores
 from stages.report.read import EVALUATION, Result
 from stages.report.statistics import LEAST_SEEDS, Estimate, Floats, iqm_curve
@@ -37,9 +47,9 @@ def plot_comparison(path: Path, comparison: Comparison) -> None:
     Raises:
         RunFolderError: the file cannot be written.
     """
-    colours = colours_of(comparison.groups)
+    colours = group_colours(comparison.groups)
     rows = [row for group in comparison.groups for row in _rows(group, colours)]
-    figure = new_figure(WIDTH, sum(height for height, _ in rows) + 0.6)
+    figure = new_figure(PICTURE_WIDTH, sum(height for height, _ in rows) + 0.6)
     parts = np.asarray(figure.subfigures(len(rows), 1, squeeze=False, height_ratios=[height for height, _ in rows]))
     handles, labels = [], []
     for part, (_, panels) in zip(parts[:, 0], rows, strict=True):
@@ -52,11 +62,11 @@ def plot_comparison(path: Path, comparison: Comparison) -> None:
     write_figure(path, figure)
 
 
-Row = tuple[float, list[Callable[["Axes"], None]]]
+PanelRow = tuple[float, list[Callable[["Axes"], None]]]
 """Height in inches, and what draws each panel."""
 
 
-def _rows(group: Group, colours: Mapping[str, str]) -> list[Row]:
+def _rows(group: Group, colours: Mapping[str, str]) -> list[PanelRow]:
     """The rows of panels of one environment."""
     above: list[Callable[[Axes], None]] = [lambda axes: _draw_curves(axes, group, colours)]
     below: list[Callable[[Axes], None]] = []
@@ -70,7 +80,7 @@ def _rows(group: Group, colours: Mapping[str, str]) -> list[Row]:
     return [(CURVES_HEIGHT, above)] + ([(height, below)] if below else [])
 
 
-def colours_of(groups: Sequence[Group]) -> dict[str, str]:
+def group_colours(groups: Sequence[Group]) -> dict[str, str]:
     """A colour for each run by its name: the same in every environment for what is learned in the same way.
 
     Where there are more ways than colours, those of one environment still differ, as long as colours last for it alone.

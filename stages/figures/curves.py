@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 SIZE_INCHES = (7.2, 4.4)
-FEW_POINTS = 12
+MOST_MARKED = 12
 BOLD: dict[str, Any] = {"color": BLUE, "linewidth": 2, "marker": "o", "markersize": 4}
 THIN: dict[str, Any] = {"color": BLUE, "linewidth": 0.8, "marker": "o", "markersize": 2}
 
@@ -133,7 +133,7 @@ def _alone(values: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 def _dots(values: NDArray[np.float64]) -> list[int]:
     """Indices to draw as dots: those alone, or every one where they are few."""
-    return np.flatnonzero(np.isfinite(values) if values.size <= FEW_POINTS else _alone(values)).tolist()
+    return np.flatnonzero(np.isfinite(values) if values.size <= MOST_MARKED else _alone(values)).tolist()
 
 
 def _draw_markers(axes: Axes, markers: Sequence[tuple[float, str]]) -> int:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 150
-WIDTH = 8.3
+PICTURE_WIDTH = 8.3
 """Inches of a wide picture: at 150 dots an inch GitHub shows it at two thirds, with letters of 6 points and more."""
 BLUE, RED, INK, GREY = "#1f5a94", "#b3261e", "#222222", "#777777"
 

@@ -15,7 +15,7 @@ from stages.report.statistics import Floats
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FEW_SEEDS = 8
+MOST_STROKES = 8  # with more seeds a band stands for them
 ARRIVALS = ("novelty/goal_episode", "novelty/solved_episode")
 """Metrics that a seed has from its arrival on: before it, the seed counts as later than all others."""
 LOG_SCALE_RATIO = 300.0  # a positive metric whose largest value is so many times its smallest has a logarithmic scale
@@ -45,7 +45,7 @@ def metric_figure(steps: Floats, values: Floats, marker: float | None = None, ar
     has_value = np.isfinite(values).any(0)
     steps, values = steps[has_value], values[:, has_value]
     low, median, high = _percentiles(np.where(np.isfinite(values), values, np.inf) if arrival else values)
-    if len(values) <= FEW_SEEDS:
+    if len(values) <= MOST_STROKES:
         for seed_values in values:
             axes.plot(steps, seed_values, color=BLUE, alpha=0.35, linewidth=0.8)
     else:

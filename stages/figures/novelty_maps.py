@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.environment import StateSpace
-from stages.figures.look import BLUE, GREY, INK, WIDTH, dress_steps, new_figure, wrapped, write_figure
+from stages.figures.look import BLUE, GREY, INK, PICTURE_WIDTH, dress_steps, new_figure, wrapped, write_figure
 from stages.report.novelty import BINS, Map, NoveltyLog
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def plot_novelty(
     measured = bool(np.isfinite(log.correlation).any())
     rows = (1 + (measured and reward == "disagreement")) if states.grid[0] and maps else 0
     heights = [2.3 * rows + 0.3, 3.0] if rows else [3.2]
-    figure = new_figure(WIDTH, sum(heights) + 0.5)
+    figure = new_figure(PICTURE_WIDTH, sum(heights) + 0.5)
     figure.suptitle(wrapped(title, 90), fontsize=11, color=INK, x=0.01, ha="left", parse_math=False)
     parts = np.asarray(figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights))[:, 0]
     if rows:

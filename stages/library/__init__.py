@@ -3,6 +3,6 @@
 from stages.library.agents import load
 from stages.library.policy import Policy, PolicyState, policy_of
 from stages.library.settings import configure
-from stages.library.training import Progress, Training, train
+from stages.library.training import Training, TrainingProgress, train
 
-__all__ = ["Policy", "PolicyState", "Progress", "Training", "configure", "load", "policy_of", "train"]
+__all__ = ["Policy", "PolicyState", "Training", "TrainingProgress", "configure", "load", "policy_of", "train"]

@@ -51,7 +51,7 @@ def _trained(env: Environment, config: Config, log: RoundLog, state: TrainState,
     return AgentBatch(env, config, log.round.seeds, step, True, log.diverged_at, *parts)
 
 
-class Progress(NamedTuple):
+class TrainingProgress(NamedTuple):
     """How far `train` is, at a log point of a round."""
 
     phase: str  # the mode
@@ -73,7 +73,7 @@ def train(
     devices: int = 0,
     parallel: Literal["auto"] | int = "auto",
     memory: float = 0.0,
-    on_progress: Callable[[Progress], object] | None = None,
+    on_progress: Callable[[TrainingProgress], object] | None = None,
 ) -> Training:
     """Train `seeds` agents, as `run.py` with the same settings does, to the bit; nothing is printed or written.
 
@@ -141,8 +141,10 @@ def _arguments(config: object, hypers: object, counts: Mapping[str, int], where:
     return arguments
 
 
-def _progress(rows: Sequence[MetricRow], pace: Pace) -> Progress:
+def _progress(rows: Sequence[MetricRow], pace: Pace) -> TrainingProgress:
     """Rows of metrics.jsonl at one point -> what `on_progress` is told."""
     seeds = [row["seed"] for row in rows]
     [step], [phase], columns = tabulated(rows, seeds)
-    return Progress(phase, int(step), pace.share, pace.seconds, seeds, {name: x[:, 0] for name, x in columns.items()})
+    return TrainingProgress(
+        phase, int(step), pace.share, pace.seconds, seeds, {name: x[:, 0] for name, x in columns.items()}
+    )

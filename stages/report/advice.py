@@ -16,7 +16,7 @@ from stages.report.statistics import Floats, summarise
 FULL_ENTROPY = 0.98  # share of the largest entropy from which on a policy is as good as uniform
 FAR_BELOW = 0.01  # share of its floor below which a range of returns gives no advantage to learn from
 FALLEN = 0.9  # share of its first loss to which a reconstruction has to fall
-FEW_POINTS = 3  # of fewer there is no last third
+LEAST_POINTS = 3  # of fewer there is no last third
 
 
 class Finding(NamedTuple):
@@ -54,7 +54,7 @@ def findings(run: Result, max_entropy: float) -> list[Finding]:
     if _last_third(run, "train/ent") > FULL_ENTROPY * max_entropy:
         found.append(Finding("the policy stayed uniform for a third of the run", "a smaller --hypers.entropy"))
     recon = _median(run, "train/loss/recon")
-    if recon.size >= FEW_POINTS and recon[0] > 0 and recon[1:].min() > FALLEN * recon[0]:
+    if recon.size >= LEAST_POINTS and recon[0] > 0 and recon[1:].min() > FALLEN * recon[0]:
         found.append(Finding("the reconstruction did not fall", "a larger --replay.train-ratio or --hypers.lr"))
     return found
 
@@ -74,4 +74,4 @@ def _median(run: Result, name: str) -> Floats:
 def _last_third(run: Result, name: str) -> float:
     """The median over the last third of the run; NaN, which is neither above nor below, of too few points."""
     values = _median(run, name)
-    return float(np.median(values[-(values.size // 3) :])) if values.size >= FEW_POINTS else np.nan
+    return float(np.median(values[-(values.size // 3) :])) if values.size >= LEAST_POINTS else np.nan

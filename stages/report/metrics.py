@@ -20,7 +20,7 @@ class Metric(NamedTuple):
     source: str  # the file, below stages/, that computes it
 
 
-class Group(NamedTuple):
+class MetricGroup(NamedTuple):
     """Metrics that belong together, as a section of the report."""
 
     title: str
@@ -29,7 +29,7 @@ class Group(NamedTuple):
 
 
 METRICS = (
-    Group("Run", "where a row stands", (
+    MetricGroup("Run", "where a row stands", (
         Metric("step", "rows of a seed", "",
                "rows that the seed has collected; an episode of n steps is n + 1 rows", "log/round_log.py"),
         Metric("seed", "number", "", "which agent", "log/round_log.py"),
@@ -40,7 +40,7 @@ METRICS = (
         Metric("wall_seconds", "seconds", "seconds so far",
                "wall time of the run so far, over all of its sessions", "log/run_log.py"),
     )),
-    Group("Episodes", "episodes of training, which the mode's collector plays, and evaluation by the tasker", (
+    MetricGroup("Episodes", "episodes of training, which the mode's collector plays, and evaluation by the tasker", (
         Metric("episode/score", "return", "training score",
                "mean return of the episodes that ended since the last row; null without one", "log/round_log.py"),
         Metric("episode/length", "steps", "episode's length", "mean length of the same episodes", "log/round_log.py"),
@@ -52,7 +52,7 @@ METRICS = (
         Metric("event/NAME", "share", "episodes with NAME",
                "share of the same episodes in which the event happened", "log/round_log.py"),
     )),
-    Group("Exploration", "what was visited, and what the intrinsic reward says of it", (
+    MetricGroup("Exploration", "what was visited, and what the intrinsic reward says of it", (
         Metric("novelty/visited_states", "count", "states visited",
                "countable states that the seed has visited", "report/novelty.py"),
         Metric("novelty/visited_pairs", "count", "states and actions visited",
@@ -84,7 +84,7 @@ METRICS = (
         Metric("novelty/untrained_share", "share", "disagreement, share of an untrained ensemble's",
                "disagreement_collected over disagreement_untrained", "report/novelty.py"),
     )),
-    Group("World model", "what it learns from, its KL and its entropies", (
+    MetricGroup("World model", "what it learns from, its KL and its entropies", (
         Metric("train/loss/recon", "nats", "reconstruction",
                "loss of the decoded observation, summed over entries", "world_model.py"),
         Metric("train/recon_NAME", "nats", "reconstruction of NAME",
@@ -101,7 +101,7 @@ METRICS = (
         Metric("train/dyn_ent", "nats", "entropy of the prior", "summed over categoricals", "world_model.py"),
         Metric("train/rep_ent", "nats", "entropy of the posterior", "summed over categoricals", "world_model.py"),
     )),
-    Group("Open-loop prediction", "errors of the model run forward with the actions that were taken", (
+    MetricGroup("Open-loop prediction", "errors of the model run forward with the actions that were taken", (
         Metric("open_loop/error_1", "decoder's", "prediction error, 1 row ahead",
                "of the observation 1 row ahead, mean over entries; null without one", "measure/open_loop.py"),
         Metric("open_loop/error_5", "decoder's", "prediction error, 5 rows ahead",
@@ -115,13 +115,13 @@ METRICS = (
         Metric("open_loop/posterior_15", "decoder's", "the row 15 ahead, seen",
                "the same, 15 rows ahead", "measure/open_loop.py"),
     )),
-    Group("Intrinsic reward", "what the ensemble, or another intrinsic reward, learns from", (
+    MetricGroup("Intrinsic reward", "what the ensemble, or another intrinsic reward, learns from", (
         Metric("train/loss/ensemble", "nats", "ensemble's loss", "loss of the ensemble's members", "ensemble.py"),
         Metric("train/loss/rnd", "nats", "RND's loss", "error of the predictor of a random network", "rnd.py"),
         Metric("train/loss/elliptical", "bonus", "elliptical bonus",
                "mean bonus of pairs drawn uniformly, before each step", "elliptical.py"),
     )),
-    Group("Behaviours", "tasker and explorer, as their actors and critics see them in imagination", (
+    MetricGroup("Behaviours", "tasker and explorer, as their actors and critics see them in imagination", (
         Metric("train/[explorer_]ent", "nats", "entropy of the actor",
                "entropy of the actor, weighted by continuation", "behavior.py"),
         Metric("train/loss/[explorer_]policy", "nats", "actor's loss", "loss of the actor", "behavior.py"),
@@ -141,7 +141,7 @@ METRICS = (
         Metric("train/[explorer_]weight", "share", "continuation",
                "mean product of continues along an imagined trajectory", "behavior.py"),
     )),
-    Group("Optimiser and speed", "norms over all parameters; speed of one seed, without evaluations", (
+    MetricGroup("Optimiser and speed", "norms over all parameters; speed of one seed, without evaluations", (
         Metric("train/opt/grad_norm", "number", "gradient", "norm of the gradient", "train.py"),
         Metric("train/opt/update_norm", "number", "update", "norm of the update", "train.py"),
         Metric("fps/policy", "rows a second", "rows collected a second",
@@ -151,7 +151,7 @@ METRICS = (
 )  # fmt: skip
 
 SUMMARY = (
-    Group("The run", "what was trained, and what it cost", (
+    MetricGroup("The run", "what was trained, and what it cost", (
         Metric("finished", "true or false", "",
                "whether the run came to its end; false at every log point before", "log/summary.py"),
         Metric("env", "id", "", "the environment", "log/summary.py"),
@@ -173,7 +173,7 @@ SUMMARY = (
         Metric("peak_memory_mb", "MB", "", "most memory of the leading process", "sweep/memory.py"),
         Metric("versions", "name: version", "", "what the numbers depend on", "log/run_log.py"),
     )),
-    Group("Scores", "returns of evaluation episodes; lists have one number a seed", (
+    MetricGroup("Scores", "returns of evaluation episodes; lists have one number a seed", (
         Metric("score", "return", "", "the tasker's mean score at the end", "log/summary.py"),
         Metric("zero_shot", "return", "", "the same at the end of mode explore", "log/summary.py"),
         Metric("untrained", "return", "", "the same before the first update", "log/summary.py"),
@@ -192,7 +192,7 @@ SUMMARY = (
         Metric("nonfinite", "numbers", "",
                "seeds without a finite score, left out of the numbers above", "report/statistics.py"),
     )),
-    Group("Exploration", "the last of each seed; null where states cannot be counted", (
+    MetricGroup("Exploration", "the last of each seed; null where states cannot be counted", (
         Metric("states", "count", "", "countable states that can be reached", "report/novelty.py"),
         Metric("visited_states", "count", "", "countable states that the seed visited", "report/novelty.py"),
         Metric("visited_pairs", "count", "", "pairs of state and action that it tried", "report/novelty.py"),
@@ -219,7 +219,7 @@ def _pattern(key: str) -> str:
     return re.sub(r"\\\[(.*?)\\\]", r"(\1)?", re.escape(key)).replace("NAME", "(.+)")
 
 
-def find_metric(name: str, groups: tuple[Group, ...] = METRICS) -> Metric | None:
+def find_metric(name: str, groups: tuple[MetricGroup, ...] = METRICS) -> Metric | None:
     """The table's line of a key. None: it has none."""
     known = [metric for group in groups for metric in group.metrics if matches(metric, name)]
     # A key of its own goes before a family; of families the one that leaves the least to NAME.
@@ -237,7 +237,7 @@ def label_of(name: str) -> str:
     return f"explorer: {label}" if "explorer_" in words else label
 
 
-def markdown() -> str:
+def metrics_page() -> str:
     """docs/metrics.md."""
     lines = [
         "# Metrics",
@@ -258,4 +258,4 @@ def markdown() -> str:
 
 
 if __name__ == "__main__":
-    print(markdown(), end="")
+    print(metrics_page(), end="")

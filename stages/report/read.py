@@ -36,7 +36,7 @@ Number = Annotated[float, msgspec.Meta(ge=-(2.0**128), le=2.0**128)]
 Numbers = list[Number | None] | None
 
 
-class Head(TypedDict):
+class RowHead(TypedDict):
     """What every row of metrics.jsonl has; all else of it are numbers, or null."""
 
     step: Count
@@ -253,7 +253,7 @@ def read_metrics(path: Path) -> list[JsonObject]:
     rows = [parse_json(line, f"{path}, line {i}") for i, line in enumerate(lines, 1)]
     for i, row in enumerate(rows, 1):
         try:
-            head = msgspec.convert(row, Head)
+            head = msgspec.convert(row, RowHead)
             msgspec.convert({name: value for name, value in row.items() if name not in head}, dict[str, Number | None])
         except ValueError as error:
             raise RunFolderError(f"cannot read {str(path)!r}, line {i} ({error})") from error

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-FEW_SEEDS = f"fewer than {LEAST_SEEDS} seeds: no interval"
+NO_INTERVAL_WORDS = f"fewer than {LEAST_SEEDS} seeds: no interval"
 
 
 def table(interval: Interval, title: str, diverged: Mapping[int, int]) -> Table:
@@ -43,7 +43,7 @@ def table(interval: Interval, title: str, diverged: Mapping[int, int]) -> Table:
     result.add_row("median", show(interval.median))
     between = f"95 % interval {show(interval.ci_low)} to {show(interval.ci_high)}"
     if interval.count < LEAST_SEEDS:
-        between = FEW_SEEDS if interval.count > 1 else ""
+        between = NO_INTERVAL_WORDS if interval.count > 1 else ""
     result.add_row("interquartile mean", show(interval.iqm), between, style="bold")
     for name, score, seed in (
         ("worst seed", interval.worst, interval.worst_seed),

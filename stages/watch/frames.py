@@ -94,8 +94,8 @@ def _boards(canvas: Canvas, space: ObsSpace, obs: NDArray, predictions: NDArray[
     truth, predicted = channels_of(space, obs[t]), channels_of(space, predictions[t])
     wide = (WIDTH - 4 * EDGE) / 3
     panels = (
-        ("what happens", colours_of(space, truth)),
-        ("what the model expects", colours_of(space, predicted)),
+        ("what happens", pixel_colours(space, truth)),
+        ("what the model expects", pixel_colours(space, predicted)),
         ("difference", _difference(truth, predicted)),
     )
     for index, (name, colours) in enumerate(panels):
@@ -117,7 +117,7 @@ def channels_of(space: ObsSpace, obs: NDArray) -> NDArray[np.float64]:
     return obs.astype(np.float64).reshape(rows, columns, -1) / scale
 
 
-def colours_of(space: ObsSpace, channels: NDArray[np.float64]) -> NDArray[np.float64]:
+def pixel_colours(space: ObsSpace, channels: NDArray[np.float64]) -> NDArray[np.float64]:
     """Channels [rows, columns, C] as colours [rows, columns, 3]: an image of three channels has its own."""
     return channels if space.kind == "image" and channels.shape[-1] == 3 else painted(channels)
 
