@@ -114,18 +114,15 @@ def behavior_loss(
         "value": value_loss / rows,
         "repval": _replay_loss(behavior.critics, target.slow, replayed, bootstrap, hypers),
     }
-    per_reward = lambda x: x.mean((0, 2, 3))
     metrics = {
         "adv_mag": jnp.abs(advantage).mean(),
         "ent": entropy_sum / rows,
         "weight": weight.mean(),
-        "ret": per_reward(returns),
         "ret_scale": scale.high - scale.low,
-        "val": per_reward(value),
-        "rew": per_reward(reward[:, :, 1:]),
         "replay_rew": replayed.reward.mean((1, 2)),
     }
-    return losses, scale, metrics
+    imagined = {"ret": returns, "val": value, "rew": reward[:, :, 1:]}
+    return losses, scale, metrics | {name: x.mean((0, 2, 3)) for name, x in imagined.items()}
 
 
 def _critic_loss(critics: Stacked, slow: Stacked, trajectory: Trajectory, reward, weight, hypers: Hypers):

@@ -82,6 +82,15 @@ def check_env_module(name: str) -> None:
 def validate(config: Config, hypers: Hypers) -> None:
     """Raises ConfigError, one line, for settings that cannot work together; before anything compiles."""
     check_env_module(config.env)
+    _check_ranges(config)
+    _check_hypers(hypers)
+    _check_model(config)
+    _check_exploring(config)
+    _check_schedule(config)
+
+
+def _check_ranges(config: Config) -> None:
+    """Numbers that are too small or too large by themselves."""
     for bound, table in ((1, _POSITIVE), (0, _NON_NEGATIVE)):
         for group, names in table.items():
             for name in names:
@@ -98,6 +107,9 @@ def validate(config: Config, hypers: Hypers) -> None:
     if config.steps + config.adapt_steps > MOST_ROWS:
         total = config.steps + config.adapt_steps
         raise ConfigError(f"--steps and --adapt-steps must be at most {MOST_ROWS:,} together, not {total:,}")
+
+
+def _check_hypers(hypers: Hypers) -> None:
     for f in dataclasses.fields(hypers):
         value = getattr(hypers, f.name)
         flag = f"--hypers.{f.name.replace('_', '-')}"
@@ -107,13 +119,19 @@ def validate(config: Config, hypers: Hypers) -> None:
             raise ConfigError(f"{flag} must be positive, not {value}")
         if f.name in _UNIT_HYPERS and value > 1:
             raise ConfigError(f"{flag} must lie between 0 and 1, not {value}")
-    model, replay = config.model, config.replay
+
+
+def _check_model(config: Config) -> None:
+    model = config.model
     if model.deter % model.blocks:
         raise ConfigError(f"--model.blocks {model.blocks} must divide --model.deter {model.deter}")
     if model.classes < 2 or model.classes > 256:
         raise ConfigError(f"--model.classes must lie between 2 and 256, not {model.classes}")
     if model.bins % 2 == 0 or model.bins < 3:
         raise ConfigError(f"--model.bins must be odd and at least 3, not {model.bins}")
+
+
+def _check_exploring(config: Config) -> None:
     if config.mode in ("explore", "mix") and config.ensemble.members < 2:
         raise ConfigError("--ensemble.members must be at least 2: one member alone cannot disagree")
     modes = {"disagreement": get_args(Mode), "constant": ("explore",), "rnd": ("explore", "mix")}
@@ -131,6 +149,10 @@ def validate(config: Config, hypers: Hypers) -> None:
         raise ConfigError(
             "--ensemble.updates needs a target that replayed rows hold, not --ensemble.target probs: stoch, say"
         )
+
+
+def _check_schedule(config: Config) -> None:
+    replay = config.replay
     if config.adapt_steps and config.mode == "task":
         raise ConfigError("--adapt-steps follows --mode explore, mix or random; in mode task give --steps alone")
     rows = config.prefill * config.envs
