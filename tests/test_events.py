@@ -138,8 +138,10 @@ def test_rows_of_metrics_and_what_they_add_up_to(config):
 
 def test_without_events_nothing_is_said():
     log = EventLog()
-    log.add([{"episode/count": 3, "episode/score": 1.0}])
-    assert log.summary(()) == {} and log.lines(()) == [] and log.of_slots([0]) is log
+    assert log.of_slots([0]) is log  # before the first chunk
+    log.add([{"episode/count": 3, "episode/score": 1.0}, {"episode/count": 5, "episode/score": 1.0}])
+    assert log.summary(()) == {} and log.lines(()) == []
+    assert log.of_slots([1]).episodes.tolist() == [5] and log.of_slots([1]).happened == {}
     assert EventLog.of_all([log, log]).summary(()) == {}
 
 
