@@ -283,8 +283,8 @@ def test_a_run_with_several_entries(tmp_path, monkeypatch, capsys):
     last = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][-1]
     parts = [last[f"train/recon_{name}"] for name in ("camera", "gauge", "lamp")]
     np.testing.assert_allclose(sum(parts), last["train/loss/recon"], rtol=1e-5)
-    assert command(["eval", str(folder), "--episodes", "2"]) == 0
-    assert command(["video", str(folder), "--rows", "4"]) == 0
+    assert command(["eval", str(folder), "--episodes", "2", "--trust"]) == 0
+    assert command(["video", str(folder), "--rows", "4", "--trust"]) == 0
     assert list(folder.glob("*.gif"))
 
 

@@ -50,7 +50,7 @@ def alone(compiled_once, tmp_path_factory, rate):
     return folder
 
 
-def test_a_trial_equals_its_run_alone(swept, alone, rate, tmp_path):
+def test_a_trial_equals_its_run_alone(swept, alone, rate):
     trial = swept / f"lr={rate}"
     ours, theirs = rows(trial), rows(alone)
     assert len(ours) == len(theirs) == 4
@@ -67,7 +67,7 @@ def test_a_trial_equals_its_run_alone(swept, alone, rate, tmp_path):
     assert configs[0] == configs[1], "its config.json reproduces it"
 
 
-def test_its_agents_are_loaded_from_the_sweeps_checkpoints(swept, alone, rate):
+def test_its_agents_are_loaded_from_the_sweeps_checkpoints(swept, alone, rate, tmp_path):
     (tmp_path / "latest").symlink_to(swept / f"lr={rate}")
     [ours], [theirs] = load_run(tmp_path / "latest").groups, load_run(alone).groups
     assert ours.seeds == theirs.seeds == [0, 1] and ours.step == theirs.step and ours.finished

@@ -164,7 +164,7 @@ def test_a_coordinator_that_cannot_be_reached(coordinator, monkeypatch):
     ids=["no module", "no state", "no client", "no connection", "other methods"],
 )
 def test_a_jax_without_the_store_is_one_line(monkeypatch, break_jax):
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *place: None)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *place, **timeout: None)
     break_jax(monkeypatch)
     monkeypatch.setitem(sys.modules, "jax._src.distributed", getattr(jax._src, "distributed", None))
     with pytest.raises(ConfigError, match=f"^--distributed: jax {re.escape(jax.__version__)} does not have") as raised:
@@ -173,7 +173,7 @@ def test_a_jax_without_the_store_is_one_line(monkeypatch, break_jax):
 
 
 def test_the_store_is_that_of_jax(monkeypatch):
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *place: None)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *place, **timeout: None)
     monkeypatch.setattr(distributed.global_state, "client", Store())
     assert join_cluster("", 2, 0)._store is distributed.global_state.client
 

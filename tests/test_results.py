@@ -478,7 +478,7 @@ def test_environments_are_listed(capsys):
 
 
 def test_a_suites_environments_are_listed(capsys, monkeypatch):
-    monkeypatch.setattr(envelope_suite, "ids", lambda suite: (f"{suite}::A", f"{suite}::B"))
+    monkeypatch.setattr(envelope_suite, "suite_ids", lambda suite: (f"{suite}::A", f"{suite}::B"))
     assert command(["envs", "brax"]) == 0
     assert capsys.readouterr().out == "brax::A\nbrax::B\n"
 

@@ -114,7 +114,7 @@ def train(
     return Training(agents, steps, phases, metrics, merged.final, merged.untrained, zero_shot)
 
 
-def _arguments(config: object, hypers: object, counts: Mapping[str, int], where: Mapping[str, Any]) -> Arguments:
+def _arguments(config: object, hypers: object, counts: Mapping[str, Any], where: Mapping[str, Any]) -> Arguments:
     """The command line's arguments that these are.
 
     Args:

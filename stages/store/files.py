@@ -15,8 +15,6 @@ from typing import Any
 
 import msgspec
 
-from stages.cli.settings_file import JsonObject
-
 LEFTOVER_S = 600.0
 """Files that are being written are gone after moments; older ones are of processes that were killed."""
 
@@ -59,7 +57,7 @@ def full_path(path: str | os.PathLike[str]) -> Path:
         raise RunFolderError(f"cannot find {os.fspath(path)!r}: {reason}; give the folder by its full path") from error
 
 
-def read_json(path: Path, kind: object = JsonObject, advice: str = "") -> JsonObject | None:
+def read_json(path: Path, kind: object = dict[str, Any], advice: str = "") -> dict[str, Any] | None:
     """The object in a file of JSON; None where the file is missing.
 
     Args:
@@ -77,7 +75,7 @@ def read_json(path: Path, kind: object = JsonObject, advice: str = "") -> JsonOb
         raise RunFolderError(f"cannot read {str(path)!r} ({error.strerror}){advice}") from error
 
 
-def parse_json(text: bytes, source: str, kind: object = JsonObject, advice: str = "") -> JsonObject:
+def parse_json(text: bytes, source: str, kind: object = dict[str, Any], advice: str = "") -> dict[str, Any]:
     """As `read_json`, of a text and where it is from."""
     try:
         value = json.loads(text)
