@@ -211,11 +211,11 @@ def meet(*places):
 
 
 def test_processes_that_do_not_fit_are_told_so(monkeypatch):
-    monkeypatch.setattr(processes, "ARRIVAL_S", 2)
+    monkeypatch.setattr(processes, "ARRIVAL_S", 5)
     assert meet((3, 0), (3, 2), (3, 1)) == [""] * 3
     assert meet((2, 0), (3, 1)) == ["process 1 was started with --processes 3, and process 0 with 2"] * 2
     assert meet((3, 0), (3, 1), (3, 1)) == ["two processes were started with --process 1"] * 3
-    assert meet((3, 0), (3, 1)) == ["of 3 processes [2] have not come within 2 s"] * 2
+    assert meet((3, 0), (3, 1)) == ["of 3 processes [2] have not come within 5 s"] * 2
 
 
 def test_a_port_that_is_in_use_is_one_line():
@@ -226,13 +226,13 @@ def test_a_port_that_is_in_use_is_one_line():
 
 
 def test_what_is_no_process_of_the_run_is_not_counted(monkeypatch):
-    monkeypatch.setattr(processes, "ARRIVAL_S", 1)
+    monkeypatch.setattr(processes, "ARRIVAL_S", 5)
     place = free_place()
     with ThreadPoolExecutor() as pool:
         waiting = pool.submit(processes._await_others, place, 2)
         with processes._reach(place) as stranger:
             stranger.sendall(b"GET / HTTP/1.1\n")
-            with pytest.raises(ConfigError, match=r"^of 2 processes \[1\] have not come within 1 s$"):
+            with pytest.raises(ConfigError, match=r"^of 2 processes \[1\] have not come within 5 s$"):
                 waiting.result()
 
 
