@@ -29,7 +29,7 @@ SILENCE_S = 60.0  # a slower process is waited for; one that has not said so for
 ARRIVAL_S = 300  # all processes have to come within so long
 STORE = ("key_value_set_bytes", "blocking_key_value_get_bytes", "get_live_nodes")  # what is asked of jax's client
 DEPARTURE_S = 20  # process 0 waits so long for the others to leave before it does
-FAREWELL_S = 0.5  # and then so long: whoever is still hearing that it has left is aborted where the coordinator is gone
+FAREWELL_S = 2.0  # and then so long: whoever is still hearing that it has left is aborted where the coordinator is gone
 
 
 class ProcessError(RuntimeError):
