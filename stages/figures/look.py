@@ -66,13 +66,18 @@ def dress(axes: Axes) -> None:
     axes.tick_params(color=GREY, labelcolor=INK, labelsize=9)
 
 
-def dress_steps(axes: Axes, last: float) -> None:
-    """Axes over the steps of a seed, from 0 to `last`."""
+def scale_steps(axes: Axes, last: float) -> None:
+    """The horizontal axis from 0 to `last` steps."""
     from matplotlib.ticker import EngFormatter
 
-    dress(axes)
     axes.set_xlim(0, 1.02 * max(1.0, last))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 200k rather than 200000
+
+
+def dress_steps(axes: Axes, last: float) -> None:
+    """Axes over the steps of a seed, from 0 to `last`."""
+    dress(axes)
+    scale_steps(axes, last)
     axes.set_xlabel("steps of a seed (rows of replay)", fontsize=9)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stages.figures.look import BLUE, GREY, dress
+from stages.figures.look import BLUE, GREY, dress, scale_steps
 from stages.report.statistics import Floats
 
 if TYPE_CHECKING:
@@ -39,9 +39,8 @@ def metric_figure(steps: Floats, values: Floats, marker: float | None = None, ar
     axes = figure.add_axes((0.17, 0.16, 0.8, 0.78))
     dress(axes)
     axes.tick_params(labelsize=8)
-    axes.set_xlim(0, 1.02 * max(1.0, float(steps[-1])))
+    scale_steps(axes, float(steps[-1]))
     axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     has_value = np.isfinite(values).any(0)
     steps, values = steps[has_value], values[:, has_value]
     low, median, high = _percentiles(np.where(np.isfinite(values), values, np.inf) if arrival else values)

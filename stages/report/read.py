@@ -19,7 +19,7 @@ from envs.scales import scale_of
 from stages.cli.arguments import DEFAULTS, env_title
 from stages.cli.settings_file import JsonObject, Settings, flat
 from stages.report.statistics import Floats
-from stages.store.files import RunFolderError, full_path, parse_json, read_json
+from stages.store.files import RunFolderError, full_path, parse_json, printable, read_json
 from stages.store.folder import RunFolder, read_config
 
 TRAINING, EVALUATION = "episode/score", "eval/score"
@@ -203,18 +203,13 @@ def _names(folders: list[Path]) -> list[str]:
     return [str(folder) for folder in folders]
 
 
-def _printable(text: str) -> str:
-    """A text without what UTF-8 cannot hold: a folder's name may be of any bytes."""
-    return text.encode(errors="replace").decode()
-
-
 def _read_run(path: Path, name: str) -> Result:
     config = read_config(path)
     settings = DEFAULTS | flat(config)
-    settings |= {key: _printable(value) for key, value in settings.items() if isinstance(value, str)}
+    settings |= {key: printable(value) for key, value in settings.items() if isinstance(value, str)}
     seeds = list(range(config["seed_start"], config["seed_start"] + config["seeds"]))
     steps, phases, metrics = _read_metrics(path / RunFolder.METRICS, seeds)
-    return Result(path, _printable(name), settings, read_summary(path, seeds), seeds, steps, phases, metrics)
+    return Result(path, printable(name), settings, read_summary(path, seeds), seeds, steps, phases, metrics)
 
 
 def read_summary(folder: Path, seeds: Sequence[int]) -> Settings:

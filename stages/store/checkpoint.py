@@ -25,7 +25,7 @@ from jaxtyping import ArrayLike, PyTree
 from stages.cli.processes import Processes
 from stages.cli.settings_file import JsonObject
 from stages.store.arrays import leaves_by_path, match_shapes, without_key_type
-from stages.store.files import RunFolderError, plain, read_json, temporary_path, write_json
+from stages.store.files import RunFolderError, plain, printable, read_json, temporary_path, write_json
 from stages.store.orbax_quirks import act_as_process_zero, explained, silence_closed_loops
 
 if TYPE_CHECKING:  # imported where it is used, since it takes seconds
@@ -190,7 +190,7 @@ class Checkpoints:
         beside = temporary_path(self.folder.with_name(f"{FOLDER}-{self.processes.index}"))
         trial = Checkpoints(beside, self.processes, keep=1)
         try:
-            if str(beside) != str(beside).encode(errors="replace").decode():
+            if str(beside) != printable(str(beside)):
                 raise RunFolderError(f"the name {str(self.folder.parent)!r} is not UTF-8, as this locale reads it")
             trial.save(CheckpointId(0, 0), {"zero": np.zeros(1)}, {})
             trial.wait()

@@ -84,6 +84,11 @@ def parse_json(text: bytes, source: str, kind: object = dict[str, Any], advice: 
         raise RunFolderError(f"cannot read {source!r} ({' '.join(str(error).split())}){advice}") from error
 
 
+def printable(text: str) -> str:
+    """A text without what UTF-8 cannot hold: a folder's name may be of any bytes."""
+    return text.encode(errors="replace").decode()
+
+
 def temporary_path(path: Path) -> Path:
     """What `path` is called while it is being written; `remove_leftovers` knows such names."""
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
