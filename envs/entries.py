@@ -1,28 +1,32 @@
-"""A suite's observations entry by entry, and several discrete actions as one.
+"""A suite's observations entry by entry, and its actions as one vector.
 
 A suite describes what it gives as a tree of entries, each with its bounds. Each becomes one entry here, of the kind
 that its bounds say: numbers are real, integers of two values binary, of up to MOST_ENTRY_CLASSES values categorical and
 counted from their lowest, pictures images. Integers of more values are numbers. Nothing is lost, as long as a suite
 keeps to its bounds.
 
-Axes: A action dimensions.
+Several discrete actions are one where they have few combinations, and else several choices at once.
+
+Axes: A action dimensions, D choices.
 """
 
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from envs.environment import ActionSpace, ObsSpace
 from envs.errors import EnvError
 from envs.gymnax_spaces import LARGEST_BOUND
 
 MOST_ENTRY_CLASSES = 64
-MOST_ACTIONS = 64  # combinations of several discrete actions
+MOST_ACTIONS = 64  # combinations of several discrete actions that are one action
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -95,14 +99,13 @@ class Actions:
     reach: np.ndarray | None = None  # [*shape], half of the range; continuous only
 
     def __call__(self, action: Array) -> Array:
-        """An int32 scalar, or float32 [A] which is clipped to [-1, 1] -> the suite's action."""
+        """An int32 scalar or [D], or float32 [A] which is clipped to [-1, 1] -> the suite's action."""
+        chex.assert_shape(action, self.space.struct.shape)
         if self.center is None or self.reach is None:
-            chex.assert_shape(action, ())
             chex.assert_type(action, int)
-            if not self.shape:
-                return jnp.asarray(action, self.dtype)
+            if not self.shape or self.space.choices:
+                return jnp.asarray(action, self.dtype).reshape(self.shape)
             return jnp.stack(jnp.unravel_index(action, self.sizes)).reshape(self.shape).astype(self.dtype)
-        chex.assert_shape(action, (self.space.size,))
         clipped = jnp.clip(jnp.asarray(action, jnp.float32), -1.0, 1.0).reshape(self.shape)
         return (jnp.asarray(self.center) + jnp.asarray(self.reach) * clipped).astype(self.dtype)
 
@@ -113,12 +116,38 @@ def discrete_actions(name: str, sizes: np.ndarray, dtype: np.dtype) -> Actions:
     count = math.prod(flat)
     if not flat or min(flat) < 1:
         raise EnvError(f"{name}: there must be 1 action or more, not {count}")
-    if len(flat) > 1 and count > MOST_ACTIONS:
-        raise EnvError(
-            f"{name}: an action is {len(flat)} choices, of {', '.join(map(str, flat))}: {count:,} combinations; "
-            f"agents here choose among {MOST_ACTIONS} at most where there are several choices at once"
+    several = len(flat) > 1 and count > MOST_ACTIONS
+    space = ActionSpace.of_choices(*flat) if several else ActionSpace("discrete", count)
+    return Actions(space, sizes.shape, dtype, flat)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ActionTree:
+    """Several choices at once -> a suite's action of several discrete entries."""
+
+    space: ActionSpace
+    entries: tuple[Actions, ...]
+    structure: Any  # of the suite's action: jax's PyTreeDef
+
+    def __call__(self, action: Array) -> PyTree[Array]:
+        """int32 [D], the choices of one entry after another -> the suite's action."""
+        chex.assert_shape(action, self.space.struct.shape)
+        ends = np.cumsum([len(entry.sizes) for entry in self.entries])
+        parts = jnp.split(action, ends[:-1])
+        values = (
+            part.reshape(entry.shape).astype(entry.dtype) for part, entry in zip(parts, self.entries, strict=True)
         )
-    return Actions(ActionSpace("discrete", count), sizes.shape, dtype, flat)
+        return jax.tree.unflatten(self.structure, values)
+
+
+def several_actions(name: str, entries: tuple[Actions, ...], structure: Any) -> ActionTree:
+    """Actions of several entries, all discrete. Errors: `EnvError` where some are continuous."""
+    if not all(entry.sizes for entry in entries):
+        raise EnvError(
+            f"{name}: an action has several entries, some of them continuous; agents here give discrete ones"
+        )
+    choices = (size for entry in entries for size in entry.sizes)
+    return ActionTree(ActionSpace.of_choices(*choices), entries, structure)
 
 
 def continuous_actions(name: str, low: np.ndarray, high: np.ndarray, dtype: np.dtype) -> Actions:

@@ -15,7 +15,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from envs.entries import Actions, Entry, continuous_actions, discrete_actions, rescaled
+from envs.entries import Actions, ActionTree, Entry, continuous_actions, discrete_actions, rescaled, several_actions
 from envs.environment import ActionSpace, DictSpace, Environment, Obs, Space, State, StateSpace, Timestep
 from envs.errors import EnvError
 from envs.gymnax_spaces import check_equal, common_dtype
@@ -46,7 +46,7 @@ class EnvelopeEnvironment(Environment):
     time_limit: int  # env steps
     inner: Envelope
     entries: dict[str, Entry]  # in the order of the leaves of the suite's observation
-    act: Actions
+    act: Actions | ActionTree
     state_dtypes: PyTree  # one dtype for each leaf of the state
     trim: Callable[[PyTree], PyTree] = _whole  # what is kept of a first state
     states: StateSpace | None = None
@@ -62,8 +62,8 @@ class EnvelopeEnvironment(Environment):
 
     def step(self, key: PRNGKeyArray, state: State, action: Array) -> tuple[State, Timestep]:
         del key  # the state has its own
-        chex.assert_shape(action, () if self.action_space.kind == "discrete" else (self.action_space.size,))
-        if self.action_space.kind == "discrete":
+        chex.assert_shape(action, self.action_space.struct.shape)
+        if self.action_space.kind != "continuous":
             chex.assert_type(action, int)
         with own_broadcasting():
             after, info = self.inner.step(state, self.act(action))
@@ -106,12 +106,9 @@ def adapt_envelope(name: str, inner: Envelope, time_limit: int, bounded: bool, r
     """
     key = jax.eval_shape(lambda: jr.key(0))
     act = _actions(name, inner.action_space)
-    action = jax.ShapeDtypeStruct((), jnp.int32)
-    if act.space.kind == "continuous":
-        action = jax.ShapeDtypeStruct((act.space.size,), jnp.float32)
     with own_broadcasting():
         first, seen = jax.eval_shape(inner.init, key)
-        later, stepped = jax.eval_shape(lambda state, action: inner.step(state, act(action)), first, action)
+        later, stepped = jax.eval_shape(lambda state, action: inner.step(state, act(action)), first, act.space.struct)
     check_equal(name, "an observation", seen.obs, stepped.obs, dtypes=False)
     check_equal(name, "a state", first, later, dtypes=False)
     for part in ("reward", "terminated", "truncated"):
@@ -155,10 +152,17 @@ def _bounds(space: EnvelopeSpace) -> tuple[np.ndarray, np.ndarray, np.dtype]:
     return np.asarray(space.low), np.asarray(space.high), np.dtype(space.dtype)
 
 
-def _actions(name: str, space: EnvelopeSpace) -> Actions:
+def _actions(name: str, space: EnvelopeSpace) -> Actions | ActionTree:
     """How our action becomes the suite's. Errors: `EnvError`."""
     if hasattr(space, "tree"):
-        raise EnvError(f"{name}: an action has several entries, and agents here give one: {space}".replace("\n", " "))
+        is_space = lambda x: hasattr(x, "n") or hasattr(x, "low")
+        leaves, structure = jax.tree.flatten(space.tree, is_leaf=is_space)
+        return several_actions(name, tuple(_entry_actions(name, leaf) for leaf in leaves), structure)
+    return _entry_actions(name, space)
+
+
+def _entry_actions(name: str, space: EnvelopeSpace) -> Actions:
+    """The same for a space of one entry."""
     if hasattr(space, "n"):
         return discrete_actions(name, np.asarray(space.n), np.dtype(space.dtype))
     low, high = np.asarray(space.low), np.asarray(space.high)

@@ -91,10 +91,34 @@ def map_entries(space: Space, function: Callable[..., Any], *obs: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class ActionSpace:
-    """Discrete: an int32 scalar in [0, size). Continuous: float32 [size] in [-1, 1]."""
+    """What an environment takes, and the length of the vector as which the model reads it.
 
-    kind: Literal["discrete", "continuous"]
-    size: int
+    - "discrete": an int32 scalar in [0, size).
+    - "continuous": float32 [size] in [-1, 1].
+    - "multi_discrete": int32 [D], several choices at once, each in [0, choices[d]). Its vector is the D one-hot vectors
+      one after another. Make it by `ActionSpace.of_choices`.
+    """
+
+    kind: Literal["discrete", "continuous", "multi_discrete"]
+    size: int  # of the action vector
+    choices: tuple[int, ...] = ()  # options of each of D choices; multi_discrete only
+
+    def __post_init__(self) -> None:
+        wanted = self.size if self.kind == "multi_discrete" else 0
+        if sum(self.choices) != wanted or min(self.choices, default=1) < 1:
+            raise ValueError(f"the choices of a multi_discrete space, and only of one, sum to its size: {self}")
+
+    @staticmethod
+    def of_choices(*choices: int) -> "ActionSpace":
+        """Several choices at once, each among so many options."""
+        return ActionSpace("multi_discrete", sum(choices), choices)
+
+    @property
+    def struct(self) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of an action as an environment takes it."""
+        if self.kind == "continuous":
+            return jax.ShapeDtypeStruct((self.size,), jnp.float32)
+        return jax.ShapeDtypeStruct((len(self.choices),) if self.choices else (), jnp.int32)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -159,7 +183,7 @@ class Environment(abc.ABC):
     def step(self, key: PRNGKeyArray, state: State, action: Array) -> tuple[State, Timestep]:
         """Take one step; never resets. After is_last the result means nothing.
 
-        `action` is an int32 scalar, or float32 [A] in [-1, 1], which is clipped and rescaled to the
+        `action` is an int32 scalar, int32 [D], or float32 [A] in [-1, 1], which is clipped and rescaled to the
         environment's own range. Errors: AssertionError on another shape, or floats for a discrete action.
         """
 

@@ -160,12 +160,12 @@ def _check(name: str, env: Environment) -> None:
         )
     if not isinstance(limit := getattr(env, "time_limit", None), int) or not 1 <= limit <= INT32_MOST:
         raise EnvError(f"{name}: time_limit must be a whole number of steps, 1 to {INT32_MOST:,}, not {limit!r}")
-    discrete = actions.kind == "discrete"
-    action = jax.ShapeDtypeStruct(() if discrete else (actions.size,), jnp.int32 if discrete else jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
     bound = lambda key: env.with_params(env.sample_params(key))
     first = jax.eval_shape(lambda key: bound(key).reset(key), key)
-    later = jax.eval_shape(lambda key, state, action: bound(key).step(key, state, action), key, first[0], action)
+    later = jax.eval_shape(
+        lambda key, state, action: bound(key).step(key, state, action), key, first[0], actions.struct
+    )
     truth = jnp.zeros((), jnp.bool_)
     zeros = lambda: map_entries(obs, lambda entry: jnp.zeros(entry.shape, entry.dtype))
     events = _checked_events(name, env, first[1])
@@ -203,9 +203,10 @@ def _check_classes(name: str, env: Environment) -> None:
 
         def row(carry: tuple[State, Timestep], key: Array) -> tuple[tuple[State, Timestep], Obs]:
             key_action, key_step = jr.split(key)
-            action = jr.uniform(key_action, (actions.size,), minval=-1.0)
-            if actions.kind == "discrete":
-                action = jr.randint(key_action, (), 0, actions.size)
+            action = jr.uniform(key_action, actions.struct.shape, minval=-1.0)
+            if actions.kind != "continuous":
+                options = jnp.asarray(actions.choices or actions.size)
+                action = jr.randint(key_action, actions.struct.shape, 0, options)
             state, timestep = env_step(bound, key_step, *carry, action)
             return (state, timestep), timestep.obs
 

@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from envs.environment import Environment, Obs, Timestep, env_step
@@ -82,10 +83,14 @@ def act(
 
 
 def env_action(model: WorldModel, action: Float[Array, "... A"]) -> Array:
-    """Action vector -> what environments take and replay stores: an int32 index, or float32 numbers."""
-    if model.actions.kind == "discrete":
+    """Action vector -> what environments take and replay stores: int32 indices, or float32 numbers."""
+    kind, choices = model.actions.kind, model.actions.choices
+    if kind == "continuous":
+        return action.astype(jnp.float32)
+    if kind == "discrete":
         return jnp.argmax(action, -1).astype(jnp.int32)
-    return action.astype(jnp.float32)
+    parts = jnp.split(action, np.cumsum(choices)[:-1], -1)
+    return jnp.stack([jnp.argmax(part, -1) for part in parts], -1).astype(jnp.int32)
 
 
 def collect(

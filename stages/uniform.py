@@ -9,7 +9,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from envs.environment import ActionSpace
-from stages.networks.distributions import Categorical
+from stages.networks.distributions import Categorical, MultiCategorical
 
 
 class Box(eqx.Module):
@@ -31,17 +31,20 @@ class UniformActor(eqx.Module):
 
     actions: ActionSpace = eqx.field(static=True)
 
-    def __call__(self, feat: Float[Array, "... F"], unimix: Float[Array, ""] | float) -> Categorical | Box:
+    def __call__(
+        self, feat: Float[Array, "... F"], unimix: Float[Array, ""] | float
+    ) -> Categorical | MultiCategorical | Box:
         """The same distribution at every feature."""
         del unimix
         zeros = jnp.zeros((*feat.shape[:-1], self.actions.size))
+        if self.actions.kind == "multi_discrete":
+            return MultiCategorical.from_outputs(zeros, 0.0, self.actions.choices)
         return Categorical.from_outputs(zeros, 0.0) if self.actions.kind == "discrete" else Box(zeros)
 
     def noise(self, lead: tuple[int, ...], *, key: PRNGKeyArray) -> Float[Array, "..."]:
-        """The random numbers that `lead` samples take: [*lead] in [0, 1), or [*lead, A] in [-1, 1)."""
-        if self.actions.kind == "discrete":
-            return jr.uniform(key, lead)
-        return jr.uniform(key, (*lead, self.actions.size), minval=-1.0)
+        """The random numbers that `lead` samples take: [*lead] or [*lead, D] in [0, 1), or [*lead, A] in [-1, 1)."""
+        least = -1.0 if self.actions.kind == "continuous" else 0.0
+        return jr.uniform(key, (*lead, *self.actions.struct.shape), minval=least)
 
 
 class RandomPolicy(eqx.Module):

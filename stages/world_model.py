@@ -51,10 +51,12 @@ def compute_dtype(name: str) -> jnp.dtype:
 
 
 def action_vector(model: WorldModel, action: Shaped[Array, "..."]) -> Float[Array, "... A"]:
-    """Stored action -> the vector that the model reads, float32: one-hot of a discrete one."""
+    """Stored action -> the vector that the model reads, float32: one-hot of a discrete one, of several one by one."""
+    if model.actions.kind == "continuous":
+        return action.astype(jnp.float32)
     if model.actions.kind == "discrete":
         return jax.nn.one_hot(action, model.actions.size)
-    return action.astype(jnp.float32)
+    return jnp.concatenate([jax.nn.one_hot(action[..., d], n) for d, n in enumerate(model.actions.choices)], -1)
 
 
 class Observed(eqx.Module):

@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 
 from envs import registry
+from envs.environment import ActionSpace, ObsSpace
 from stages import rssm
 from stages.agent import Agent, collector
 from stages.collect import act, collect, env_action, start
-from stages.config import Hypers
+from stages.config import Config, Hypers
 from stages.rssm import Latent
-from tests.conftest import arbitrary
+from stages.world_model import WorldModel, action_vector
+from tests.conftest import SMALL, arbitrary
 
 S, N, HYPERS = 25, 2, Hypers(policy_unimix=0.2)
 
@@ -243,6 +245,17 @@ def test_continuous_actions_are_stored_as_they_were_drawn(case):
 def test_discrete_actions_are_stored_as_an_index(case, action):
     stored = env_action(case("Catch").agent.model, jnp.eye(3)[action])
     assert stored == action and stored.dtype == jnp.int32
+
+
+def test_choices_are_stored_as_an_index_each():
+    """There and back: indices [2, 2] of 2 and 3 options, and the vectors that the model reads."""
+    actions = ActionSpace.of_choices(2, 3)
+    model = arbitrary(lambda: WorldModel(Config(model=SMALL), ObsSpace((2,), "real"), actions, key=jr.key(0)))
+    vectors = jnp.array([[0.0, 1, 0, 0, 1], [1, 0, 1, 0, 0]])
+    stored = env_action(model, vectors)
+    assert stored.dtype == jnp.int32
+    np.testing.assert_array_equal(stored, [[1, 2], [0, 0]])
+    np.testing.assert_array_equal(action_vector(model, stored), vectors)
 
 
 def test_who_acts_in_each_mode(config, env):

@@ -213,6 +213,10 @@ def test_actions():
     )
     np.testing.assert_array_equal(action_index(continuous, taken), [0, 0, 0, 1, 2, 3, 4, 4, 4])
     np.testing.assert_array_equal(action_vectors(discrete), np.eye(3))
+    several = ActionSpace.of_choices(2, 3)
+    assert action_count(several) == 2
+    np.testing.assert_array_equal(action_index(several, jnp.array([[1, 2], [0, 2]])), [1, 0])
+    np.testing.assert_array_equal(action_vectors(several), [[1, 0, 1, 0, 0], [0, 1, 1, 0, 0]])
     vectors = action_vectors(continuous)
     np.testing.assert_allclose(vectors, [[-0.8, 0], [-0.4, 0], [0, 0], [0.4, 0], [0.8, 0]], atol=1e-6)
     np.testing.assert_array_equal(action_index(continuous, vectors), range(5))

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import special, stats
 
+from envs.environment import ActionSpace
 from stages.networks import distributions
-from stages.networks.distributions import BoundedNormal, Categorical
+from stages.networks.distributions import BoundedNormal, Categorical, MultiCategorical, max_entropy
 from tests.by_hand import categorical, close, either, softmax
 
 # ---- categoricals --------------------------------------------------------------------------------------------------
@@ -126,6 +127,29 @@ def test_discrete_log_prob_and_entropy_are_the_closed_forms():
     logp, entropy = dist.log_prob(jnp.eye(3)[jnp.array([1, 2])]), dist.entropy()
     np.testing.assert_allclose(logp, np.log([0.5, 0.01]), rtol=1e-5)
     np.testing.assert_allclose(entropy, stats.entropy(probs, axis=-1), rtol=1e-5)
+
+
+def test_choices_side_by_side_are_the_table_of_their_combinations():
+    """Log-probability, entropy and mode of two choices, of 2 and 3 options, by the table of all 6 combinations."""
+    logits, unimix = np.array([0.3, -1.0, 2.0, 0.5, 0.5], np.float32), 0.1
+    first, second = (0.9 * special.softmax(x) + 0.1 / len(x) for x in (logits[:2], logits[2:]))
+    table = first[:, None] * second
+    dist = MultiCategorical.from_outputs(jnp.asarray(logits), unimix, (2, 3))
+    vectors = jnp.stack([jnp.concatenate([jnp.eye(2)[i], jnp.eye(3)[j]]) for i in range(2) for j in range(3)])
+    np.testing.assert_allclose(np.exp(dist.log_prob(vectors)), table.ravel(), rtol=1e-5)
+    np.testing.assert_allclose(dist.entropy(), stats.entropy(table.ravel()), rtol=1e-5)
+    np.testing.assert_array_equal(dist.mode(), [1, 0, 1, 0, 0])
+    grid = (np.stack(np.meshgrid(np.arange(100), np.arange(100)), -1).reshape(-1, 2) + 0.5) / 100
+    wide = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(grid), x.size)), dist)
+    samples = np.asarray(wide.sample(jnp.asarray(grid, jnp.float32)))
+    drawn = np.einsum("ni,nj->ij", samples[:, :2], samples[:, 2:]) / len(grid)
+    np.testing.assert_allclose(drawn, table, atol=0.02)
+
+
+def test_the_most_entropy_is_that_of_uniform_actions():
+    spaces = ActionSpace("discrete", 3), ActionSpace.of_choices(2, 3)
+    np.testing.assert_allclose([max_entropy(space) for space in spaces], np.log([3, 6]))
+    assert np.isnan(max_entropy(ActionSpace("continuous", 3)))
 
 
 def test_normal_log_prob_and_entropy_are_the_closed_forms_summed_over_dimensions():

@@ -241,9 +241,10 @@ def test_members_read_every_entry_in_units_of_its_own():
 
 
 class Signals(Environment):
-    """A lamp says which of two ways pays; a camera sees a dot that drifts, a gauge its distance."""
+    """A lamp says which of two ways pays, at any of three speeds; a camera sees a dot that drifts, a gauge its
+    distance."""
 
-    name, time_limit, action_space = "Signals", 6, ActionSpace("discrete", 2)
+    name, time_limit, action_space = "Signals", 6, ActionSpace.of_choices(2, 3)
     obs_space = DictSpace({
         "camera": ObsSpace((4, 4, 3), "image"),
         "gauge": ObsSpace((2,), "real"),
@@ -258,7 +259,7 @@ class Signals(Environment):
 
     def step(self, key, state, action):
         lamp, time = state
-        return self._row(jr.randint(key, (), 0, self.lamps), time + 1, (action == lamp).astype(jnp.float32), False)
+        return self._row(jr.randint(key, (), 0, self.lamps), time + 1, (action[0] == lamp).astype(jnp.float32), False)
 
     def _row(self, lamp, time, reward, is_first):
         camera = (jnp.arange(16).reshape(4, 4, 1) == time) * jnp.full((1, 1, 3), 255, jnp.uint8)
@@ -274,7 +275,7 @@ def test_a_class_out_of_bounds_is_refused_by_the_entrys_name():
         own.make_own(f"{__name__}:Signals", {"lamps": "4"})
 
 
-def test_a_run_with_several_entries(tmp_path, monkeypatch, capsys):
+def test_a_run_with_several_entries_and_choices(tmp_path, monkeypatch, capsys):
     """Every stage: collecting, replay, losses, members, evaluation, open loop, film."""
     monkeypatch.setattr(start, "start_jax", lambda: None)  # the tests' jax has started
     folder = tmp_path / "run"
@@ -296,7 +297,7 @@ def test_acting_takes_a_dict():
     policy = Policy(agent.model, agent.tasker, Hypers(), greedy=False)
     obs = {"camera": np.zeros((4, 4, 3), np.uint8), "gauge": np.zeros(2), "lamp": np.array(2)}
     action, _ = policy.act(policy.reset(), obs, True, key=jr.key(1))
-    assert action.shape == () and action.dtype == jnp.int32
+    assert action.shape == (2,) and action.dtype == jnp.int32
     wrong = [
         ({"camera": obs["camera"]}, r"obs must be a dict of camera, gauge, lamp, not \['camera'\]"),
         (np.zeros(3), "obs must be a dict of camera, gauge, lamp, not ndarray"),

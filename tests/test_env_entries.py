@@ -1,4 +1,4 @@
-"""A suite's observations entry by entry, several actions as one: tables by hand, and a suite made here."""
+"""A suite's observations entry by entry, and its actions: tables by hand, and a suite made here."""
 
 from types import SimpleNamespace
 
@@ -9,8 +9,8 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from envs import DictSpace, EnvError, ObsSpace, env_step
-from envs.entries import Entry, continuous_actions, discrete_actions, rescaled
+from envs import ActionSpace, DictSpace, EnvError, ObsSpace, env_step
+from envs.entries import Entry, continuous_actions, discrete_actions, rescaled, several_actions
 from envs.envelope_adapter import adapt_envelope
 
 
@@ -61,8 +61,32 @@ def test_several_choices_are_one_and_the_last_changes_fastest():
     pairs = [act(jnp.asarray(action, jnp.int32)).tolist() for action in range(6)]
     assert pairs == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]
     assert discrete_actions("it", np.array(100), np.dtype(np.int32)).space.size == 100  # one choice has no limit
-    with pytest.raises(EnvError, match="it: an action is 2 choices, of 10, 10: 100 combinations; agents here choose"):
-        discrete_actions("it", np.array([10, 10]), np.dtype(np.int32))
+
+
+def test_choices_of_many_combinations_stay_several():
+    act = discrete_actions("it", np.array([[10], [10]]), np.dtype(np.int8))
+    assert act.space == ActionSpace("multi_discrete", 20, (10, 10))
+    chosen = act(jnp.array([3, 9]))
+    assert chosen.tolist() == [[3], [9]] and chosen.dtype == jnp.int8
+    with pytest.raises(AssertionError):
+        act(jnp.array(3))
+
+
+def test_an_action_of_several_entries_is_one_choice_after_another():
+    move, aim = (discrete_actions("it", np.array(sizes), np.dtype(np.int32)) for sizes in (4, [2, 3]))
+    act = several_actions("it", (aim, move), jax.tree.structure({"aim": 0, "move": 0}))
+    assert act.space == ActionSpace.of_choices(2, 3, 4)
+    chosen = act(jnp.array([1, 2, 3]))
+    assert chosen["aim"].tolist() == [1, 2] and chosen["move"].tolist() == 3
+    push = continuous_actions("it", np.array([0.0]), np.array([1.0]), np.dtype(np.float32))
+    with pytest.raises(EnvError, match="it: an action has several entries, some of them continuous"):
+        several_actions("it", (move, push), jax.tree.structure((0, 0)))
+
+
+def test_choices_are_of_a_multi_discrete_space_alone():
+    for kind, size, choices in (("discrete", 5, (2, 3)), ("multi_discrete", 6, (2, 3)), ("multi_discrete", 2, (2, 0))):
+        with pytest.raises(ValueError, match="sum to its size"):
+            ActionSpace(kind, size, choices)
 
 
 def test_continuous_actions_are_clipped_and_brought_to_their_range():

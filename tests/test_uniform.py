@@ -45,6 +45,13 @@ def test_continuous_actions_fill_their_bounds():
     assert abs(np.corrcoef(samples.T)[0, 1]) < 0.07
 
 
+def test_every_choice_is_equally_likely():
+    samples = drawn(ActionSpace.of_choices(2, 3))
+    pairs = np.einsum("ni,nj->ij", samples[:, :2], samples[:, 2:]) / DRAWS  # both parts are one-hot
+    np.testing.assert_allclose(pairs, 1 / 6, atol=4 * np.sqrt(5 / 36 / DRAWS))
+    assert pairs.sum() == 1
+
+
 def test_it_has_no_weights_and_is_who_collects_in_mode_random(config, env):
     random = dataclasses.replace(config, mode="random")
     agent = arbitrary(lambda: Agent(random, env.obs_space, env.action_space, key=jr.key(0)))

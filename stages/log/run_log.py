@@ -16,6 +16,7 @@ from stages.config import ConfigError
 from stages.log.lines import Pace
 from stages.log.round_log import RoundLog
 from stages.log.sink import Tracker
+from stages.networks.distributions import max_entropy
 from stages.store.folder import RunFolder
 from stages.sweep.trials import Trial
 
@@ -33,7 +34,7 @@ class RunSetup:
     states: StateSpace | None = None  # of the environment
     has_goal: bool = False  # whether the environment has one
     achievements: tuple[str, ...] = ()  # its events that Crafter's score counts
-    max_entropy: float = math.nan  # of a policy, nats; NaN of continuous actions, which have none
+    max_entropy: float = math.nan  # of a policy, nats; NaN of continuous actions
     folder: RunFolder | None = None  # None: nothing is printed or written, or another process does
     folders: list[RunFolder] = field(default_factory=list)  # of each trial; empty where `folder` is None
 
@@ -47,11 +48,9 @@ class RunSetup:
         folders: Sequence[RunFolder] = (),
     ) -> "RunSetup":
         """What is to be known of the environment stands in the other fields."""
-        actions = env.action_space
-        max_entropy = math.log(actions.size) if actions.kind == "discrete" else math.nan
         return RunSetup(
-            arguments, trials, processes, env.states, env.goal is not None, env.achievements, max_entropy, folder,
-            list(folders),
+            arguments, trials, processes, env.states, env.goal is not None, env.achievements,
+            max_entropy(env.action_space), folder, list(folders),
         )  # fmt: skip
 
 

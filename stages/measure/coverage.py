@@ -89,21 +89,29 @@ def _first(before: Int[Array, ""], event: Bool[Array, " N"], number: Int[Array, 
 
 
 def action_count(actions: ActionSpace) -> int:
-    """U: discrete actions are told apart, continuous ones by the bin of their first dimension."""
-    return actions.size if actions.kind == "discrete" else ACTION_BINS
+    """U: discrete actions are told apart, several choices by the first, continuous ones by the bin of their first
+    dimension."""
+    if actions.kind == "continuous":
+        return ACTION_BINS
+    return actions.choices[0] if actions.choices else actions.size
 
 
 def action_index(actions: ActionSpace, action: Array) -> Int[Array, "..."]:
-    """Stored actions, [...] int32 or [..., A] -> which of the U actions they are."""
-    if actions.kind == "discrete":
-        return action
+    """Stored actions, int32 [...] or [..., D], or [..., A] -> which of the U actions they are."""
+    if actions.kind != "continuous":
+        return action[..., 0] if actions.choices else action
     bins = jnp.floor((action[..., 0] + 1) / 2 * ACTION_BINS)
     return jnp.clip(bins, 0, ACTION_BINS - 1).astype(jnp.int32)
 
 
 def action_vectors(actions: ActionSpace) -> Float[Array, "U A"]:
-    """An action vector of each: one-hot; or the middle of the bin, and 0 in all other dimensions."""
+    """An action vector of each: one-hot, with the first option of all other choices; or the middle of the bin, and 0 in
+    all other dimensions."""
     if actions.kind == "discrete":
         return jnp.eye(actions.size)
+    if actions.kind == "multi_discrete":
+        first, rest = actions.choices[0], [jnp.eye(1, n)[0] for n in actions.choices[1:]]
+        others = jnp.concatenate([*rest, jnp.zeros(0)])
+        return jnp.concatenate([jnp.eye(first), jnp.broadcast_to(others, (first, others.size))], -1)
     middles = (2 * jnp.arange(ACTION_BINS) + 1) / ACTION_BINS - 1
     return jnp.zeros((ACTION_BINS, actions.size)).at[:, 0].set(middles)

@@ -1,11 +1,12 @@
 """Distributions over action vectors and categorical latents: sample, mode, log_prob, entropy.
 
-Both kinds are built from a network's raw outputs and take the noise of a sample as an argument, so that a scan may draw
-all of it beforehand. `POLICIES` says which one an action space calls for; another joins by a class and a line there.
+All are built from a network's raw outputs and take the noise of a sample as an argument, so that a scan may draw all of
+it beforehand. `POLICIES` says which one an action space calls for, `policy_at` makes it.
 
-Axes: K classes, A action dimensions. "..." are any leading axes.
+Axes: K classes, D choices, A numbers of an action vector. "..." are any leading axes.
 """
 
+import math
 from typing import ClassVar
 
 import equinox as eqx
@@ -16,6 +17,7 @@ import numpy as np
 from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from envs.environment import ActionSpace
 from stages.fast.kernels import matmul_highest, softmax
 
 MIN_STD, MAX_STD = 0.1, 1.0
@@ -41,15 +43,14 @@ class Categorical(eqx.Module):
         return Categorical(probs, jnp.log(probs + SMALLEST))
 
     @staticmethod
-    def outputs(size: int) -> int:
-        """How many numbers `from_outputs` takes for vectors of this size."""
-        return size
+    def outputs(actions: ActionSpace) -> int:
+        """How many numbers `from_outputs` takes."""
+        return actions.size
 
     @staticmethod
-    def noise(lead: tuple[int, ...], size: int, *, key: PRNGKeyArray) -> Float[Array, "..."]:
-        """The noise of samples, [*lead]: one uniform number in [0, 1) each."""
-        del size
-        return jr.uniform(key, lead)
+    def noise(lead: tuple[int, ...], actions: ActionSpace, *, key: PRNGKeyArray) -> Float[Array, "..."]:
+        """The noise of samples: one uniform number in [0, 1) each, [*lead]; or one for each choice, [*lead, D]."""
+        return jr.uniform(key, (*lead, *actions.struct.shape))
 
     def sample(self, noise: Float[Array, "..."]) -> Float[Array, "... K"]:
         """A one-hot sample, without gradient."""
@@ -87,14 +88,14 @@ class BoundedNormal(eqx.Module):
         return BoundedNormal(jnp.tanh(mean), (MAX_STD - MIN_STD) * jax.nn.sigmoid(std + 2) + MIN_STD)
 
     @staticmethod
-    def outputs(size: int) -> int:
-        """How many numbers `from_outputs` takes for vectors of this size."""
-        return 2 * size
+    def outputs(actions: ActionSpace) -> int:
+        """How many numbers `from_outputs` takes."""
+        return 2 * actions.size
 
     @staticmethod
-    def noise(lead: tuple[int, ...], size: int, *, key: PRNGKeyArray) -> Float[Array, "... A"]:
-        """The noise of samples, [*lead, size]: standard normal."""
-        return jr.normal(key, (*lead, size))
+    def noise(lead: tuple[int, ...], actions: ActionSpace, *, key: PRNGKeyArray) -> Float[Array, "... A"]:
+        """The noise of samples, [*lead, A]: standard normal."""
+        return jr.normal(key, (*lead, actions.size))
 
     def sample(self, noise: Float[Array, "... A"]) -> Float[Array, "... A"]:
         """A sample, without gradient. It may lie outside of [-1, 1]."""
@@ -113,9 +114,62 @@ class BoundedNormal(eqx.Module):
         return (0.5 * jnp.log(2 * jnp.pi * jnp.square(self.std)) + 0.5).sum(-1)
 
 
-ActionDistribution = Categorical | BoundedNormal
-POLICIES: dict[str, type[Categorical] | type[BoundedNormal]] = {"discrete": Categorical, "continuous": BoundedNormal}
+class MultiCategorical(eqx.Module):
+    """Independent categorical distributions side by side. Samples are their one-hot vectors one after another."""
+
+    choices: tuple[Categorical, ...]
+    parts: ClassVar = 1
+    outputs = Categorical.outputs
+    noise = Categorical.noise
+
+    @staticmethod
+    def from_outputs(
+        outputs: Float[Array, "... A"], unimix: Float[Array, "..."] | float, sizes: tuple[int, ...]
+    ) -> "MultiCategorical":
+        """Each choice's share of the outputs as in `Categorical`; `sizes` are their options."""
+        parts = jnp.split(outputs, np.cumsum(sizes)[:-1], -1)
+        return MultiCategorical(tuple(Categorical.from_outputs(part, unimix) for part in parts))
+
+    def sample(self, noise: Float[Array, "... D"]) -> Float[Array, "... A"]:
+        """A sample of every choice, without gradient."""
+        return jnp.concatenate([choice.sample(noise[..., d]) for d, choice in enumerate(self.choices)], -1)
+
+    def mode(self) -> Float[Array, "... A"]:
+        """The most likely option of every choice."""
+        return jnp.concatenate([choice.mode() for choice in self.choices], -1)
+
+    def log_prob(self, value: Float[Array, "... A"]) -> Float[Array, "..."]:
+        """Log-probability of an action vector, nats."""
+        return jnp.sum(jnp.concatenate([choice.logp for choice in self.choices], -1) * value, -1)
+
+    def entropy(self) -> Float[Array, "..."]:
+        """Entropy in nats, summed over choices."""
+        return sum((choice.entropy() for choice in self.choices), jnp.zeros(()))
+
+
+ActionDistribution = Categorical | BoundedNormal | MultiCategorical
+POLICIES: dict[str, type[ActionDistribution]] = {
+    "discrete": Categorical,
+    "continuous": BoundedNormal,
+    "multi_discrete": MultiCategorical,
+}
 """Kind of action space -> the distribution that an actor has over it."""
+
+
+def policy_at(
+    actions: ActionSpace, outputs: Float[Array, "... O"], unimix: Float[Array, ""] | float
+) -> ActionDistribution:
+    """The distribution over actions that an actor's outputs stand for."""
+    if actions.kind == "multi_discrete":
+        return MultiCategorical.from_outputs(outputs, unimix, actions.choices)
+    return (Categorical if actions.kind == "discrete" else BoundedNormal).from_outputs(outputs, unimix)
+
+
+def max_entropy(actions: ActionSpace) -> float:
+    """The entropy of uniformly random actions, nats; NaN for continuous ones."""
+    if actions.kind == "continuous":
+        return math.nan
+    return sum(math.log(size) for size in actions.choices or (actions.size,))
 
 
 def sample_index(probs: Float[Array, "... K"], uniform: Float[Array, "..."]) -> Int[Array, "..."]:

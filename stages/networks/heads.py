@@ -9,30 +9,31 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from envs.environment import ActionSpace
 from stages.config import ModelConfig
-from stages.networks.distributions import POLICIES, ActionDistribution
+from stages.networks.distributions import POLICIES, ActionDistribution, policy_at
 from stages.networks.layers import Head
 from stages.networks.two_hot import symexp_bins, two_hot_loss, two_hot_mean
 
 
 class Actor(eqx.Module):
-    """Feature -> distribution over actions: categorical with unimix, or bounded normal (DreamerV3, Methods)."""
+    """Feature -> distribution over actions: categorical with unimix, several of them, or bounded normal (DreamerV3,
+    Methods)."""
 
     head: Head
     actions: ActionSpace = eqx.field(static=True)
 
     def __init__(self, model: ModelConfig, actions: ActionSpace, *, key: PRNGKeyArray):
         policy = POLICIES[actions.kind]
-        sizes = (model.feat, model.units, model.layers, policy.outputs(actions.size))
+        sizes = (model.feat, model.units, model.layers, policy.outputs(actions))
         self.head = Head(*sizes, scale=0.01, parts=policy.parts, key=key)
         self.actions = actions
 
     def __call__(self, feat: Float[Array, "... F"], unimix: Float[Array, ""] | float) -> ActionDistribution:
         """The policy at these features; `unimix` is the uniform share of a categorical one."""
-        return POLICIES[self.actions.kind].from_outputs(self.head(feat), unimix)
+        return policy_at(self.actions, self.head(feat), unimix)
 
     def noise(self, lead: tuple[int, ...], *, key: PRNGKeyArray) -> Float[Array, "..."]:
-        """The random numbers that `lead` samples take, [*lead] or [*lead, A]."""
-        return POLICIES[self.actions.kind].noise(lead, self.actions.size, key=key)
+        """The random numbers that `lead` samples take, [*lead], [*lead, D] or [*lead, A]."""
+        return POLICIES[self.actions.kind].noise(lead, self.actions, key=key)
 
 
 class TwoHotHead(eqx.Module):

@@ -29,9 +29,7 @@ def fingerprint(env: Environment) -> dict[str, str]:
         first = bound.reset(key_reset)
         return first, bound.step(key_step, first[0], action)
 
-    discrete = env.action_space.kind == "discrete"
-    action = jnp.zeros((), jnp.int32) if discrete else jnp.zeros(env.action_space.size)
-    program = jax.make_jaxpr(rows)(jr.key(0), action)
+    program = jax.make_jaxpr(rows)(jr.key(0), env.action_space.struct)
     digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", str(program)).encode())  # addresses differ between processes
     for value in program.consts:
         is_key = isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)

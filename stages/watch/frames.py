@@ -73,11 +73,12 @@ def _head(canvas: Canvas, scene: Scene, title: str, t: int) -> None:
 
 
 def action_words(action: NDArray | np.integer) -> str:
-    """The action chosen at a row, in words: its index, or its numbers."""
+    """The action chosen at a row, in words: its index, its choices, or its numbers."""
     if not isinstance(action, np.ndarray) or not action.ndim:
         return str(int(action))
     rest = f" and {len(action) - MOST_NUMBERS} more" if len(action) > MOST_NUMBERS else ""
-    return ", ".join(f"{x:.2f}" for x in action[:MOST_NUMBERS]) + rest
+    form = "d" if np.issubdtype(action.dtype, np.integer) else ".2f"
+    return ", ".join(f"{x:{form}}" for x in action[:MOST_NUMBERS]) + rest
 
 
 # ---- boards --------------------------------------------------------------------------------------------------------
