@@ -4,6 +4,11 @@ A behaviour has R rewards, each with a critic, a slow critic and a return scale 
 reward-free explorer; R = 2 for the explorer of mode mix). The losses take data: an imagined trajectory with its
 rewards, and replayed rows.
 
+The actor ascends sum_r weight_r (R_r - v_r) / max(floor_r, S_r) by REINFORCE, plus entropy. S_r is the range of the
+returns R_r (DreamerV3, eq. 7), or the range or root mean square of the advantages R_r - v_r, as norm_r says. Each
+critic matches its lambda-returns, and its slow copy, on imagined and on replayed rows. Only actor and critics get
+gradient, and what `replayed.feat` was computed from.
+
 Axes: R rewards, H horizon, L = H + 1 states, c starts of a block, T time, B windows, I bins.
 Source: DreamerV3, eq. 4-7, and the reference's imag_loss and repl_loss.
 """
@@ -80,16 +85,7 @@ def behavior_loss(
     entropy: Float[Array, ""] | float,
     hypers: Hypers,
 ) -> tuple[dict[str, Array], ReturnScale, dict[str, Array]]:
-    """Actor and critic losses.
-
-    The actor ascends sum_r weight_r (R_r - v_r) / max(floor_r, S_r) by REINFORCE, plus entropy. S_r is the range of the
-    returns R_r (DreamerV3, eq. 7), or the range or root mean square of the advantages R_r - v_r, as norm_r says. Each
-    critic matches its lambda-returns, and its slow copy, on imagined and on replayed rows. Only actor and critics get
-    gradient, and what `replayed.feat` was computed from.
-
-    Args:
-        objectives: one for each of the R rewards.
-        entropy: weight of the actor's entropy.
+    """Actor and critic losses, as the module says. `entropy` weighs the actor's.
 
     Returns:
         losses: policy [] and value [], means over imagined rows, and repval [T-1, B] (the last row has no successor),
@@ -121,8 +117,12 @@ def behavior_loss(
         "ret_scale": scale.high - scale.low,
         "replay_rew": replayed.reward.mean((1, 2)),
     }
-    imagined = {"ret": returns, "val": value, "rew": reward[:, :, 1:]}
-    return losses, scale, metrics | {name: x.mean((0, 2, 3)) for name, x in imagined.items()}
+    return losses, scale, metrics | _imagined_means(ret=returns, val=value, rew=reward[:, :, 1:])
+
+
+def _imagined_means(**imagined: Float[Array, "blocks R L c"]) -> dict[str, Float[Array, " R"]]:
+    """The mean of each over all imagined rows, of every reward."""
+    return {name: x.mean((0, 2, 3)) for name, x in imagined.items()}
 
 
 def _critic_loss(critics: Stacked, slow: Stacked, trajectory: Trajectory, reward, weight, hypers: Hypers):

@@ -55,23 +55,8 @@ def write_finished(
     Raises:
         RunFolderError: the disk refuses.
     """
-    config, title = trial.arguments.config, _title(trial)
-    explores, scored = config.mode != "task", np.isfinite(log.untrained)
-    curve = log.evaluation if explores else log.training
-    plot_curves(
-        folder.path / "curves.png",
-        np.array(curve.steps),
-        np.stack(curve.scores, 1),
-        title=title,
-        ylabel="tasker's evaluation score" if explores else "training score",
-        markers=None if log.adapt_step is None else [(log.adapt_step, "adapts from here")],
-        baseline=(float(log.untrained[scored].mean()), "untrained") if scored.any() else None,
-        diverged=[log.diverged_at.get(seed, 0) for seed in log.round.seeds],
-    )
-    if states is not None:
-        seed, reward = log.round.seeds[0], config.explorer_reward
-        reward = "disagreement" if reward == "constant" else reward  # its ensemble is measured, and not paid
-        plot_novelty(folder.path / "novelty.png", log.novelty, states, title=title, seed=seed, reward=reward)
+    config = trial.arguments.config
+    _plot(folder, trial, log, states)
     folder.write_summary(
         {
             "env": config.env,
@@ -93,6 +78,27 @@ def write_finished(
             **about,
         }
     )
+
+
+def _plot(folder: RunFolder, trial: Trial, log: RoundLog, states: StateSpace | None) -> None:
+    """curves.png, and novelty.png where states can be counted."""
+    config, title = trial.arguments.config, _title(trial)
+    explores, scored = config.mode != "task", np.isfinite(log.untrained)
+    curve = log.evaluation if explores else log.training
+    plot_curves(
+        folder.path / "curves.png",
+        np.array(curve.steps),
+        np.stack(curve.scores, 1),
+        title=title,
+        ylabel="tasker's evaluation score" if explores else "training score",
+        markers=None if log.adapt_step is None else [(log.adapt_step, "adapts from here")],
+        baseline=(float(log.untrained[scored].mean()), "untrained") if scored.any() else None,
+        diverged=[log.diverged_at.get(seed, 0) for seed in log.round.seeds],
+    )
+    if states is not None:
+        seed, reward = log.round.seeds[0], config.explorer_reward
+        reward = "disagreement" if reward == "constant" else reward  # its ensemble is measured, and not paid
+        plot_novelty(folder.path / "novelty.png", log.novelty, states, title=title, seed=seed, reward=reward)
 
 
 def print_finished(

@@ -246,34 +246,55 @@ def plan(
     Raises:
         ConfigError: not even one seed fits, or not as many as `parallel` wants; in all processes.
     """
+    room = _Room(devices, processes.on_this_machine() if memory.shared(devices) else 1, allowed)
     agents = len(seeds) * max(1, len(trials))
     share = -(-agents // processes.count)
-    sharers = processes.on_this_machine() if memory.shared(devices) else 1
-
-    def free() -> float:
-        return allowed or memory.free(devices) / sharers
-
-    def usable() -> float:
-        return allowed or memory.SHARE * free()
-
     if parallel == "auto":
-        # On an accelerator fewer seeds than devices need no less of any device.
-        minimum = 1 if memory.shared(devices) else min(share, len(devices))
-        fitted = fit_width(share, devices, build, usable, minimum=minimum)
+        fitted = fit_width(share, devices, build, room.usable, minimum=_fewest(share, devices))
     else:
         limit = math.inf if parallel >= agents else max(1, parallel // processes.count)
-        fitted = fit_width(share, devices, build, free, limit, minimum=side_by_side(share, len(devices), limit))
-    room = f"{format_bytes(free())} are {'allowed' if allowed else 'free'}"
-    room += "" if memory.shared(devices) else " on each device"
+        fitted = fit_width(share, devices, build, room.free, limit, minimum=side_by_side(share, len(devices), limit))
     agreed = min(int(answer) for answer in processes.exchange(b"%d" % fitted.width))
     if not agreed:
-        raise _memory_error(fitted, room, parallel)
-    if agreed < fitted.width:
-        built = build(agreed)
-        fitted = Fit(agreed, built, prepare(built, agreed, math.inf), fitted.all_need)
+        raise _memory_error(fitted, room.words(), parallel)
+    fitted = _narrowed(fitted, agreed, build)
     rounds = assign(seeds, agreed, processes, trials)
-    line = _announce(fitted, rounds, processes, room, tight=fitted.need > usable())
+    line = _announce(fitted, rounds, processes, room.words(), tight=fitted.need > room.usable())
     return Plan(fitted.phases, rounds, fitted.phases[0].sweep.parameters(agreed), line)
+
+
+class _Room(NamedTuple):
+    """Memory that a process may use."""
+
+    devices: Devices
+    sharers: int  # processes that share the devices' memory
+    allowed: float  # bytes that the user allows; 0: all that is free
+
+    def free(self) -> float:
+        """Bytes."""
+        return self.allowed or memory.free(self.devices) / self.sharers
+
+    def usable(self) -> float:
+        """Bytes that a plan takes of them by itself."""
+        return self.allowed or memory.SHARE * self.free()
+
+    def words(self) -> str:
+        """How much there is, for a line."""
+        words = f"{format_bytes(self.free())} are {'allowed' if self.allowed else 'free'}"
+        return words if memory.shared(self.devices) else f"{words} on each device"
+
+
+def _fewest(share: int, devices: Devices) -> int:
+    """Seeds side by side that need the least memory: on accelerators, fewer than devices need no less of any."""
+    return 1 if memory.shared(devices) else min(share, len(devices))
+
+
+def _narrowed(fitted: Fit, width: int, build: Callable[[int], list[Phase]]) -> Fit:
+    """The same for as many seeds as fit in every process; compiled anew where this one could have had more."""
+    if width == fitted.width:
+        return fitted
+    built = build(width)
+    return Fit(width, built, prepare(built, width, math.inf), fitted.all_need)
 
 
 def _memory_error(fitted: Fit, room: str, parallel: int | Literal["auto"]) -> ConfigError:
