@@ -1,6 +1,8 @@
 """The program as a user starts it: what it writes, and every kind of environment."""
 
+import itertools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -161,3 +163,27 @@ def test_help_gives_every_setting_its_words(capsys):
         "run.py video RUN",
     ):
         assert word in said
+
+
+@pytest.mark.parametrize(("width", "boxes"), [(80, 1), (100, 1), (140, 2)])  # boxes side by side
+def test_help_flows_at_every_width_and_begins_with_what_most_runs_set(capsys, monkeypatch, width, boxes):
+    monkeypatch.setenv("COLUMNS", str(width))
+    with pytest.raises(SystemExit):
+        run.parse(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert "  python run.py envs [SUITE]: lists environments: what --env takes" in lines
+    assert max(len(line.rstrip()) for line in lines) <= width
+    wrapped, inside = 0, width // boxes - 2
+    columns = [[line[i * (inside + 2) :][1 : inside + 1].ljust(inside) for line in lines] for i in range(boxes)]
+    for line, successor in itertools.chain(*map(itertools.pairwise, columns)):
+        # Beside the flags' 26 columns stand the words. A line of them is full where another follows.
+        if successor[:26] == " " * 26:
+            before, first = line[26:].rstrip(), re.split(r"(?<=[\w)][,/-])| ", successor[26:].rstrip())[0]
+            if before and first and (line[:26].isspace() or (line[25] == " " and not before.isupper())):
+                wrapped += 1
+                assert 26 + len(before) + len(first) >= inside - 2, (line, successor)
+    assert wrapped > 50
+    boxed = itertools.dropwhile(lambda line: "-h, --help" not in line, lines)
+    options = [flag for line in boxed for flag in re.findall(r"^  --([a-z][\w-]+)(?![\w.-])", line)]
+    assert options[:5] == ["env", "mode", "preset", "steps", "seeds"]
+    assert options[-4:] == ["distributed", "coordinator", "processes", "process"]

@@ -36,7 +36,7 @@ class Arguments:
     """Settings from a file, JSON or TOML: {"preset": "tiny", "hypers": {"lr": 1e-3}, ...}, or the config.json of a run,
     which then is made again. Flags come after it."""
     preset: str = "tiny"
-    """Sizes and settings to start from, listed above. The defaults below are those of the preset in the mode."""
+    """Sizes and settings to start from, listed above."""
     recipe: Recipe = "default"
     """What the mode changes in the preset, as listed above; published: nothing, which leaves Plan2Explore's published
     form and DreamerV3's divisor of advantages, for comparison."""
@@ -68,7 +68,7 @@ class Arguments:
     """How many processes there are, where no cluster is detected."""
     process: int = -1
     """Which of them this one is, from 0."""
-    config: Annotated[Config, tyro.conf.arg(name=""), tyro.conf.FlagConversionOff] = field(default_factory=Config)
+    config: Config = field(default_factory=Config)
     hypers: Hypers = field(default_factory=Hypers)
 
     @property

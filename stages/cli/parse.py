@@ -8,30 +8,10 @@ from typing import get_args
 import tyro
 
 from stages.cli.arguments import NAMES, Arguments, check
+from stages.cli.help import description, registry
 from stages.cli.settings_file import words_of
 from stages.config import Config, ConfigError, Hypers, Mode
-from stages.presets import DEFAULT_ENV, DEFAULT_ENV_ARGS, DEFAULT_MODE, DEFAULT_STEPS, PRESETS, preset
-
-DESCRIPTION = """Train a sweep of DreamerV3 agents, with Plan2Explore if asked: `python run.py --seeds 32`.
-
-`--help` lists every setting with its default and source; `--preset` chooses sizes; `--env.NAME VALUE` sets a
-constructor argument or parameter of the environment. `python run.py envs` lists environments.
-
-What runs have left (each has a --help of its own):
-  python run.py compare RUN RUN ...   scores with intervals, curves, probability of improvement: table and picture
-  python run.py report RUN            one page of HTML: scores, curves, losses, entropies, exploration, settings
-  python run.py eval RUN              its agents play again: scores, and errors of the world model run forward
-  python run.py video RUN             a GIF of an agent playing, and of what its world model predicts
-  python run.py export RUN            a small copy of it, for these four and not for training
-"""
-MODES = """
-Without --env, DeepSea-bsuite of size 8 is trained in mode mix. Beside the preset, modes change:
-  all, of preset tiny only: extrinsic advantages divided by their root mean square, entropy bonus 0.1 for the tasker
-  explore, mix: an ensemble of 5 members that read the decoded observation, predict a fixed projection of the next one,
-    carry frozen random priors and have two updates of their own for each of the model's; advantages divided by their
-    own range; train ratio 64, 0.1 free nats, entropy bonus 0.05 for the explorer
-  random: train ratio 64 and 0.1 free nats, as the control of explore and mix
-"""
+from stages.presets import DEFAULT_ENV, DEFAULT_ENV_ARGS, DEFAULT_MODE, DEFAULT_STEPS, preset
 
 
 def parse(argv: list[str]) -> Arguments:
@@ -41,16 +21,11 @@ def parse(argv: list[str]) -> Arguments:
     argv, env_args = _take_env_args(argv)
     config, hypers = _defaults(argv)
     config = dataclasses.replace(config, env_args=tuple(sorted((dict(config.env_args) | env_args).items())))
-    registry = tyro.constructors.ConstructorRegistry()
-    registry.primitive_rule(_whole_number)
-    presets = "\n".join(f"  {name}: {why}" for name, (_, _, why) in PRESETS.items())
-    with registry:
-        arguments = tyro.cli(
-            Arguments,
-            args=argv,
-            default=Arguments(config=config, hypers=hypers),
-            description=f"{DESCRIPTION}\nPresets:\n{presets}\n{MODES}",
-        )
+    rules = registry()
+    rules.primitive_rule(_whole_number)
+    with rules:
+        default = Arguments(config=config, hypers=hypers)
+        arguments = tyro.cli(Arguments, args=argv, default=default, description=description())
     check(arguments)
     return arguments
 
