@@ -74,7 +74,7 @@ if version("jaxlib").startswith("0.10."):
 
 # Modules whose runs are of one configuration go to one process. All others go to any.
 GROUPS = {
-    **dict.fromkeys(["test_grid", "test_library", "test_novelty", "test_resume"], "rounds"),
+    **dict.fromkeys(["test_best", "test_grid", "test_library", "test_novelty", "test_resume"], "rounds"),
     **dict.fromkeys(["test_run", "test_watch"], "mixed"),
 }
 RESIDENT = 1.5e9  # bytes of a test process from which on it lets its programs go

@@ -59,6 +59,9 @@ class Arguments:
     with the same --logdir goes on from the newest."""
     checkpoint_keep: int = 2
     """Checkpoints of a round that are kept while it trains, and one after it; 0: none is written."""
+    checkpoint_best: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Evaluate at every log point (mode task does not otherwise), and keep in each checkpoint every seed's agent as it
+    was where it scored most: eval, video and export take it with --best."""
     distributed: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Share the seeds out over all processes of a cluster, which all start this same command (Slurm, Open MPI,
     Kubernetes and TPU pods are detected); the first one prints and writes."""
@@ -126,6 +129,8 @@ def check(arguments: Arguments) -> None:
         raise ConfigError(f"--checkpoint-minutes must be finite and 0 or more, not {arguments.checkpoint_minutes}")
     if arguments.checkpoint_keep < 0:
         raise ConfigError(f"--checkpoint-keep must be 0 or more, not {arguments.checkpoint_keep}")
+    if arguments.checkpoint_best and not arguments.checkpoint_keep:
+        raise ConfigError("--checkpoint-best keeps agents in checkpoints: give --checkpoint-keep 1 or more")
     if not 0 <= arguments.memory < float("inf"):
         raise ConfigError(f"--memory must be finite and 0 or more, not {arguments.memory}")
     check_sink(arguments.log)

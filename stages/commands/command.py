@@ -37,6 +37,11 @@ Trust = Annotated[
     tyro.conf.arg(help="Import the module that the run's config.json names, where its environment is one of your own."),
     tyro.conf.FlagCreatePairsOff,
 ]
+Best = Annotated[
+    bool,
+    tyro.conf.arg(help="Each seed's agent as it was where its evaluation scored most: runs with --checkpoint-best."),
+    tyro.conf.FlagCreatePairsOff,
+]
 Format = Literal["png", "pdf", "svg"]
 Runs = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN ...")]
 
@@ -87,7 +92,13 @@ def report_run(run: Run, /, out: str = "", format: Format | None = None) -> None
 
 
 def eval_run(
-    run: Run, /, episodes: int = 100, policy: PolicyName = "task", seed_point: int | None = None, trust: Trust = False
+    run: Run,
+    /,
+    episodes: int = 100,
+    policy: PolicyName = "task",
+    best: Best = False,
+    seed_point: int | None = None,
+    trust: Trust = False,
 ) -> None:
     """Let a run's agents play again, from their newest checkpoints: scores of each seed, and how well its world model
     predicts: the error of observations 1, 5 and 15 rows after 5 rows of an episode, with the true actions and without
@@ -107,7 +118,7 @@ def eval_run(
     from stages.store.load import load_run
     from stages.watch import scores
 
-    loaded = load_run(run, trust)
+    loaded = load_run(run, trust, best)
     _warn(scores.notes(loaded))
     played = scores.play(loaded, policy, episodes, seed_point)
     with terminal.printing():
@@ -121,6 +132,7 @@ def video_run(
     /,
     seed: int | None = None,
     policy: PolicyName = "task",
+    best: Best = False,
     out: str = "",
     rows: int = 120,
     fps: float = 8.0,
@@ -149,7 +161,7 @@ def video_run(
     from stages.store.load import group_of, load_run
     from stages.watch.video import write_video
 
-    loaded = load_run(run, trust)
+    loaded = load_run(run, trust, best)
     seed = loaded.groups[0].seeds[0] if seed is None else seed
     group = group_of(loaded, seed)
     file = Path(out) if out else loaded.path / f"seed-{seed}-{policy}.gif"
@@ -158,7 +170,7 @@ def video_run(
     terminal.say(f"see {file}")
 
 
-def export_run(run: Run, /, out: str, seeds: int | None = None, trust: Trust = False) -> None:
+def export_run(run: Run, /, out: str, seeds: int | None = None, best: Best = False, trust: Trust = False) -> None:
     """A copy of a run that holds what eval, video, report and compare need, and no optimiser, replay or picture: small
     enough to be kept or sent. Training cannot go on with it.
 
@@ -170,7 +182,7 @@ def export_run(run: Run, /, out: str, seeds: int | None = None, trust: Trust = F
     _start_jax()
     from stages.commands.copy_run import copy_run
 
-    folder = copy_run(run, out, seeds, trust)
+    folder = copy_run(run, out, seeds, trust, best)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     terminal.say(f"see {folder}: {size / 1e6:.2f} MB")
 

@@ -20,18 +20,18 @@ from stages.store.folder import RunFolder, read_config
 from stages.store.load import Loaded, Part, load_run, take_seeds
 
 
-def copy_run(run: Path, out: str, seeds: int | None, trust: bool) -> Path:
+def copy_run(run: Path, out: str, seeds: int | None, trust: bool, best: bool = False) -> Path:
     """Copy the first `seeds` seeds of a run to the new folder `out`; None copies all. Returns the folder.
 
     Args:
-        trust: as in `load_run`.
+        trust, best: as in `load_run`.
 
     Raises:
         RunFolderError: the run cannot be read; or `out` holds something already, or cannot be written.
         ConfigError: the run has fewer seeds; or as `load_run`.
         EnvError: its environment cannot be made.
     """
-    loaded = load_run(run, trust)
+    loaded = load_run(run, trust, best)
     config = read_config(loaded.path)
     if seeds is not None and not 1 <= seeds <= config["seeds"]:
         raise ConfigError(f"--seeds must be 1 to {config['seeds']}, as many as the run has, not {seeds}")
@@ -61,9 +61,10 @@ def _write_agents(folder: Path, loaded: Loaded, kept: Sequence[int]) -> None:
         diverged = np.array([group.diverged.get(seed, 0) // group.config.envs for seed in seeds], np.int32)
         agent, hypers, env_params = take_seeds((group.agent, group.hypers, group.env_params), slots)
         parts.append((group.step, Part(agent, hypers, env_params, diverged)))
-        rounds.append(
-            {"round": {"seeds": seeds, "mine": seeds, "trials": []}, "phase": int(group.config != loaded.config)}
-        )
+        log = {"round": {"seeds": seeds, "mine": seeds, "trials": []}, "phase": int(group.config != loaded.config)}
+        if group.best_steps:
+            log["best_steps"] = [group.best_steps[slot] for slot in slots]
+        rounds.append(log)
     checkpoints = Checkpoints(folder, Processes(), keep=1)
     try:
         for index, (step, part) in enumerate(parts):

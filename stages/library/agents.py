@@ -15,19 +15,21 @@ from stages.store.files import RunFolderError
 from stages.store.load import AgentBatch, load_run
 
 
-def load(run: str | os.PathLike[str], *, trust: bool = False) -> AgentBatch:
+def load(run: str | os.PathLike[str], *, trust: bool = False, best: bool = False) -> AgentBatch:
     """The agents of a run's folder, [S, ...], from its newest checkpoints. Nothing in the folder is touched.
 
     Args:
         trust: import the module that the run's config.json names, where its environment is a user's own.
+        best: each seed's agent as it was where its evaluation scored most, of a run with `--checkpoint-best`.
 
     Raises:
-        RunFolderError: there is no run, no checkpoint, or it cannot be read; or its rounds are not equally far.
+        RunFolderError: there is no run, no checkpoint, no best agents, or it cannot be read; or its rounds are not
+            equally far.
         ConfigError: the run was made by another version of this program, or its environment is a user's own and is
             not trusted.
         EnvError: its environment cannot be made.
     """
-    loaded = load_run(run, trust)
+    loaded = load_run(run, trust, best)
     if len({(group.step, group.config) for group in loaded.groups}) > 1:
         raise RunFolderError(
             f"the rounds of {str(loaded.path)!r} are not equally far: wait for the run's end, or take one of "
@@ -39,6 +41,7 @@ def load(run: str | os.PathLike[str], *, trust: bool = False) -> AgentBatch:
 def joined(groups: Sequence[AgentBatch]) -> AgentBatch:
     """Groups of one phase and step as one, in the seeds' order, on the first device."""
     order = np.argsort([seed for group in groups for seed in group.seeds])
+    steps = {seed: step for group in groups for seed, step in group.agent_steps.items()}
     parts = [(group.agent, group.hypers, group.env_params) for group in groups]
 
     @jax.jit
@@ -54,4 +57,5 @@ def joined(groups: Sequence[AgentBatch]) -> AgentBatch:
         agent=agent,
         hypers=hypers,
         env_params=env_params,
+        best_steps=[steps[seed] for seed in sorted(steps)] if groups[0].best_steps else None,
     )

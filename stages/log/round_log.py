@@ -12,6 +12,7 @@ from stages.cli.settings_file import JsonObject
 from stages.config import Config
 from stages.log.events import METRIC, EventLog
 from stages.report.novelty import NoveltyLog
+from stages.store.best import BestPoints, best_points
 from stages.sweep.rounds import Phase, Round
 from stages.train import Progress
 
@@ -37,6 +38,10 @@ class ScoreCurve:
     def from_json(saved: JsonObject) -> "ScoreCurve":
         """A curve from its JSON, where no score is null."""
         return ScoreCurve(list(saved["steps"]), [np.array(scores, np.float64) for scores in saved["scores"]])
+
+    def best(self) -> BestPoints:
+        """Where each seed scored most."""
+        return best_points(self.steps, self.scores)
 
     def of_slots(self, slots: list[int]) -> "ScoreCurve":
         """The curve of some of its seeds."""
@@ -145,6 +150,10 @@ class RoundLog:
         if tasker is not None:
             self.evaluation.add(self.step, tasker)
         return diverged
+
+    def improved(self) -> np.ndarray:
+        """Whether the last evaluation is each seed's best so far, [seeds]."""
+        return np.array(self.evaluation.best().step) == self.step
 
     def on_diverged(self, steps: np.ndarray) -> list[int]:
         """Notes at which env step each seed diverged, [seeds], 0 for none; returns the slots of new ones."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from envs.environment import StateSpace
 from stages.cli import terminal
-from stages.cli.settings_file import Settings
+from stages.cli.settings_file import JsonObject, Settings
 from stages.figures.curves import plot_curves
 from stages.figures.novelty_maps import plot_novelty
 from stages.log.round_log import RoundLog
@@ -39,6 +39,7 @@ def write_unfinished(
             "updates": log.updates,
             "training_score": log.training.last,
             "evaluation_score": log.evaluation.last,
+            **_best(trial, log),
             **summary(log.novelty, None if states is None else states.count),
             **log.events.summary(achievements),
             **about,
@@ -74,6 +75,7 @@ def write_finished(
             "untrained": log.untrained.tolist(),
             **summary(log.novelty, None if states is None else states.count),
             **log.events.summary(achievements),
+            **_best(trial, log),
             "untrained_share": log.untrained_share.tolist() if log.untrained_share.size else None,
             **about,
         }
@@ -115,6 +117,20 @@ def print_finished(
         terminal.say(f"disagreement about what was collected last: {share:.2g} of an untrained ensemble's (median)")
     for line in log.events.lines(achievements):
         terminal.say(line)
+    if trial.arguments.checkpoint_best:
+        best, seeds = log.evaluation.best(), log.round.seeds
+        terminal.say(
+            f"best agents by evaluation: {summarise(best.score, seeds, resamples=1).iqm:.3g} (interquartile mean, and "
+            f"biased upward), from steps {min(best.step):,} to {max(best.step):,}; eval, video and export take --best"
+        )
+
+
+def _best(trial: Trial, log: RoundLog) -> JsonObject:
+    """Where each seed scored most, of a run that keeps those agents."""
+    if not trial.arguments.checkpoint_best:
+        return {}
+    best = log.evaluation.best()
+    return {"best_step": best.step, "best_score": best.score.tolist()}
 
 
 def _title(trial: Trial) -> str:

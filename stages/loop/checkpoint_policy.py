@@ -4,7 +4,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from envs.environment import Environment
+from stages.agent import Agent
 from stages.cli import terminal
 from stages.cli.arguments import Arguments
 from stages.cli.processes import Processes
@@ -12,6 +15,7 @@ from stages.cli.signals import Signals, Stopped
 from stages.config import ConfigError
 from stages.log.run_log import RunLog
 from stages.replay import StepCounters
+from stages.store.best import keep_best, without_explorer
 from stages.store.checkpoint import CheckpointId, Checkpoints
 from stages.store.files import RunFolderError
 from stages.store.fingerprint import COMPUTATION, check_spaces, fingerprint
@@ -41,7 +45,8 @@ class CheckpointPolicy:
         """
         self._minutes, self._processes, self._signals, self._log = arguments.checkpoint_minutes, processes, signals, log
         self._checkpoints = Checkpoints(folder, processes, arguments.checkpoint_keep)
-        self._folder = folder
+        self._folder, self._keeps_best = folder, arguments.checkpoint_best
+        self._best: Agent | None = None  # of the round at work, [P, ...]
         self._environment = fingerprint(env)
         self._phases: list[Phase] = []
         self._lost: list[int] = []  # rounds whose last state could not be saved
@@ -99,17 +104,33 @@ class CheckpointPolicy:
 
     def restore(self, index: int) -> tuple[TrainState, StepCounters] | None:
         """State and clock of round `index` at its newest checkpoint; None if it has none. Raises RunFolderError."""
-        logged = self._log.round
+        logged, self._best = self._log.round, None
         if not logged.step:
             return None
         state, clock = self._phases[0].sweep.shapes(len(logged.round.mine))
         if logged.phase:
             state = self._phases[logged.phase].sweep.adapted(state)
-        return self._checkpoints.restore(CheckpointId(index, logged.step), (state, clock))
+        best = (state.agent,) if self._keeps_best else ()
+        restored = self._checkpoints.restore(CheckpointId(index, logged.step), (state, clock, *best))
+        self._best = restored[2] if self._keeps_best else None
+        return restored[:2]
+
+    def on_adapt(self) -> None:
+        """The next phase begins, without the explorer."""
+        self._best = None if self._best is None else without_explorer(self._best)
+
+    def _update_best(self, agent: Agent) -> None:
+        """Take the agents of the seeds whose last evaluation is their best so far."""
+        width, improved = len(self._log.round.round.mine), self._log.round.improved()
+        slots = np.arange(width) + self._processes.index * width
+        local = improved[np.minimum(slots, improved.size - 1)]  # padding trains the last seed once more
+        self._best = keep_best(local, agent, agent if self._best is None else self._best)
 
     def on_chunk(self, state: TrainState, clock: StepCounters) -> None:
         """Save if it is time. Raises Stopped, once all is saved, where a signal has asked any process to stop."""
         self._check_folder()
+        if self._keeps_best:
+            self._update_best(state.agent)
         chunk_end = time.time()
         self._signals.between_chunks(chunk_end - self._chunk_at)
         local = [self._signals.asked, chunk_end - self._saved_at >= 60 * self._minutes]
@@ -154,7 +175,8 @@ class CheckpointPolicy:
         self._wait()  # one before that failed must not cost this one
         checkpoint = CheckpointId(self._log.current, self._log.round.step)
         progress = self._log.to_json([phase.iterations for phase in self._phases]) | {"environment": self._environment}
-        saved = self._tried(lambda: self._checkpoints.save(checkpoint, (state, clock), progress))
+        best = () if self._best is None else (self._best,)
+        saved = self._tried(lambda: self._checkpoints.save(checkpoint, (state, clock, *best), progress))
         self._saved_at = time.time()
         return saved
 

@@ -124,6 +124,8 @@ def train_round(
         if phase is not phases[logged.phase]:
             state = phase.sweep.adapt(state)
             logged.on_adapt()
+            if saving:
+                saving.on_adapt()
         state, clock = train_phase(phase, state, clock, evaluate, log, saving)
         if phase.sweep.config.mode == "explore":
             logged.zero_shot = logged.evaluation.scores[-1]
@@ -145,13 +147,14 @@ def train_phase(
 ) -> tuple[TrainState, StepCounters]:
     """Collect and train in equal chunks; log and save after each. Consumes `state`."""
     sweep, logged, since, first = phase.sweep, log.round, time.time(), log.round.done
-    exploring = log.setup.arguments.config.mode != "task"  # then the tasker is evaluated at every log point
+    arguments = log.setup.arguments
+    evaluates = arguments.config.mode != "task" or arguments.checkpoint_best  # the tasker, at every log point
     while logged.done < phase.total:
         chunk_since = time.time()
         state, clock, progress = sweep.train_chunk(state, clock, phase.iterations)
         rows = chunk_rows(log, progress, sweep.config, clock, phase.iterations, chunk_since)
         rows = with_measurements(log, rows, sweep.measure(state, logged.round.mine, int(clock.step)))
-        scores = evaluate(sweep, state, clock) if exploring else None
+        scores = evaluate(sweep, state, clock) if evaluates else None
         rows_each = sweep.config.schedule[0] * sweep.config.envs
         pace = Pace.of(logged.done + phase.iterations, first, phase.total, rows_each, time.time() - since)
         log_chunk(log, sweep.config, rows, scores, phase.iterations, pace)

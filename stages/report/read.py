@@ -26,7 +26,7 @@ TRAINING, EVALUATION = "episode/score", "eval/score"
 EXPLORED = ("visited_states", "novelty_correlation", "goal_episode", "solved_episode")
 """What summary.json has of each seed's exploring."""
 PER_SEED = (
-    *("seeds", "score", "zero_shot", "untrained", "training_score", "evaluation_score"),
+    *("seeds", "score", "zero_shot", "untrained", "training_score", "evaluation_score", "best_score", "best_step"),
     *("visited_states", "visited_pairs", "novelty_correlation", "goal_episode", "solved_episode"),
 )
 """What summary.json has of each seed, in lists."""
@@ -56,6 +56,8 @@ class Summary(TypedDict, total=False):
     untrained: Numbers
     training_score: Numbers
     evaluation_score: Numbers
+    best_score: Numbers
+    best_step: Numbers
     states: Count | None
     visited_states: Numbers
     visited_pairs: Numbers

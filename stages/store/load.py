@@ -29,6 +29,7 @@ from stages.cli.processes import Processes
 from stages.cli.saved_settings import settings_of
 from stages.cli.validate import check_env_module
 from stages.config import Config, ConfigError, Hypers
+from stages.store.best import best_points
 from stages.store.checkpoint import FOLDER, CheckpointId, Checkpoints, stored
 from stages.store.files import RunFolderError, full_path
 from stages.store.fingerprint import check_spaces
@@ -42,7 +43,7 @@ POLICIES = ("task", "explore", "random")
 
 @dataclass(frozen=True, eq=False)
 class AgentBatch:
-    """Agents of seeds that were trained side by side, as their newest checkpoint has them."""
+    """Agents of seeds that were trained side by side, from their newest checkpoint: the last ones, or the best."""
 
     env: Environment  # without what it drew for each seed: env_params
     config: Config  # of the phase that they were in: mode task, after exploring
@@ -53,6 +54,12 @@ class AgentBatch:
     agent: Agent  # [S, ...]
     hypers: Hypers  # [S]
     env_params: PyTree  # [S, ...]
+    best_steps: list[int] | None = None  # [S], where each agent is from, of each seed's best agent
+
+    @property
+    def agent_steps(self) -> dict[int, int]:
+        """Seeds, with the env step at which each one's agent is from."""
+        return dict(zip(self.seeds, self.best_steps or [self.step] * len(self.seeds), strict=True))
 
 
 class Loaded(NamedTuple):
@@ -67,20 +74,21 @@ class Loaded(NamedTuple):
 class Part(NamedTuple):
     """What of a TrainState is read, [S, ...]. Its names are that one's: a checkpoint knows its arrays by their path."""
 
-    agent: Agent
+    agent: Agent | None  # None where the best agents are read instead
     hypers: Hypers
     env_params: PyTree
     diverged: jax.Array | np.ndarray  # rows of each environment
 
 
-def load_run(run: str | os.PathLike[str], trust: bool = False) -> Loaded:
+def load_run(run: str | os.PathLike[str], trust: bool = False, best: bool = False) -> Loaded:
     """All seeds of a run that have a checkpoint.
 
     Args:
         trust: import the module that the run's config.json names, where its environment is a user's own.
+        best: each seed's agent as it was where its evaluation scored most, of a run with --checkpoint-best.
 
     Raises:
-        RunFolderError: there is no run, or no checkpoint, or it cannot be read.
+        RunFolderError: there is no run, or no checkpoint, or it cannot be read; or it holds no best agents.
         ConfigError: the run was made by another version of this program, or its environment had other spaces; or the
             environment is a user's own and is not trusted.
         EnvError: its environment cannot be made.
@@ -92,11 +100,16 @@ def load_run(run: str | os.PathLike[str], trust: bool = False) -> Loaded:
     config, hypers = settings_of(saved)
     _check_trusted(config.env, trust, path)
     env = envs.make(config.env, dict(config.env_args))
+    if best and not saved.get("checkpoint_best"):
+        raise RunFolderError(
+            f"{str(path)!r} holds no best agents: only runs with --checkpoint-best keep them; leave --best out"
+        )
     # Trials of one program are saved together, in the folder around theirs.
     saved_in = path.parent if not (path / FOLDER).exists() and (path.parent / FOLDER).exists() else path
     trial = path.name if saved_in != path else ""
     processes = sorted({process for _, process in stored(saved_in / FOLDER)})
-    groups = [group for index in processes for group in _groups(saved_in, index, env, config, hypers, trial)]
+    what = _Wanted(env, config, hypers, trial, best)
+    groups = [group for index in processes for group in _groups(saved_in, index, what)]
     if not groups:
         why = "is written at the end of a chunk, every --checkpoint-minutes, and at the end of a round"
         if saved.get("checkpoint_keep") == 0:
@@ -149,13 +162,23 @@ def take_seeds(tree: PyTree, slots: ArrayLike) -> PyTree:
     return jax.tree.map(operator.itemgetter(slots), tree)
 
 
-def _groups(path: Path, process: int, env: Environment, config: Config, hypers: Hypers, trial: str) -> list[AgentBatch]:
+class _Wanted(NamedTuple):
+    """What is read of a run's checkpoints."""
+
+    env: Environment
+    config: Config
+    hypers: Hypers
+    trial: str
+    best: bool
+
+
+def _groups(path: Path, process: int, wanted: _Wanted) -> list[AgentBatch]:
     """What one process of the run has saved of a trial, round by round; a run at work may replace it meanwhile."""
     for _ in range(MOST_READS):
         with contextlib.closing(Checkpoints(path, Processes(process), keep=0, reads=True)) as checkpoints:
             newest = checkpoints.newest_of_rounds()
             try:
-                groups = [_group(checkpoints, checkpoint, path, env, config, hypers, trial) for checkpoint in newest]
+                groups = [_group(checkpoints, checkpoint, path, wanted) for checkpoint in newest]
                 return [group for group in groups if group is not None]
             except RunFolderError:
                 with contextlib.closing(Checkpoints(path, Processes(process), keep=0, reads=True)) as present:
@@ -167,16 +190,9 @@ def _groups(path: Path, process: int, env: Environment, config: Config, hypers: 
     )
 
 
-def _group(
-    checkpoints: Checkpoints,
-    checkpoint: CheckpointId,
-    path: Path,
-    env: Environment,
-    config: Config,
-    hypers: Hypers,
-    trial: str,
-) -> AgentBatch | None:
+def _group(checkpoints: Checkpoints, checkpoint: CheckpointId, path: Path, wanted: _Wanted) -> AgentBatch | None:
     """The seeds of a trial in a checkpoint; None where there are none. Raises RunFolderError, ConfigError."""
+    env, config, hypers, trial, best = wanted
     process, progress = checkpoints.processes.index, checkpoints.progress(checkpoint)
     check_spaces(progress.get("environment", {}), env, path)
     log = progress["rounds"][checkpoint.round]
@@ -188,7 +204,15 @@ def _group(
     slots = np.flatnonzero(np.equal(trials, index))
     if not slots.size:
         return None
-    (part,) = checkpoints.restore(checkpoint, (_part(env, config, hypers, width, adapted),), part=True)
+    part, best_steps = _part(env, config, hypers, width, adapted), log.get("best_steps")  # a copy may have them
+    if best and best_steps is None:
+        # Beside the state and the clock stand the best agents.
+        without, _, agent = checkpoints.restore(checkpoint, (part._replace(agent=None), None, part.agent), part=True)
+        part, evaluation = without._replace(agent=agent), log["evaluation"]
+        points = best_points(evaluation["steps"], evaluation["scores"])
+        best_steps = [points.step[local.start + slot] for slot in slots]
+    else:
+        (part,) = checkpoints.restore(checkpoint, (part,), part=True)
     agent, agent_hypers, env_params, diverged = take_seeds(part, slots)
     seeds = [local_seeds[slot] for slot in slots]
     return AgentBatch(
@@ -201,6 +225,7 @@ def _group(
         agent=agent,
         hypers=agent_hypers,
         env_params=env_params,
+        best_steps=best_steps,
     )
 
 

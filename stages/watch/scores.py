@@ -86,10 +86,11 @@ def scores_json(loaded: Loaded, scores: Scores, policy: str, point: int | None) 
         "env": loaded.config.env,
         "env_args": dict(loaded.config.env_args),
         "policy": policy,
+        "best": bool(loaded.groups[0].best_steps),
         "episodes": scores.score.shape[1],
         "seed_point": point,
         "seeds": scores.seeds,
-        "env_steps": {seed: group.step for group in loaded.groups for seed in group.seeds},
+        "env_steps": _steps(loaded),
         "finished": all(group.finished for group in loaded.groups) and not loaded.missing,
         "missing": loaded.missing,
         "diverged": _diverged(loaded),
@@ -111,14 +112,15 @@ def scores_json(loaded: Loaded, scores: Scores, policy: str, point: int | None) 
 def print_scores(loaded: Loaded, scores: Scores, policy: str) -> None:
     """The tables of scores, of each seed's scores and of prediction errors, to the terminal."""
     config, episodes = loaded.config, scores.score.shape[1]
-    title = f"{env_title(config.env, config.env_args)}: policy {policy}, {episodes} episodes a seed"
+    which = ", each seed's best agent" if loaded.groups[0].best_steps else ""
+    title = f"{env_title(config.env, config.env_args)}: policy {policy}, {episodes} episodes a seed{which}"
     print_table(_interval(scores), title, _diverged(loaded))
     print_tables([_seed_table(loaded, scores), _prediction_table(loaded, scores)])
 
 
 def _seed_table(loaded: Loaded, scores: Scores) -> Table:
     digits = decimals(float(np.nanmax(np.abs(scores.score), initial=0)))
-    steps = {seed: group.step for group in loaded.groups for seed in group.seeds}
+    steps = _steps(loaded)
     rows = [
         [str(seed), f"{steps[seed]:,}"]
         + [number(value, digits) for value in (values.mean(), values.min(), values.max())]
@@ -159,6 +161,11 @@ def notes(loaded: Loaded) -> list[str]:
         for seed, step in _diverged(loaded).items()
     ]
     return lines
+
+
+def _steps(loaded: Loaded) -> dict[int, int]:
+    """Env steps at which each seed's agent is from."""
+    return {seed: step for group in loaded.groups for seed, step in group.agent_steps.items()}
 
 
 def _interval(scores: Scores) -> Interval:

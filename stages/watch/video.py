@@ -16,5 +16,5 @@ def write_video(path: Path, group: AgentBatch, seed: int, policy: str, rows: int
     """Play, draw and write; arguments as of scene.record_scene. Raises RunFolderError if the file cannot be written."""
     scene = record_scene(group, seed, policy, rows, point)
     env = env_title(group.config.env, group.config.env_args)
-    title = f"{env}: {PLAYERS[policy]} of seed {seed} after {group.step:,} steps"
+    title = f"{env}: {PLAYERS[policy]} of seed {seed} after {group.agent_steps[seed]:,} steps"
     write_whole(path, write_gif(draw_frames(scene, title), fps))
