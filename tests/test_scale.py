@@ -67,8 +67,8 @@ def test_rounds_give_the_same_numbers(at_once, tmp_path, capsys):
     same(at_once, folder)
 
 
-def test_a_sweep_too_big_for_memory_is_trained_in_rounds(tmp_path, capsys):
-    # As in tests/test_resume.py, so that the program that is too big is compiled once.
+def test_a_sweep_too_big_for_memory_is_trained_in_rounds(compiled_once, tmp_path, capsys):
+    # The configuration of runs.CATCH, whose program is too big here, and compiled once.
     words = [*TINY, "--seeds", "2", "--steps", "25", "--devices", "1", "--logdir"]
     assert run.main([*words, str(tmp_path / "run"), "--memory", "3e-4"]) == 0
     said = capsys.readouterr().out
