@@ -24,6 +24,7 @@ from stages.encode import ConvEncoder
 from stages.library.policy import Policy
 from stages.measure.open_loop import errors
 from stages.obs_numbers import ObsNumbers
+from stages.presets import preset
 from stages.rssm import Latent
 from stages.sweep import start
 from tests.conftest import SMALL, arbitrary, observations
@@ -202,6 +203,45 @@ def test_parameters_by_formula(encoder, decoder):
     assert count(decoder.mlp) == dense(FEAT, 6) + dense(6, 6)
     assert count(decoder.out) == sum(6 * SIZES[name] + SIZES[name] for name in VECTORS)
     assert count(encoder) == count(encoder.mlp) + count(encoder.conv)
+
+
+def wave(shape: tuple[int, ...], phase: float) -> np.ndarray:
+    """Numbers that anybody can make again."""
+    return np.sin(np.arange(np.prod(shape)) + phase).reshape(shape)
+
+
+def test_an_image_and_a_vector_are_the_references_to_rounding():
+    """Parameters, embeddings and losses of github.com/danijar/dreamerv3, e3f0224, size 1m, float32, with these weights:
+    the i-th array 0.1 sin(0 + i, 1 + i, ...), plus 1 for scales. Its first layer reads stoch before deter."""
+    model = preset("1m")[0].model
+    space = DictSpace({"image": ObsSpace((64, 64, 3), "image"), "vector": ObsSpace((6,), "real")})
+    image, vector = 127 * wave((2, 1, 64, 64, 3), 0) + 128, 3 * wave((2, 1, 6), 1)
+    obs = {"image": image.astype(np.uint8), "vector": vector.astype(np.float32)}
+    deter, classes = wave((2, 1, 512), 2).astype(np.float32), np.arange(64).reshape(2, 1, 32) % 4
+    latent = Latent(jnp.asarray(deter), jax.nn.one_hot(classes, 4))
+
+    def made(make):
+        leaves, structure = jax.tree_util.tree_flatten_with_path(
+            jax.eval_shape(lambda: make(space, model, key=jr.key(0)))
+        )
+        arrays = [0.1 * wave(x.shape, i) + ("scale" in jax.tree_util.keystr(p)) for i, (p, x) in enumerate(leaves)]
+        return arrays, structure
+
+    (encoder, encoded), (decoder, decoded) = made(encode.make_encoder), made(decode.make_decoder)
+    assert [sum(x.size for x in arrays) for arrays in (encoder, decoder)] == [23_264, 130_521]
+    decoder[0] = np.roll(decoder[0], -128, 0)  # stoch's rows come last here
+
+    @jax.jit
+    def compute(encoder, decoder, obs):
+        embed = jax.tree.unflatten(encoded, encoder)(obs, jnp.dtype(jnp.float32))
+        return embed, decode.recon_losses(jax.tree.unflatten(decoded, decoder), latent, obs)
+
+    embed, losses = compute(*jax.tree.map(np.float32, (encoder, decoder)), obs)
+    np.testing.assert_allclose(losses["image"], [[1595.340454], [1605.088745]], rtol=1e-5)
+    np.testing.assert_allclose(losses["vector"], [[8.492731], [8.850710]], rtol=1e-5)
+    np.testing.assert_allclose(jnp.abs(embed).sum(-1), [[206.490326], [202.507446]], rtol=1e-5)
+    some = [[-0.274608, 0.439305, 0.264016], [-0.271919, 0.804648, 0.719702]]  # of MLP, image, image
+    np.testing.assert_allclose(embed[:, 0, np.array([0, 64, -1])], some, atol=5e-5)
 
 
 def test_only_what_there_is_has_a_network():
