@@ -233,9 +233,10 @@ class Config:
     vmap_width: int = 0
     """Seeds that a device computes at once. Only for speed; 0 takes what suits the machine: 1 on a core, else all."""
     eval_episodes: int = 16
-    """Episodes of a seed's final evaluation, with the tasker."""
+    """Episodes of an evaluation of a seed, by the tasker: fewer where the time limit is long, so that it has at most
+    64,000 rows; with --eval-steps all of them."""
     eval_steps: int = 0
-    """Longest evaluation episode; 0 takes the environment's own time limit."""
+    """Longest evaluation episode, which cuts longer ones short; 0 takes the environment's own time limit."""
     eval_greedy: bool = False
     """Evaluate with the policy's most likely action instead of a sample (the reference samples)."""
     model: ModelConfig = field(default_factory=ModelConfig)

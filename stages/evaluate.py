@@ -15,6 +15,20 @@ from stages.config import Config, Hypers
 from stages.finite import all_finite
 from stages.uniform import RandomPolicy
 
+MOST_ROWS = 64_000
+"""Rows of one evaluation of a seed at the most, where the time limit alone says how long an episode may be."""
+
+
+def episodes_of(env: Environment, config: Config) -> int:
+    """Episodes of one evaluation of a seed: fewer than `config.eval_episodes` where the time limit is long.
+
+    Episodes are left out, and none is cut short, so that the mean score is of whole episodes. With `config.eval_steps`
+    all are played.
+    """
+    if config.eval_steps:
+        return config.eval_episodes
+    return min(config.eval_episodes, max(1, MOST_ROWS // env.time_limit))
+
 
 class _Loop(eqx.Module):
     actor_state: ActorState
@@ -33,7 +47,7 @@ def evaluate(
     *,
     key: PRNGKeyArray,
 ) -> tuple[Float[Array, " E"], Float[Array, " E"]]:
-    """Score and length of `config.eval_episodes` first episodes, played side by side.
+    """Score and length of first episodes, as many as `episodes_of` says, played side by side.
 
     An episode that `config.eval_steps` (or the environment's time limit) cuts short counts with what it has by then.
     Where an observation or a reward is not finite, neither is the score: NaN.
@@ -45,7 +59,7 @@ def evaluate(
         (scores, lengths in rows), [E].
     """
     key_start, key_loop = jr.split(key)
-    player, episodes = behavior or agent.tasker, config.eval_episodes
+    player, episodes = behavior or agent.tasker, episodes_of(env, config)
     limit = (config.eval_steps or env.time_limit) + 1
     zeros = jnp.zeros(episodes)
     actor_state = start(env, agent.model, episodes, key=key_start)

@@ -17,7 +17,7 @@ import pytest
 from envs.environment import ActionSpace, Environment, ObsSpace, Timestep
 from stages.agent import Agent
 from stages.config import Hypers
-from stages.evaluate import evaluate
+from stages.evaluate import episodes_of, evaluate
 from tests.conftest import arbitrary
 
 E, HYPERS, KEY = 12, Hypers(policy_unimix=0.0), jr.key(3)
@@ -145,3 +145,16 @@ def test_catch_pays_once_in_ten_rows(config, env):
     scores, lengths = play(env, config)
     np.testing.assert_array_equal(np.abs(scores), 1)
     np.testing.assert_array_equal(lengths, 10)
+
+
+@pytest.mark.parametrize(
+    ("time_limit", "settings", "episodes"),
+    [(1_000, {}, 64), (1_001, {}, 63), (10_000, {}, 6), (100_000, {}, 1), (10_000, {"eval_steps": 5_000}, 64)],
+)
+def test_where_the_time_limit_is_long_fewer_episodes_are_played(config, time_limit, settings, episodes):
+    env = Script(1, time_limit, time_limit, by_action=False)
+    config = dataclasses.replace(config, mode="mix", eval_episodes=64, **settings)
+    assert episodes_of(env, config) == episodes
+    agent = jax.eval_shape(lambda: Agent(config, OBS, ACTIONS, key=KEY))
+    scores, lengths = jax.eval_shape(lambda agent: evaluate(env, agent, config, HYPERS, key=KEY), agent)
+    assert scores.shape == lengths.shape == (episodes,)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from stages.cli import terminal
+from stages.cli.settings_file import JsonObject
 from stages.config import Config
 from stages.log.lines import Pace, agent_name, explored_words, plan_lines, progress_line, round_line, start_lines
 from stages.log.measured import measured_columns
@@ -76,8 +77,11 @@ def log_round(log: RunLog, index: int, round: Round) -> RoundLog:
 
 def log_evaluation(log: RunLog, agents: str) -> None:
     """Agents are evaluated now, of this kind: it may take as long as a chunk."""
-    if log.setup.folder is not None:
-        terminal.say(f"evaluating {agents} agents: {log.setup.arguments.config.eval_episodes} episodes a seed")
+    run = log.setup
+    if run.folder is not None:
+        asked, played = run.arguments.config.eval_episodes, run.eval_episodes
+        bound = f" (not {asked}: the time limit is long; --eval-steps N plays all, of N steps at most)"
+        terminal.say(f"evaluating {agents} agents: {played} episodes a seed{bound * (played < asked)}")
 
 
 def chunk_rows(
@@ -152,15 +156,13 @@ def log_finish(log: RunLog) -> None:
         return
     log.tracker.close()
     merged, names = RoundLog.of_all(log.rounds), [trial.name for trial in run.trials]
-    cost = {"compile_seconds": round(log.compile_seconds, 2), "wall_seconds": log.wall_seconds}
-    cost |= {"peak_memory_mb": round(peak_memory_mb(), 1), "versions": versions()}
-    about = {"finished": True, "side_by_side": len(merged.round.mine) * run.processes.count}
-    about |= {"processes": run.processes.count, "rounds": len(log.rounds), **cost}
+    cost = cost_of(log)
+    about = about_finished(log, cost)
     for index, (trial, folder) in enumerate(zip(run.trials, run.folders, strict=True)):
         of_trial = merged.of_trial(index)
         write_finished(folder, trial, of_trial, run.states, run.achievements, about)
         if names == [""]:
-            print_finished(trial, of_trial, run.states, run.has_goal, run.achievements)
+            print_finished(trial, of_trial, run)
             if advice := advice_line(read_run(folder.path), run.max_entropy):
                 terminal.say(advice)
     if names != [""]:
@@ -169,6 +171,19 @@ def log_finish(log: RunLog) -> None:
         f"{merged.step:,} steps and {merged.updates:,} updates a seed in {cost['wall_seconds']:.0f} s "
         f"({log.compile_seconds:.0f} s compiling), {cost['peak_memory_mb']:,.0f} MB; see {run.folder.path}"
     )
+
+
+def cost_of(log: RunLog) -> JsonObject:
+    """What the run took, and with which versions."""
+    cost = {"compile_seconds": round(log.compile_seconds, 2), "wall_seconds": log.wall_seconds}
+    return cost | {"peak_memory_mb": round(peak_memory_mb(), 1), "versions": versions()}
+
+
+def about_finished(log: RunLog, cost: JsonObject) -> JsonObject:
+    """What every trial's summary.json says of the whole run at its end."""
+    processes = log.setup.processes.count
+    about = {"finished": True, "side_by_side": len(log.rounds[-1].round.mine) * processes}
+    return about | {"processes": processes, "rounds": len(log.rounds), **cost}
 
 
 def _write_unfinished(log: RunLog, folder: RunFolder) -> None:

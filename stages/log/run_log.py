@@ -13,6 +13,7 @@ from stages.cli.arguments import Arguments
 from stages.cli.processes import Processes
 from stages.cli.settings_file import JsonObject
 from stages.config import ConfigError
+from stages.evaluate import episodes_of
 from stages.log.lines import Pace
 from stages.log.round_log import RoundLog
 from stages.log.sink import Tracker
@@ -34,6 +35,7 @@ class RunSetup:
     states: StateSpace | None = None  # of the environment
     has_goal: bool = False  # whether the environment has one
     achievements: tuple[str, ...] = ()  # its events that Crafter's score counts
+    eval_episodes: int = 0  # of one evaluation of a seed
     max_entropy: float = math.nan  # of a policy, nats; NaN of continuous actions
     folder: RunFolder | None = None  # None: nothing is printed or written, or another process does
     folders: list[RunFolder] = field(default_factory=list)  # of each trial; empty where `folder` is None
@@ -50,7 +52,7 @@ class RunSetup:
         """What is to be known of the environment stands in the other fields."""
         return RunSetup(
             arguments, trials, processes, env.states, env.goal is not None, env.achievements,
-            max_entropy(env.action_space), folder, list(folders),
+            episodes_of(env, arguments.config), max_entropy(env.action_space), folder, list(folders),
         )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from stages.cli.settings_file import JsonObject, Settings
 from stages.figures.curves import plot_curves
 from stages.figures.novelty_maps import plot_novelty
 from stages.log.round_log import RoundLog
+from stages.log.run_log import RunSetup
 from stages.report.novelty import novelty_line, summary
 from stages.report.score_table import print_table
 from stages.report.statistics import summarise
@@ -103,19 +104,17 @@ def _plot(folder: RunFolder, trial: Trial, log: RoundLog, states: StateSpace | N
         plot_novelty(folder.path / "novelty.png", log.novelty, states, title=title, seed=seed, reward=reward)
 
 
-def print_finished(
-    trial: Trial, log: RoundLog, states: StateSpace | None, has_goal: bool, achievements: Sequence[str]
-) -> None:
+def print_finished(trial: Trial, log: RoundLog, run: RunSetup) -> None:
     """The table of a trial's final scores, and what is known of its exploring and of what happened in its episodes."""
     with terminal.printing():
-        title = f"{_title(trial)}: final evaluation, {trial.arguments.config.eval_episodes} episodes a seed"
+        title = f"{_title(trial)}: final evaluation, {run.eval_episodes} episodes a seed"
         print_table(summarise(log.final, log.round.seeds), title, log.diverged_at)
-    if states is not None:
-        terminal.say(novelty_line(log.novelty, states.count, has_goal))
+    if run.states is not None:
+        terminal.say(novelty_line(log.novelty, run.states.count, run.has_goal))
     elif np.isfinite(log.untrained_share).any():
         share = np.nanmedian(log.untrained_share)
         terminal.say(f"disagreement about what was collected last: {share:.2g} of an untrained ensemble's (median)")
-    for line in log.events.lines(achievements):
+    for line in log.events.lines(run.achievements):
         terminal.say(line)
     if trial.arguments.checkpoint_best:
         best, seeds = log.evaluation.best(), log.round.seeds

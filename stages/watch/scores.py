@@ -61,7 +61,8 @@ def play(loaded: Loaded, policy: str, episodes: int, point: int | None) -> Score
 
 def _play(group: AgentBatch, policy: str, episodes: int, point: int | None) -> Scores:
     select_behavior(group.agent, policy)  # before anything is compiled
-    config = dataclasses.replace(group.config, eval_episodes=episodes)
+    limit = group.config.eval_steps or group.env.time_limit  # given, so that all episodes are played
+    config = dataclasses.replace(group.config, eval_episodes=episodes, eval_steps=limit)
 
     def one(agent, hypers, env_params, key):
         env, player = group.env.with_params(env_params), select_behavior(agent, policy)
