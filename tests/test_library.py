@@ -132,11 +132,12 @@ def test_training_is_the_runs_to_the_bit(recorded, tmp_path, capsys, monkeypatch
         np.testing.assert_array_equal(getattr(training, name), files.summary[name])
 
 
-def test_progress_is_told_at_every_log_point():
+def test_progress_is_told_at_every_log_point_and_the_run_is_saved(tmp_path, capsys):
     """Two rounds of two phases of two points: of seeds 5 and 6, then of 7."""
     arguments, told = run.parse(ROUNDS), []
     how: dict = {"seed_start": 5, "log_points": 2, "devices": 1, "parallel": 2}
-    training = library.train(arguments.config, arguments.hypers, 3, **how, on_progress=told.append)
+    folder = tmp_path / "saved"
+    training = library.train(arguments.config, arguments.hypers, 3, **how, on_progress=told.append, save=folder)
     assert [(p.seeds, p.phase, p.share) for p in told] == [
         (seeds, phase, share) for seeds in ([5, 6], [7]) for phase in ("explore", "task") for share in (0.5, 1.0)
     ]
@@ -144,6 +145,20 @@ def test_progress_is_told_at_every_log_point():
     both = [(a.metrics["eval/score"], b.metrics["eval/score"]) for a, b in zip(told[:4], told[4:], strict=True)]
     scores = np.stack([np.concatenate(pair) for pair in both], 1)
     np.testing.assert_array_equal(scores, training.metrics["eval/score"])
+
+    loaded, [files] = library.load(folder), read_runs([folder])
+    for part in ("agent", "hypers", "env_params"):
+        assert tree_equal(getattr(loaded, part), getattr(training.agents, part)), part
+    for name in ("seeds", "step", "finished", "config"):
+        assert getattr(loaded, name) == getattr(training.agents, name), name
+    assert files.finished and files.metrics.keys() == training.metrics.keys()
+    np.testing.assert_array_equal(files.summary["score"], training.score)
+    assert {"curves.png", "novelty.png"} < {path.name for path in folder.iterdir()}
+    assert capsys.readouterr() == ("", "")
+    with pytest.raises(RunFolderError, match="is not empty; choose another folder to save in"):
+        library.train(arguments.config, arguments.hypers, save=folder)
+    with pytest.raises(ConfigError, match=r"set config\.env, and leave env out"):
+        library.train(arguments.config, arguments.hypers, env=Corridor(), save=tmp_path / "another")
 
 
 def test_what_the_progress_raises_ends_the_training():

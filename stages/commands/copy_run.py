@@ -40,7 +40,7 @@ def copy_run(run: Path, out: str, seeds: int | None, trust: bool, best: bool = F
         raise RunFolderError(f"{str(folder)!r} is not empty; choose another --out, or remove it")
     trained = range(config["seed_start"], config["seed_start"] + config["seeds"])
     kept = trained[:seeds]
-    _write_agents(folder, loaded, kept)
+    write_agents(folder, loaded, kept)
     if rows := read_metrics(loaded.path / RunFolder.METRICS):
         write_whole(folder / RunFolder.METRICS, b"".join(encode_json(row) for row in rows if row["seed"] in kept))
     if summary := read_summary(loaded.path, trained):
@@ -50,8 +50,12 @@ def copy_run(run: Path, out: str, seeds: int | None, trust: bool, best: bool = F
     return folder
 
 
-def _write_agents(folder: Path, loaded: Loaded, kept: Sequence[int]) -> None:
-    """A checkpoint for each group of seeds that has some of `kept`, with as much as `load` reads."""
+def write_agents(folder: Path, loaded: Loaded, kept: Sequence[int]) -> None:
+    """Write a checkpoint of each group of seeds that has some of `kept`, with as much as `load` reads.
+
+    Raises:
+        RunFolderError: the disk refuses.
+    """
     rounds, parts = [], []
     for group in loaded.groups:
         slots = np.flatnonzero([seed in kept for seed in group.seeds])

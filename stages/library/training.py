@@ -1,9 +1,10 @@
-"""Training: the loop of run.py without its files and its lines: agents and numbers come back as arrays.
+"""Training: the loop of run.py without its lines, and with files if asked: agents and numbers come back as arrays.
 
 Axes: S seeds, P log points.
 """
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -18,6 +19,7 @@ from stages.cli.arguments import Arguments, check
 from stages.cli.processes import Processes
 from stages.config import Config, ConfigError, Hypers
 from stages.library.agents import joined
+from stages.library.save import empty_folder, save_run
 from stages.log.lines import Pace
 from stages.log.round_log import RoundLog
 from stages.log.run_log import MetricRow, RunLog, RunSetup
@@ -74,8 +76,9 @@ def train(
     parallel: Literal["auto"] | int = "auto",
     memory: float = 0.0,
     on_progress: Callable[[TrainingProgress], object] | None = None,
+    save: str | os.PathLike[str] | None = None,
 ) -> Training:
-    """Train `seeds` agents, as `run.py` with the same settings does, to the bit; nothing is printed or written.
+    """Train `seeds` agents, as `run.py` with the same settings does, to the bit; nothing is printed.
 
     jax is used as it is. What `run.py` does before it starts, `stages.sweep.start.start_jax()` does here too, if it is
     called before jax makes its first array: a virtual device for each core, and a cache for compiled programs.
@@ -91,13 +94,19 @@ def train(
         parallel: seeds side by side, the others in further rounds; "auto": as many as fit.
         memory: GB that all may take (on accelerators: of each device); 0: 80 % of what is free.
         on_progress: called at each log point of each round; what it raises ends the training.
+        save: an empty folder, or one to be made, that holds the run at its end: `load`, eval, video, report and compare
+            read it. Without it nothing is written.
 
     Raises:
         ConfigError: an argument that cannot work, or not even one seed fits into the memory.
+        RunFolderError: the folder to save in is not empty, or cannot be written.
         EnvError: the environment cannot be made, or is none.
     """
     where = {"devices": devices, "parallel": parallel, "memory": memory}
     arguments = _arguments(config, hypers, {"seeds": seeds, "seed_start": seed_start, "log_points": log_points}, where)
+    if save is not None and env is not None:
+        raise ConfigError("save needs an environment that can be made again: set config.env, and leave env out")
+    folder = None if save is None else empty_folder(save)
     env = envs.make(config.env, dict(config.env_args)) if env is None else own.checked("env", env)
     setup = RunSetup.of(arguments, [Trial("", arguments)], env, Processes())
     log, groups = RunLog(setup, time.time(), table=[]), []
@@ -108,6 +117,8 @@ def train(
         groups.append(_trained(env, config, ended, state, clock))
 
     train_rounds(env, log, on_round_end=keep)
+    if folder is not None:
+        save_run(folder, log, groups)
     agents, merged = joined(groups), RoundLog.of_all(log.rounds)
     steps, phases, metrics = tabulated(log.table or [], agents.seeds)
     zero_shot = merged.zero_shot if config.mode == "explore" else None
