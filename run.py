@@ -64,6 +64,11 @@ def main(argv: list[str], start: Callable[[], None] = lambda: None) -> int:
     return 0
 
 
+def program() -> int:
+    """Do what the words on the command line say; returns the exit code."""
+    code = command(sys.argv[1:])  # compare, report, eval, video, export, envs
+    return main(sys.argv[1:], start_jax) if code is None else code
+
+
 if __name__ == "__main__":
-    code = command(sys.argv[1:])  # compare, report, eval, video, export
-    sys.exit(main(sys.argv[1:], start_jax) if code is None else code)
+    sys.exit(program())
