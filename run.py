@@ -35,7 +35,7 @@ def main(argv: list[str], start: Callable[[], None] = lambda: None) -> int:
     from stages.store.files import RunFolderError
     from stages.sweep.trials import describe, programs_of
 
-    started = time.time()
+    started = time.monotonic()
     terminal.replace_unencodable()
     try:
         start()
@@ -51,7 +51,7 @@ def main(argv: list[str], start: Callable[[], None] = lambda: None) -> int:
                 terminal.say(describe(programs))
             for program in programs:
                 train_program(program, processes, signals, started)
-                started = time.time()
+                started = time.monotonic()
             if arguments.sweep and processes.leads:
                 leave_grid(arguments.logdir)
     except (ConfigError, EnvError, RunFolderError, ProcessError) as error:

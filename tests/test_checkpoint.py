@@ -2,11 +2,13 @@
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import resource
 import shutil
 import sys
+import time
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -156,6 +158,17 @@ def test_a_sweep_that_is_prolonged_goes_on_from_what_was_written_last(tmp_path):
         checkpoints.save(place, tree(), {})
         checkpoints.wait()
         assert made(tmp_path).newest() == place
+
+
+def test_within_a_round_the_newest_has_most_steps_though_the_clock_went_back(tmp_path, monkeypatch):
+    checkpoints, clock = made(tmp_path), itertools.count(2**60, -(10**9))
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time_ns", lambda: next(clock))
+        for step in (10, 20):
+            checkpoints.save(CheckpointId(0, step), tree(), {})
+            checkpoints.wait()
+    times = [checkpoints._manager(0).metadata(step).commit_timestamp_nsecs for step in (10, 20)]
+    assert times[1] < times[0] and made(tmp_path).newest() == CheckpointId(0, 20)
 
 
 def test_none_is_written_where_none_shall_be_kept(tmp_path):

@@ -42,7 +42,7 @@ def clock(monkeypatch):
     """A clock that stands still, and may be set."""
     hand = SimpleNamespace(now=NOW)
     for module in (log_module, round_log):
-        monkeypatch.setattr(module, "time", SimpleNamespace(time=lambda: hand.now))
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: hand.now))
     return hand
 
 

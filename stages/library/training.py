@@ -109,7 +109,7 @@ def train(
     folder = None if save is None else empty_folder(save)
     env = envs.make(config.env, dict(config.env_args)) if env is None else own.checked("env", env)
     setup = RunSetup.of(arguments, [Trial("", arguments)], env, Processes())
-    log, groups = RunLog(setup, time.time(), table=[]), []
+    log, groups = RunLog(setup, time.monotonic(), table=[]), []
     if on_progress is not None:
         log.on_point = lambda rows, pace: on_progress(_progress(rows, pace))
 

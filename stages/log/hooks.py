@@ -92,7 +92,7 @@ def chunk_rows(
     Args:
         config: of the phase.
         iterations: of the chunk.
-        since: when it began, of time.time.
+        since: when it began, of time.monotonic.
     """
     everyone = log.setup.processes.gather(progress)
     return metric_rows(everyone, log.round.round.seeds, config, int(clock.step), iterations, since)

@@ -179,7 +179,7 @@ def metric_rows(
     with np.errstate(invalid="ignore"):
         scores, lengths = np.asarray(episodes.score) / count, np.asarray(episodes.length) / count
         events = {METRIC + name: np.asarray(happened) / count for name, happened in episodes.events.items()}
-    spent, (steps, updates) = time.time() - since, config.schedule
+    spent, (steps, updates) = time.monotonic() - since, config.schedule
     shared = {
         "fps/policy": round(iterations * steps * config.envs / spent, 2),
         "fps/train": round(iterations * updates * config.replay.batch_size * config.replay.batch_length / spent, 2),

@@ -61,7 +61,7 @@ class RunLog:
     """How far a run has come. `to_json` gives it to a checkpoint; `resume` goes on from there."""
 
     setup: RunSetup
-    started: float  # of time.time, earlier by the seconds that the run took in sessions before
+    started: float  # of time.monotonic, earlier by the seconds that the run took in sessions before
     rounds: list[RoundLog] = field(default_factory=list)  # so far
     current: int = -1  # index of the present one
     planned_rounds: int = 1
@@ -78,7 +78,7 @@ class RunLog:
     @property
     def wall_seconds(self) -> float:
         """Seconds since the run began, with those before it was stopped."""
-        return round(time.time() - self.started, 2)
+        return round(time.monotonic() - self.started, 2)
 
     def to_json(self, iterations: Sequence[int]) -> JsonObject:
         """The log so far, with the run's arguments and versions, as JSON may hold it.
@@ -93,7 +93,7 @@ class RunLog:
             "trials": [trial.name for trial in self.setup.trials],
             "width": len(self.round.round.mine),
             "metrics_sizes": [folder.metrics_size for folder in self.setup.folders],
-            "seconds": time.time() - self.started,
+            "seconds": time.monotonic() - self.started,
             "compile_seconds": self.compile_seconds,
             "arguments": dataclasses.asdict(self.setup.arguments),
             "versions": versions(),

@@ -50,7 +50,7 @@ class CheckpointPolicy:
         self._environment = fingerprint(env)
         self._phases: list[Phase] = []
         self._lost: list[int] = []  # rounds whose last state could not be saved
-        self._saved_at = self._chunk_at = time.time()
+        self._saved_at = self._chunk_at = time.monotonic()
         signals.on_abort = log.on_abort
         try:
             self._checkpoints.try_saving()
@@ -88,7 +88,7 @@ class CheckpointPolicy:
     def on_plan(self, phases: list[Phase]) -> None:
         """All is compiled."""
         self._phases = phases
-        self._saved_at = time.time()
+        self._saved_at = time.monotonic()
 
     def on_training(self) -> None:
         """A round's state is there: from now on there is something to save, and a signal waits for the chunk's end.
@@ -100,7 +100,7 @@ class CheckpointPolicy:
         if asked := max(self._processes.exchange_json(self._signals.asked)):
             self._log.on_stop()
             raise Stopped(asked)
-        self._chunk_at = time.time()
+        self._chunk_at = time.monotonic()
 
     def restore(self, index: int) -> tuple[TrainState, StepCounters] | None:
         """State and clock of round `index` at its newest checkpoint; None if it has none. Raises RunFolderError."""
@@ -131,7 +131,7 @@ class CheckpointPolicy:
         self._check_folder()
         if self._keeps_best:
             self._update_best(state.agent)
-        chunk_end = time.time()
+        chunk_end = time.monotonic()
         self._signals.between_chunks(chunk_end - self._chunk_at)
         local = [self._signals.asked, chunk_end - self._saved_at >= 60 * self._minutes]
         by_process = self._processes.exchange_json(local)
@@ -142,7 +142,7 @@ class CheckpointPolicy:
             self._wait()
             self._log.on_stop()
             raise Stopped(asked)
-        self._chunk_at = time.time()
+        self._chunk_at = time.monotonic()
 
     def on_round_end(self, index: int, state: TrainState, clock: StepCounters) -> None:
         """Save the state at the end of a round, and keep that checkpoint alone; `close` raises where it failed."""
@@ -177,7 +177,7 @@ class CheckpointPolicy:
         progress = self._log.to_json([phase.iterations for phase in self._phases]) | {"environment": self._environment}
         best = () if self._best is None else (self._best,)
         saved = self._tried(lambda: self._checkpoints.save(checkpoint, (state, clock, *best), progress))
-        self._saved_at = time.time()
+        self._saved_at = time.monotonic()
         return saved
 
     def _wait(self) -> bool:

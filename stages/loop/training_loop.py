@@ -79,7 +79,7 @@ def train_rounds(
         return phases_of(env, arguments.config, devices, width, arguments.log_points, chunks)
 
     log_start(log, seeds, devices)
-    since = time.time()
+    since = time.monotonic()
     try:
         planned = plan(
             seeds, devices, setup.processes, build,
@@ -89,7 +89,7 @@ def train_rounds(
     except BaseException:
         log.on_abort()
         raise
-    log_plan(log, planned, time.time() - since)
+    log_plan(log, planned, time.monotonic() - since)
     if saving:
         saving.on_plan(planned.phases)
     for index, round in enumerate(planned.rounds):
@@ -146,17 +146,17 @@ def train_phase(
     saving: CheckpointPolicy | None = None,
 ) -> tuple[TrainState, StepCounters]:
     """Collect and train in equal chunks; log and save after each. Consumes `state`."""
-    sweep, logged, since, first = phase.sweep, log.round, time.time(), log.round.done
+    sweep, logged, since, first = phase.sweep, log.round, time.monotonic(), log.round.done
     arguments = log.setup.arguments
     evaluates = arguments.config.mode != "task" or arguments.checkpoint_best  # the tasker, at every log point
     while logged.done < phase.total:
-        chunk_since = time.time()
+        chunk_since = time.monotonic()
         state, clock, progress = sweep.train_chunk(state, clock, phase.iterations)
         rows = chunk_rows(log, progress, sweep.config, clock, phase.iterations, chunk_since)
         rows = with_measurements(log, rows, sweep.measure(state, logged.round.mine, int(clock.step)))
         scores = evaluate(sweep, state, clock) if evaluates else None
         rows_each = sweep.config.schedule[0] * sweep.config.envs
-        pace = Pace.of(logged.done + phase.iterations, first, phase.total, rows_each, time.time() - since)
+        pace = Pace.of(logged.done + phase.iterations, first, phase.total, rows_each, time.monotonic() - since)
         log_chunk(log, sweep.config, rows, scores, phase.iterations, pace)
         if saving:
             saving.on_chunk(state, clock)

@@ -67,7 +67,8 @@ class Checkpoints:
     def newest(self) -> CheckpointId | None:
         """The one written last of those that every process has whole; None without one.
 
-        It need not be the last round's: a finished sweep that is prolonged begins again with its first.
+        Within a round it is the one of most steps, whatever the clock said. It need not be the last round's: a
+        finished sweep that is prolonged begins again with its first.
         """
         local = [(round, step) for round in self._rounds() for step in self._manager(round).all_steps()]
         by_process = [{tuple(pair) for pair in pairs} for pairs in self.processes.exchange_json(local)]
@@ -82,7 +83,8 @@ class Checkpoints:
             with explained(self._path(CheckpointId(*pair))):
                 return self._manager(pair[0]).metadata(pair[1]).commit_timestamp_nsecs or 0, pair
 
-        return CheckpointId(*max(common, key=commit_time)) if common else None
+        of_rounds = dict(sorted(common)).items()  # each round's last
+        return CheckpointId(*max(of_rounds, key=commit_time)) if common else None
 
     def newest_of_rounds(self) -> list[CheckpointId]:
         """The newest of each round that this process has, whatever others have."""
