@@ -254,8 +254,8 @@ def test_disk_full_amid_a_row_leaves_whole_lines(tmp_path, monkeypatch):
     assert len(calls) == 2
     monkeypatch.undo()
     assert lines(folder.path / "metrics.jsonl") == [{"step": 0}]
-    folder.append_metrics([{"step": 1}])
-    assert lines(folder.path / "metrics.jsonl") == [{"step": 0}, {"step": 1}]
+    folder.append_metrics([{"step": 4}])
+    assert lines(folder.path / "metrics.jsonl") == [{"step": k} for k in range(5)]
 
 
 def test_short_writes_are_continued(tmp_path, monkeypatch):

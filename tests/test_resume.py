@@ -21,6 +21,7 @@ from envs import registry
 from stages.cli.signals import Signals
 from stages.commands.command import command
 from stages.loop import checkpoint_policy
+from stages.store import folder as run_folder
 from stages.store.fingerprint import COMPUTATION, fingerprint
 from stages.sweep import rounds, start
 from tests.bench.kills import differences
@@ -338,6 +339,18 @@ def test_saves_that_fail_cost_the_saves_and_the_exit_code_says_whether_the_last_
     assert len(warnings) == 3 and all(line.startswith("run.py: warning: not saved: ") for line in warnings)
     assert error.startswith("run.py: error: the agents could not be saved at the end")
     assert logged(tmp_path / "both") and json.loads((tmp_path / "both" / "summary.json").read_text())["finished"]
+
+
+def test_lines_that_a_full_disk_refuses_are_written_once_there_is_room(whole, tmp_path, monkeypatch, capsys):
+    """By the run itself, or by the one that goes on from its checkpoint."""
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder, "_append", disk_full)
+        at_chunk(patch, 1, lambda: ask(signal.SIGTERM))
+        assert run.main([*WORDS, str(folder)]) == 143
+    assert "metrics.jsonl': No space left on device" in capsys.readouterr().err and logged(folder) == []
+    assert run.main([*WORDS, str(folder)]) == 0
+    assert differences(whole, folder) == []
 
 
 def test_a_folder_in_which_nothing_can_be_saved_is_found_before_training(tmp_path, capsys):

@@ -7,8 +7,9 @@ The loop calls `log_start`, `log_plan`, for each round `log_round`, before evalu
 `log_evaluation`, after each chunk `chunk_rows`, `with_measurements` and `log_chunk`, and at the end `log_finish`.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from stages.measure.measurement import Measurement
 from stages.replay import StepCounters
 from stages.report.advice import advice_line
 from stages.report.read import read_run
+from stages.store.files import RunFolderError, disk_is_full
 from stages.store.folder import RunFolder
 from stages.sweep.memory import Devices, peak_memory_mb
 from stages.sweep.rounds import Plan, Round
@@ -134,10 +136,12 @@ def log_chunk(
     prefix = f"round{log.current + 1}/" if log.planned_rounds > 1 else ""
     for index, (trial, folder) in enumerate(zip(run.trials, run.folders, strict=True)):
         if trial_rows := [rows[slot] for slot in current.round.slots(index)]:
-            folder.append_metrics(trial_rows)
+            with _disk_may_be_full():
+                folder.append_metrics(trial_rows)
             if log.tracker.sink is not None:
                 log.tracker.write(current.step, series(trial_rows, prefix, trial.name))
-    _write_unfinished(log, run.folder)
+    with _disk_may_be_full():
+        _write_unfinished(log, run.folder)
     steps = run.arguments.config.steps + (run.arguments.config.adapt_steps if current.adapt_step is not None else 0)
     scores, explores = current.training.scores[-1], run.arguments.config.mode != "task"
     explored = explored_words(current.novelty, run.states, run.has_goal) if explores else []
@@ -158,6 +162,8 @@ def log_finish(log: RunLog) -> None:
     merged, names = RoundLog.of_all(log.rounds), [trial.name for trial in run.trials]
     cost = cost_of(log)
     about = about_finished(log, cost)
+    for folder in run.folders:
+        folder.append_metrics([])  # what the disk refused before
     for index, (trial, folder) in enumerate(zip(run.trials, run.folders, strict=True)):
         of_trial = merged.of_trial(index)
         write_finished(folder, trial, of_trial, run.states, run.achievements, about)
@@ -184,6 +190,17 @@ def about_finished(log: RunLog, cost: JsonObject) -> JsonObject:
     processes = log.setup.processes.count
     about = {"finished": True, "side_by_side": len(log.rounds[-1].round.mine) * processes}
     return about | {"processes": processes, "rounds": len(log.rounds), **cost}
+
+
+@contextlib.contextmanager
+def _disk_may_be_full() -> Iterator[None]:
+    """Then a warning says so and the run goes on: lines of metrics.jsonl wait for the next log point."""
+    try:
+        yield
+    except RunFolderError as error:
+        if not disk_is_full(error):
+            raise
+        terminal.warn(f"{error}; it is tried again at the next log point")
 
 
 def _write_unfinished(log: RunLog, folder: RunFolder) -> None:

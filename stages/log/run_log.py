@@ -93,6 +93,7 @@ class RunLog:
             "trials": [trial.name for trial in self.setup.trials],
             "width": len(self.round.round.mine),
             "metrics_sizes": [folder.metrics_size for folder in self.setup.folders],
+            "metrics_waiting": [b"".join(folder.waiting).decode() for folder in self.setup.folders],
             "seconds": time.monotonic() - self.started,
             "compile_seconds": self.compile_seconds,
             "arguments": dataclasses.asdict(self.setup.arguments),
@@ -105,8 +106,11 @@ class RunLog:
         self.started -= saved["seconds"]
         self.compile_seconds = saved.get("compile_seconds", 0.0)
         if self.setup.folder is not None:
-            for folder, size in zip(self.setup.folders, saved["metrics_sizes"], strict=True):
+            sizes = saved["metrics_sizes"]
+            waiting = saved.get("metrics_waiting", [""] * len(sizes))
+            for folder, size, lines in zip(self.setup.folders, sizes, waiting, strict=True):
                 folder.cut_metrics(size)
+                folder.waiting[:] = [lines.encode()]
             present, past = versions(), saved["versions"]
             if changed := ", ".join(f"{k} {v} (now {present.get(k)})" for k, v in past.items() if present.get(k) != v):
                 terminal.warn(f"the checkpoint was made with {changed}; results may differ")

@@ -175,6 +175,11 @@ _ADVICE = {
 }
 
 
+def disk_is_full(error: RunFolderError) -> bool:
+    """Whether that is what the refusal says."""
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def write_error(path: Path, error: OSError | ValueError) -> RunFolderError:
     """The refusal in one line: which path, why, and what to do."""
     code = error.errno if isinstance(error, OSError) else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -35,6 +35,7 @@ class RunFolder:
     path: Path
     made: tuple[Path, ...] = ()  # the folders that `open` made for it, parents first
     lock: int = -1  # open file whose lock says that a run is at work here; it ends with the process
+    waiting: list[bytes] = field(default_factory=list, compare=False)  # lines of metrics.jsonl that the disk refused
 
     CONFIG = "config.json"
     METRICS = "metrics.jsonl"
@@ -114,18 +115,20 @@ class RunFolder:
         leaves it, is cut off first.
 
         Raises:
-            RunFolderError: the disk refuses; the file still ends with the last whole line before this call.
+            RunFolderError: the disk refuses; the file still ends with the last whole line before this call, and the
+                lines wait for the next one.
         """
-        lines = b"".join(encode_json(row) for row in rows)  # first: a bad row must not cost the file
+        self.waiting.append(b"".join(encode_json(row) for row in rows))  # first: a bad row must not cost the file
         path = self.path / self.METRICS
         try:
             file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
             try:
-                _append(file, lines)
+                _append(file, b"".join(self.waiting))
             finally:
                 os.close(file)
         except OSError as error:
             raise write_error(path, error) from error
+        self.waiting.clear()
 
     @property
     def metrics_size(self) -> int:
