@@ -4,15 +4,20 @@
     python tests/bench/kills.py --kills 20 --processes 2
 
 The run is a sweep of two programs, each of two rounds that explore and then adapt. Kills take PHASES and SIGNALS by
-turns. Every start is the same command with the same --logdir. Compared to the bit: all arrays of the last checkpoints,
-every line of metrics.jsonl but for what the clock says, and the scores of summary.json. `--processes 2` kills one
-process of a distributed run, by turns, and waits until the other has ended by itself.
+turns, so that 24 kills have every pair. Every start is the same command with the same --logdir. Compared to the bit:
+all arrays of the last checkpoints, every line of metrics.jsonl but for what the clock says, and the scores of
+summary.json. `--processes 2` kills one process of a distributed run, by turns, and waits until the other has ended by
+itself.
+
+Compiled programs are kept between starts (`--cache`) and shared by the processes, since compiling takes longest; a
+start that is killed while it compiles does without them. The compiler does not optimise.
 """
 
 import argparse
 import importlib
 import itertools
 import json
+import os
 import random
 import signal
 import socket
@@ -29,10 +34,10 @@ SMALL = [
     *("--model.deter", "8", "--model.blocks", "2", "--model.hidden", "8", "--model.units", "8", "--model.stoch", "2"),
     *("--model.classes", "4", "--model.depth", "2", "--model.bins", "5", "--model.layers", "1", "--horizon", "2"),
     *("--replay.batch-size", "2", "--replay.batch-length", "4", "--replay.train-ratio", "4"),
-    *("--ensemble.members", "2", "--ensemble.layers", "1", "--eval-episodes", "2"),
-    # Two programs of two rounds of two phases, saved after every chunk.
-    *("--mode", "explore", "--seeds", "4", "--parallel", "2", "--checkpoint-minutes", "0", "--log-points", "10"),
-    *("--sweep", "ensemble.layers=1,2"),
+    *("--ensemble.members", "2", "--ensemble.layers", "1", "--ensemble.prior-layers", "0", "--eval-episodes", "2"),
+    # Two programs of two rounds of two phases, saved after every chunk. They differ in few of their compiled functions.
+    *("--env", "CartPole-v1", "--mode", "explore", "--checkpoint-minutes", "0", "--log-points", "10"),
+    *("--sweep", "horizon=2,3"),
 ]
 PHASES = {
     "compiling": ("stages.loop.training_loop", "log_start", 1),
@@ -48,10 +53,17 @@ CLOCK = ("fps/policy", "fps/train", "wall_seconds")
 """Metrics that tell of the clock."""
 
 
-def command(folder: Path, steps: int, place: list[str]) -> list[str]:
-    """What a user types behind run.py."""
+def command(folder: Path, steps: int, processes: int, place: list[str]) -> list[str]:
+    """What a user types behind run.py. Each process trains two seeds, one after the other."""
     words = ["--steps", str(steps), "--adapt-steps", str(steps // 2), "--logdir", str(folder)]
-    return [*SMALL, *words, *place]
+    return [*SMALL, *words, "--seeds", str(2 * processes), "--parallel", str(processes), *place]
+
+
+def variables(cache: Path, phase: str) -> dict[str, str]:
+    """The environment of a start."""
+    compiler = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    kept = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_ENABLE_COMPILATION_CACHE": str(phase != "compiling").lower()}
+    return {**os.environ, **compiler, **kept}
 
 
 def free_place() -> str:
@@ -61,22 +73,40 @@ def free_place() -> str:
         return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
-def start(folder: Path, steps: int, processes: int, phase: str = "") -> list[subprocess.Popen]:
+def start(folder: Path, steps: int, processes: int, cache: Path, phase: str = "") -> list[subprocess.Popen]:
     """The program's processes, begun; they say when they come to a phase."""
     places: list[list[str]] = [[]]
     if processes > 1:
         at = free_place()
         places = [["--coordinator", at, "--processes", str(processes), "--process", str(i)] for i in range(processes)]
     output = open(folder.with_suffix(".log"), "a")  # noqa: SIM115
-    program = [sys.executable, str(ROOT / "run.py")] if not phase else [sys.executable, __file__, "--phase", phase]
-    words = [[*program, *command(folder, steps, place)] for place in places]
-    return [subprocess.Popen(line, stdout=output, stderr=output, cwd=ROOT) for line in words]
+    words = [
+        [sys.executable, __file__, "--phase", phase, *command(folder, steps, processes, place)] for place in places
+    ]
+    shown = {"stdout": output, "stderr": output}
+    return [subprocess.Popen(line, **shown, cwd=ROOT, env=variables(cache, phase)) for line in words]
+
+
+def share_programs() -> None:
+    """Let other processes find what the first one has compiled: jax tells CPU programs apart by the ids of devices."""
+    from jax._src import cache_key
+
+    hash_options = cache_key._hash_serialized_compile_options
+
+    def hash_without_ids(hash_obj, options, strip_device_assignment=False):
+        del strip_device_assignment
+        return hash_options(hash_obj, options, strip_device_assignment=True)
+
+    cache_key._hash_serialized_compile_options = hash_without_ids
 
 
 def run_to(phase: str, words: list[str]) -> int:
-    """run.py with these words, which says when it comes to a phase."""
+    """run.py with these words, which says when it comes to a phase, if one is named."""
     sys.path.insert(0, str(ROOT))
     run = importlib.import_module("run")
+    share_programs()
+    if not phase:
+        return run.main(words, run.start_jax)
     module, path, number = PHASES[phase]
     holder, calls = importlib.import_module(module), itertools.count(1)
     *parents, name = path.split(".")
@@ -149,29 +179,32 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cache", type=Path, help="folder of compiled programs; one that is removed at the end")
     arguments = parser.parse_args()
     draw = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as place:
         whole, killed = Path(place) / "whole", Path(place) / "killed"
-        if sum(p.wait() for p in start(whole, arguments.steps, arguments.processes)):
+        given = (arguments.steps, arguments.processes, arguments.cache or Path(place) / "cache")
+        if sum(p.wait() for p in start(whole, *given)):
             print(whole.with_suffix(".log").read_text()[-2000:])
             return 1
-        done, ended, turns = 0, [], itertools.product(SIGNALS, PHASES)
+        done, ended = 0, []
         while True:
             log = killed.with_suffix(".log")
             said = len(log.read_text()) if log.exists() else 0
             if done < arguments.kills:
-                number, phase = next(turns, None) or next(turns := itertools.product(SIGNALS, PHASES))
-                running = start(killed, arguments.steps, arguments.processes, phase)
+                number = SIGNALS[(done + done // len(PHASES)) % len(SIGNALS)]
+                phase = list(PHASES)[done % len(PHASES)]
+                running = start(killed, *given, phase)
                 victim = running[done % len(running)]
                 wait_for(log, f"comes to {phase}", said, victim)
-                time.sleep(draw.uniform(0, 0.5))
+                time.sleep(draw.uniform(0, 5 if phase == "compiling" else 0.5))
                 if victim.poll() is None:
                     victim.send_signal(number)
                     done += 1
             else:
                 number, phase = None, "its end"
-                running = start(killed, arguments.steps, arguments.processes)
+                running = start(killed, *given)
             codes = [process.wait() for process in running]
             lines = sum(map(len, metrics(killed).values()))
             name = number.name if number else "nothing"
