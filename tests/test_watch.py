@@ -21,6 +21,7 @@ from stages.figures.look import wrapped
 from stages.report.read import read_runs
 from stages.store.checkpoint import CheckpointId, Checkpoints
 from stages.store.files import RunFolderError
+from stages.store.fingerprint import COMPUTATION, spaces_of
 from stages.store.load import Part, load_run
 from stages.sweep import start
 from stages.watch.canvas import SCALE, Canvas, write_gif
@@ -212,6 +213,14 @@ def test_a_seed_that_diverged_is_said(whole):
     assert "seed 6 diverged at step 20" in line
 
 
+def test_an_environment_whose_code_has_changed_is_said(whole):
+    loaded = load_run(whole)
+    groups = [dataclasses.replace(group, environment={COMPUTATION: "another"}) for group in loaded.groups]
+    assert notes(loaded) == []
+    [line] = notes(loaded._replace(groups=groups))
+    assert "the environment's code, or jax, has changed" in line
+
+
 # ---- video ---------------------------------------------------------------------------------------------------------
 
 
@@ -305,6 +314,7 @@ def test_a_copy_has_the_agents_and_the_numbers_of_its_seeds(folder, tmp_path, ca
     for part in ("agent", "hypers", "env_params"):
         assert tree_equal(getattr(kept.groups[0], part), getattr(whole.groups[0], part)), part
     assert kept.groups[0].config == whole.groups[0].config and kept.groups[0].finished
+    assert kept.groups[0].environment == spaces_of(whole.groups[0].env)
     [before], [after] = read_runs([folder]), read_runs([copy])
     assert after.seeds == [5, 6] and after.summary["seeds"] == [5, 6]
     for name in ("score", "untrained", "visited_states"):

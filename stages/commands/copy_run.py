@@ -16,6 +16,7 @@ from stages.report.read import PER_SEED, read_metrics, read_summary
 from stages.report.statistics import summarise
 from stages.store.checkpoint import CheckpointId, Checkpoints
 from stages.store.files import RunFolderError, encode_json, make_folder, write_json, write_whole
+from stages.store.fingerprint import spaces_of
 from stages.store.folder import RunFolder, read_config
 from stages.store.load import Loaded, Part, load_run, take_seeds
 
@@ -69,12 +70,11 @@ def write_agents(folder: Path, loaded: Loaded, kept: Sequence[int]) -> None:
         if group.best_steps:
             log["best_steps"] = [group.best_steps[slot] for slot in slots]
         rounds.append(log)
-    checkpoints = Checkpoints(folder, Processes(), keep=1)
+    checkpoints, spaces = Checkpoints(folder, Processes(), keep=1), spaces_of(loaded.groups[0].env)
     try:
         for index, (step, part) in enumerate(parts):
-            checkpoints.save(
-                CheckpointId(index, step), (part,), {"rounds": rounds, "trials": [""], "agents_only": True}
-            )
+            progress = {"rounds": rounds, "trials": [""], "agents_only": True, "environment": spaces}
+            checkpoints.save(CheckpointId(index, step), (part,), progress)
         checkpoints.wait()
     finally:
         checkpoints.close()

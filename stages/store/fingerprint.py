@@ -45,7 +45,7 @@ def spaces_of(env: Environment) -> dict[str, str]:
 def check_spaces(saved: Mapping[str, str], env: Environment, run: Path) -> None:
     """Raises ConfigError where the environment has other spaces than in the fingerprint that a run was saved with."""
     for name, present in spaces_of(env).items():
-        if (was := saved.get(name, present)) != present:  # a copy of a run has no fingerprint
+        if (was := saved.get(name, present)) != present:  # copies of older versions have none
             raise ConfigError(
                 f"the environment has changed since the run in {str(run)!r} was saved: its {name} was {was} and is "
                 f"{present}; put its code back as it was, or take another run"

@@ -8,7 +8,8 @@ import dataclasses
 import functools
 import operator
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,6 +56,7 @@ class AgentBatch:
     hypers: Hypers  # [S]
     env_params: PyTree  # [S, ...]
     best_steps: list[int] | None = None  # [S], where each agent is from, of each seed's best agent
+    environment: Mapping[str, str] = field(default_factory=dict)  # fingerprint of when they were saved
 
     @property
     def agent_steps(self) -> dict[int, int]:
@@ -194,7 +196,8 @@ def _group(checkpoints: Checkpoints, checkpoint: CheckpointId, path: Path, wante
     """The seeds of a trial in a checkpoint; None where there are none. Raises RunFolderError, ConfigError."""
     env, config, hypers, trial, best = wanted
     process, progress = checkpoints.processes.index, checkpoints.progress(checkpoint)
-    check_spaces(progress.get("environment", {}), env, path)
+    environment = progress.get("environment", {})
+    check_spaces(environment, env, path)
     log = progress["rounds"][checkpoint.round]
     width, adapted = len(log["round"]["mine"]), log["phase"] > 0
     local = slice(process * width, (process + 1) * width)
@@ -226,6 +229,7 @@ def _group(checkpoints: Checkpoints, checkpoint: CheckpointId, path: Path, wante
         hypers=agent_hypers,
         env_params=env_params,
         best_steps=best_steps,
+        environment=environment,
     )
 
 

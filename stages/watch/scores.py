@@ -20,6 +20,7 @@ from stages.measure.open_loop import AHEAD, CONTEXT, open_loop_errors, play_rows
 from stages.report.score_table import decimals, number, print_table
 from stages.report.statistics import Floats, Interval, summarise
 from stages.report.tables import Table, print_tables
+from stages.store.fingerprint import COMPUTATION, fingerprint
 from stages.store.load import AgentBatch, Loaded, select_behavior
 from stages.sweep.sweep import keys_of, mesh_for, over_seeds
 
@@ -161,6 +162,9 @@ def notes(loaded: Loaded) -> list[str]:
         f"seed {seed} diverged at step {step:,}: what is shown is its last finite state"
         for seed, step in _diverged(loaded).items()
     ]
+    present = fingerprint(loaded.groups[0].env)
+    if any(group.environment.get(COMPUTATION, present[COMPUTATION]) != present[COMPUTATION] for group in loaded.groups):
+        lines.append("the environment's code, or jax, has changed since the run was saved: it is played as it is now")
     return lines
 
 
