@@ -14,6 +14,7 @@ start that is killed while it compiles does without them. The compiler does not 
 """
 
 import argparse
+import contextlib
 import importlib
 import itertools
 import json
@@ -62,6 +63,7 @@ def command(folder: Path, steps: int, processes: int, place: list[str]) -> list[
 def variables(cache: Path, phase: str) -> dict[str, str]:
     """The environment of a start."""
     compiler = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    compiler["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"  # it takes time to note them
     kept = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_ENABLE_COMPILATION_CACHE": str(phase != "compiling").lower()}
     return {**os.environ, **compiler, **kept}
 
@@ -179,10 +181,14 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--cache", type=Path, help="folder of compiled programs; one that is removed at the end")
+    parser.add_argument("--cache", type=Path, help="folder of compiled programs; by default in that of the runs")
+    parser.add_argument("--folder", help="of the runs, which go on if they are there; by default a temporary one")
     arguments = parser.parse_args()
+    for number in SIGNALS[1:]:  # background jobs and nohup ignore some, and so would the runs
+        signal.signal(number, signal.SIG_DFL)
     draw = random.Random(arguments.seed)
-    with tempfile.TemporaryDirectory() as place:
+    with contextlib.ExitStack() as stack:
+        place = arguments.folder or stack.enter_context(tempfile.TemporaryDirectory())
         whole, killed = Path(place) / "whole", Path(place) / "killed"
         given = (arguments.steps, arguments.processes, arguments.cache or Path(place) / "cache")
         if sum(p.wait() for p in start(whole, *given)):
