@@ -120,7 +120,7 @@ def behavior_loss(
     return losses, scale, metrics | _imagined_means(ret=returns, val=value, rew=reward[:, :, 1:])
 
 
-def _imagined_means(**imagined: Float[Array, "blocks R L c"]) -> dict[str, Float[Array, " R"]]:
+def _imagined_means(**imagined: Float[Array, "blocks R _ c"]) -> dict[str, Float[Array, " R"]]:
     """The mean of each over all imagined rows, of every reward."""
     return {name: x.mean((0, 2, 3)) for name, x in imagined.items()}
 
