@@ -104,6 +104,7 @@ def test_as_many_episodes_as_the_run_evaluated_give_its_scores(folder, capsys):
     assert command(["eval", str(folder), "--episodes", "2"]) == 0
     said = capsys.readouterr()
     assert "interquartile mean" in said.out and "rows ahead" in said.out and said.err == ""
+    assert "only episodes count that go on behind the 5 rows" in said.out
     summary, result = (json.loads((folder / f"{name}.json").read_text()) for name in ("summary", "eval"))
     np.testing.assert_allclose(result["score"], summary["score"], rtol=1e-6)
     assert result["seeds"] == [5, 6, 7] and result["finished"] and result["length"] == [5.0, 5.0, 5.0]

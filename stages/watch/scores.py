@@ -145,7 +145,8 @@ def _prediction_table(loaded: Loaded, scores: Scores) -> Table:
             cells += [_iqm_cell(100 * values["exact"][:, i], "{:.0f} %")] if exact else []
         rows.append([str(ahead), *cells, f"{int(scores.episodes[:, i].sum()):,}"])
     title = f"predicted observations: error ({error_unit(space)}), interquartile mean over seeds"
-    return Table(title, ["rows ahead", *columns, "episodes"], rows, [])
+    short = f"only episodes count that go on behind the {CONTEXT} rows that the model sees"
+    return Table(title, ["rows ahead", *columns, "episodes"], rows, [short] if (scores.episodes == 0).any() else [])
 
 
 def notes(loaded: Loaded) -> list[str]:

@@ -90,16 +90,17 @@ def start(folder: Path, steps: int, processes: int, cache: Path, phase: str = ""
 
 
 def share_programs() -> None:
-    """Let other processes find what the first one has compiled: jax tells CPU programs apart by the ids of devices."""
+    """Let all processes find what the first one has compiled: jax tells CPU programs apart by the ids of devices."""
     from jax._src import cache_key
 
     hash_options = cache_key._hash_serialized_compile_options
 
     def hash_without_ids(hash_obj, options, strip_device_assignment=False):
         del strip_device_assignment
-        return hash_options(hash_obj, options, strip_device_assignment=True)
+        hash_options(hash_obj, options, strip_device_assignment=True)
 
     cache_key._hash_serialized_compile_options = hash_without_ids
+    cache_key._hash_accelerator_config = cache_key._hash_devices  # their kinds alone
 
 
 def run_to(phase: str, words: list[str]) -> int:
