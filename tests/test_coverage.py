@@ -13,10 +13,13 @@ import pytest
 import envs
 from envs.environment import ActionSpace
 from stages import train
+from stages.agent import replace_intrinsic
+from stages.elliptical import EllipticalBonus
 from stages.ensemble import disagreement
 from stages.measure.coverage import action_count, action_index, action_vectors
 from stages.measure.measurement import ROWS_PER_STATE, measure, novelty, rows_of_states
 from stages.measure.open_loop import AHEAD
+from stages.rnd import RND
 from stages.rssm import Latent
 from stages.sweep.sweep import Sweep, mesh_for
 from tests.conftest import pick, tree_equal
@@ -192,6 +195,35 @@ def test_disagreement_of_a_state_is_the_mean_over_its_rows(short):
             each = expected(feat[rows[cell]], np.tile(np.eye(2, dtype=np.float32)[action], (ROWS_PER_STATE, 1)))
             np.testing.assert_allclose(measured.disagreement[cell, action], each.mean(), rtol=1e-4)
     chex.assert_shape([measured.visits, measured.disagreement], (SIZE * SIZE, 2))
+
+
+@pytest.mark.parametrize("cls", [RND, EllipticalBonus], ids=lambda cls: cls.name)
+def test_every_reward_is_held_beside_visits(short, cls):
+    """What it pays for each action at the rows of a state, after it has learned from the seed's rows."""
+    sea, sweep, state, clock = short
+    config = dataclasses.replace(sweep.config.ensemble, updates=20, batch_size=32, projection=4, frequencies=4)
+    config = dataclasses.replace(sweep.config, ensemble=config)
+
+    def learned(seed):
+        reward = cls(config, sea.obs_space, sea.action_space, key=jr.key(1))
+        agent = replace_intrinsic(seed.agent, reward)
+        seed = dataclasses.replace(seed, agent=agent, intrinsic_opt_state=reward.init_opt_state(seed.hypers))
+        seed, _ = train.update_intrinsic(config, seed, clock)
+        latent = Latent.stored(seed.ring.deter, seed.ring.stoch, seed.agent.model.rssm.classes, jnp.float32)
+        paid = jax.vmap(
+            lambda action: seed.agent.intrinsic(
+                seed.agent.model, latent.feat, jnp.broadcast_to(action, (*seed.ring.action.shape, 2)), seed.hypers
+            )
+        )(jnp.eye(2))
+        return novelty(sea, seed.agent, seed.ring, seed.coverage, seed.hypers, key=jr.key(0)), paid
+
+    one = pick(state, 1)
+    measured, paid = jax.jit(learned)(one)
+    rows, present = rows_of_states(one.coverage.where, SIZE * SIZE, key=jr.key(0))
+    expected = np.asarray(paid).reshape(2, -1)[:, rows].mean(-1).T  # [actions, rows] -> [states, actions]
+    np.testing.assert_allclose(measured.disagreement, np.where(present[:, None], expected, np.nan), rtol=1e-4)
+    np.testing.assert_array_equal(measured.visits, one.coverage.visits)
+    assert len(np.unique(np.asarray(measured.disagreement)[np.asarray(present)])) > 4
 
 
 def test_measuring_reads_and_changes_nothing(short):
