@@ -45,7 +45,7 @@ def test_a_run_leaves_its_files(tmp_path, capsys):
 
 
 def test_explore_then_adapt(tmp_path, capsys):
-    words = "--env Asterix-MinAtar --mode explore --steps 60 --adapt-steps 40 --envs 2 --devices 1 --eval-steps 20"
+    words = "--env Breakout-MinAtar --mode explore --steps 60 --adapt-steps 40 --envs 2 --devices 1 --eval-steps 20"
     code, folder = start(tmp_path, *words.split())
     assert code == 0
     summary = json.loads((folder / "summary.json").read_text())
@@ -56,7 +56,7 @@ def test_explore_then_adapt(tmp_path, capsys):
     assert "train/loss/ensemble" in metrics[0] and "train/loss/ensemble" not in metrics[-1]
     said = capsys.readouterr().out
     assert "zero-shot" in said and "of an untrained ensemble's" in said
-    # States of Asterix are not counted: disagreement stands beside an untrained ensemble's, while there is one.
+    # States of Breakout are not counted: disagreement stands beside an untrained ensemble's, while there is one.
     shares = [row.get("novelty/untrained_share") for row in metrics]
     assert all(share > 0 for share in shares[:4]) and shares[4:] == [None] * 4
     assert summary["untrained_share"] == pytest.approx(shares[2:4])
@@ -71,7 +71,7 @@ def test_only_exploring_without_the_reward_is_zero_shot(recorded):
 
 
 # What an agent sees of an environment: kind and rank of its observations, kind of its actions. One id of each trains
-# (Catch and Asterix in the tests above, MountainCar in that below); tests/test_envs.py steps all of them.
+# (Catch and Breakout in the tests above, MountainCar in that below); tests/test_envs.py steps all of them.
 KINDS = ["Pendulum-v1", "FourRooms-misc", "FrozenLake-misc"]
 
 
@@ -105,7 +105,7 @@ def test_a_random_run_learns_and_counts_and_has_no_disagreement(tmp_path, capsys
 
 
 def test_no_environment_is_of_another_kind():
-    trained = ["Catch-bsuite", "Asterix-MinAtar", "MountainCar-v0", *KINDS]
+    trained = ["Catch-bsuite", "Breakout-MinAtar", "MountainCar-v0", *KINDS]
     assert {kind(name) for name in registry.ids()} == {kind(name) for name in trained}
 
 
