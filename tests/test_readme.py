@@ -31,7 +31,7 @@ def fenced(section: str, page: str = "README.md") -> str:
     return code
 
 
-def test_the_library_example_runs(monkeypatch, capsys):
+def test_the_library_example_runs(compiled_once, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     names = {}
     exec(compile(fenced("Train, load, act", "docs/library.md"), "docs/library.md", "exec"), names)
@@ -42,7 +42,7 @@ def test_the_library_example_runs(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("section", "page"), [("Use it as a library", "README.md"), ("See how far it is", "docs/library.md")]
 )
-def test_the_short_library_examples_run(monkeypatch, capsys, section, page):
+def test_the_short_library_examples_run(compiled_once, monkeypatch, capsys, section, page):
     monkeypatch.chdir(ROOT)
     names = {}
     exec(compile(fenced(section, page), page, "exec"), names)
