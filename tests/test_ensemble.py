@@ -1,11 +1,10 @@
-"""ensemble.py: members that are not one another, what they read and are asked, what is masked, where gradients stop,
-and the members' own updates, against plain numpy.
+"""ensemble.py: members that are not one another, their targets, what is masked, where gradients stop, and the members'
+own updates, against plain numpy. What they read and are asked is in tests/test_obs_numbers.py.
 
 Axes: M members, T rows, B windows, n pairs, F feat, A actions, Y target dimensions.
 """
 
 import dataclasses
-import functools
 
 import chex
 import equinox as eqx
@@ -16,10 +15,8 @@ import numpy as np
 import optax
 import pytest
 
-from envs.environment import ActionSpace, ObsSpace
 from stages.agent import Agent, Targets
-from stages.config import Config, EnsembleConfig, Hypers, ModelConfig
-from stages.decode import decode_mean
+from stages.config import Config, EnsembleConfig, Hypers
 from stages.encode import preprocess_obs
 from stages.ensemble import (
     Ensemble,
@@ -32,53 +29,28 @@ from stages.ensemble import (
     update_ensemble,
 )
 from stages.loss import agent_loss
-from stages.networks.distributions import Categorical
-from stages.obs_numbers import RunningNormalizer
 from stages.replay import Row
 from stages.rssm import Latent
-from stages.world_model import Observed, WorldModel
 from tests.conftest import AS_IN_A_RUN, arbitrary, in_one_program, observations, pick, to_device
-
-M, T, B, A, Y = 3, 5, 2, 3, 8
-SIZES = ModelConfig(deter=2, stoch=2, classes=2, units=Y, hidden=4, blocks=1, layers=2)
-F = SIZES.feat
-HYPERS = Hypers(prior_scale=0.6, action_scale=3.0, ensemble_lr=3e-3)
-VECTOR, ACTIONS = ObsSpace((7,), "real"), ActionSpace("discrete", A)
-SPACES = {
-    "real": VECTOR,
-    "binary": ObsSpace((3, 4), "binary"),
-    "categorical": ObsSpace((2,), "categorical", 5),
-    "image": ObsSpace((8, 8, 3), "image"),
-}
-
-
-def make(obs=VECTOR, **settings):
-    """An ensemble which predicts embeddings of Y numbers, unless told otherwise; to be traced."""
-    sizes = EnsembleConfig(**{"members": M, "layers": 1, "target": "embed"} | settings)
-    return Ensemble(Config(mode="explore", model=SIZES, ensemble=sizes), obs, A, key=jr.key(0))
-
-
-def made(obs=VECTOR, **settings):
-    """`make`, compiled."""
-    return jax.jit(functools.partial(make, obs, **settings))()
-
-
-def made_up(obs=VECTOR, **settings):
-    """`make` with arbitrary weights, which is not to compile; its normaliser has seen nothing."""
-    ensemble = arbitrary(functools.partial(make, obs, **settings))
-    seen = ensemble.numbers.normalizer
-    return ensemble if seen is None else eqx.tree_at(lambda e: e.numbers.normalizer, ensemble, nothing_seen(seen))
-
-
-def nothing_seen(normalizer: RunningNormalizer) -> RunningNormalizer:
-    return jax.tree.map(jnp.zeros_like, normalizer)
-
-
-def model_of(obs=VECTOR) -> WorldModel:
-    return arbitrary(lambda: WorldModel(Config(model=SIZES), obs, ACTIONS, key=jr.key(0)))
-
-
-MODEL = model_of()
+from tests.ensembles import (
+    HYPERS,
+    MODEL,
+    SIZES,
+    SPACES,
+    VECTOR,
+    A,
+    B,
+    F,
+    M,
+    T,
+    Y,
+    leveled,
+    made,
+    made_up,
+    made_up_rows,
+    model_of,
+    observed,
+)
 
 
 def read(feat, action):
@@ -95,29 +67,9 @@ def ensemble():
     return made()
 
 
-@dataclasses.dataclass
-class Rows:
-    """Made-up rows; an episode begins at row 2 of window 0."""
-
-    feat: jax.Array
-    action: jax.Array
-    target: jax.Array
-    is_first: jax.Array
-
-
 @pytest.fixture(scope="module")
 def rows():
-    keys = jr.split(jr.key(1), 3)
-    action = jax.nn.one_hot(jr.randint(keys[1], (T, B), 0, A), A)
-    is_first = jnp.zeros((T, B), bool).at[2, 0].set(True)
-    return Rows(jr.normal(keys[0], (T, B, F)), action, jr.normal(keys[2], (T, B, Y)), is_first)
-
-
-def observed(feat, target):
-    """A window with these features and embeddings."""
-    deter, stoch = feat[..., :2], feat[..., 2:].reshape(*feat.shape[:-1], 2, 2)
-    other = Categorical(jnp.full_like(stoch, 0.5), jnp.log(jnp.full_like(stoch, 0.5)))
-    return Observed(Latent(deter, stoch), target, other, other)
+    return made_up_rows()
 
 
 def loss_on(ensemble, feat, action, target, is_first):
@@ -360,38 +312,6 @@ def test_every_target_is_what_its_name_says(rows):
 # ---- what members read and are asked -------------------------------------------------------------------------------
 
 
-def leveled(kind, numbers):
-    """An observation's numbers with a mean square of about 1; reals as they are."""
-    if kind == "real":
-        return numbers
-    return numbers * np.sqrt(numbers.shape[-1] / ((numbers**2).sum(-1, keepdims=True) + 0.01))
-
-
-@pytest.mark.parametrize("kind", SPACES)
-def test_members_read_the_decoded_observation_and_the_action(kind):
-    space = SPACES[kind]
-    model, feat, action = model_of(space), jr.normal(jr.key(1), (T, B, F)), jr.normal(jr.key(2), (T, B, A))
-    latent = Latent(feat[..., :2], feat[..., 2:].reshape(T, B, 2, 2))
-    raw = np.asarray(model.decoder(latent), np.float64)
-    sigmoid = lambda x: 1 / (1 + np.exp(-x))
-    powers = np.exp(raw - raw.max(-1, keepdims=True))
-    numbers = {
-        "real": lambda: raw,
-        "binary": lambda: sigmoid(raw),
-        "categorical": lambda: powers / powers.sum(-1, keepdims=True),
-        "image": lambda: sigmoid(raw) - 0.5,
-    }[kind]().reshape(T, B, -1)
-    read, bounded = leveled(kind, numbers), 3.0 * np.asarray(action) / np.maximum(1, np.abs(action))
-    given = jax.jit(lambda ensemble: ensemble_inputs(ensemble, model, feat, action, HYPERS))
-    inputs = given(made_up(space, input="decoded"))
-    np.testing.assert_allclose(inputs, np.concatenate([read, bounded], -1), rtol=1e-4, atol=1e-5)
-    projected = made_up(space, input="projected", projection=6)
-    by_hand = read @ np.asarray(projected.numbers.projection, np.float64) / np.sqrt(read.shape[-1])
-    inputs = given(projected)
-    np.testing.assert_allclose(inputs, np.concatenate([by_hand, bounded], -1), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(jax.jit(decode_mean)(model.decoder, latent), numbers, rtol=1e-4, atol=1e-5)
-
-
 def test_members_read_features_and_the_action(ensemble, rows):
     inputs = ensemble_inputs(ensemble, MODEL, rows.feat, rows.action, HYPERS)
     np.testing.assert_allclose(inputs, np.concatenate([rows.feat, 3.0 * rows.action], -1), rtol=1e-6)
@@ -403,90 +323,6 @@ def test_members_read_in_the_compute_type(ensemble, rows):
     for which in (ensemble, made_up(input="decoded"), made_up(input="projected")):
         inputs = jax.eval_shape(lambda e: ensemble_inputs(e, MODEL, feat, action, scaled), which)
         assert inputs.dtype == jnp.bfloat16
-
-
-@pytest.mark.parametrize("kind", SPACES)
-def test_the_projected_target_is_a_fixed_product_with_the_next_observation(kind, rows):
-    space, model = SPACES[kind], model_of(SPACES[kind])
-    ensemble, obs = made(space, target="projected", projection=6), observations(space, (T, B))
-    window = observed(rows.feat, rows.target)
-    target = ensemble_target(ensemble, model, window.latent, window.embed, None, obs)
-    numbers = np.asarray(preprocess_obs(space, obs), np.float64).reshape(T, B, -1)
-    by_hand = leveled(kind, numbers) @ np.asarray(ensemble.numbers.projection, np.float64) / np.sqrt(numbers.shape[-1])
-    np.testing.assert_allclose(target, by_hand, rtol=1e-4, atol=1e-5)
-    assert abs(np.std(np.asarray(ensemble.numbers.projection)) - 1) < 0.2
-
-
-@pytest.mark.parametrize("size", [4, 100])
-def test_a_single_cell_is_as_loud_in_every_grid(size):
-    space = ObsSpace((size,), "binary")
-    ensemble = made(space, target="projected")
-    np.testing.assert_allclose(jnp.square(ensemble.numbers.normalize(space, jnp.eye(size))).mean(-1), 1, rtol=0.02)
-    np.testing.assert_array_equal(ensemble.numbers.normalize(space, jnp.zeros(size)), 0)
-
-
-def test_real_observations_are_standardised_by_what_was_seen():
-    rng = np.random.default_rng(0)
-    seen = rng.normal(size=(300, 40, 2)) * [0.07, 30.0] + [0.0, -400.0]
-    standard = RunningNormalizer.zero(2)
-    np.testing.assert_array_equal(standard(jnp.float32(seen[0])), np.float32(seen[0]))
-    mean, square = np.zeros(2), np.zeros(2)
-    follow = jax.jit(lambda standard, x: standard.updated(x))
-    for batch in seen:
-        standard = follow(standard, jnp.float32(batch))
-        mean, square = 0.99 * mean + 0.01 * batch.mean(0), 0.99 * square + 0.01 * (batch**2).mean(0)
-    mean, square = (x / (1 - 0.99**300) for x in (mean, square))
-    by_hand = (seen[0] - mean) / np.sqrt(square - mean**2 + 1e-4)
-    np.testing.assert_allclose(standard(jnp.float32(seen[0])), by_hand, rtol=0.01, atol=0.01)
-    np.testing.assert_allclose(by_hand.std(0), 1, atol=0.3)
-
-
-def test_own_updates_follow_real_observations(pairs):
-    ensemble = made_up(input="decoded", target="projected", updates=1)
-    real = dataclasses.replace(pairs, obs=observations(VECTOR, (2, n)))
-    run = jax.jit(update_ensemble)
-    learned, _, loss = run(ensemble, init_opt_state(ensemble, HYPERS), MODEL, real, HYPERS)
-    assert np.isfinite(loss)
-    expected = ensemble.numbers.normalizer.updated(preprocess_obs(VECTOR, real.obs[1]))
-    chex.assert_trees_all_close(learned.numbers.normalizer, expected, rtol=1e-5)
-    target = ensemble_target(
-        learned, MODEL, Latent(real.deter[1], jnp.zeros((n, 2, 2))), real.deter[1], None, real.obs[1]
-    )
-    by_hand = (
-        np.asarray(expected(preprocess_obs(VECTOR, real.obs[1]))) @ np.asarray(ensemble.numbers.projection) / np.sqrt(7)
-    )
-    np.testing.assert_allclose(target, by_hand, rtol=1e-4, atol=1e-5)
-    # What was found of an ensemble's grids is not there.
-    assert made_up(SPACES["binary"], updates=1).numbers.normalizer is None and made_up().numbers.normalizer is None
-
-
-@pytest.mark.parametrize("kind", ["binary", "real"])
-def test_fourier_features_are_a_sharp_kernel_of_the_decoded_observation(kind, rows):
-    """Products of features approach exp(-sharpness^2 d / 2); what members read is the features and the action."""
-    space = SPACES[kind]
-    model, ensemble = model_of(space), made(space, input="fourier", target="deter", frequencies=2_000)
-    feat, action = rows.feat.reshape(-1, F), rows.action.reshape(-1, A)
-    hypers = dataclasses.replace(HYPERS, fourier_sharpness=2.0)
-    inputs = np.asarray(ensemble_inputs(ensemble, model, feat, action, hypers), np.float64)
-    np.testing.assert_allclose(inputs[:, -A:], 3 * action)
-    stoch = feat[:, 2:].reshape(-1, 2, 2)
-    seen = ensemble.numbers.normalize(space, decode_mean(model.decoder, Latent(feat[:, :2], stoch)))
-    seen = np.asarray(seen, np.float64)
-    distance = ((seen[:, None] - seen[None]) ** 2).mean(-1)
-    features = inputs[:, :-A]
-    np.testing.assert_allclose(features @ features.T / features.shape[1], np.exp(-2 * distance), atol=0.1)
-    assert features.shape[1] == 4_000
-
-
-def test_input_and_target_share_one_projection_of_a_size_of_its_own():
-    both = made_up(SPACES["image"], input="projected", target="projected", projection=6, prior_layers=1)
-    pixels = np.prod(SPACES["image"].shape)
-    assert both.numbers.projection.shape == (pixels, 6)
-    for heads in (both.members, both.prior):
-        assert heads.module.mlp.layers[0].linear.weight.shape[1] == 6 + A and heads.module.out.weight.shape[2] == 6
-    # The target's size is not the projection's where members only read it.
-    alone = made_up(SPACES["image"], input="projected", target="deter", projection=6)
-    assert alone.numbers.projection.shape == (pixels, 6) and alone.members.module.out.weight.shape[2] == SIZES.deter
 
 
 # ---- priors --------------------------------------------------------------------------------------------------------
@@ -619,6 +455,25 @@ def test_a_pair_across_an_episodes_end_teaches_nothing(pairs):
     learned = run(pairs)[0]
     chex.assert_trees_all_equal(run(dataclasses.replace(pairs, obs=at(pairs.obs, 3)))[0], learned)
     assert reached(jax.tree.map(jnp.subtract, run(dataclasses.replace(pairs, obs=at(pairs.obs, 5)))[0], learned))
+
+
+def test_own_updates_follow_real_observations(pairs):
+    ensemble = made_up(input="decoded", target="projected", updates=1)
+    real = dataclasses.replace(pairs, obs=observations(VECTOR, (2, n)))
+    run = jax.jit(update_ensemble)
+    learned, _, loss = run(ensemble, init_opt_state(ensemble, HYPERS), MODEL, real, HYPERS)
+    assert np.isfinite(loss)
+    expected = ensemble.numbers.normalizer.updated(preprocess_obs(VECTOR, real.obs[1]))
+    chex.assert_trees_all_close(learned.numbers.normalizer, expected, rtol=1e-5)
+    target = ensemble_target(
+        learned, MODEL, Latent(real.deter[1], jnp.zeros((n, 2, 2))), real.deter[1], None, real.obs[1]
+    )
+    by_hand = (
+        np.asarray(expected(preprocess_obs(VECTOR, real.obs[1]))) @ np.asarray(ensemble.numbers.projection) / np.sqrt(7)
+    )
+    np.testing.assert_allclose(target, by_hand, rtol=1e-4, atol=1e-5)
+    # What was found of an ensemble's grids is not there.
+    assert made_up(SPACES["binary"], updates=1).numbers.normalizer is None and made_up().numbers.normalizer is None
 
 
 # ---- learning ------------------------------------------------------------------------------------------------------
