@@ -15,7 +15,7 @@ from stages.config import Config, Hypers
 from stages.finite import all_finite
 from stages.uniform import RandomPolicy
 
-MOST_ROWS = 64_000
+EVALUATION_ROWS = 64_000
 """Rows of one evaluation of a seed at the most, where the time limit alone says how long an episode may be."""
 
 
@@ -27,7 +27,7 @@ def episodes_of(env: Environment, config: Config) -> int:
     """
     if config.eval_steps:
         return config.eval_episodes
-    return min(config.eval_episodes, max(1, MOST_ROWS // env.time_limit))
+    return min(config.eval_episodes, max(1, EVALUATION_ROWS // env.time_limit))
 
 
 class _Loop(eqx.Module):

@@ -14,7 +14,7 @@ from stages.cli.arguments import Arguments
 from stages.config import Config
 from stages.presets import PRESETS
 
-FIRST = ("env", "mode", "preset", "steps", "seeds", "logdir", "adapt_steps", "sweep", "trials")
+SHOWN_FIRST = ("env", "mode", "preset", "steps", "seeds", "logdir", "adapt_steps", "sweep", "trials")
 LAST = tuple("devices parallel memory vmap_width imagine_batch distributed coordinator processes process".split())
 TOP = "Train a sweep of DreamerV3 agents, with Plan2Explore if asked."
 START = {
@@ -80,13 +80,13 @@ def _arguments(info: StructTypeInfo) -> StructConstructorSpec | None:
     for name, field in of_config.items():  # they take True or False
         of_config[name] = dataclasses.replace(field, type=Annotated[field.type, tyro.conf.FlagConversionOff])
     fields = of_run | of_config
-    middle = [name for name in fields if name not in (*FIRST, *LAST)]
+    middle = [name for name in fields if name not in (*SHOWN_FIRST, *LAST)]
 
     def make(**values: object) -> Arguments:
         config = dataclasses.replace(info.default.config, **{name: values.pop(name) for name in of_config})
         return dataclasses.replace(info.default, config=config, **values)
 
-    return StructConstructorSpec(make, tuple(fields[name] for name in (*FIRST, *middle, *LAST)))
+    return StructConstructorSpec(make, tuple(fields[name] for name in (*SHOWN_FIRST, *middle, *LAST)))
 
 
 def _fields(settings: Any, defaults: object) -> dict[str, StructFieldSpec]:

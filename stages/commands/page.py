@@ -29,7 +29,7 @@ from stages.report.statistics import LEAST_SEEDS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FIRST = "Exploration"
+FIRST_GROUP = "Exploration"
 """The group of metrics that stands before the learning curves."""
 UNSHOWN = {TRAINING, EVALUATION, "episode/count", "updates", "wall_seconds", "diverged"}
 """Metrics without a small picture: they have a large one, or say nothing over steps."""
@@ -43,9 +43,9 @@ def page(run: Result) -> str:
         _head(run),
         *(f'<p class="note">{escape(note)}</p>' for note in group.notes),
         _cards(run, line),
-        *(_section(run, group) for group in METRICS if group.title == FIRST),
+        *(_section(run, group) for group in METRICS if group.title == FIRST_GROUP),
         _curves(run),
-        *(_section(run, group) for group in METRICS if group.title != FIRST),
+        *(_section(run, group) for group in METRICS if group.title != FIRST_GROUP),
         _section(run, MetricGroup("Other", "metrics without words", ()), _unknown(run)),
         _seeds(run),
         _settings(run),
@@ -138,7 +138,7 @@ def _section(run: Result, group: MetricGroup, names: Sequence[str] | None = None
     if names is None:
         names = [name for metric in group.metrics for name in sorted(run.metrics) if find_metric(name) is metric]
     shown = [name for name in names if name not in UNSHOWN and np.isfinite(run.metrics[name]).any()]
-    picture = _picture(run.path / "novelty.png") if group.title == FIRST else ""
+    picture = _picture(run.path / "novelty.png") if group.title == FIRST_GROUP else ""
     if not shown and not picture:
         return ""
     grid = f'<div class="grid">{"".join(_panel(run, name) for name in shown)}</div>' if shown else ""

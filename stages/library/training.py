@@ -1,5 +1,8 @@
 """Training: the loop of run.py without its lines, and with files if asked: agents and numbers come back as arrays.
 
+jax is used as it is. What run.py does before it starts, `stages.sweep.start.start_jax()` does here too, if it is called
+before jax makes its first array: a virtual device for each core, and a cache for compiled programs.
+
 Axes: S seeds, P log points.
 """
 
@@ -7,6 +10,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -80,9 +84,6 @@ def train(
 ) -> Training:
     """Train `seeds` agents, as `run.py` with the same settings does, to the bit; nothing is printed.
 
-    jax is used as it is. What `run.py` does before it starts, `stages.sweep.start.start_jax()` does here too, if it is
-    called before jax makes its first array: a virtual device for each core, and a cache for compiled programs.
-
     Args:
         config: of `configure`.
         hypers: of `configure`.
@@ -104,9 +105,7 @@ def train(
     """
     where = {"devices": devices, "parallel": parallel, "memory": memory}
     arguments = _arguments(config, hypers, {"seeds": seeds, "seed_start": seed_start, "log_points": log_points}, where)
-    if save is not None and env is not None:
-        raise ConfigError("save needs an environment that can be made again: set config.env, and leave env out")
-    folder = None if save is None else empty_folder(save)
+    folder = None if save is None else _folder(save, env)
     env = envs.make(config.env, dict(config.env_args)) if env is None else own.checked("env", env)
     setup = RunSetup.of(arguments, [Trial("", arguments)], env, Processes())
     log, groups = RunLog(setup, time.monotonic(), table=[]), []
@@ -119,9 +118,21 @@ def train(
     train_rounds(env, log, on_round_end=keep)
     if folder is not None:
         save_run(folder, log, groups)
-    agents, merged = joined(groups), RoundLog.of_all(log.rounds)
+    return _result(log, joined(groups))
+
+
+def _folder(save: str | os.PathLike[str], env: object) -> Path:
+    """The folder to save in. Raises ConfigError where the run's environment could not be made again from it."""
+    if env is not None:
+        raise ConfigError("save needs an environment that can be made again: set config.env, and leave env out")
+    return empty_folder(save)
+
+
+def _result(log: RunLog, agents: AgentBatch) -> Training:
+    """What a training that has ended gives back."""
+    merged = RoundLog.of_all(log.rounds)
     steps, phases, metrics = tabulated(log.table or [], agents.seeds)
-    zero_shot = merged.zero_shot if config.mode == "explore" else None
+    zero_shot = merged.zero_shot if log.setup.arguments.config.mode == "explore" else None
     return Training(agents, steps, phases, metrics, merged.final, merged.untrained, zero_shot)
 
 

@@ -102,3 +102,24 @@ def format_bytes(size: float) -> str:
     """A number of bytes with its unit, such as "1.2 GB"."""
     unit, name = next(((u, n) for u, n in ((1e9, "GB"), (1e6, "MB")) if size >= u), (1e3, "kB"))
     return f"{size / unit:,.1f} {name}"
+
+
+class Room(NamedTuple):
+    """Memory that a process may use."""
+
+    devices: Devices
+    sharers: int  # processes that share the devices' memory
+    allowed: float  # bytes that the user allows; 0: all that is free
+
+    def free(self) -> float:
+        """Bytes."""
+        return self.allowed or free(self.devices) / self.sharers
+
+    def usable(self) -> float:
+        """Bytes that a plan takes of them by itself."""
+        return self.allowed or SHARE * self.free()
+
+    def words(self) -> str:
+        """How much there is, for a line."""
+        words = f"{format_bytes(self.free())} are {'allowed' if self.allowed else 'free'}"
+        return words if shared(self.devices) else f"{words} on each device"

@@ -246,7 +246,7 @@ def plan(
     Raises:
         ConfigError: not even one seed fits, or not as many as `parallel` wants; in all processes.
     """
-    room = _Room(devices, processes.on_this_machine() if memory.shared(devices) else 1, allowed)
+    room = memory.Room(devices, processes.on_this_machine() if memory.shared(devices) else 1, allowed)
     agents = len(seeds) * max(1, len(trials))
     share = -(-agents // processes.count)
     if parallel == "auto":
@@ -261,27 +261,6 @@ def plan(
     rounds = assign(seeds, agreed, processes, trials)
     line = _announce(fitted, rounds, processes, room.words(), tight=fitted.need > room.usable())
     return Plan(fitted.phases, rounds, fitted.phases[0].sweep.parameters(agreed), line)
-
-
-class _Room(NamedTuple):
-    """Memory that a process may use."""
-
-    devices: Devices
-    sharers: int  # processes that share the devices' memory
-    allowed: float  # bytes that the user allows; 0: all that is free
-
-    def free(self) -> float:
-        """Bytes."""
-        return self.allowed or memory.free(self.devices) / self.sharers
-
-    def usable(self) -> float:
-        """Bytes that a plan takes of them by itself."""
-        return self.allowed or memory.SHARE * self.free()
-
-    def words(self) -> str:
-        """How much there is, for a line."""
-        words = f"{format_bytes(self.free())} are {'allowed' if self.allowed else 'free'}"
-        return words if memory.shared(self.devices) else f"{words} on each device"
 
 
 def _fewest(share: int, devices: Devices) -> int:
