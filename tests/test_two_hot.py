@@ -11,7 +11,8 @@ import pytest
 
 from stages.networks.symlog import symexp, symlog
 from stages.networks.two_hot import cross_entropy, symexp_bins, two_hot, two_hot_loss, two_hot_mean
-from tests.by_hand import close, either, optimised, softmax
+from tests.by_hand import close, either, softmax
+from tests.conftest import AS_IN_A_RUN, in_one_program, value_and_grads
 
 BINS = symexp_bins(255)
 
@@ -161,11 +162,24 @@ def loss_inputs(count: int, heads: int):
     return jax.device_put((logits, targets, weights, out))
 
 
-@pytest.mark.parametrize("count, heads", [(3, 2), (15, 1), (15, 3), (255, 2)])
-def test_two_hot_loss_is_cross_entropies_in_value_and_gradient(count, heads):
-    *args, out = loss_inputs(count, heads)
-    both = lambda loss: optimised(value_and_gradients(loss, count, out))(*args)
-    close(both(two_hot_loss), both(cross_entropies), rtol=1e-5, atol=2e-5)
+LOSS_SIZES = [(3, 2), (15, 1), (15, 3), (255, 2)]
+
+
+@pytest.fixture(scope="module")
+def losses():
+    """Both forms of the loss of all sizes, value and gradients, optimised as in a run."""
+    calls = {}
+    for count, heads in LOSS_SIZES:
+        *args, out = loss_inputs(count, heads)
+        for loss in (two_hot_loss, cross_entropies):
+            of_count = lambda *args, loss=loss, count=count: loss(*args, count)
+            calls[loss, count, heads] = value_and_grads(of_count), out, *args
+    return in_one_program(calls, AS_IN_A_RUN)
+
+
+@pytest.mark.parametrize("count, heads", LOSS_SIZES)
+def test_two_hot_loss_is_cross_entropies_in_value_and_gradient(losses, count, heads):
+    close(losses[two_hot_loss, count, heads], losses[cross_entropies, count, heads], rtol=1e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("count", [3, 15, 255])
