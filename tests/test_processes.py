@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from jax._src import distributed
 
-from stages.cli import processes
+from stages.cli import meeting, processes
 from stages.cli.processes import ProcessError, Processes, join_cluster
 from stages.config import ConfigError
 from tests.bench.kills import free_place
@@ -142,12 +142,12 @@ def test_a_place_that_makes_no_sense(place, says):
     [("node-1.cluster:80", "node-1.cluster"), ("[fe80::1]:80", "fe80::1"), ("10.0.0.1:80", "10.0.0.1")],
 )
 def test_addresses_as_sockets_take_them(coordinator, host):
-    assert processes._address(coordinator) == (host, 80)
+    assert meeting.address(coordinator) == (host, 80)
 
 
 @pytest.mark.parametrize("coordinator", ["nowhere.invalid:80", "localhost:1"])
 def test_a_coordinator_that_cannot_be_reached(coordinator, monkeypatch):
-    monkeypatch.setattr(processes, "ARRIVAL_S", 0)
+    monkeypatch.setattr(meeting, "ARRIVAL_S", 0)
     with pytest.raises(ConfigError, match=f"{coordinator} does not answer"):
         join_cluster(coordinator, 2, 1)
 
@@ -188,8 +188,8 @@ def test_a_coordinator_that_comes_later_is_waited_for(monkeypatch, capsys):
             if len(slept) == 2:
                 server.listen()
 
-        monkeypatch.setattr(processes.time, "sleep", sleep)
-        processes._reach(f"localhost:{server.getsockname()[1]}").close()
+        monkeypatch.setattr(meeting.time, "sleep", sleep)
+        meeting.reach(f"localhost:{server.getsockname()[1]}").close()
     assert slept == [1, 1]
 
 
@@ -199,9 +199,7 @@ def meet(*places):
 
     def come(count, index):
         try:
-            processes._await_others(coordinator, count) if index == 0 else processes._announce(
-                coordinator, count, index
-            )
+            meeting.await_others(coordinator, count) if index == 0 else meeting.announce(coordinator, count, index)
         except ConfigError as error:
             return str(error)
         return ""
@@ -211,7 +209,7 @@ def meet(*places):
 
 
 def test_processes_that_do_not_fit_are_told_so(monkeypatch):
-    monkeypatch.setattr(processes, "ARRIVAL_S", 5)
+    monkeypatch.setattr(meeting, "ARRIVAL_S", 5)
     assert meet((3, 0), (3, 2), (3, 1)) == [""] * 3
     assert meet((2, 0), (3, 1)) == ["process 1 was started with --processes 3, and process 0 with 2"] * 2
     assert meet((3, 0), (3, 1), (3, 1)) == ["two processes were started with --process 1"] * 3
@@ -226,11 +224,11 @@ def test_a_port_that_is_in_use_is_one_line():
 
 
 def test_what_is_no_process_of_the_run_is_not_counted(monkeypatch):
-    monkeypatch.setattr(processes, "ARRIVAL_S", 5)
+    monkeypatch.setattr(meeting, "ARRIVAL_S", 5)
     place = free_place()
     with ThreadPoolExecutor() as pool:
-        waiting = pool.submit(processes._await_others, place, 2)
-        with processes._reach(place) as stranger:
+        waiting = pool.submit(meeting.await_others, place, 2)
+        with meeting.reach(place) as stranger:
             stranger.sendall(b"GET / HTTP/1.1\n")
             with pytest.raises(ConfigError, match=r"^of 2 processes \[1\] have not come within 5 s$"):
                 waiting.result()

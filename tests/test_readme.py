@@ -18,7 +18,6 @@ from stages import library
 from stages.commands.command import command
 from stages.sweep import start
 from tests.played import play
-from tests.runs import TINY
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "docs" / "example" / "catch"

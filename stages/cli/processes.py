@@ -9,8 +9,6 @@ Axes: W processes, P rows of one process.
 
 import contextlib
 import json
-import os
-import re
 import socket
 import threading
 import time
@@ -21,12 +19,12 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from stages.cli import meeting
 from stages.cli.terminal import say
 from stages.config import ConfigError
 
 BEAT_S = 5.0  # how often a process says that it lives, beside its work
 SILENCE_S = 60.0  # a slower process is waited for; one that has not said so for so long is dead
-ARRIVAL_S = 300  # all processes have to come within so long
 STORE = ("key_value_set_bytes", "blocking_key_value_get_bytes", "get_live_nodes")  # what is asked of jax's client
 DEPARTURE_S = 20  # process 0 waits so long for the others to leave before it does
 FAREWELL_S = 2.0  # and then so long: whoever is still hearing that it has left is aborted where the coordinator is gone
@@ -179,26 +177,26 @@ def join_cluster(coordinator: str = "", count: int = 0, index: int = -1) -> Proc
 
     Raises:
         ConfigError: nothing was given and no cluster is detected, nobody answers, or the numbers make no sense; in all
-            processes that have come. After ARRIVAL_S at most.
+            processes that have come. After `meeting.ARRIVAL_S` at most.
     """
     if coordinator:
-        _address(coordinator)
+        meeting.address(coordinator)
     if count < 0 or not -1 <= index < (count or 2**31):
         raise ConfigError(f"--process {index} is not one of {count} --processes; they are counted from 0")
     if coordinator and index == 0 and count:
         say(f"waiting at {coordinator} until all {count} processes have come ...")
-        _await_others(coordinator, count)
+        meeting.await_others(coordinator, count)
     elif coordinator and index > 0:
         say(f"waiting for process 0 at {coordinator} ...")
-        _announce(coordinator, count, index)
-        _reach(coordinator).close()  # by now it is jax that listens there
+        meeting.announce(coordinator, count, index)
+        meeting.reach(coordinator).close()  # by now it is jax that listens there
     # Else jax ends all processes where one has died, with a stack trace; and its handler of SIGTERM replaces ours.
     for name, value in {"jax_enable_recoverability": True, "jax_enable_preemption_service": False}.items():
         with contextlib.suppress(AttributeError):  # a version without it
             jax.config.update(name, value)
     try:
         jax.distributed.initialize(
-            coordinator or None, count or None, None if index < 0 else index, initialization_timeout=ARRIVAL_S
+            coordinator or None, count or None, None if index < 0 else index, initialization_timeout=meeting.ARRIVAL_S
         )
     except Exception as error:
         why = " ".join(str(error).split())
@@ -223,83 +221,3 @@ def _store() -> Any:
         f"--distributed: jax {jax.__version__} does not have the key-value store that processes log through; take "
         "jax 0.10 or 0.11, or start a run of its own on each machine, with --seed-start"
     )
-
-
-def _address(coordinator: str) -> tuple[str, int]:
-    """HOST:PORT -> host and port, as sockets take them. Raises ConfigError."""
-    match = re.fullmatch(r"\[?(.+?)\]?:(\d+)", coordinator)  # an IPv6 address stands in brackets
-    if not match or int(match[2]) >= 2**16:
-        raise ConfigError(f"--coordinator must be HOST:PORT, not {coordinator!r}")
-    return match[1], int(match[2])
-
-
-def _await_others(coordinator: str, count: int) -> None:
-    """Wait for all other processes at the coordinator's port, before jax has it, and let them go on.
-
-    jax itself takes all processes down, without a line, where the port is in use or their numbers do not fit.
-
-    Raises:
-        ConfigError: the port is in use, or somebody has not come or has come with another number.
-    """
-    dual, deadline = socket.has_dualstack_ipv6(), time.monotonic() + ARRIVAL_S
-    family = socket.AF_INET6 if dual else socket.AF_INET
-    try:
-        server = socket.create_server(("", _address(coordinator)[1]), family=family, dualstack_ipv6=dual)
-    except OSError as error:
-        why = os.strerror(error.errno or 0)
-        raise ConfigError(
-            f"--coordinator {coordinator}: process 0 cannot listen there ({why}); another program, or another process "
-            "0, has the port: choose another one, and start each process once"
-        ) from error
-    refusal, missing = "", set(range(1, count))
-    with server, contextlib.ExitStack() as opened:
-        connections = []
-        while missing and not refusal:
-            server.settimeout(max(0.1, deadline - time.monotonic()))
-            try:
-                connections.append(opened.enter_context(server.accept()[0]))
-                connections[-1].settimeout(5)
-                index, other_count = json.loads(connections[-1].makefile().readline(64))
-            except TimeoutError:
-                if time.monotonic() >= deadline:
-                    refusal = f"of {count} processes {sorted(missing)} have not come within {ARRIVAL_S} s"
-                continue
-            except (OSError, TypeError, ValueError):  # not of this program
-                continue
-            if other_count != count:
-                refusal = f"process {index} was started with --processes {other_count}, and process 0 with {count}"
-            elif index not in missing:
-                refusal = f"two processes were started with --process {index}"
-            missing.discard(index)
-        for connection in connections:
-            with contextlib.suppress(OSError):
-                connection.sendall(f"{refusal}\n".encode())
-    if refusal:
-        raise ConfigError(refusal)
-
-
-def _announce(coordinator: str, count: int, index: int) -> None:
-    """Tell process 0 that this process has come, and wait until jax may be started. Raises ConfigError."""
-    with _reach(coordinator) as connection, contextlib.suppress(OSError):
-        connection.settimeout(ARRIVAL_S + 10)
-        connection.sendall(f"{json.dumps([index, count])}\n".encode())
-        if answer := connection.makefile().readline():
-            if answer.strip():
-                raise ConfigError(answer.strip())
-            return
-    raise ConfigError(f"process 0 at {coordinator} has stopped before all had come; its own output says why")
-
-
-def _reach(coordinator: str) -> socket.socket:
-    """A connection to HOST:PORT, once somebody listens there. Raises ConfigError."""
-    address, started = _address(coordinator), time.monotonic()
-    while True:
-        try:
-            return socket.create_connection(address, timeout=5)
-        except OSError as error:  # a name that is not known may be, too, once process 0's machine is up
-            if time.monotonic() > started + ARRIVAL_S:
-                raise ConfigError(
-                    f"--coordinator {coordinator} does not answer ({error}): start process 0 there, and see that its "
-                    "port can be reached from here"
-                ) from error
-        time.sleep(1)
