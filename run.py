@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -66,6 +67,8 @@ def main(argv: list[str], start: Callable[[], None] = lambda: None) -> int:
 
 def program() -> int:
     """Do what the words on the command line say; returns the exit code."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # until a run listens, Ctrl-C ends all at once:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # without a traceback, and though jax is at work
     code = command(sys.argv[1:])  # compare, report, eval, video, export, envs
     return main(sys.argv[1:], start_jax) if code is None else code
 

@@ -1,6 +1,7 @@
 """What the program says to bad input: one line that says what to do, exit code 2, and no trace of a run."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -138,6 +139,20 @@ def test_a_working_directory_that_is_gone_is_one_line(tmp_path, monkeypatch, cap
     assert run.main(["--logdir", "run"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("run.py: error: cannot write 'run'") and error.count("\n") == 1
+
+
+INTERRUPTED = """
+import os, signal, run
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as on a terminal
+run.command = lambda words: os.kill(os.getpid(), signal.SIGINT)
+run.program()
+"""
+
+
+def test_ctrl_c_ends_a_command_without_a_traceback():
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
 # ---- a terminal that is gone, full, or without a character ---------------------------------------------------------
