@@ -56,7 +56,7 @@ def is_suites(name: str) -> bool:
 
 def suite_ids(suite: str) -> tuple[str, ...]:
     """All ids of an installed suite, SUITE::ID. Errors: `EnvError` where it is not known or not installed."""
-    _check_installed(suite + SEPARATOR, suite)
+    _check_installed(suite, suite)
     return _quietly(lambda: importlib.import_module("envelope").registered_environments(suite))
 
 

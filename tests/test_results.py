@@ -474,7 +474,9 @@ def test_environments_are_listed(capsys):
     *names, rest = capsys.readouterr().out.splitlines()
     assert names == list(registry.ids()) and "DeepSea-bsuite" in names and "navix, craftax" in rest
     assert command(["envs", "navx"]) == 2
-    assert "did you mean navix" in capsys.readouterr().err
+    assert "error: navx: no suite is named 'navx'; did you mean navix" in capsys.readouterr().err
+    assert command(["envs", "gymnax"]) == 0
+    assert capsys.readouterr().out.splitlines() == names
 
 
 def test_a_suites_environments_are_listed(capsys, monkeypatch):

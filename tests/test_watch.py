@@ -161,9 +161,14 @@ def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_again(folder, tm
         load_run(folder)
 
 
-def test_a_picture_is_not_written_over_a_device(folder, capsys):
-    assert "no regular file" in (line := refused(capsys, "video", folder, "--rows", "2", "--out", "/dev/full"))
-    assert "choose another --out" in line and Path("/dev/full").is_char_device()
+def test_a_picture_is_not_written_over_a_device(folder, tmp_path, capsys):
+    (tmp_path / "device.gif").symlink_to("/dev/full")
+    line = refused(capsys, "video", folder, "--rows", "2", "--out", tmp_path / "device.gif")
+    assert "no regular file" in line and "choose another --out" in line and Path("/dev/full").is_char_device()
+
+
+def test_a_film_is_a_gif(tmp_path, capsys):
+    assert "--out must end in .gif, not 'film.mp4'" in refused(capsys, "video", tmp_path, "--out", "film.mp4")
 
 
 def test_a_command_names_no_flag_that_it_does_not_have(folder, capsys):

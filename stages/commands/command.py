@@ -147,7 +147,7 @@ def video_run(
         run: folder of a run, finished or not.
         seed: which agent; the first one if it is not given.
         policy: who plays: the tasker, the explorer, or uniformly random actions.
-        out: the file; RUN/seed-N-POLICY.gif if empty.
+        out: the file, a .gif; RUN/seed-N-POLICY.gif if empty.
         rows: length of the film; short episodes follow each other.
         fps: rows a second.
         seed_point: draws the episodes: another number, other ones.
@@ -155,6 +155,8 @@ def video_run(
     _check_count("--rows", rows)
     if not 1 <= fps <= 50:
         raise ConfigError(f"--fps must be 1 to 50, not {fps:g}")
+    if out and Path(out).suffix.lower() != ".gif":
+        raise ConfigError(f"--out must end in .gif, not {out!r}: films are GIFs")
     if not 0 <= seed_point < 2**31 - 1:
         raise ConfigError(f"--seed-point must be 0 or more and below 2^31 - 1, not {seed_point}")
     _start_jax()
@@ -195,7 +197,7 @@ def list_environments(suite: Annotated[str, tyro.conf.arg(metavar="SUITE")] = ""
     """
     from envs import envelope_suite, registry
 
-    for name in envelope_suite.suite_ids(suite) if suite else registry.ids():
+    for name in envelope_suite.suite_ids(suite) if suite not in ("", "gymnax") else registry.ids():
         terminal.say(name)
     if not suite:
         terminal.say(
