@@ -86,13 +86,13 @@ def test_optuna_stops_trials_early(monkeypatch, capsys):
 
 
 def test_the_own_environment_is_solved_by_the_command_beside_it(tmp_path, monkeypatch, capsys):
-    """With 600 steps: more of them, and README's four seeds, would only take longer."""
+    """With 2,000 steps: more of them, and README's four seeds, would only take longer."""
     section = "Custom environments"
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "corridor.py").write_text(fenced(section))
     [words] = re.findall(r"\n    python run.py (.*corridor:.*)\n", (ROOT / "README.md").read_text())
-    short = "--steps 600 --seeds 2 --devices 1 --log-points 1 --checkpoint-keep 0 --logdir run"
+    short = "--steps 2000 --seeds 2 --devices 1 --log-points 1 --checkpoint-keep 0 --logdir run"
     assert run.main([*words.split(), *short.split()]) == 0
     assert "corridor:Corridor (cells 6)" in capsys.readouterr().out
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
