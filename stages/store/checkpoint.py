@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import logging
 import re
 import shutil
@@ -25,7 +24,7 @@ from jaxtyping import ArrayLike, PyTree
 from stages.cli.processes import Processes
 from stages.cli.settings_file import JsonObject
 from stages.store.arrays import leaves_by_path, match_shapes, without_key_type
-from stages.store.files import RunFolderError, plain, printable, read_json, temporary_path, write_json
+from stages.store.files import RunFolderError, checksum, plain, printable, read_json, temporary_path, write_json
 from stages.store.orbax_quirks import act_as_process_zero, explained, silence_closed_loops
 
 if TYPE_CHECKING:  # imported where it is used, since it takes seconds
@@ -234,7 +233,7 @@ class Checkpoints:
             return
         try:
             checksums = read_json(path / CHECKSUMS, dict[str, str]) or {}
-            damaged = [name for name, written in checksums.items() if _checksum(path / name) != written]
+            damaged = [name for name, written in checksums.items() if checksum(path / name) != written]
         except RunFolderError:
             damaged = [CHECKSUMS]
         if damaged:
@@ -253,7 +252,7 @@ class Checkpoints:
         """Add the checksums to a checkpoint that is written, and that orbax has not given its name yet."""
         (path,) = self._process_path(round).glob(f"*{TEMPORARY}*")
         files = sorted(file for file in path.rglob("*") if file.is_file() and file.name not in REWRITTEN)
-        write_json(path / CHECKSUMS, {file.relative_to(path).as_posix(): _checksum(file) for file in files})
+        write_json(path / CHECKSUMS, {file.relative_to(path).as_posix(): checksum(file) for file in files})
 
     def _path(self, checkpoint: CheckpointId) -> Path:
         return self._process_path(checkpoint.round) / str(checkpoint.step)
@@ -295,12 +294,3 @@ def stored(folder: Path) -> list[tuple[int, int]]:
     """The rounds and processes that a run has folders of; what else stands there, backup copies say, is none."""
     names = (re.fullmatch(r"round-(\d+)/process-(\d+)", "/".join(path.parts[-2:])) for path in folder.glob("*/*"))
     return sorted((int(name[1]), int(name[2])) for name in names if name)
-
-
-def _checksum(file: Path) -> str:
-    """SHA-256 of a file in hexadecimal; empty without the file."""
-    try:
-        with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError:
-        return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
@@ -186,3 +187,12 @@ def write_error(path: Path, error: OSError | ValueError) -> RunFolderError:
     reason = " ".join(((error.strerror if isinstance(error, OSError) else None) or str(error)).split())
     advice = _ADVICE.get(code, "choose another --logdir") if code is not None else "choose another --logdir"
     return RunFolderError(f"cannot write {str(path)!r}: {reason}; {advice}")
+
+
+def checksum(file: Path) -> str:
+    """SHA-256 of a file in hexadecimal; empty without the file."""
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError:
+        return ""
