@@ -119,7 +119,7 @@ def preset(name: str, mode: Mode = "task", recipe: Recipe = "default") -> tuple[
     """
     if name not in PRESETS:
         close = did_you_mean(name, PRESETS, cutoff=0.3)
-        raise ConfigError(f"unknown preset {name!r}; {close} (all: {', '.join(PRESETS)})")
+        raise ConfigError(f"unknown preset {name!r}; {f'{close} ' if close else ''}(all: {', '.join(PRESETS)})")
     config, hypers, _ = PRESETS[name]
     config = replace(config, mode=mode)
     if recipe == "published":

@@ -50,7 +50,9 @@ def make(folder=None, words=(), **changes):
     """The log of a run with so many words on its command line."""
     arguments = run.parse(["--env", "Catch-bsuite", "--envs", "2", "--steps", "1000", *words])
     folders = [] if folder is None else [folder]
-    return RunLog(RunSetup(arguments, [Trial("", arguments)], folder=folder, folders=folders), NOW, **changes)
+    episodes = arguments.config.eval_episodes
+    setup = RunSetup(arguments, [Trial("", arguments)], eval_episodes=episodes, folder=folder, folders=folders)
+    return RunLog(setup, NOW, **changes)
 
 
 def at(step):
@@ -174,9 +176,14 @@ def test_an_exploring_line_says_states_and_goals():
 
 
 def test_an_evaluation_is_announced(tmp_path, capsys):
-    log_evaluation(make(RunFolder.open(tmp_path / "run"), ["--eval-episodes", "7"]), "untrained")
+    log = make(RunFolder.open(tmp_path / "run"), ["--eval-episodes", "7"])
+    log_evaluation(log, "untrained")
     log_evaluation(make(), "trained")
     assert capsys.readouterr().out == "evaluating untrained agents: 7 episodes a seed\n"
+    log.setup = dataclasses.replace(log.setup, eval_episodes=3)
+    log_evaluation(log, "trained")
+    why = "(not 7: the time limit is long; --eval-steps N plays all, of N steps at most)"
+    assert " ".join(capsys.readouterr().out.split()) == f"evaluating trained agents: 3 episodes a seed {why}"
 
 
 def test_seconds_of_all_sessions_count(capsys, clock):
