@@ -13,7 +13,6 @@ Axes: A action dimensions, D choices.
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import chex
 import jax
@@ -127,7 +126,7 @@ class ActionTree:
 
     space: ActionSpace
     entries: tuple[Actions, ...]
-    structure: Any  # of the suite's action: jax's PyTreeDef
+    structure: jax.tree_util.PyTreeDef  # of the suite's action
 
     def __call__(self, action: Array) -> PyTree[Array]:
         """int32 [D], the choices of one entry after another -> the suite's action."""
@@ -140,7 +139,7 @@ class ActionTree:
         return jax.tree.unflatten(self.structure, values)
 
 
-def several_actions(name: str, entries: tuple[Actions, ...], structure: Any) -> ActionTree:
+def several_actions(name: str, entries: tuple[Actions, ...], structure: jax.tree_util.PyTreeDef) -> ActionTree:
     """Actions of several entries, all discrete. Errors: `EnvError` where some are continuous."""
     if not all(entry.sizes for entry in entries):
         raise EnvError(

@@ -14,8 +14,11 @@ if TYPE_CHECKING:  # imported where a table is printed, so that `--help` stays f
 
 
 def replace_unencodable() -> None:
-    """A character that the terminal does not have is printed as another one from now on, and a stream that was closed
-    before the program began is nowhere: the next file that is opened must not be taken for it."""
+    """Print another character, from now on, for each that the terminal does not have.
+
+    A stream that was closed before the program began leads nowhere from now on. Else the next file that is opened
+    would be taken for it.
+    """
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115

@@ -100,9 +100,11 @@ def eval_run(
     seed_point: int | None = None,
     trust: Trust = False,
 ) -> None:
-    """Let a run's agents play again, from their newest checkpoints: scores of each seed, and how well its world model
-    predicts: the error of observations 1, 5 and 15 rows after 5 rows of an episode, with the true actions and without
-    looking, beside the error where it looks. Leaves eval.json in the run's folder.
+    """Let a run's agents play again, from their newest checkpoints. Leaves eval.json in the run's folder.
+
+    It shows the scores of each seed, and how well the world model predicts. The model sees 5 rows of an episode. The
+    errors are of the observations 1, 5 and 15 rows later, with the true actions and without looking. Beside them stand
+    the errors where the model looks.
 
     Args:
         run: folder of a run, finished or not.
@@ -139,9 +141,11 @@ def video_run(
     seed_point: int = 0,
     trust: Trust = False,
 ) -> None:
-    """A GIF of an agent playing, from a run's newest checkpoint, and beside it what its world model expects: it sees 5
-    rows of an episode, predicts the next 15 with the true actions and without looking, and sees 5 again. Below, the
-    error of the prediction and, where the run has an ensemble, its disagreement about the action taken.
+    """A GIF of an agent playing, from a run's newest checkpoint, and beside it what its world model expects.
+
+    The model sees 5 rows of an episode, predicts the next 15 with the true actions and without looking, and sees 5
+    again. Below stand the error of the prediction and, where the run has an ensemble, its disagreement about the action
+    that was chosen.
 
     Args:
         run: folder of a run, finished or not.

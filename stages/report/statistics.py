@@ -109,8 +109,8 @@ def iqm_curve(scores: ArrayLike, resamples: int = 2000) -> Curve:
     """Interquartile mean over seeds at every point, with its 95 % percentile-bootstrap interval.
 
     Whole seeds are resampled (one draw of S seeds serves all points), so the band keeps the correlation along
-    a curve. A score that is not finite counts as absent: each point's IQM is over the seeds that have one, a
-    resample that drew none of them is left out, and a point where no seed has a score is NaN.
+    a curve. A score that is not finite counts as absent: each point's IQM is over the seeds that have one. A
+    resample that drew none of them is left out. A point where no seed has a score is NaN.
 
     Args:
         scores: [S, P].
