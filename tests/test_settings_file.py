@@ -49,8 +49,9 @@ def test_flags_come_after_it(tmp_path):
     assert found.config.model.deter == 64 and found.config.env_args == (("size", "8"),)
 
 
-def test_a_runs_config_makes_it_again(tmp_path):
-    arguments = parse([*WORDS, "--logdir", "somewhere", "--steps", "1e5"])
+@pytest.mark.parametrize("switches", [[], ["--checkpoint-best"]])
+def test_a_runs_config_makes_it_again(tmp_path, switches):
+    arguments = parse([*WORDS, "--logdir", "somewhere", "--steps", "1e5", *switches])
     text = json.dumps(dataclasses.asdict(arguments) | {"versions": {"jax": "1"}})
     assert parsed(tmp_path, text) == dataclasses.replace(arguments, logdir="")
 

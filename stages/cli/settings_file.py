@@ -13,6 +13,7 @@ JsonObject = dict[str, Any]
 """What a file of JSON holds."""
 Settings = Mapping[str, Any]
 """Settings by their paths, such as config.replay.batch_size, with JSON's values."""
+SWITCHES = {"checkpoint_best"}  # flags that take no value
 RUN_ONLY = {"config_file", "logdir", "process", "processes", "coordinator", "distributed", "versions"}
 """What a run's config.json says of one run on one cluster."""
 
@@ -53,6 +54,9 @@ def words_of(file: str, known: Sequence[str]) -> list[str]:
     for name, value in settings.items():
         if name not in known:
             raise ConfigError(f"--config {file!r}: there is no setting {name!r}{advice(name, known)}")
+        if name in SWITCHES and isinstance(value, bool):
+            flags += [f"--{name.replace('_', '-')}"] * value
+            continue
         values = value if isinstance(value, list) else [value]
         flags += [f"--{name.replace('_', '-')}={item}" for item in values]
     return flags
