@@ -5,7 +5,7 @@ that its bounds say: numbers are real, integers of two values binary, of up to M
 counted from their lowest, pictures images. Integers of more values are numbers. Nothing is lost, as long as a suite
 keeps to its bounds.
 
-Several discrete actions are one where they have few combinations, and else several choices at once.
+Several discrete actions of one entry are one where they have few combinations, and else several choices at once.
 
 Axes: A action dimensions, D choices.
 """
@@ -39,7 +39,7 @@ class Entry:
 
     @property
     def space(self) -> ObsSpace:
-        """What an agent sees. Where integers of an entry have different numbers of values, the largest counts."""
+        """What an agent sees. Of integers the span of the whole entry counts, from the lowest to the highest."""
         if self._image_scale:
             return ObsSpace(self.low.shape, "image")
         if np.issubdtype(self.dtype, np.integer):

@@ -7,9 +7,9 @@ members with random priors, each learned to its end. So it has a unit of its own
 
 The model moves, and with it phi of every row. A_a is therefore a moving average over replayed rows, scaled to all rows.
 
-Axes: U actions that are told apart (1 for continuous ones, which join the observation), P numbers read, W frequencies,
-V = 2 W features, n pairs, T time, B windows. Source: the bonus of linear bandits (Abbasi-Yadkori et al. 2011) and
-LSVI-UCB (Jin et al. 2020, arXiv 1907.05388); random features: Rahimi & Recht 2007.
+Axes: U actions that are told apart (1 for continuous ones and several choices, which join the observation), P numbers
+read, W frequencies, V = 2 W features, n pairs, T time, B windows. Source: the bonus of linear bandits (Abbasi-Yadkori
+et al. 2011) and LSVI-UCB (Jin et al. 2020, arXiv 1907.05388); random features: Rahimi & Recht 2007.
 """
 
 import dataclasses
@@ -123,7 +123,7 @@ class EllipticalBonus(IntrinsicReward):
         """(phi, of length 1; which action, one-hot). Sends no gradient."""
         seen = decode_mean(model.decoder, latent_of(model.rssm, feat)).astype(jnp.float32)
         read, chosen = self.numbers.normalize(model.decoder.space, seen), action.astype(jnp.float32)
-        if self.actions.kind == "continuous":
+        if self.actions.kind != "discrete":
             read = jnp.concatenate([read, hypers.action_scale * bound_action(chosen)], -1)
             chosen = jnp.ones((*action.shape[:-1], 1))
         angle = hypers.fourier_sharpness * read @ self.frequencies / math.sqrt(read.shape[-1])

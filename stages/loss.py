@@ -64,7 +64,7 @@ def agent_loss(
         loss = agent.intrinsic.loss(sg(model), observed, rows, batch.action, hypers)
         losses[agent.intrinsic.loss_name] = loss
 
-    # Only the tasker's replayed values shape the world model, and no reward does where it is reward-free.
+    # Of the behaviours' losses only the tasker's replayed values shape the model; none does where it is reward-free.
     tasker_batch = sg(batch) if reward_free else batch
     paid = tasker_rewards(config, hypers)
     tasker_losses, tasker_scale, tasker_metrics = learn_behavior(

@@ -70,7 +70,10 @@ def explorer_rewards(config: Config, hypers: Hypers) -> tuple[Reward, ...]:
 
 
 def _of_norm(norm: Norm, floor: Scalar, hypers: Hypers) -> Objective:
-    """Extrinsic advantages divided as DreamerV3 does, or by what they are themselves, but by no less than `floor`."""
+    """Extrinsic advantages divided as DreamerV3 does, or by what they are themselves, but by no less than `floor`.
+
+    DreamerV3's divisor has a floor of its own.
+    """
     return _like_dreamer(hypers) if norm == "returns" else Objective(1.0, norm, floor, debias=True)
 
 
@@ -97,6 +100,7 @@ def imagined_rewards(
 
         def earned() -> Float[Array, "L c"]:
             assert intrinsic is not None
+            # intrinsic.Disagreement.__call__: here disagreement becomes the explorer's reward.
             return shift_to_arrival(intrinsic(model, block.feat[:-1], block.action[:-1], hypers))
 
         return _weighted(rewards, {"extrinsic": extrinsic, "intrinsic": earned})

@@ -25,7 +25,11 @@ SIZES = ModelConfig(deter=2, stoch=2, classes=2, units=8, hidden=4, blocks=1, la
 OBS = ObsSpace((P,), "binary")
 CONFIG = Config(mode="explore", model=SIZES, ensemble=EnsembleConfig(frequencies=W, updates=1, target="stoch"))
 HYPERS = Hypers(elliptical_ridge=RIDGE, fourier_sharpness=3.0, action_scale=2.0)
-KINDS = {"discrete": ActionSpace("discrete", A), "continuous": ActionSpace("continuous", A)}
+KINDS = {
+    "discrete": ActionSpace("discrete", A),
+    "continuous": ActionSpace("continuous", A),
+    "several": ActionSpace.of_choices(2, 2),
+}
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -36,11 +40,13 @@ def case(request):
     bonus = EllipticalBonus(CONFIG, OBS, actions, key=jr.key(1))
     never, is_last = np.zeros((2, n), bool), np.zeros((2, n), bool)
     is_last[0, 9] = True  # no action was chosen there
-    discrete = actions.kind == "discrete"
-    action = rng.integers(0, A, (2, n)) if discrete else rng.normal(size=(2, n, A)).astype(np.float32)
+    numbers = actions.kind == "continuous"
+    options = 2 if actions.choices else A
+    shape = (2, n, *actions.struct.shape)
+    action = rng.normal(size=shape).astype(np.float32) if numbers else rng.integers(0, options, shape)
     pairs = Row(
         to_device(rng.integers(0, 2, (2, n, P)).astype(OBS.dtype)),
-        to_device(action, jnp.int32 if discrete else jnp.float32),
+        to_device(action, actions.struct.dtype),
         jnp.zeros((2, n)),
         to_device(never),
         to_device(is_last),
@@ -67,7 +73,7 @@ def slow_phi(actions, model, bonus, feat, action):
     seen = np.asarray(decode_mean(model.decoder, Latent(feat[..., :2], stoch)), np.float64)
     seen = seen * np.sqrt(P) / np.sqrt((seen**2).sum(-1, keepdims=True) + 0.01)
     chosen = np.asarray(action, np.float64)
-    if actions.kind == "continuous":
+    if actions.kind != "discrete":
         seen = np.concatenate([seen, 2 * chosen / np.maximum(1, np.abs(chosen))], -1)
         chosen = np.ones((len(seen), 1))
     angle = 3.0 * seen @ np.asarray(bonus.frequencies, np.float64) / np.sqrt(seen.shape[-1])

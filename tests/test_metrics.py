@@ -20,7 +20,7 @@ def test_the_page_is_the_table():
     [
         (
             "train/explorer_ret_scale_extrinsic", "train/[explorer_]ret_scale_NAME",
-            "explorer: range of returns, extrinsic",
+            "explorer: divisor of advantages, extrinsic",
         ),
         ("train/ret_extrinsic", "train/[explorer_]ret_NAME", "return, extrinsic"),
         ("train/explorer_replay_rew_rnd", "train/[explorer_]replay_rew_NAME", "explorer: replayed reward, rnd"),

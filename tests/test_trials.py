@@ -108,6 +108,7 @@ def test_a_bare_name_is_one_setting():
         (["--sweep", "qqqqqq=1"], "there is no setting 'qqqqqq'"),
         (["--sweep", "lr=1e-3,,1e-4"], "empty or given twice"),
         (["--sweep", "lr=1e-3,1e-3"], "empty or given twice"),
+        (["--sweep", "env=a:b,a_b"], "two values would have one folder's name"),
         (["--sweep", "lr=1e-3", "--sweep", "hypers.lr=1e-4"], "a setting twice"),
         (["--sweep", "lr=log:1e-4:1e-2"], "with --trials N"),
         (["--sweep", "lr=log:0:1", "--trials", "2"], "0 < LOW < HIGH"),

@@ -24,10 +24,10 @@ from stages.cli.terminal import say
 from stages.config import ConfigError
 
 BEAT_S = 5.0  # how often a process says that it lives, beside its work
-SILENCE_S = 60.0  # a slower process is waited for; one that has not said so for so long is dead
+SILENCE_S = 60.0  # a slower process is waited for; one without a beat for so long counts as dead
 STORE = ("key_value_set_bytes", "blocking_key_value_get_bytes", "get_live_nodes")  # what is asked of jax's client
 DEPARTURE_S = 20  # process 0 waits so long for the others to leave before it does
-FAREWELL_S = 2.0  # and then so long: whoever is still hearing that it has left is aborted where the coordinator is gone
+FAREWELL_S = 2.0  # and then so long: a process still disconnecting would be aborted if the coordinator went first
 
 
 class ProcessError(RuntimeError):

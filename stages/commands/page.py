@@ -54,13 +54,16 @@ def page(run: Result) -> str:
 
 
 def _head(run: Result) -> str:
-    command = ["python", "run.py", "--seeds", str(len(run.seeds))]
+    # Environment and mode always: without them run.py takes its own.
+    command = ["python", "run.py", "--seeds", str(len(run.seeds)), "--mode", str(run.settings["config.mode"])]
     if start := run.settings["seed_start"]:
         command += ["--seed-start", str(start)]
     if run.settings["preset"] != "tiny":
         command += ["--preset", str(run.settings["preset"])]
+    if (recipe := run.settings.get("recipe", "default")) != "default":
+        command += ["--recipe", str(recipe)]
     changed = [name for name in beyond_preset(run.settings) if name not in NO_SETTING]
-    env = [] if run.settings["config.env"] == "Catch-bsuite" else ["--env", run.settings["config.env"]]
+    env = ["--env", run.settings["config.env"]]
     args = [part for name, value in run.settings["config.env_args"] for part in (f"--env.{name}", value)]
     command_line = shlex.join([*command, *env, *args]) + " " + described(run, changed)
     state = "finished" if run.finished else f"not finished: {run.done:,} of {run.planned:,} steps"

@@ -68,8 +68,8 @@ class Policy(eqx.Module):
             key: of the samples of latent and action; a new one at each row.
 
         Returns:
-            (action, state at this row). The action is an int32 index [...], or float32 [..., A] in [-1, 1]: rescale it
-            to the range of the environment.
+            (action, state at this row). The action is an int32 index [...], int32 [..., D] of several choices, or
+            float32 [..., A] in [-1, 1]: rescale it to the range of the environment.
 
         Raises:
             ConfigError: obs or is_first has another shape, type or range.

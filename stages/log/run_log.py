@@ -144,10 +144,11 @@ class RunLog:
         """A signal ends the run; its files are those of its last log point."""
         self.tracker.close()
         if self.setup.folder is not None:
-            config = self.setup.arguments.config
+            config, keeps = self.setup.arguments.config, self.setup.arguments.checkpoint_keep > 0
+            what = "goes on" if keeps else "begins again: --checkpoint-keep 0 keeps no checkpoint"
             terminal.say(
                 f"stopped at {self.round.step:,} of {config.steps + config.adapt_steps:,} steps; the same command with "
-                f"--logdir {self.setup.folder.path} goes on"
+                f"--logdir {self.setup.folder.path} {what}"
             )
 
 

@@ -14,7 +14,7 @@ from stages.report.read import Result
 from stages.report.statistics import Floats, summarise
 
 FULL_ENTROPY = 0.98  # share of the largest entropy from which on a policy is as good as uniform
-FAR_BELOW = 0.01  # share of its floor below which a range of returns gives no advantage to learn from
+FAR_BELOW = 0.01  # share of its floor below which what divides advantages leaves nothing to learn from
 FALLEN = 0.9  # share of its first loss to which a reconstruction has to fall
 LEAST_POINTS = 3  # of fewer there is no last third
 
@@ -49,7 +49,8 @@ def findings(run: Result, max_entropy: float) -> list[Finding]:
         try_first = "more steps, or a smaller environment first" if explores else "--mode mix, which explores"
         found.append(Finding("no reward was ever seen", try_first))
     elif _last_third(run, "train/ret_scale_extrinsic") < FAR_BELOW * run.settings[floor]:
-        reason = f"returns differ by less than {FAR_BELOW:.0%} of the floor that divides advantages"
+        what = "returns differ by" if floor == "hypers.return_floor" else "advantages are"
+        reason = f"{what} less than {FAR_BELOW:.0%} of the floor that divides advantages"
         found.append(Finding(reason, f"a smaller {flag_of(floor)}, or rewards on a larger scale"))
     if _last_third(run, "train/ent") > FULL_ENTROPY * max_entropy:
         found.append(Finding("the policy stayed uniform for a third of the run", "a smaller --hypers.entropy"))

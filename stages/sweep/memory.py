@@ -109,7 +109,7 @@ class Room(NamedTuple):
 
     devices: Devices
     sharers: int  # processes that share the devices' memory
-    allowed: float  # bytes that the user allows; 0: all that is free
+    allowed: float  # bytes that the user allows; 0: what is free, of which a plan takes SHARE
 
     def free(self) -> float:
         """Bytes."""

@@ -140,11 +140,13 @@ def _values(name: str, values: str) -> list[str]:
     items = [value.strip() for value in values.split(",")]
     if "" in items or len(set(items)) < len(items):
         raise ConfigError(f"--sweep {name}={values}: a value is empty or given twice")
+    if len({_folder({name: item}, [name]) for item in items}) < len(items):
+        raise ConfigError(f"--sweep {name}={values}: two values would have one folder's name; rename one of them")
     return items
 
 
 def _grid(settings: Mapping[str, str]) -> list[dict[str, str]]:
-    """Every combination, the last setting's values changing first."""
+    """Every combination, the last setting's values changing fastest."""
     for name, values in settings.items():
         if _range(name, values):
             raise ConfigError(f"--sweep {name}={values} is a range: say how many values are drawn with --trials N")
@@ -153,7 +155,7 @@ def _grid(settings: Mapping[str, str]) -> list[dict[str, str]]:
 
 
 def _drawn(settings: Mapping[str, str], arguments: Arguments) -> list[dict[str, str]]:
-    """Random search: as many trials, each with a value of every setting drawn by itself."""
+    """Random search: at most so many different trials, each with a value of every setting drawn by itself."""
     if arguments.trials < 0:
         raise ConfigError(f"--trials must be 0 or more, not {arguments.trials}")
     rng, integers = np.random.default_rng(DRAW_SEED), _whole_settings(arguments.config)
