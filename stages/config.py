@@ -216,8 +216,9 @@ class Config:
     extrinsic_norm: Norm = "returns"
     """The same for the explorer's extrinsic advantages in mode mix, where each reward has a critic."""
     intrinsic_norm: Norm = "returns"
-    """What divides the explorer's intrinsic advantages: the range of the returns (DreamerV3's), or of the advantages.
-    In episodes of one length, intrinsic returns differ mostly by the time that is left, which no action changes."""
+    """What divides the explorer's intrinsic advantages: the range of the returns (DreamerV3's), the range of the
+    advantages, or their root mean square. In episodes of one length, intrinsic returns differ mostly by the time that
+    is left, which no action changes."""
     explorer_reward: ExplorerReward = "disagreement"
     """The explorer's intrinsic reward: the ensemble's disagreement; random network distillation (rnd) of states and
     actions, with the ensemble's inputs, sizes and updates; the elliptical bonus, in closed form, of random features of
@@ -229,7 +230,8 @@ class Config:
     returns' range divides its advantages as DreamerV3's does. A sum of rewards as they come: disagreement may be a
     thousandth of a reward."""
     imagine_batch: int = 0
-    """Starts imagined at once. It changes no number, only the speed; 0 takes 64 on a CPU and all on accelerators."""
+    """Starts imagined at once. It changes the speed, and numbers only by the order of sums; 0 takes 64 on a CPU and all
+    on accelerators."""
     vmap_width: int = 0
     """Seeds that a device computes at once. Only for speed; 0 takes what suits the machine: 1 on a core, else all."""
     eval_episodes: int = 16

@@ -32,7 +32,7 @@ class IntrinsicReward(eqx.Module):
     """A reward that the agent computes itself, with the networks it learns for that."""
 
     name: ClassVar[str]
-    """In the names of metrics."""
+    """Its key in INTRINSIC_REWARDS, and in the names of metrics."""
     loss_name: ClassVar[str]
     """The metric of its loss is loss/LOSS_NAME."""
 

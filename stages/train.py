@@ -122,7 +122,10 @@ def collect_steps(
 def update(
     config: Config, state: TrainState, clock: StepCounters
 ) -> tuple[TrainState, StepCounters, dict[str, Float[Array, ""]]]:
-    """One batch, one gradient, one step of the optimiser, of the slow critics and of the return scales."""
+    """One batch, one gradient, one step of the optimiser, of the slow critics and of the return scales.
+
+    The fresh latents go back into the ring, and an intrinsic reward with updates of its own takes them.
+    """
     shape = (replay.capacity_of(state.ring), config.envs, config.replay.batch_size, config.replay.batch_length)
     key, key_choose, key_loss = jr.split(state.key, 3)
     windows = replay.choose(clock, *shape, config.replay.online, key=key_choose)

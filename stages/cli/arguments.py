@@ -1,4 +1,4 @@
-"""Arguments: the command line -> what to run. Raises ConfigError, one line that says what to change."""
+"""Arguments: what a run is asked for, and what is refused. Raises ConfigError, one line that says what to change."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Settings files: `--config FILE` -> the words of a command line, which those that are typed come after."""
+"""Settings files: `--config FILE` -> words of a command line, placed before those that are typed."""
 
 import json
 import tomllib

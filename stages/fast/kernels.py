@@ -2,7 +2,7 @@
 
 What XLA does on a CPU with the plain forms (measured, docs/speed.md), and what is done here instead:
 
-- Sums over an axis are loops over single numbers: they are products with ones. Maxima are taken by halves.
+- XLA loops over single numbers for a sum over an axis: a sum is a product with ones here. Maxima are taken by halves.
 - What has several readers is computed again for each of them, unless it ends in an operation that XLA takes for
   expensive. A division is one, a product is none: silu, the gates and their gradients end in divisions.
 - A product's transposed weight is transposed again in each step of a scan, unless the forward pass kept it.

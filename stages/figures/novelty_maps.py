@@ -44,7 +44,7 @@ def plot_novelty(
         states: of the environment.
         title: plain text, wrapped.
         seed: the number of the seed that the maps are of.
-        reward: the intrinsic reward that was measured; another one than disagreement has no maps.
+        reward: the intrinsic reward that was measured; another one than disagreement has no map of its own.
 
     Raises:
         RunFolderError: the file cannot be written.
@@ -87,7 +87,7 @@ def _draw_maps(figure: SubFigure, maps: list[Map], states: StateSpace, rows: int
 
 
 def disagreement_scale(maps: Sequence[Map]) -> LogNorm:
-    """One logarithmic scale for all points, from the smallest disagreement to the largest, at most DECADES below it."""
+    """One logarithmic scale for all points, from at most DECADES below the largest disagreement up to it."""
     from matplotlib.colors import LogNorm
 
     seen = np.concatenate([point.disagreement for point in maps])

@@ -3,7 +3,7 @@
 With several processes, all gather what is logged, and the first one prints and writes it. Of several trials, each has a
 folder of its own, as if it were a run alone.
 
-The loop calls `log_start`, `log_plan`, for each round `log_round`, before evaluations that no line announces
+The loop calls `log_start`, `log_plan`, for each round `log_round`, before the untrained and the final evaluation
 `log_evaluation`, after each chunk `chunk_rows`, `with_measurements` and `log_chunk`, and at the end `log_finish`.
 """
 
@@ -111,12 +111,12 @@ def with_measurements(log: RunLog, rows: list[MetricRow], measured: Measurement)
 def log_chunk(
     log: RunLog, config: Config, rows: list[MetricRow], tasker: np.ndarray | None, iterations: int, pace: Pace
 ) -> None:
-    """One log point: metrics.jsonl, summary.json, curves, a line of progress.
+    """One log point: metrics.jsonl, summary.json, a line of progress.
 
     Args:
         config: of the phase.
         rows: what `chunk_rows` returned.
-        tasker: the tasker's evaluation scores, [seeds], in a run that explores.
+        tasker: the tasker's evaluation scores, [seeds]; None where it is not evaluated at log points.
         iterations: of the chunk.
         pace: of the phase.
     """

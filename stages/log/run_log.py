@@ -49,7 +49,7 @@ class RunSetup:
         folder: RunFolder | None = None,
         folders: Sequence[RunFolder] = (),
     ) -> "RunSetup":
-        """What is to be known of the environment stands in the other fields."""
+        """The setup of a run in this environment."""
         return RunSetup(
             arguments, trials, processes, env.states, env.goal is not None, env.achievements,
             episodes_of(env, arguments.config), max_entropy(env.action_space), folder, list(folders),

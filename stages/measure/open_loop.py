@@ -141,8 +141,8 @@ def open_loop_errors(
         present: how many of the T rows are there; None: all.
 
     Returns:
-        (of the model run forward, of the posterior that sees those rows, windows whose episode is so long), [H]: means
-        over the windows whose is. NaN where there is none.
+        (of the model run forward, of the posterior that sees those rows, windows whose episode reaches that row), [H]:
+        means over these windows. NaN where there is none.
     """
     target = jnp.array(ahead) + context - 1
     same_episode = jnp.cumsum(rows.is_first, 0) == rows.is_first[0]

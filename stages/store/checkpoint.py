@@ -213,7 +213,7 @@ class Checkpoints:
     @contextlib.contextmanager
     def _removed_on_failure(self, checkpoint: CheckpointId) -> Iterator[None]:
         """What saving raises, as one line; then nothing of the checkpoint is left, and orbax looks at the folder anew:
-        it takes those for removed whose removal the failed one should have been followed by."""
+        it counts as removed the checkpoints that it would have removed after this one."""
         try:
             with explained(self._path(checkpoint), "written", "free the disk"):
                 yield
@@ -227,7 +227,7 @@ class Checkpoints:
             raise
 
     def _check_files(self, checkpoint: CheckpointId) -> None:
-        """Compare the files of a checkpoint with their checksums, once. Raises RunFolderError where one is another."""
+        """Compare the files of a checkpoint with their checksums, once. Raises RunFolderError where one differs."""
         path = self._path(checkpoint)
         if checkpoint in self._intact or not (path / CHECKSUMS).exists():
             return
@@ -291,6 +291,6 @@ class Checkpoints:
 
 
 def stored(folder: Path) -> list[tuple[int, int]]:
-    """The rounds and processes that a run has folders of; what else stands there, backup copies say, is none."""
+    """The rounds and processes that a run has folders of; other entries, such as backup copies, are ignored."""
     names = (re.fullmatch(r"round-(\d+)/process-(\d+)", "/".join(path.parts[-2:])) for path in folder.glob("*/*"))
     return sorted((int(name[1]), int(name[2])) for name in names if name)

@@ -74,7 +74,7 @@ class Loaded(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What of a TrainState is read, [S, ...]. Its names are that one's: a checkpoint knows its arrays by their path."""
+    """What of a TrainState is read, [S, ...]. Fields are named as TrainState's: checkpoints store arrays by path."""
 
     agent: Agent | None  # None where the best agents are read instead
     hypers: Hypers

@@ -140,8 +140,8 @@ def phases_of(
 def prepare(phases: list[Phase], width: int, usable: float) -> float:
     """Compile all that the phases run, and return the bytes needed: of all devices if they share memory, else of each.
 
-    Nothing is allocated. Nothing is compiled either if the seeds' states, and the minimum that one of them takes beside
-    its own, are more than `usable`.
+    Nothing is allocated. Nothing is compiled either if the seeds' states, and the least that one of them takes beside
+    its state, are more than `usable`.
     """
     (first, iterations, _), *adapting = phases
     pools = first.mesh.size if memory.shared(list(first.mesh.devices)) else 1
@@ -264,7 +264,7 @@ def plan(
 
 
 def _fewest(share: int, devices: Devices) -> int:
-    """Seeds side by side that need the least memory: on accelerators, fewer than devices need no less of any."""
+    """Seeds side by side that need the least memory: on accelerators one on each device, which share none."""
     return 1 if memory.shared(devices) else min(share, len(devices))
 
 
