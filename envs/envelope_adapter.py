@@ -134,14 +134,18 @@ def _entries(obs: PyTree, space: EnvelopeSpace) -> dict[str, Entry]:
     leaves = jax.tree_util.tree_leaves_with_path(obs)
     declared = [(np.asarray(-np.inf), np.asarray(np.inf), np.dtype(np.float32)) for _ in leaves]
     if space is not None:
-        is_space = lambda x: hasattr(x, "n") or hasattr(x, "low")
-        declared = [_bounds(leaf) for leaf in jax.tree.leaves(getattr(space, "tree", space), is_leaf=is_space)]
+        declared = [_bounds(leaf) for leaf in jax.tree.leaves(getattr(space, "tree", space), is_leaf=_is_space)]
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): Entry(
             np.broadcast_to(low, leaf.shape), np.broadcast_to(high, leaf.shape), dtype
         )
         for (path, leaf), (low, high, dtype) in zip(leaves, declared, strict=True)
     }
+
+
+def _is_space(node: Any) -> bool:
+    """Whether a node of a suite's tree of spaces is the space of one entry."""
+    return hasattr(node, "n") or hasattr(node, "low")
 
 
 def _bounds(space: EnvelopeSpace) -> tuple[np.ndarray, np.ndarray, np.dtype]:
@@ -155,8 +159,7 @@ def _bounds(space: EnvelopeSpace) -> tuple[np.ndarray, np.ndarray, np.dtype]:
 def _actions(name: str, space: EnvelopeSpace) -> Actions | ActionTree:
     """How our action becomes the suite's. Errors: `EnvError`."""
     if hasattr(space, "tree"):
-        is_space = lambda x: hasattr(x, "n") or hasattr(x, "low")
-        leaves, structure = jax.tree.flatten(space.tree, is_leaf=is_space)
+        leaves, structure = jax.tree.flatten(space.tree, is_leaf=_is_space)
         return several_actions(name, tuple(_entry_actions(name, leaf) for leaf in leaves), structure)
     return _entry_actions(name, space)
 

@@ -113,6 +113,10 @@ class ActionSpace:
         """Several choices at once, each among so many options."""
         return ActionSpace("multi_discrete", sum(choices), choices)
 
+    def split(self, vector: Float[Array, "... A"]) -> list[Float[Array, "... K"]]:
+        """The part of each choice of an action vector; multi_discrete only."""
+        return jnp.split(vector, np.cumsum(self.choices)[:-1], -1)
+
     @property
     def struct(self) -> jax.ShapeDtypeStruct:
         """Shape and dtype of an action as an environment takes it."""

@@ -63,6 +63,11 @@ def trainable(agent: Agent) -> Agent:
     return eqx.tree_at(lambda a: a.intrinsic, everything, False) if alone else everything
 
 
+def without_explorer(agent: Agent) -> Agent:
+    """The agent with which mode task goes on."""
+    return eqx.tree_at(lambda a: (a.explorer, a.intrinsic), agent, (None, None), is_leaf=lambda x: x is None)
+
+
 def replace_intrinsic(agent: Agent, intrinsic: IntrinsicReward | None) -> Agent:
     """The agent with this intrinsic reward."""
     return eqx.tree_at(lambda a: a.intrinsic, agent, intrinsic, is_leaf=lambda x: x is None)

@@ -9,7 +9,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from envs.environment import Environment, Obs, Timestep, env_step
@@ -84,13 +83,11 @@ def act(
 
 def env_action(model: WorldModel, action: Float[Array, "... A"]) -> Array:
     """Action vector -> what environments take and replay stores: int32 indices, or float32 numbers."""
-    kind, choices = model.actions.kind, model.actions.choices
-    if kind == "continuous":
+    if model.actions.kind == "continuous":
         return action.astype(jnp.float32)
-    if kind == "discrete":
+    if model.actions.kind == "discrete":
         return jnp.argmax(action, -1).astype(jnp.int32)
-    parts = jnp.split(action, np.cumsum(choices)[:-1], -1)
-    return jnp.stack([jnp.argmax(part, -1) for part in parts], -1).astype(jnp.int32)
+    return jnp.stack([jnp.argmax(part, -1) for part in model.actions.split(action)], -1).astype(jnp.int32)
 
 
 def collect(

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from envs.environment import Environment
 from stages import optimizer, replay
-from stages.agent import Agent, Targets, collector, replace_intrinsic, trainable, update_targets
+from stages.agent import Agent, Targets, collector, replace_intrinsic, trainable, update_targets, without_explorer
 from stages.collect import ActorState, Episodes, collect, start
 from stages.config import Config, Hypers
 from stages.fast import rows
@@ -223,7 +223,7 @@ def train_chunk(
 
 def adapt(state: TrainState) -> TrainState:
     """Drop the explorer and its intrinsic reward: the state with which mode task continues."""
-    agent = eqx.tree_at(lambda a: (a.explorer, a.intrinsic), state.agent, (None, None), is_leaf=lambda x: x is None)
+    agent = without_explorer(state.agent)
     trained = eqx.filter(state.agent, trainable(state.agent))
     opt_state = optimizer.drop_opt_state(state.opt_state, trained, agent)
     targets = Targets(state.targets.tasker, None)

@@ -9,7 +9,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from envs.environment import ActionSpace
-from stages.networks.distributions import Categorical, MultiCategorical
+from stages.networks.distributions import ActionDistribution, policy_at
 
 
 class Box(eqx.Module):
@@ -31,15 +31,11 @@ class UniformActor(eqx.Module):
 
     actions: ActionSpace = eqx.field(static=True)
 
-    def __call__(
-        self, feat: Float[Array, "... F"], unimix: Float[Array, ""] | float
-    ) -> Categorical | MultiCategorical | Box:
+    def __call__(self, feat: Float[Array, "... F"], unimix: Float[Array, ""] | float) -> ActionDistribution | Box:
         """The same distribution at every feature."""
         del unimix
         zeros = jnp.zeros((*feat.shape[:-1], self.actions.size))
-        if self.actions.kind == "multi_discrete":
-            return MultiCategorical.from_outputs(zeros, 0.0, self.actions.choices)
-        return Categorical.from_outputs(zeros, 0.0) if self.actions.kind == "discrete" else Box(zeros)
+        return Box(zeros) if self.actions.kind == "continuous" else policy_at(self.actions, zeros, 0.0)
 
     def noise(self, lead: tuple[int, ...], *, key: PRNGKeyArray) -> Float[Array, "..."]:
         """The random numbers that `lead` samples take: [*lead] or [*lead, D] in [0, 1), or [*lead, A] in [-1, 1)."""

@@ -134,7 +134,7 @@ def test_choices_side_by_side_are_the_table_of_their_combinations():
     logits, unimix = np.array([0.3, -1.0, 2.0, 0.5, 0.5], np.float32), 0.1
     first, second = (0.9 * special.softmax(x) + 0.1 / len(x) for x in (logits[:2], logits[2:]))
     table = first[:, None] * second
-    dist = MultiCategorical.from_outputs(jnp.asarray(logits), unimix, (2, 3))
+    dist = MultiCategorical.from_outputs(jnp.asarray(logits), unimix, ActionSpace.of_choices(2, 3))
     vectors = jnp.stack([jnp.concatenate([jnp.eye(2)[i], jnp.eye(3)[j]]) for i in range(2) for j in range(3)])
     np.testing.assert_allclose(np.exp(dist.log_prob(vectors)), table.ravel(), rtol=1e-5)
     np.testing.assert_allclose(dist.entropy(), stats.entropy(table.ravel()), rtol=1e-5)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from envs.environment import Environment
-from stages.agent import Agent
+from stages.agent import Agent, without_explorer
 from stages.cli import terminal
 from stages.cli.arguments import Arguments
 from stages.cli.processes import Processes
@@ -15,7 +15,7 @@ from stages.cli.signals import Signals, Stopped
 from stages.config import ConfigError
 from stages.log.run_log import RunLog
 from stages.replay import StepCounters
-from stages.store.best import keep_best, without_explorer
+from stages.store.best import keep_best
 from stages.store.checkpoint import CheckpointId, Checkpoints
 from stages.store.files import RunFolderError
 from stages.store.fingerprint import COMPUTATION, check_spaces, fingerprint

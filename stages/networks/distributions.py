@@ -124,11 +124,10 @@ class MultiCategorical(eqx.Module):
 
     @staticmethod
     def from_outputs(
-        outputs: Float[Array, "... A"], unimix: Float[Array, "..."] | float, sizes: tuple[int, ...]
+        outputs: Float[Array, "... A"], unimix: Float[Array, "..."] | float, actions: ActionSpace
     ) -> "MultiCategorical":
-        """Each choice's share of the outputs as in `Categorical`; `sizes` are their options."""
-        parts = jnp.split(outputs, np.cumsum(sizes)[:-1], -1)
-        return MultiCategorical(tuple(Categorical.from_outputs(part, unimix) for part in parts))
+        """Each choice's part of the outputs as in `Categorical`."""
+        return MultiCategorical(tuple(Categorical.from_outputs(part, unimix) for part in actions.split(outputs)))
 
     def sample(self, noise: Float[Array, "... D"]) -> Float[Array, "... A"]:
         """A sample of every choice, without gradient."""
@@ -161,7 +160,7 @@ def policy_at(
 ) -> ActionDistribution:
     """The distribution over actions that an actor's outputs stand for."""
     if actions.kind == "multi_discrete":
-        return MultiCategorical.from_outputs(outputs, unimix, actions.choices)
+        return MultiCategorical.from_outputs(outputs, unimix, actions)
     return (Categorical if actions.kind == "discrete" else BoundedNormal).from_outputs(outputs, unimix)
 
 

@@ -6,7 +6,6 @@ Axes: S seeds, P evaluations.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,8 +33,3 @@ def best_points(steps: Sequence[int], scores: Sequence[Sequence[float | None] | 
 def keep_best(improved: Bool[Array, " S"], agent: Agent, best: Agent) -> Agent:
     """The agents [S, ...] of the seeds that improved, and the best so far of the others, as new arrays."""
     return jax.tree.map(lambda new, old: jnp.where(improved.reshape(-1, *[1] * (new.ndim - 1)), new, old), agent, best)
-
-
-def without_explorer(agent: Agent) -> Agent:
-    """Agents with which mode task goes on, as `train.adapt` leaves them."""
-    return eqx.tree_at(lambda a: (a.explorer, a.intrinsic), agent, (None, None), is_leaf=lambda x: x is None)
