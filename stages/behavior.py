@@ -85,7 +85,8 @@ def behavior_loss(
     entropy: Float[Array, ""] | float,
     hypers: Hypers,
 ) -> tuple[dict[str, Array], ReturnScale, dict[str, Array]]:
-    """Actor and critic losses, as the module says. `entropy` weighs the actor's.
+    """Actor and critic losses, as the module says. `entropy` weighs the actor's, in continuous actions times
+    `hypers.continuous_entropy`.
 
     Returns:
         losses: policy [] and value [], means over imagined rows, and repval [T-1, B] (the last row has no successor),
@@ -101,7 +102,8 @@ def behavior_loss(
     gain = returns - value[:, :, :-1]
     scale = _scales(target.scale, returns, gain, weight[:, :-1], objectives, hypers)
     advantage = _advantage(gain, scale, objectives)
-    policy_loss, entropy_sum = _actor_loss(behavior.actor, trajectory, advantage, weight, entropy, hypers)
+    bonus = entropy * hypers.continuous_entropy if behavior.actor.actions.kind == "continuous" else entropy
+    policy_loss, entropy_sum = _actor_loss(behavior.actor, trajectory, advantage, weight, bonus, hypers)
 
     # Blocks hold consecutive starts, and a start is a replayed row: [R, blocks, c] is [R, T, B].
     bootstrap = jnp.moveaxis(returns[:, :, 0], 1, 0).reshape(replayed.reward.shape)

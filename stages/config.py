@@ -133,6 +133,8 @@ class Hypers(eqx.Module):
     """Entropy bonus of the tasker."""
     explorer_entropy: float = 3e-4
     """Entropy bonus of the explorer."""
+    continuous_entropy: float = 1.0
+    """Factor of both entropy bonuses where actions are continuous."""
     slow_rate: float = 0.02
     """Rate of the slow critic's moving average."""
     slow_regularizer: float = 1.0

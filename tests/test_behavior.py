@@ -29,7 +29,15 @@ H, T, B, F, BINS = 4, 4, 2, 6, 15
 n = T * B
 SIZES = ModelConfig(deter=2, stoch=2, classes=2, units=8, layers=2, bins=BINS)  # deter + stoch * classes = F
 DISCRETE, CONTINUOUS = ActionSpace("discrete", 3), ActionSpace("continuous", 2)
-HYPERS = Hypers(lam=0.9, discount_horizon=20.0, return_rate=0.1, slow_regularizer=0.7, unimix=0.3, policy_unimix=0.05)
+HYPERS = Hypers(
+    lam=0.9,
+    discount_horizon=20.0,
+    return_rate=0.1,
+    slow_regularizer=0.7,
+    unimix=0.3,
+    policy_unimix=0.05,
+    continuous_entropy=0.3,
+)
 ENTROPY = 0.03  # the bonus
 arrays = functools.partial(jax.tree.map, np.asarray)
 
@@ -229,6 +237,7 @@ def slow_loss(behavior, target, imagined, replayed, objectives, hypers, believed
 
     losses = {"policy": np.zeros((H, n)), "value": np.zeros((H, n)), "repval": np.zeros((T - 1, B))}
     advantages, entropies = np.zeros((2, H, n))
+    bonus = ENTROPY * (0.3 if behavior.actor.actions == CONTINUOUS else 1.0)
     for t in range(H):
         for i in range(n):
             weight = np.prod(imagined.cont[: t + 1, i])
@@ -237,7 +246,7 @@ def slow_loss(behavior, target, imagined, replayed, objectives, hypers, believed
             )
             logp, entropy = slow_policy(behavior.actor, imagined.feat[t, i], imagined.action[t, i])
             advantages[t, i], entropies[t, i] = advantage, entropy
-            losses["policy"][t, i] = -weight * (logp * advantage + ENTROPY * entropy)
+            losses["policy"][t, i] = -weight * (logp * advantage + bonus * entropy)
             for r in range(rewards):
                 fit = two_hot_nats(logits[r, t, i], returns[r, t, i])
                 stay = two_hot_nats(logits[r, t, i], slow_value[r, t, i])

@@ -260,15 +260,16 @@ def test_a_run_of_two_rounds_from_its_first_line_to_its_last(tmp_path, capsys, c
     log_finish(log)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"Catch-bsuite, task, preset tiny: seeds 0 to 2 on 2 cpu device(s); files in {tmp_path / 'run'}"
-    assert lines[1:7] == [
-        "set by mode task: --task-norm rms, --hypers.entropy 0.1",
+    assert lines[1:8] == [
+        "set by mode task: --task-norm rms, --hypers.entropy 0.1,",
+        "  --hypers.continuous-entropy 0.1",
         "beside the preset: --steps 1000, --envs 2, --replay.train-ratio 192.0",
         "compiling ...",
         "compiled in 7.0 s",
         "two rounds",
         "1,234 parameters a seed: actor 1,200, critic 34",
     ]
-    assert lines[7] == "round 1 of 2: seeds 0 to 1" and lines[10] == "round 2 of 2: seeds 2 to 2"
+    assert lines[8] == "round 1 of 2: seeds 0 to 1" and lines[11] == "round 2 of 2: seeds 2 to 2"
     assert log.setup.arguments.config.schedule == (
         1,
         3,

@@ -38,9 +38,9 @@ def test_unknown_preset_names_near_ones():
 def test_modes_bring_the_recipe_at_every_size_and_change_no_size(name):
     task, task_hypers = PRESETS[name][:2]
     assert task.ensemble == EnsembleConfig() and preset(name, "task", "published") == (task, task_hypers)
-    norm, entropy = ("rms", 0.1) if name == "tiny" else ("returns", task_hypers.entropy)
-    task_now = dataclasses.replace(task, task_norm=norm), dataclasses.replace(task_hypers, entropy=entropy)
-    assert preset(name, "task") == task_now
+    norm, entropy, continuous = ("rms", 0.1, 0.1) if name == "tiny" else ("returns", task_hypers.entropy, 1.0)
+    changed = dataclasses.replace(task_hypers, entropy=entropy, continuous_entropy=continuous)
+    assert preset(name, "task") == (dataclasses.replace(task, task_norm=norm), changed)
     for mode in ("explore", "mix"):
         config, hypers = preset(name, mode)
         assert (config.model, config.horizon, config.steps) == (task.model, task.horizon, task.steps)
@@ -50,7 +50,7 @@ def test_modes_bring_the_recipe_at_every_size_and_change_no_size(name):
         assert config.replay == dataclasses.replace(task.replay, train_ratio=64.0)
         assert (hypers.free_nats, hypers.action_scale, hypers.explorer_entropy) == (0.1, 10.0, 0.05)
         assert (config.intrinsic_norm, hypers.mix_intrinsic_floor) == ("advantages", 0.1)
-        assert (config.task_norm, hypers.entropy) == (norm, entropy)
+        assert (config.task_norm, hypers.entropy, hypers.continuous_entropy) == (norm, entropy, continuous)
         assert config.extrinsic_norm == (norm if mode == "mix" else "returns")
         # The published form: the preset as it is.
         assert preset(name, mode, "published") == (dataclasses.replace(task, mode=mode), task_hypers)
@@ -90,8 +90,9 @@ def said(words: str) -> str:
 
 def test_what_a_mode_sets_is_said_and_a_low_train_ratio_warns():
     assert set_by_mode(parse(["--preset", "micro", "--mode", "task"]).flat) == {}
-    assert set_by_mode(parse(["--mode", "task"]).flat) == {"config.task_norm": "rms", "hypers.entropy": 0.1}
-    assert "set by mode task: --task-norm rms, --hypers.entropy 0.1" in " ".join(said("--mode task").split())
+    entropies = {"hypers.entropy": 0.1, "hypers.continuous_entropy": 0.1}
+    assert set_by_mode(parse(["--mode", "task"]).flat) == {"config.task_norm": "rms"} | entropies
+    assert "set by mode task: --task-norm rms, --hypers.entropy 0.1, --hypers.continuous-entropy 0.1" in " ".join(said("--mode task").split())
     text = " ".join(said("--mode explore").split())
     assert "set by mode explore:" in text and "--replay.train-ratio 64.0" in text and "--hypers.free-nats 0.1" in text
     assert "--task-norm rms" in text and "--extrinsic-norm" not in text and "--extrinsic-norm rms" in said("--mode mix")
