@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import signal
 import sys
@@ -69,8 +70,14 @@ def program() -> int:
     """Do what the words on the command line say; returns the exit code."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # until a run listens, Ctrl-C ends all at once:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # without a traceback, and though jax is at work
-    code = command(sys.argv[1:])  # compare, report, eval, video, export, envs
-    return main(sys.argv[1:], start_jax) if code is None else code
+    try:
+        code = command(sys.argv[1:])  # compare, report, eval, video, export, envs
+        return main(sys.argv[1:], start_jax) if code is None else code
+    except OSError as error:  # tyro's, of --help or of flags that it cannot read: all other printing ends nothing
+        if error.errno not in (errno.EPIPE, errno.ENOSPC):
+            raise
+        is_read = error.errno == errno.EPIPE and not {"-h", "--help"}.isdisjoint(sys.argv)
+        return 0 if is_read else 2
 
 
 if __name__ == "__main__":

@@ -191,6 +191,16 @@ def test_a_picture_program_that_does_not_start_is_found_before_training(tmp_path
     assert code == 2 and len(lines) == 1 and "--devices 99" in lines[0]
 
 
+@pytest.mark.parametrize(("words", "code"), [(["--help"], 0), (["--stebs", "3"], 2)])
+def test_help_whose_reader_is_gone_ends_quietly(words, code):
+    reader, output = os.pipe()
+    os.close(reader)
+    command = [sys.executable, str(ROOT / "run.py"), *words]
+    done = subprocess.run(command, stdout=output, stderr=output if code else subprocess.PIPE)
+    os.close(output)
+    assert done.returncode == code and not done.stderr
+
+
 @pytest.mark.parametrize("where", ["reader gone", "disk full", "ascii"])
 def test_printing_ends_nothing(where):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii" if where == "ascii" else "utf-8"}

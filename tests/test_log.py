@@ -166,6 +166,23 @@ def test_steps_speed_and_time_left_are_of_one_seed():
     assert Pace.of(60, 20, 100, 4, 10.0) == (0.6, 16.0, 10.0)
 
 
+def test_steps_are_those_that_the_chunks_take(tmp_path, capsys):
+    """Of 1,500 steps asked for: 1,008 and 504, since chunks are equally long."""
+    log = make(RunFolder.open(tmp_path / "run"), ["--mode", "explore", "--adapt-steps", "500"])
+    config = dataclasses.replace(log.setup.arguments.config, steps=1008, adapt_steps=504)
+    log_plan(log, Plan([], [Round([0], [0])], {"actor": 1}, "a line", 1512), 1.0)
+    more = "12 more than asked, since all chunks of a phase are equally long"
+    assert capsys.readouterr().out.splitlines()[-1] == f"1,512 steps a seed: {more}"
+    log_round(log, 0, Round([0], [0]))
+    for step, adapt_step, line in ((504, None, "1,008/1,008 steps"), (756, 1008, "1,512/1,512 steps")):
+        log.round.adapt_step = adapt_step
+        rows = chunk_rows(log, progress([1.0], [1]), config, at(step), 50, NOW - 1)
+        log_chunk(log, config, rows, None, 50, PACE)
+        assert line in capsys.readouterr().out
+    log.on_stop()
+    assert capsys.readouterr().out.startswith("stopped at 1,512 of 1,512 steps")
+
+
 def test_an_exploring_line_says_states_and_goals():
     states = StateSpace(36, 36, lambda state: state, (6, 6))
     log = NoveltyLog()

@@ -107,7 +107,7 @@ def test_a_signal_while_untrained_agents_are_evaluated_does_not_wait_for_a_chunk
         patch.setattr(rounds.Evaluator, "__call__", asked)
         assert run.main([*TWO_ROUNDS, str(folder)]) == 143
     said = capsys.readouterr().out.splitlines()
-    assert said[-2].startswith("evaluating untrained agents") and said[-1].startswith("stopped at 0 of 60 steps")
+    assert said[-2].startswith("evaluating untrained agents") and said[-1].startswith("stopped at 0 of 62 steps")
     assert len(logged(folder)) == 2 * 4
     assert run.main([*TWO_ROUNDS, str(folder)]) == 0
     assert differences(whole_rounds, folder) == []

@@ -52,7 +52,8 @@ def log_plan(log: RunLog, plan: Plan, compile_seconds: float) -> None:
     run = log.setup
     if run.folder is None:
         return
-    _say(plan_lines(plan, compile_seconds))
+    log.planned_steps, config = plan.steps, run.arguments.config
+    _say(plan_lines(plan, config.steps + config.adapt_steps, compile_seconds))
     config = dataclasses.asdict(run.arguments) | {"versions": versions()}
     run.folder.write_config(config)
     if run.trials[0].name:
@@ -142,7 +143,7 @@ def log_chunk(
                 log.tracker.write(current.step, series(trial_rows, prefix, trial.name))
     with _disk_may_be_full():
         _write_unfinished(log, run.folder)
-    steps = run.arguments.config.steps + (run.arguments.config.adapt_steps if current.adapt_step is not None else 0)
+    steps = config.steps + (config.adapt_steps if current.adapt_step is not None else 0)  # as they were planned
     scores, explores = current.training.scores[-1], run.arguments.config.mode != "task"
     explored = explored_words(current.novelty, run.states, run.has_goal) if explores else []
     terminal.say(progress_line(config.mode, pace, (current.step, steps), scores, tasker, explored))

@@ -54,11 +54,19 @@ def _filled(text: str) -> str:
     return textwrap.fill(text, 79, subsequent_indent="  ", break_on_hyphens=False)
 
 
-def plan_lines(plan: Plan, compile_seconds: float) -> list[str]:
-    """What will run side by side, once all is compiled."""
+def plan_lines(plan: Plan, asked: int, compile_seconds: float) -> list[str]:
+    """What will run side by side, and how many steps it will take, once all is compiled.
+
+    Args:
+        asked: steps of a seed, as the user asked for.
+    """
     parts = ", ".join(f"{name} {count:,}" for name, count in plan.parameters.items())
     parameters = f"{sum(plan.parameters.values()):,} parameters a seed: {parts}"
-    return [f"compiled in {compile_seconds:.1f} s", plan.line, parameters]
+    lines = [f"compiled in {compile_seconds:.1f} s", plan.line, parameters]
+    if plan.steps > asked:
+        why = f"{plan.steps - asked:,} more than asked, since all chunks of a phase are equally long"
+        lines.append(f"{plan.steps:,} steps a seed: {why}")
+    return lines
 
 
 def round_line(trials: Sequence[Trial], index: int, rounds: int, round: Round) -> str:

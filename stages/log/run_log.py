@@ -65,6 +65,7 @@ class RunLog:
     rounds: list[RoundLog] = field(default_factory=list)  # so far
     current: int = -1  # index of the present one
     planned_rounds: int = 1
+    planned_steps: int = 0  # of a seed, in all phases
     compile_seconds: float = 0.0  # of this session and of those before
     tracker: Tracker = field(default_factory=Tracker)
     table: list[MetricRow] | None = None  # every row so far, where the caller wants them; metrics.jsonl has them
@@ -144,10 +145,10 @@ class RunLog:
         """A signal ends the run; its files are those of its last log point."""
         self.tracker.close()
         if self.setup.folder is not None:
-            config, keeps = self.setup.arguments.config, self.setup.arguments.checkpoint_keep > 0
+            keeps = self.setup.arguments.checkpoint_keep > 0
             what = "goes on" if keeps else "begins again: --checkpoint-keep 0 keeps no checkpoint"
             terminal.say(
-                f"stopped at {self.round.step:,} of {config.steps + config.adapt_steps:,} steps; the same command with "
+                f"stopped at {self.round.step:,} of {self.planned_steps:,} steps; the same command with "
                 f"--logdir {self.setup.folder.path} {what}"
             )
 

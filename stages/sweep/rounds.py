@@ -74,6 +74,7 @@ class Plan(NamedTuple):
     rounds: list[Round]
     parameters: dict[str, int]  # of a seed, by part
     line: str  # says what runs side by side, and why
+    steps: int = 0  # that a seed collects, in all phases
 
 
 class Evaluator:
@@ -260,7 +261,9 @@ def plan(
     fitted = _narrowed(fitted, agreed, build)
     rounds = assign(seeds, agreed, processes, trials)
     line = _announce(fitted, rounds, processes, room.words(), tight=fitted.need > room.usable())
-    return Plan(fitted.phases, rounds, fitted.phases[0].sweep.parameters(agreed), line)
+    config = fitted.phases[0].sweep.config
+    parameters, steps = fitted.phases[0].sweep.parameters(agreed), config.steps + config.adapt_steps
+    return Plan(fitted.phases, rounds, parameters, line, steps)
 
 
 def _fewest(share: int, devices: Devices) -> int:
