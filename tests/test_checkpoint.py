@@ -357,6 +357,21 @@ def test_whether_anything_can_be_saved_is_tried_and_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["a[1]", "a*", "a?", "a\\b"])
+def test_a_path_that_orbax_takes_for_another_is_refused_before_anything_is_written(tmp_path, name):
+    refused(made(tmp_path / name).try_saving, "no checkpoint can be saved", f"the name {name!r} has a {name[1]!r}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_copy_is_read_under_a_name_that_nothing_can_be_saved_under(tmp_path):
+    checkpoints, id = made(tmp_path / "a"), CheckpointId(0, 1)
+    checkpoints.save(id, {"w": jnp.arange(3.0)}, {})
+    checkpoints.close()
+    (tmp_path / "a").rename(tmp_path / "a[1]")
+    found = Checkpoints(tmp_path / "a[1]", Processes(), 0, reads=True).restore(id, shapes({"w": jnp.zeros(3)}))
+    np.testing.assert_array_equal(found["w"], [0.0, 1.0, 2.0])
+
+
 def test_processes_go_on_from_what_all_of_them_have(tmp_path):
     for index, steps in enumerate([(10, 20), (10,)]):
         for step in steps:

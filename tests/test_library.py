@@ -157,6 +157,8 @@ def test_progress_is_told_at_every_log_point_and_the_run_is_saved(tmp_path, caps
     assert capsys.readouterr() == ("", "")
     with pytest.raises(RunFolderError, match="is not empty; choose another folder to save in"):
         library.train(arguments.config, arguments.hypers, save=folder)
+    with pytest.raises(RunFolderError, match=r"no checkpoint can be saved: the name 'a\[1\]'"):
+        library.train(arguments.config, arguments.hypers, save=tmp_path / "a[1]")
     with pytest.raises(ConfigError, match=r"set config\.env, and leave env out"):
         library.train(arguments.config, arguments.hypers, env=Corridor(), save=tmp_path / "another")
 

@@ -5,21 +5,28 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from stages.cli.processes import Processes
 from stages.commands.copy_run import write_agents
 from stages.log.hooks import about_finished, cost_of
 from stages.log.round_log import RoundLog
 from stages.log.run_log import RunLog, versions
 from stages.log.summary import write_finished
+from stages.store.checkpoint import Checkpoints
 from stages.store.files import RunFolderError, make_folder
 from stages.store.folder import RunFolder
 from stages.store.load import AgentBatch, Loaded
 
 
 def empty_folder(path: str | os.PathLike[str]) -> Path:
-    """The folder, made where it is missing. Raises RunFolderError where it holds something, or cannot be made."""
+    """The folder, made where it is missing.
+
+    Raises:
+        RunFolderError: it holds something, or cannot be made, or agents cannot be saved there.
+    """
     folder = make_folder(path)
     if any(folder.iterdir()):
         raise RunFolderError(f"{str(folder)!r} is not empty; choose another folder to save in, or remove it")
+    Checkpoints(folder, Processes(), keep=1).try_saving()
     return folder
 
 

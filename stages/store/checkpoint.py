@@ -24,8 +24,8 @@ from jaxtyping import ArrayLike, PyTree
 from stages.cli.processes import Processes
 from stages.cli.settings_file import JsonObject
 from stages.store.arrays import leaves_by_path, match_shapes, without_key_type
-from stages.store.files import RunFolderError, checksum, plain, printable, read_json, temporary_path, write_json
-from stages.store.orbax_quirks import act_as_process_zero, explained, silence_closed_loops
+from stages.store.files import RunFolderError, checksum, plain, read_json, temporary_path, write_json
+from stages.store.orbax_quirks import act_as_process_zero, check_path, explained, silence_closed_loops
 
 if TYPE_CHECKING:  # imported where it is used, since it takes seconds
     from orbax.checkpoint import CheckpointManager
@@ -191,8 +191,6 @@ class Checkpoints:
         beside = temporary_path(self.folder.with_name(f"{FOLDER}-{self.processes.index}"))
         trial = Checkpoints(beside, self.processes, keep=1)
         try:
-            if str(beside) != printable(str(beside)):
-                raise RunFolderError(f"the name {str(self.folder.parent)!r} is not UTF-8, as this locale reads it")
             trial.save(CheckpointId(0, 0), {"zero": np.zeros(1)}, {})
             trial.wait()
         except RunFolderError as error:
@@ -265,6 +263,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         if round not in self._managers:
+            check_path(self.folder, writes=not self.reads)
             multiprocessing, path = ocp.options.MultiprocessingOptions(), self._process_path(round)
             if self.processes.count > 1:
                 act_as_process_zero()

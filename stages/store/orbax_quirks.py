@@ -1,18 +1,33 @@
 """Orbax's quirks: its errors in one line, its processes, its messages.
 
-Orbax takes all processes of a job for writers of one checkpoint; here each process writes its own.
+Orbax takes all processes of a job for writers of one checkpoint; here each process writes its own. It looks for what it
+has written by patterns in which the path stands as it is, and tensorstore reads a backslash as a slash.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from stages.store.files import RunFolderError
+from stages.store.files import RunFolderError, printable
+
+PATTERN = "*?["
+"""Characters of a path that orbax takes for a pattern."""
+
+
+def check_path(path: Path, writes: bool) -> None:
+    """Raises RunFolderError for a path at which orbax would write, or read, something else."""
+    misread = PATTERN * writes + "\\" * (os.sep != "\\")
+    for name in path.parts:
+        if found := [character for character in misread if character in name]:
+            raise RunFolderError(f"the name {name!r} has a {found[0]!r}, and orbax would take it for another path")
+        if writes and name != printable(name):
+            raise RunFolderError(f"the name {name!r} is not UTF-8, as this locale reads it")
 
 
 def act_as_process_zero() -> None:
