@@ -29,7 +29,7 @@ def main(argv: list[str], start: Callable[[], None] = lambda: None) -> int:
         start: called before jax makes its first array.
     """
     # jax and all that needs it are imported here, so that --help stays fast.
-    from envs import EnvError
+    from envs import EnvError, make
     from stages.cli.processes import ProcessError, Processes, join_cluster
     from stages.cli.signals import Signals, Stopped
     from stages.commands.grid import leave_grid
@@ -51,6 +51,8 @@ def main(argv: list[str], start: Callable[[], None] = lambda: None) -> int:
             programs = programs_of(argv, arguments)
             if arguments.sweep and processes.leads:
                 terminal.say(describe(programs))
+            for config in [program.arguments.config for program in programs][1:]:
+                make(config.env, dict(config.env_args))  # what cannot be made is found before the first one trains
             for program in programs:
                 train_program(program, processes, signals, started)
                 started = time.monotonic()

@@ -21,6 +21,7 @@ SIZES = ("deter", "hidden", "units", "stoch", "depth", "layers")
         (["--env", "MNISTBandit-bsuite"], ["MNISTBandit-bsuite"]),
         (["--env", "os:abort"], ["--env os:abort", "standard library"]),
         (["--env", "importlib.metadata:version"], ["importlib.metadata", "standard library"]),
+        (["--sweep", "env=Catch-bsuite,Cach-bsuite"], ["Cach-bsuite"]),  # before the first one is trained
         (["--preset", "mikro"], ["micro"]),
         (["--env.sizes", "3"], ["rows", "columns"]),
         (["--env.rows", "many"], ["rows"]),
@@ -35,6 +36,8 @@ SIZES = ("deter", "hidden", "units", "stoch", "depth", "layers")
         (["--steps", "0"], ["--steps"]),
         (["--hypers.lr", "-1"], ["--hypers.lr"]),
         (["--hypers.lr", "nan"], ["--hypers.lr"]),
+        (["--hypers.lr", "1e39"], ["--hypers.lr", "32 bits"]),
+        (["--hypers.lr", "1e-46"], ["--hypers.lr", "32 bits"]),
         (["--hypers.unimix", "1.5"], ["--hypers.unimix"]),
         (["--model.blocks", "3"], ["--model.blocks", "deter"]),
         (["--model.bins", "6"], ["--model.bins", "odd"]),

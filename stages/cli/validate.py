@@ -8,6 +8,7 @@ from typing import get_args
 from stages.config import MOST_STEPS, Config, ConfigError, Hypers, Mode
 
 MOST_UPDATES = 4096  # after one step
+MOST_HYPER, LEAST_HYPER = 2.0**128, 2.0**-126  # 32-bit floats: beyond them is infinity, and below them 0
 MOST_ROWS = 2_000_000_000  # of a seed: steps are counted in 32 bits, and a run's last chunk may go a little further
 
 _POSITIVE = {
@@ -113,10 +114,10 @@ def _check_hypers(hypers: Hypers) -> None:
     for f in dataclasses.fields(hypers):
         value = getattr(hypers, f.name)
         flag = f"--hypers.{f.name.replace('_', '-')}"
-        if not 0 <= value < float("inf"):
-            raise ConfigError(f"{flag} must be finite and 0 or more, not {value}")
-        if f.name in _POSITIVE_HYPERS and value == 0:
-            raise ConfigError(f"{flag} must be positive, not {value}")
+        if not 0 <= value < MOST_HYPER:
+            raise ConfigError(f"{flag} must be finite in 32 bits and 0 or more, not {value}")
+        if f.name in _POSITIVE_HYPERS and value < LEAST_HYPER:
+            raise ConfigError(f"{flag} must be positive in 32 bits, not {value}")
         if f.name in _UNIT_HYPERS and value > 1:
             raise ConfigError(f"{flag} must lie between 0 and 1, not {value}")
 

@@ -59,6 +59,8 @@ def programs_of(argv: Sequence[str], arguments: Arguments) -> list[Program]:
         if arguments.trials:
             raise ConfigError("--trials draws the values of --sweep NAME=log:LOW:HIGH; name a setting to sweep")
         return [Program("", arguments, [Trial("", arguments)])]
+    if not 0 <= arguments.trials <= MOST_SEEDS:
+        raise ConfigError(f"--trials must be 0 to {MOST_SEEDS:,}, not {arguments.trials:,}")
     settings = dict(_setting(flags, arguments) for flags in arguments.sweep)
     if len(settings) < len(arguments.sweep):
         raise ConfigError("--sweep names a setting twice: give all of its values at once, as in lr=1e-4,1e-3")
@@ -156,8 +158,6 @@ def _grid(settings: Mapping[str, str]) -> list[dict[str, str]]:
 
 def _drawn(settings: Mapping[str, str], arguments: Arguments) -> list[dict[str, str]]:
     """Random search: at most so many different trials, each with a value of every setting drawn by itself."""
-    if arguments.trials < 0:
-        raise ConfigError(f"--trials must be 0 or more, not {arguments.trials}")
     rng, integers = np.random.default_rng(DRAW_SEED), _whole_settings(arguments.config)
     trials = []
     for _ in range(arguments.trials):
@@ -186,7 +186,7 @@ def _range(name: str, values: str) -> tuple[str, float, float] | None:
         low, high = map(float, ends)
     except ValueError:
         low = high = math.nan
-    if not (low < high and math.isfinite(low) and math.isfinite(high)) or (scale == "log" and low <= 0):
+    if not (low < high and math.isfinite(high - low)) or (scale == "log" and low <= 0):
         raise ConfigError(f"--sweep {name}={values}: a range is log:LOW:HIGH, with 0 < LOW < HIGH, or uniform:LOW:HIGH")
     return scale, low, high
 
