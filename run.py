@@ -78,6 +78,8 @@ def program() -> int:
     except OSError as error:  # tyro's, of --help or of flags that it cannot read: all other printing ends nothing
         if error.errno not in (errno.EPIPE, errno.ENOSPC):
             raise
+        if error.errno == errno.ENOSPC:
+            terminal.say(f"run.py: error: {error.strerror}", error=True)
         is_read = error.errno == errno.EPIPE and not {"-h", "--help"}.isdisjoint(sys.argv)
         return 0 if is_read else 2
 

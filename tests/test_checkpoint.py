@@ -279,6 +279,15 @@ def test_a_checkpoint_from_before_there_were_checksums_is_read(tmp_path):
     assert made(tmp_path).progress(CheckpointId(0, 1)) == {"step": 1}
 
 
+def test_what_the_system_refuses_is_said_in_its_words(tmp_path):
+    raw = """Error writing "a/0": Failed: No space left [spec='{"a":true}'] [os_error_code='28']"""
+    with (
+        pytest.raises(RunFolderError, match="cannot be read: No space left on device; remove"),
+        orbax_quirks.explained(tmp_path),
+    ):
+        raise ValueError(raw)
+
+
 def test_a_foreign_file_where_the_checkpoint_should_be_is_one_line(tmp_path):
     checkpoints = made(tmp_path)
     checkpoints.save(CheckpointId(0, 1), tree(), {"step": 1})

@@ -1,8 +1,10 @@
 """The log of a run, on sweeps that only pretend to train: rows, lines, files, by hand-computed numbers."""
 
 import dataclasses
+import errno
 import json
 import math
+import os
 import resource
 import sys
 from types import SimpleNamespace
@@ -15,6 +17,7 @@ import pytest
 import run
 from envs.environment import StateSpace
 from stages.collect import Episodes
+from stages.figures import look
 from stages.log import round_log
 from stages.log import run_log as log_module
 from stages.log.hooks import chunk_rows, log_chunk, log_evaluation, log_finish, log_plan, log_round, log_start
@@ -23,7 +26,8 @@ from stages.log.round_log import RoundLog, ScoreCurve, metric_rows
 from stages.log.run_log import RunLog, RunSetup
 from stages.replay import StepCounters
 from stages.report.novelty import NoveltyLog
-from stages.store.files import plain
+from stages.store import folder as folder_module
+from stages.store.files import RunFolderError, plain, write_error
 from stages.store.folder import RunFolder
 from stages.sweep.memory import peak_memory_mb
 from stages.sweep.rounds import Evaluator, Plan, Round
@@ -308,6 +312,33 @@ def test_a_run_of_two_rounds_from_its_first_line_to_its_last(tmp_path, capsys, c
         (500, 2),
         (1000, 2),
     ]
+
+
+@pytest.mark.parametrize("where", [look, folder_module])
+def test_a_disk_that_is_full_at_the_end_costs_no_score(tmp_path, capsys, monkeypatch, where):
+    """It costs the pictures alone; where it has no room for summary.json either, the table has been printed."""
+    log = make(RunFolder.open(tmp_path / "run"))
+    log_plan(log, Plan([], [Round([0], [0])], {"actor": 1}, "a line"), 1.0)
+    evaluate = Evaluator(log_round(log, 0, Round([0], [0])).round, log.setup.processes)
+    rows = chunk_rows(log, progress([1.0], [1]), log.setup.arguments.config, at(500), 3, NOW - 1)
+    log_chunk(log, log.setup.arguments.config, rows, None, 3, PACE)
+    log.round.untrained, log.round.final = (evaluate(Scored(), STATE, at(step)) for step in (0, 1))
+
+    def refuse(path, *args):
+        cause = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise write_error(path, cause) from cause
+
+    monkeypatch.setattr(where, "write_whole" if where is look else "write_json", refuse)
+    if where is look:
+        log_finish(log)
+        (warning,) = capsys.readouterr().err.splitlines()
+        assert "curves.png" in warning and "No space left on device" in warning
+        assert json.loads((tmp_path / "run" / "summary.json").read_text())["score"] == [1.5]
+    else:
+        with pytest.raises(RunFolderError, match=r"summary\.json"):
+            log_finish(log)
+        assert "final evaluation" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "curves.png").exists()
 
 
 def test_a_run_that_aborts_leaves_no_folder(tmp_path):

@@ -163,15 +163,14 @@ def log_finish(log: RunLog) -> None:
     merged, names = RoundLog.of_all(log.rounds), [trial.name for trial in run.trials]
     cost = cost_of(log)
     about = about_finished(log, cost)
-    for folder in run.folders:
-        folder.append_metrics([])  # what the disk refused before
     for index, (trial, folder) in enumerate(zip(run.trials, run.folders, strict=True)):
         of_trial = merged.of_trial(index)
-        write_finished(folder, trial, of_trial, run.states, run.achievements, about)
         if names == [""]:
-            print_finished(trial, of_trial, run)
-            if advice := advice_line(read_run(folder.path), run.max_entropy):
-                terminal.say(advice)
+            print_finished(trial, of_trial, run)  # first: the disk may be full
+        folder.append_metrics([])  # what it refused before
+        write_finished(folder, trial, of_trial, run.states, run.achievements, about)
+        if names == [""] and (advice := advice_line(read_run(folder.path), run.max_entropy)):
+            terminal.say(advice)
     if names != [""]:
         run.folder.write_summary({"finished": True, "trials": names, **cost})
     terminal.say(

@@ -19,6 +19,7 @@ from stages.log.run_log import RunSetup
 from stages.report.novelty import novelty_line, summary
 from stages.report.score_table import print_table
 from stages.report.statistics import summarise
+from stages.store.files import RunFolderError, disk_is_full
 from stages.store.folder import RunFolder
 from stages.sweep.trials import Trial
 
@@ -52,13 +53,14 @@ def write_finished(
     folder: RunFolder, trial: Trial, log: RoundLog, states: StateSpace | None, achievements: Sequence[str],
     about: Settings,
 ) -> None:  # fmt: skip
-    """curves.png, novelty.png where states can be counted, and summary.json, at the end of a run.
+    """summary.json, curves.png, and novelty.png where states can be counted, at the end of a run.
+
+    A disk that is full costs the pictures.
 
     Raises:
         RunFolderError: the disk refuses.
     """
     config = trial.arguments.config
-    _plot(folder, trial, log, states)
     folder.write_summary(
         {
             "env": config.env,
@@ -81,6 +83,12 @@ def write_finished(
             **about,
         }
     )
+    try:
+        _plot(folder, trial, log, states)
+    except RunFolderError as error:
+        if not disk_is_full(error):
+            raise
+        terminal.warn(f"{error}; run.py report draws the curves, once there is room")
 
 
 def _plot(folder: RunFolder, trial: Trial, log: RoundLog, states: StateSpace | None) -> None:

@@ -74,6 +74,6 @@ def explained(
         raise
     except Exception as error:
         why = " ".join(str(error).split()) or type(error).__name__
-        system = re.search(r"([^:]+) \[os_error_code=", why)  # the end of a line that names each file twice
-        why = system[1].strip() if system else why[:300]
+        system = re.search(r"os_error_code='(\d+)'", why)  # in a line that names each file twice
+        why = os.strerror(int(system[1])) if system else why[:300]
         raise RunFolderError(f"the checkpoint {str(path)!r} cannot be {verb}: {why}; {advice}") from error
