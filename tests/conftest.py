@@ -78,6 +78,7 @@ GROUPS = {
     **dict.fromkeys(["test_best", "test_grid", "test_library", "test_novelty", "test_resume"], "rounds"),
     "test_metrics::test_every_key_of_a_run_is_in_the_table[explore, then adapt]": "rounds",
     "test_run::test_a_run_leaves_its_files": "rounds",
+    "test_run::test_explore_then_adapt": "rounds",
     "test_scale::test_a_sweep_too_big_for_memory_is_trained_in_rounds": "rounds",
     **dict.fromkeys(["test_run", "test_watch"], "mixed"),
     "test_metrics::test_every_key_of_a_run_is_in_the_table[mix]": "mixed",

@@ -170,7 +170,7 @@ def test_what_the_progress_raises_ends_the_training():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        library.train(arguments.config, arguments.hypers, 1, log_points=2, devices=1, parallel=2, on_progress=enough)
+        library.train(arguments.config, arguments.hypers, 2, log_points=2, devices=1, on_progress=enough)
 
 
 def test_arguments_that_cannot_work_are_refused():

@@ -9,7 +9,7 @@ import pytest
 
 import run
 from envs import registry
-from tests.runs import MIXED, rows, start
+from tests.runs import MIXED, ROUNDS, rows, start
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -44,23 +44,31 @@ def test_a_run_leaves_its_files(tmp_path, capsys):
     assert config["config"]["steps"] == 25 and config["seed_start"] == 5 and config["versions"]["jax"]
 
 
-def test_explore_then_adapt(tmp_path, capsys):
-    words = "--env Breakout-MinAtar --mode explore --steps 60 --adapt-steps 40 --envs 2 --devices 1 --eval-steps 20"
+def test_explore_then_adapt(recorded):
+    folder, said = recorded(*ROUNDS)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert len(summary["zero_shot"]) == 3 and 60 <= summary["env_steps"] <= 70 and "zero-shot" in said
+    for seed in (5, 6, 7):
+        metrics = [row for row in rows(folder) if row["seed"] == seed]
+        assert [row["phase"] for row in metrics] == ["explore"] * 2 + ["task"] * 2
+        assert all(np.isfinite(row["eval/score"]) for row in metrics)
+        assert ["train/loss/ensemble" in row for row in metrics] == [True] * 2 + [False] * 2
+        assert all(row.get("novelty/untrained_share") is None for row in metrics[2:])
+
+
+def test_exploring_where_states_are_not_counted(tmp_path, capsys):
+    """Disagreement stands beside an untrained ensemble's."""
+    words = "--env Breakout-MinAtar --mode explore --steps 60 --envs 2 --devices 1 --eval-steps 20"
     code, folder = start(tmp_path, *words.split())
     assert code == 0
-    summary = json.loads((folder / "summary.json").read_text())
-    assert len(summary["zero_shot"]) == 2 and 100 <= summary["env_steps"] <= 120
-    metrics = rows(folder)
-    assert [r["phase"] for r in metrics] == ["explore"] * 4 + ["task"] * 4
-    assert all(np.isfinite(r["eval/score"]) for r in metrics)
-    assert "train/loss/ensemble" in metrics[0] and "train/loss/ensemble" not in metrics[-1]
-    said = capsys.readouterr().out
+    said, metrics = capsys.readouterr().out, rows(folder)
     assert "zero-shot" in said and "of an untrained ensemble's" in said
-    # States of Breakout are not counted: disagreement stands beside an untrained ensemble's, while there is one.
-    shares = [row.get("novelty/untrained_share") for row in metrics]
-    assert all(share > 0 for share in shares[:4]) and shares[4:] == [None] * 4
-    assert summary["untrained_share"] == pytest.approx(shares[2:4])
-    assert all(row["novelty/disagreement_random"] > 0 for row in metrics[:4])
+    assert [row["phase"] for row in metrics] == ["explore"] * 4
+    assert all(np.isfinite(row["eval/score"]) and row["novelty/disagreement_random"] > 0 for row in metrics)
+    shares = [row["novelty/untrained_share"] for row in metrics]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert min(shares) > 0 and summary["untrained_share"] == pytest.approx(shares[2:])
+    assert len(summary["zero_shot"]) == 2 and 60 <= summary["env_steps"] <= 70
 
 
 def test_only_exploring_without_the_reward_is_zero_shot(recorded):
