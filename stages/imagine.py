@@ -1,9 +1,11 @@
-"""Imagination: the world model run forward under a policy, without gradient.
+"""Imagination: the world model run forward under a policy, or along actions that were taken. Without gradient.
 
 Starts are imagined in blocks of c, one block after another (fast/blocks.py): everything imagined keeps that leading
-axis. Axes: H horizon, L = H + 1 states, n starts, c starts of a block, S categoricals, F feat, A action vector.
-Source: DreamerV3, "Actor critic learning".
+axis. Axes: H horizon, L = H + 1 states, n starts, c starts of a block, S categoricals, F feat, A action vector; T rows,
+N environments. Source: DreamerV3, "Actor critic learning".
 """
+
+import dataclasses
 
 import equinox as eqx
 import jax
@@ -11,12 +13,13 @@ import jax.numpy as jnp
 import jax.random as jr
 from jax import lax
 from jax.lax import stop_gradient as sg
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from stages.fast import blocks
 from stages.networks.heads import Actor
+from stages.replay import Row
 from stages.rssm import Latent, imagine_step
-from stages.world_model import WorldModel
+from stages.world_model import WorldModel, action_vector
 
 
 class Noise(eqx.Module):
@@ -88,3 +91,54 @@ def _imagine_block(model: WorldModel, actor: Actor, start: Latent, noise: Noise,
 def _append(xs, x):
     # As rows: XLA else writes the features twice, as rows and as steps, since both are read.
     return jnp.concatenate([xs.reshape(-1, x.shape[-1]), x]).reshape(-1, *x.shape)
+
+
+# ---- along replayed actions ----------------------------------------------------------------------------------------
+
+
+def posterior(model: WorldModel, rows: Row) -> Latent:
+    """The states that the agent had at its rows."""
+    return Latent.stored(rows.deter, rows.stoch, model.rssm.classes, model.dtype)
+
+
+def open_loop(
+    model: WorldModel, rows: Row, observed: Bool[Array, "T N"], unimix: Float[Array, ""] | float, *, key: PRNGKeyArray
+) -> Latent:
+    """The model's states at rows of which it sees some: [T, N, ...].
+
+    Args:
+        rows: [T, N, ...], with the posterior states.
+        observed: whether the model observes the row. An episode's first row must be observed.
+        unimix: uniform share of the prior.
+    """
+    uniform = jr.uniform(key, (*observed.shape, model.rssm.stoch))
+    states, actions = posterior(model, rows), action_vector(model, rows.action)
+
+    def step(carry, inputs):
+        (latent, last_action), (state, observed, uniform, action) = carry, inputs
+        imagined = imagine_step(model.rssm, latent, last_action, uniform, unimix)
+        latent = Latent(
+            jnp.where(observed[:, None], state.deter, imagined.deter),
+            jnp.where(observed[:, None, None], state.stoch, imagined.stoch),
+        )
+        return (latent, action), latent
+
+    before = jax.tree.map(lambda x: jnp.zeros_like(x[0]), (states, actions))
+    return lax.scan(step, before, (states, observed, uniform, actions))[1]
+
+
+def imagined_pairs(model: WorldModel, rows: Row, unimix: Float[Array, ""] | float, *, key: PRNGKeyArray) -> Row:
+    """Pairs (row, successor) [2, n, ...] of windows [K + 2, n, ...], whose first state was imagined for 0 to K steps.
+
+    The model sees a window's first row, and the first row of an episode. The pair lies anywhere in the window.
+    """
+    key_place, key_imagine = jr.split(key)
+    last = rows.reward.shape[0] - 2  # K
+    observed = rows.is_first.at[0].set(True)
+    latent = open_loop(model, rows, observed, unimix, key=key_imagine)
+    place = jr.randint(key_place, rows.reward.shape[1:], 0, last + 1)
+    rows = dataclasses.replace(
+        rows, deter=latent.deter.astype(rows.deter.dtype), stoch=latent.classes.astype(rows.stoch.dtype)
+    )
+    chosen = jnp.stack([place, place + 1]), jnp.arange(place.shape[0])
+    return jax.tree.map(lambda x: x[chosen], rows)

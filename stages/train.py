@@ -26,6 +26,7 @@ from stages.collect import ActorState, Episodes, collect, start
 from stages.config import Config, Hypers
 from stages.fast import rows
 from stages.finite import all_finite, tree_where, update_diverged_step
+from stages.imagine import imagined_pairs
 from stages.loss import Outcome, agent_loss
 from stages.measure.coverage import Coverage, count_row, start_coverage
 from stages.replay import ReplayBuffer, StepCounters
@@ -174,7 +175,11 @@ def update_intrinsic(
 
     def step(carry, key):
         reward, opt_state = carry
-        pairs = replay.read(state.ring, replay.choose_pairs(clock, *shape, key=key), 1)
+        key_choose, key_imagine = jr.split(key)
+        ahead = config.ensemble.ahead
+        pairs = replay.read(state.ring, replay.choose_pairs(clock, *shape, ahead, key=key_choose), ahead + 1)
+        if ahead:
+            pairs = imagined_pairs(state.agent.model, pairs, state.hypers.unimix, key=key_imagine)
         reward, opt_state, loss = reward.update(opt_state, state.agent.model, pairs, stored, state.hypers)
         return (reward, opt_state), loss
 

@@ -15,6 +15,7 @@ import pytest
 from stages import train
 from stages.config import Hypers
 from stages.ensemble import disagreement
+from stages.imagine import posterior
 from stages.measure.measurement import (
     RECENT_ROWS,
     ROWS_PER_STATE,
@@ -23,7 +24,7 @@ from stages.measure.measurement import (
     open_loop_error,
     rows_of_states,
 )
-from stages.measure.open_loop import AHEAD, errors, play_rows, posterior
+from stages.measure.open_loop import AHEAD, errors, play_rows
 from stages.replay import StepCounters, choose
 from stages.rssm import Latent, imagine_step
 from stages.world_model import action_vector

@@ -92,7 +92,9 @@ def test_what_a_mode_sets_is_said_and_a_low_train_ratio_warns():
     assert set_by_mode(parse(["--preset", "micro", "--mode", "task"]).flat) == {}
     entropies = {"hypers.entropy": 0.1, "hypers.continuous_entropy": 0.1}
     assert set_by_mode(parse(["--mode", "task"]).flat) == {"config.task_norm": "rms"} | entropies
-    assert "set by mode task: --task-norm rms, --hypers.entropy 0.1, --hypers.continuous-entropy 0.1" in " ".join(said("--mode task").split())
+    assert "set by mode task: --task-norm rms, --hypers.entropy 0.1, --hypers.continuous-entropy 0.1" in " ".join(
+        said("--mode task").split()
+    )
     text = " ".join(said("--mode explore").split())
     assert "set by mode explore:" in text and "--replay.train-ratio 64.0" in text and "--hypers.free-nats 0.1" in text
     assert "--task-norm rms" in text and "--extrinsic-norm" not in text and "--extrinsic-norm rms" in said("--mode mix")

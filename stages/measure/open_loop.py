@@ -1,7 +1,7 @@
 """Open loop: the world model run forward with the actions that were really taken, beside what really came.
 
-Rows are played first, with the posterior states that the agent had at them (`play_rows`). Where the model observes a
-row, its state is the posterior one; elsewhere it follows from the state before by the prior (`open_loop`).
+Rows are played first, with the posterior states that the agent had at them (`play_rows`). `imagine.open_loop` predicts
+the others.
 
 Axes: T rows, N environments, D deter, S categoricals, K classes. Source: the open-loop report of DreamerV3.
 """
@@ -22,10 +22,11 @@ from stages.collect import collect, start
 from stages.config import Hypers
 from stages.decode import Decoder, recon_loss, reconstruct
 from stages.encode import join
+from stages.imagine import open_loop, posterior
 from stages.replay import Row
-from stages.rssm import Latent, imagine_step
+from stages.rssm import Latent
 from stages.uniform import RandomPolicy
-from stages.world_model import WorldModel, action_vector
+from stages.world_model import WorldModel
 
 CONTEXT = 5
 """Rows of an episode that the model sees before it predicts, as in DreamerV3's figures; the reference's report of today
@@ -70,37 +71,6 @@ def play_rows(
         return after, (row, state)
 
     return Played(*lax.scan(step, start(env, agent.model, envs, key=key_start), jr.split(key_loop, length))[1])
-
-
-def posterior(model: WorldModel, rows: Row) -> Latent:
-    """The states that the agent had at its rows."""
-    return Latent.stored(rows.deter, rows.stoch, model.rssm.classes, model.dtype)
-
-
-def open_loop(
-    model: WorldModel, rows: Row, observed: Bool[Array, "T N"], unimix: Float[Array, ""] | float, *, key: PRNGKeyArray
-) -> Latent:
-    """The model's states at rows of which it sees some: [T, N, ...].
-
-    Args:
-        rows: [T, N, ...], with the posterior states.
-        observed: whether the model observes the row. An episode's first row must be observed.
-        unimix: uniform share of the prior.
-    """
-    uniform = jr.uniform(key, (*observed.shape, model.rssm.stoch))
-    states, actions = posterior(model, rows), action_vector(model, rows.action)
-
-    def step(carry, inputs):
-        (latent, last_action), (state, observed, uniform, action) = carry, inputs
-        imagined = imagine_step(model.rssm, latent, last_action, uniform, unimix)
-        latent = Latent(
-            jnp.where(observed[:, None], state.deter, imagined.deter),
-            jnp.where(observed[:, None, None], state.stoch, imagined.stoch),
-        )
-        return (latent, action), latent
-
-    before = jax.tree.map(lambda x: jnp.zeros_like(x[0]), (states, actions))
-    return lax.scan(step, before, (states, observed, uniform, actions))[1]
 
 
 def episode_step(is_first: Bool[Array, "T N"]) -> Int[Array, "T N"]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from envs.environment import Environment
 from stages.decode import reconstruct
-from stages.measure.open_loop import CONTEXT, episode_step, errors, open_loop, play_rows, posterior
+from stages.measure.open_loop import CONTEXT, episode_step, errors, play_rows
 from stages.store.load import AgentBatch, select_behavior, take_seeds
 from stages.sweep.sweep import keys_of
 from stages.world_model import action_vector

@@ -26,7 +26,8 @@ from common import table
 from envs.environment import Environment
 from stages.agent import Agent
 from stages.config import Hypers
-from stages.measure.open_loop import play_rows, posterior
+from stages.imagine import posterior
+from stages.measure.open_loop import play_rows
 from stages.rssm import Latent, imagine_step
 from stages.store.load import load_run, take_seeds
 from stages.uniform import RandomPolicy
