@@ -190,6 +190,9 @@ class Hypers(eqx.Module):
     fourier_sharpness: float = 9.0
     """How fast random Fourier features turn with the observation (--ensemble.input fourier, and the elliptical
     bonus). With 9, two observations whose mean squared difference is 0.025 have a kernel of a third."""
+    episodic_sharpness: float = 9.0
+    """With --episodic-novelty: two states count as one where their observations differ little. The kernel is
+    exp(-sharpness^2 d / 2); d is the mean squared difference of the observations' normalised numbers."""
     action_scale: float = 1.0
     """What members read of an action is multiplied by this: beside many other inputs a one-hot entry of 1 is little,
     and members are slow to tell actions apart."""
@@ -229,6 +232,10 @@ class Config:
     actions, with the ensemble's inputs, sizes and updates; the elliptical bonus, in closed form, of random features of
     the decoded observation (--ensemble.frequencies, --ensemble.updates); or 1 for every step (constant, in mode explore
     only). The constant is a control: it asks for long episodes and nothing new, while the ensemble is measured."""
+    episodic_novelty: bool = False
+    """Divide the intrinsic reward by sqrt(1 + n), where n says how often the episode has been in such a state before,
+    as far as a window of replay reaches back (episodic.py). Without it an explorer is paid for one state again and
+    again, as long as the state is rare in replay."""
     explorer_critics: Critics = "each"
     """Critics of mode mix: one for each reward, its advantages divided by their own range (two value heads, as Burda et
     al. 2018, arXiv 1810.12894, section 2.3); or one for the plain sum of both rewards (Plan2Explore's code), whose

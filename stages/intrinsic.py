@@ -24,6 +24,7 @@ from stages.ensemble import (
     replace_members,
     update_ensemble,
 )
+from stages.obs_numbers import ObsNumbers
 from stages.replay import Row
 from stages.world_model import Observed, WorldModel
 
@@ -35,6 +36,8 @@ class IntrinsicReward(eqx.Module):
     """Its key in INTRINSIC_REWARDS, and in the names of metrics."""
     loss_name: ClassVar[str]
     """The metric of its loss is loss/LOSS_NAME."""
+    numbers: eqx.AbstractVar[ObsNumbers]
+    """What it reads of an observation."""
 
     @abc.abstractmethod
     def __init__(self, config: Config, obs: Space, actions: ActionSpace, *, key: PRNGKeyArray): ...
@@ -95,6 +98,10 @@ class Disagreement(IntrinsicReward):
         self.ensemble = Ensemble(config, obs, actions.size, key=key)
 
     @property
+    def numbers(self) -> ObsNumbers:
+        return self.ensemble.numbers
+
+    @property
     def updates(self) -> int:
         return self.ensemble.config.updates
 
@@ -139,6 +146,10 @@ class ConstantReward(IntrinsicReward):
 
     def __init__(self, config: Config, obs: Space, actions: ActionSpace, *, key: PRNGKeyArray):
         self.unpaid = Disagreement(config, obs, actions, key=key)
+
+    @property
+    def numbers(self) -> ObsNumbers:
+        return self.unpaid.numbers
 
     @property
     def updates(self) -> int:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from stages.agent import Agent, Targets
 from stages.behavior import Behavior, BehaviorTarget, Replayed, behavior_loss
 from stages.config import Config, Hypers
+from stages.episodic import past_of
 from stages.imagine import draw_noise, imagine
 from stages.replay import Row
 from stages.returns import ReturnScale
@@ -107,8 +108,11 @@ def learn_behavior(
     start = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch.latent)
     noise = draw_noise(model, behavior.actor, config.horizon, start.deter.shape[0], key=key)
     trajectory = imagine(model, behavior.actor, start, noise, hypers.unimix, hypers.policy_unimix, config.imagine_batch)
-    imagined = imagined_rewards(rewards, model, intrinsic, trajectory, hypers)
-    replayed = replayed_rewards(rewards, model, intrinsic, batch.rows, batch.feat, batch.action, hypers)
+    past = None
+    if config.episodic_novelty and intrinsic is not None and behavior is agent.explorer:
+        past = past_of(model, intrinsic.numbers, batch.feat, batch.rows.is_first)
+    imagined = imagined_rewards(rewards, model, intrinsic, trajectory, hypers, past)
+    replayed = replayed_rewards(rewards, model, intrinsic, batch.rows, batch.feat, batch.action, hypers, past)
 
     replay = Replayed(batch.feat, replayed, batch.rows.is_last, batch.rows.is_terminal)
     objectives = tuple(reward.objective for reward in rewards)

@@ -13,11 +13,12 @@ from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from stages.behavior import Objective
 from stages.config import Config, Hypers, Norm
 from stages.elliptical import EllipticalBonus
+from stages.episodic import Past, imagined_factor, replayed_factor
 from stages.imagine import Trajectory
 from stages.intrinsic import ConstantReward, Disagreement, IntrinsicReward
 from stages.replay import Row
@@ -88,24 +89,34 @@ def imagined_rewards(
     intrinsic: IntrinsicReward | None,
     trajectory: Trajectory,
     hypers: Hypers,
+    past: Past | None = None,
 ) -> Float[Array, "blocks R L c"]:
     """All of a behaviour's rewards along its imagined trajectory, block by block.
 
     Extrinsic ones are the reward head's expectation on arrival in each imagined state.
+
+    Args:
+        past: the rows where the trajectories start, for episodic novelty.
     """
 
-    def of_block(block: Trajectory) -> Float[Array, "R L c"]:
+    def of_block(inputs: tuple[Trajectory, Int[Array, " c"]]) -> Float[Array, "R L c"]:
+        block, start = inputs
+
         def extrinsic() -> Float[Array, "L c"]:
             return model.reward.mean(model.reward(block.feat))
 
         def earned() -> Float[Array, "L c"]:
             assert intrinsic is not None
             # intrinsic.Disagreement.__call__: here disagreement becomes the explorer's reward.
-            return shift_to_arrival(intrinsic(model, block.feat[:-1], block.action[:-1], hypers))
+            arrived = shift_to_arrival(intrinsic(model, block.feat[:-1], block.action[:-1], hypers))
+            if past is None:
+                return arrived
+            return arrived * imagined_factor(past, model, intrinsic.numbers, block.feat, start, hypers)
 
         return _weighted(rewards, {"extrinsic": extrinsic, "intrinsic": earned})
 
-    return lax.map(of_block, trajectory)
+    blocks, _, width = trajectory.cont.shape
+    return lax.map(of_block, (trajectory, jnp.arange(blocks * width).reshape(blocks, width)))
 
 
 def replayed_rewards(
@@ -116,13 +127,16 @@ def replayed_rewards(
     feat: Float[Array, "T B F"],
     action: Float[Array, "T B A"],
     hypers: Hypers,
+    past: Past | None = None,
 ) -> Float[Array, "R T B"]:
-    """All of a behaviour's rewards on replayed rows. Extrinsic ones are the rewards that arrived."""
+    """All of a behaviour's rewards on replayed rows. Extrinsic ones are the rewards that arrived. `past`: the rows
+    again, for episodic novelty."""
 
     def earned() -> Float[Array, "T B"]:
         assert intrinsic is not None
         arrived = shift_to_arrival(intrinsic(model, feat, action, hypers)[:-1])
-        return jnp.where(rows.is_first, 0.0, arrived)  # no action led to a reset
+        arrived = jnp.where(rows.is_first, 0.0, arrived)  # no action led to a reset
+        return arrived if past is None else arrived * replayed_factor(past, hypers)
 
     return _weighted(rewards, {"extrinsic": lambda: rows.reward, "intrinsic": earned})
 

@@ -53,6 +53,7 @@ _POSITIVE_HYPERS = (
     "ensemble_lr",
     "elliptical_ridge",
     "fourier_sharpness",
+    "episodic_sharpness",
 )
 _UNIT_HYPERS = ("unimix", "policy_unimix", "lam", "slow_rate", "return_rate")
 
@@ -144,6 +145,8 @@ def _check_exploring(config: Config) -> None:
         raise ConfigError(
             "--explorer-reward elliptical needs --ensemble.updates 1 or more: it does not learn by gradient"
         )
+    if config.episodic_novelty and config.mode not in ("explore", "mix"):
+        raise ConfigError(f"--episodic-novelty is of the explorer's reward: --mode explore or mix, not {config.mode}")
     if config.explorer_critics == "sum" and config.mode != "mix":
         raise ConfigError(f"--explorer-critics sum needs two rewards to sum: --mode mix, not {config.mode}")
     if config.ensemble.updates and config.ensemble.target == "probs":

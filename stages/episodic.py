@@ -1,0 +1,81 @@
+"""Episodic novelty: the intrinsic reward counts less where the episode has been before.
+
+Disagreement falls over all of training, so within an episode the explorer is paid for one state again and again. Here
+the reward of arriving in a state is divided by sqrt(1 + n). n counts the earlier states of the same episode, each by a
+kernel of both decoded observations: 1 where they are equal, exp(-sharpness^2 d / 2) where their normalised numbers have
+a mean squared difference of d. Earlier states are the imagined ones, and the window's rows before their start: the
+memory reaches no further back than a window.
+
+Axes: T time, B windows, L = H + 1 imagined states, c starts of a block, F feat, P numbers of an observation. Source:
+Never Give Up (Badia et al. 2020, arXiv 2002.06038), section 3.1: episodic novelty multiplies life-long novelty.
+"""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jax.lax import stop_gradient as sg
+from jaxtyping import Array, Bool, Float, Int
+
+from stages.config import Hypers
+from stages.decode import decode_mean
+from stages.obs_numbers import ObsNumbers
+from stages.rssm import latent_of
+from stages.world_model import WorldModel
+
+
+class Past(eqx.Module):
+    """A batch's rows, for comparison with states that come after them."""
+
+    read: Float[Array, "T B P"]
+    episode: Int[Array, "T B"]  # counted from the window's first row
+
+
+def past_of(model: WorldModel, numbers: ObsNumbers, feat: Float[Array, "T B F"], is_first: Bool[Array, "T B"]) -> Past:
+    """The rows of a batch with these features."""
+    return Past(_read(model, numbers, feat), jnp.cumsum(is_first, 0))
+
+
+def replayed_factor(past: Past, hypers: Hypers) -> Float[Array, "T B"]:
+    """What a reward that arrives at a row is multiplied by. Sends no gradient."""
+    return _factor((_kernel(past.read, past.read, hypers) * _earlier(past)).sum(1))
+
+
+def imagined_factor(
+    past: Past,
+    model: WorldModel,
+    numbers: ObsNumbers,
+    feat: Float[Array, "L c F"],
+    start: Int[Array, " c"],
+    hypers: Hypers,
+) -> Float[Array, "L c"]:
+    """The same along imagined states.
+
+    Args:
+        start: the row where each trajectory starts, in the batch's order [T, B].
+    """
+    read, (time, window) = _read(model, numbers, feat), jnp.divmod(start, past.episode.shape[1])
+    replayed = _kernel(read, past.read[:, window], hypers) * _earlier(past)[time, :, window].T  # [L, T, c]
+    imagined = _kernel(read, read, hypers) * jnp.tri(read.shape[0], k=-1)[..., None]
+    return _factor(replayed.sum(1) + imagined.sum(1))
+
+
+def _read(model: WorldModel, numbers: ObsNumbers, feat: Float[Array, "*b F"]) -> Float[Array, "*b P"]:
+    """What states are compared by. Sends no gradient."""
+    decoded = decode_mean(model.decoder, latent_of(model.rssm, feat))
+    return sg(numbers.normalize(model.decoder.space, decoded).astype(jnp.float32))
+
+
+def _kernel(x: Float[Array, "X *b P"], y: Float[Array, "Y *b P"], hypers: Hypers) -> Float[Array, "X Y *b"]:
+    """How much each of X states is one of Y others: 0 to 1."""
+    square = lambda x: jnp.square(x).mean(-1)
+    distance = square(x)[:, None] + square(y) - 2 * jnp.einsum("x...p,y...p->xy...", x, y) / x.shape[-1]
+    return jnp.exp(-0.5 * jnp.square(hypers.episodic_sharpness) * jnp.maximum(distance, 0.0))
+
+
+def _earlier(past: Past) -> Float[Array, "T T B"]:
+    """1 where the second row comes before the first, in the same episode."""
+    before = jnp.tri(past.episode.shape[0], k=-1)[..., None]
+    return before * (past.episode[:, None] == past.episode)
+
+
+def _factor(count: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    return 1 / jnp.sqrt(1 + count)

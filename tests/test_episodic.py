@@ -1,0 +1,118 @@
+"""episodic.py against loops in numpy: which earlier states count, how much, and what is multiplied.
+
+Axes: T rows, B windows, L imagined states, c starts of a block, F feat, P numbers of an observation.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+from envs.environment import ActionSpace, ObsSpace
+from stages.behavior import Objective
+from stages.config import Config, EnsembleConfig, Hypers, ModelConfig
+from stages.decode import decode_mean
+from stages.episodic import imagined_factor, past_of, replayed_factor
+from stages.imagine import Trajectory
+from stages.intrinsic import ConstantReward
+from stages.rewards import INTRINSIC_REWARDS, Reward, imagined_rewards
+from stages.rssm import latent_of
+from stages.world_model import WorldModel
+from tests.conftest import arbitrary, draw
+
+T, B, L, C, P = 5, 2, 4, 5, 6
+SIZES = ModelConfig(deter=2, stoch=1, classes=2, units=2, hidden=2, blocks=1, layers=1, bins=3)
+OBS, ACTIONS = ObsSpace((P,), "binary"), ActionSpace("discrete", 2)
+CONFIG = Config(mode="explore", model=SIZES, ensemble=EnsembleConfig(members=2, layers=1))
+MODEL = arbitrary(lambda: WorldModel(CONFIG, OBS, ACTIONS, key=jr.key(0)))
+CONSTANT = ConstantReward(CONFIG, OBS, ACTIONS, key=jr.key(0))
+HYPERS = Hypers(episodic_sharpness=2.0)
+IS_FIRST = np.array([[0, 1], [0, 0], [1, 0], [0, 0], [0, 1]], bool)  # [T, B]
+ROWS, IMAGINED = draw(T, B, SIZES.feat), draw(2, L, C, SIZES.feat, seed=2)  # two blocks of T B / 2 starts
+PAST = past_of(MODEL, CONSTANT.numbers, jnp.asarray(ROWS), jnp.asarray(IS_FIRST))
+
+
+def read(feat: np.ndarray) -> np.ndarray:
+    """What a state is compared by: the decoded observation at a mean square of 1."""
+    numbers = np.asarray(decode_mean(MODEL.decoder, latent_of(MODEL.rssm, jnp.asarray(feat))))
+    return numbers * np.sqrt(P) / np.sqrt(np.square(numbers).sum(-1, keepdims=True) + 0.01)
+
+
+def alike(x: np.ndarray, y: np.ndarray) -> float:
+    return float(np.exp(-0.5 * 2.0**2 * np.square(x - y).mean()))
+
+
+def earlier(time: int, window: int) -> list[np.ndarray]:
+    """The rows of the same episode before this one."""
+    numbers = []
+    for t in range(time, 0, -1):
+        if IS_FIRST[t, window]:
+            break
+        numbers.append(read(ROWS[t - 1, window]))
+    return numbers
+
+
+@pytest.fixture(scope="module")
+def imagined() -> np.ndarray:
+    """[2, L, C]"""
+    starts = jnp.arange(2 * C).reshape(2, C)
+    of_block = lambda feat, start: imagined_factor(PAST, MODEL, CONSTANT.numbers, feat, start, HYPERS)
+    return np.asarray(jax.jit(jax.vmap(of_block))(jnp.asarray(IMAGINED), starts))
+
+
+def test_a_replayed_row_counts_the_rows_of_its_episode_before_it():
+    factor = np.asarray(jax.jit(replayed_factor)(PAST, HYPERS))
+    chex.assert_shape(factor, (T, B))
+    for t in range(T):
+        for b in range(B):
+            count = sum(alike(read(ROWS[t, b]), row) for row in earlier(t, b))
+            np.testing.assert_allclose(factor[t, b], 1 / np.sqrt(1 + count), rtol=1e-5)
+    assert factor[0, 0] == factor[2, 0] == factor[4, 1] == 1.0 and (factor < 1).sum() == 6
+
+
+@pytest.mark.parametrize("block", [0, 1])
+def test_an_imagined_state_counts_those_before_it_and_the_rows_before_its_start(imagined, block):
+    for c in range(C):
+        time, window = divmod(block * C + c, B)
+        for step in range(L):
+            state = read(IMAGINED[block, step, c])
+            before = earlier(time, window) + [read(IMAGINED[block, s, c]) for s in range(step)]
+            count = sum(alike(state, other) for other in before)
+            np.testing.assert_allclose(imagined[block, step, c], 1 / np.sqrt(1 + count), rtol=1e-5)
+
+
+def test_the_nth_visit_of_one_state_is_paid_one_over_root_n():
+    same = jnp.broadcast_to(jnp.asarray(ROWS[:1, :1]), ROWS.shape)
+    past = past_of(MODEL, CONSTANT.numbers, same, jnp.zeros((T, B), bool))
+    visits = 1 + np.arange(T)
+    np.testing.assert_allclose(replayed_factor(past, HYPERS), np.repeat(visits[:, None] ** -0.5, B, 1), rtol=1e-5)
+
+
+def test_the_intrinsic_reward_alone_is_multiplied(imagined):
+    objective = Objective(1.0, "returns", 1.0, debias=False)
+    paid = tuple(Reward(source, {source: 1.0}, objective) for source in ("intrinsic", "extrinsic"))
+    trajectory = Trajectory(jnp.asarray(IMAGINED), jnp.zeros((2, L, C, 2)), jnp.ones((2, L, C)))
+    compute = jax.jit(lambda past: imagined_rewards(paid, MODEL, CONSTANT, trajectory, HYPERS, past))
+    plain, counted = compute(None), compute(PAST)
+    np.testing.assert_array_equal(counted[:, 1], plain[:, 1])
+    np.testing.assert_allclose(counted[:, 0, 1:], imagined[:, 1:], rtol=1e-5)
+    assert (np.asarray(counted[:, 0, 0]) == 0).all()  # nothing arrives with a start
+
+
+def test_no_gradient_leaves():
+    def total(model):
+        past = past_of(model, CONSTANT.numbers, jnp.asarray(ROWS), jnp.asarray(IS_FIRST))
+        feat, start = jnp.asarray(IMAGINED[0]), jnp.arange(C)
+        ahead = imagined_factor(past, model, CONSTANT.numbers, feat, start, HYPERS)
+        return replayed_factor(past, HYPERS).sum() + ahead.sum()
+
+    gradient = jax.jit(jax.grad(total))(MODEL)
+    assert all((np.asarray(x) == 0).all() for x in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize("name", INTRINSIC_REWARDS)
+def test_every_intrinsic_reward_says_what_it_reads(name):
+    reward = jax.eval_shape(lambda: INTRINSIC_REWARDS[name](CONFIG, OBS, ACTIONS, key=jr.key(0)))
+    assert reward.numbers.normalize(OBS, jnp.ones((3, P))).shape == (3, P)
