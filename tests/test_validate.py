@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from stages.cli.validate import validate
-from stages.config import Config, ConfigError, EnsembleConfig, Hypers
+from stages.config import Config, ConfigError, EnsembleConfig, Hypers, ReplayConfig
 
 
 @pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(Hypers)])
@@ -34,6 +34,21 @@ def test_one_critic_of_a_sum_needs_two_rewards():
     for mode in ("task", "explore", "random"):
         with pytest.raises(ConfigError, match=f"--explorer-critics sum .* --mode mix, not {mode}"):
             validate(Config(mode=mode, explorer_critics="sum"), Hypers())
+
+
+def test_episodic_novelty_is_of_an_explorers_reward():
+    for mode in ("explore", "mix"):
+        validate(Config(mode=mode, episodic_novelty=True), Hypers())
+    for mode in ("task", "random"):
+        with pytest.raises(ConfigError, match=f"--episodic-novelty .* --mode explore or mix, not {mode}"):
+            validate(Config(mode=mode, episodic_novelty=True), Hypers())
+
+
+def test_a_pair_and_the_rows_that_are_imagined_before_it_fit_in_the_first_rows():
+    config = Config(replay=ReplayConfig(batch_length=8))
+    validate(dataclasses.replace(config, ensemble=EnsembleConfig(ahead=7)), Hypers())
+    with pytest.raises(ConfigError, match=r"--ensemble\.ahead must be less than --replay\.batch-length 8.*not 8"):
+        validate(dataclasses.replace(config, ensemble=EnsembleConfig(ahead=8)), Hypers())
 
 
 @pytest.mark.parametrize("name", ["imagine_batch", "vmap_width"])
