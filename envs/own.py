@@ -13,6 +13,7 @@ import re
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
+from numbers import Integral
 from types import ModuleType
 from typing import Any
 
@@ -24,11 +25,13 @@ from jaxtyping import Array, PyTree
 
 from envs import gymnax_suite
 from envs.environment import (
+    STORAGE,
     ActionSpace,
     DictSpace,
     Environment,
     Obs,
     ObsSpace,
+    Space,
     State,
     Timestep,
     env_step,
@@ -40,6 +43,7 @@ from envs.errors import EnvError, UnavailableEnvironment, UnknownEnvironment
 from envs.overrides import INT32_MOST, Value, coerce_all, defaults_of
 from envs.states import GymnaxEnv, GymnaxParams
 
+MOST_ACTIONS = 65_536  # or entries of a continuous action
 TRIED_ROWS = 200
 """Rows in which integers are compared with their classes."""
 
@@ -71,6 +75,7 @@ def make_own(name: str, overrides: Mapping[str, Value]) -> Environment:
             build = lambda _, **arguments: _pair(name, factory(**arguments))
             _pair(name, made)
             env = gymnax_suite.build(name, build, overrides, factory)
+            _check_spaces(name, env.obs_space, env.action_space)
             _check_classes(name, env)
             return env
         if overrides:
@@ -89,6 +94,7 @@ def checked(name: str, made: object) -> Environment:
         if not isinstance(made, Environment):
             pair = _pair(name, made)
             made = gymnax_suite.build(name, lambda _: pair, {})
+            _check_spaces(name, made.obs_space, made.action_space)
             _check_classes(name, made)
         else:
             _check(name, made)
@@ -153,12 +159,10 @@ def _pair(name: str, made: object) -> tuple[GymnaxEnv, GymnaxParams]:
 def _check(name: str, env: Environment) -> None:
     """Whether reset and step give what the environment's spaces say, by shapes alone. Errors: `EnvError`."""
     obs, actions = getattr(env, "obs_space", None), getattr(env, "action_space", None)
-    if not isinstance(obs, ObsSpace | DictSpace) or not isinstance(actions, ActionSpace) or actions.size < 1:
-        raise EnvError(
-            f"{name}: obs_space must be an envs.ObsSpace or envs.DictSpace, and action_space an envs.ActionSpace with "
-            "actions"
-        )
-    if not isinstance(limit := getattr(env, "time_limit", None), int) or not 1 <= limit <= INT32_MOST:
+    if not isinstance(obs, ObsSpace | DictSpace) or not isinstance(actions, ActionSpace):
+        raise EnvError(f"{name}: obs_space must be an envs.ObsSpace or envs.DictSpace, and action_space an ActionSpace")
+    _check_spaces(name, obs, actions)
+    if type(limit := getattr(env, "time_limit", None)) is not int or not 1 <= limit <= INT32_MOST:
         raise EnvError(f"{name}: time_limit must be a whole number of steps, 1 to {INT32_MOST:,}, not {limit!r}")
     key = jax.eval_shape(lambda: jax.random.key(0))
     bound = lambda key: env.with_params(env.sample_params(key))
@@ -176,6 +180,21 @@ def _check(name: str, env: Environment) -> None:
             part = "timestep" if wanted is row else "state"
             raise EnvError(f"{name}: {verb} gives a {part} of {_listed(found)}, but it must be {_listed(wanted)}")
     _check_classes(name, env)
+
+
+def _check_spaces(name: str, space: Space, actions: ActionSpace) -> None:
+    """Whether every observation and action has a size. Errors: `EnvError`."""
+    for entry in obs_entries(space).values():
+        shape = entry.shape if isinstance(entry.shape, tuple) else (0,)
+        if entry.kind not in STORAGE or not all(isinstance(n, Integral) and n >= 1 for n in shape):
+            raise EnvError(
+                f"{name}: an ObsSpace must have a shape of whole numbers, a tuple of 1 or more each, and a kind of "
+                f"{', '.join(STORAGE)}, not {entry}"
+            )
+        if entry.kind == "image" and len(shape) != 3:
+            raise EnvError(f"{name}: an image must have height, width and channels, not {list(shape)}")
+    if not isinstance(actions.size, Integral) or not 1 <= actions.size <= MOST_ACTIONS:
+        raise EnvError(f"{name}: an ActionSpace must have 1 to {MOST_ACTIONS:,} actions, not {actions.size}")
 
 
 def _checked_events(name: str, env: Environment, timestep: Timestep) -> dict[str, jax.ShapeDtypeStruct]:
