@@ -1,9 +1,7 @@
-"""Observations of several entries: encoder, decoder, losses and members' numbers by hand, and a whole run.
+"""Observations of several entries: encoder, decoder, losses and members' numbers by hand, and acting on them.
 
 Axes: T, B leading, C channels, P numbers of an observation.
 """
-
-import json
 
 import chex
 import jax
@@ -12,12 +10,10 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-import run
-from envs import ActionSpace, DictSpace, Environment, ObsSpace, Timestep, own
+from envs import DictSpace, ObsSpace, own
 from envs.errors import EnvError
 from stages import decode, encode
 from stages.agent import Agent
-from stages.commands.command import command
 from stages.config import Config, ConfigError, EnsembleConfig, Hypers, ModelConfig
 from stages.decode import ConvDecoder
 from stages.encode import ConvEncoder
@@ -26,9 +22,8 @@ from stages.measure.open_loop import errors
 from stages.obs_numbers import ObsNumbers
 from stages.presets import preset
 from stages.rssm import Latent
-from stages.sweep import start
 from tests.conftest import SMALL, arbitrary, observations
-from tests.runs import TINY
+from tests.signals import Signals
 
 T, B = 2, 3
 MODEL = ModelConfig(deter=16, stoch=3, classes=4, units=6, depth=2, layers=2)
@@ -277,56 +272,13 @@ def test_members_read_every_entry_in_units_of_its_own():
     close(np.asarray(normal), np.float32(np.concatenate([board, speed], -1)), rtol=1e-3, atol=1e-3)
 
 
-# ---- a whole run ---------------------------------------------------------------------------------------------------
-
-
-class Signals(Environment):
-    """A lamp says which of two ways pays, at any of three speeds; a camera sees a dot that drifts, a gauge its
-    distance."""
-
-    name, time_limit, action_space = "Signals", 6, ActionSpace.of_choices(2, 3)
-    obs_space = DictSpace({
-        "camera": ObsSpace((4, 4, 3), "image"),
-        "gauge": ObsSpace((2,), "real"),
-        "lamp": ObsSpace((), "categorical", 3),
-    })  # fmt: skip
-
-    def __init__(self, lamps: int = 2):
-        self.lamps = lamps
-
-    def reset(self, key):
-        return self._row(jr.randint(key, (), 0, self.lamps), jnp.zeros((), jnp.int32), jnp.zeros(()), True)
-
-    def step(self, key, state, action):
-        lamp, time = state
-        return self._row(jr.randint(key, (), 0, self.lamps), time + 1, (action[0] == lamp).astype(jnp.float32), False)
-
-    def _row(self, lamp, time, reward, is_first):
-        camera = (jnp.arange(16).reshape(4, 4, 1) == time) * jnp.full((1, 1, 3), 255, jnp.uint8)
-        gauge = jnp.stack([time, lamp]).astype(jnp.float32)
-        last = time == self.time_limit
-        obs = {"camera": camera.astype(jnp.uint8), "gauge": gauge, "lamp": lamp}
-        return (lamp, time), Timestep(obs, reward, jnp.array(is_first), last, last)
+# ---- a whole environment; tests/test_own.py trains in it ------------------------------------------------------------
 
 
 def test_a_class_out_of_bounds_is_refused_by_the_entrys_name():
-    own.make_own(f"{__name__}:Signals", {})
+    own.make_own("tests.signals:Signals", {})
     with pytest.raises(EnvError, match=r"entry 'lamp' of an observation goes from 0 to 3, but its space says 0 to 2"):
-        own.make_own(f"{__name__}:Signals", {"lamps": "4"})
-
-
-def test_a_run_with_several_entries_and_choices(tmp_path, monkeypatch, capsys):
-    """Every stage: collecting, replay, losses, members, evaluation, open loop, film."""
-    monkeypatch.setattr(start, "start_jax", lambda: None)  # the tests' jax has started
-    folder = tmp_path / "run"
-    words = [*TINY, "--env", f"{__name__}:Signals", "--mode", "mix", "--seeds", "1", "--devices", "1", "--steps", "80"]
-    assert run.main([*words, "--logdir", str(folder)]) == 0
-    last = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][-1]
-    parts = [last[f"train/recon_{name}"] for name in ("camera", "gauge", "lamp")]
-    np.testing.assert_allclose(sum(parts), last["train/loss/recon"], rtol=1e-5)
-    assert command(["eval", str(folder), "--episodes", "2", "--trust"]) == 0
-    assert command(["video", str(folder), "--rows", "4", "--trust"]) == 0
-    assert list(folder.glob("*.gif"))
+        own.make_own("tests.signals:Signals", {"lamps": "4"})
 
 
 def test_acting_takes_a_dict():

@@ -18,7 +18,7 @@ from stages.commands.command import command
 from stages.finite import all_finite, tree_where
 from stages.sweep import start
 from tests.conftest import tree_equal
-from tests.runs import TINY, ask, at_chunk
+from tests.runs import TINY, ask, at_chunk, rows
 
 MODULE = '''
 import gymnax
@@ -28,6 +28,7 @@ from flax import struct
 from gymnax.environments import environment, spaces
 
 from envs import ActionSpace, Environment, ObsSpace, Timestep
+from tests.signals import Signals
 
 number, ZERO = 3, jnp.zeros((), jnp.int32)
 
@@ -372,20 +373,25 @@ def test_what_is_no_environment_says_so_in_one_line(name, overrides, error, word
     assert "\n" not in str(caught.value)
 
 
-def test_a_run_of_one_trains_goes_on_and_plays_by_its_name(tmp_path, capsys, monkeypatch):
+def test_a_run_of_one_trains_goes_on_and_plays_by_its_name(compiled_once, tmp_path, capsys, monkeypatch):
+    """With several entries and choices; every stage: collecting, losses, members, evaluation, open loop, film."""
     monkeypatch.setattr(start, "start_jax", lambda: None)  # the tests' jax has started
-    words = [*TINY, "--env", "mine:Corridor", "--env.cells", "3", "--seeds", "1", "--envs", "2", "--devices", "1"]
-    words += ["--steps", "40"]
+    words = [*TINY, "--env", "mine:Signals", "--env.lamps", "3", "--mode", "mix", "--seeds", "1", "--devices", "1"]
+    words += ["--envs", "2", "--steps", "40"]
     with monkeypatch.context() as patch:
         at_chunk(patch, 1, lambda: ask(signal.SIGTERM))
         assert run.main(words) == 143
     [folder] = (tmp_path / "runs").iterdir()
-    assert folder.name.startswith("mine-Corridor-task-")
+    assert folder.name.startswith("mine-Signals-mix-")
     assert run.main([*words, "--logdir", str(folder)]) == 0
     assert "going on from the checkpoint" in capsys.readouterr().out
-    assert json.loads((folder / "summary.json").read_text())["env"] == "mine:Corridor"
+    assert json.loads((folder / "summary.json").read_text())["env"] == "mine:Signals"
+    last = rows(folder)[-1]
+    parts = [last[f"train/recon_{name}"] for name in ("camera", "gauge", "lamp")]
+    np.testing.assert_allclose(sum(parts), last["train/loss/recon"], rtol=1e-5)
     assert command(["eval", str(folder), "--episodes", "2", "--trust"]) == 0
     assert command(["video", str(folder), "--rows", "4", "--trust"]) == 0
+    assert list(folder.glob("*.gif"))
     for name in ("mine:Nothing", "nobody:make"):
         assert run.main([*TINY, "--env", name, "--logdir", str(tmp_path / "other")]) == 2
         assert capsys.readouterr().err.count("\n") == 1 and not (tmp_path / "other").exists()
