@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import math
 import re
+from unittest import mock
 
 import chex
 import jax
@@ -18,14 +19,17 @@ import pytest
 
 from stages import replay
 from stages.replay import Row, StepCounters, Windows
+from tests.conftest import to_device
 
 N, D, S = 3, 2, 2
 EPISODE = 5  # rows
 close = chex.assert_trees_all_close
 equal = chex.assert_trees_all_equal
+arrays = functools.partial(jax.tree.map, np.asarray)
 
 
 read = jax.jit(replay.read, static_argnums=2)
+write_back = jax.jit(replay.write_back)
 choose_pairs = jax.jit(replay.choose_pairs, static_argnums=(1, 2, 3, 4))
 
 
@@ -125,9 +129,11 @@ def test_add_under_vmap_over_seeds_is_a_slice_and_not_a_scatter():
 def test_add_under_vmap_writes_every_seeds_own_row():
     rows = jax.tree.map(lambda *x: np.stack(x), row_of(10), row_of(11))
     rings = jax.tree.map(lambda *x: np.stack(x), filled(7, 10), filled(7, 9))
-    both = jax.jit(jax.vmap(replay.add, (0, 0, None)))(rings, rows, jnp.int32(10))
-    for seed, (ring, row) in enumerate([(filled(7, 10), row_of(10)), (filled(7, 9), row_of(11))]):
-        by_hand = jax.tree.map(lambda x, y: x.at[3].set(y), ring, row)
+    both = arrays(jax.jit(jax.vmap(replay.add, (0, 0, None)))(rings, rows, jnp.int32(10)))
+    for seed in range(2):
+        by_hand = jax.tree.map(lambda x, s=seed: x[s].copy(), rings)
+        for slots, row in zip(jax.tree.leaves(by_hand), jax.tree.leaves(rows), strict=True):
+            slots[3] = row[seed]
         equal(jax.tree.map(lambda x, s=seed: x[s], both), by_hand)
 
 
@@ -172,7 +178,7 @@ def test_a_quarter_of_the_pairs_is_of_the_newest_rows(steps):
 
 def check_rows(rows: Row, step: int, capacity: int, length: int) -> None:
     """Rows of one environment each, consecutive, all of them still in the ring."""
-    number, env = np.asarray(rows.obs[..., 0]), np.asarray(rows.obs[..., 1])
+    number, env = np.moveaxis(np.asarray(rows.obs), -1, 0)
     chex.assert_shape(number, (length + 1, None))
     assert (np.diff(number, axis=0) == 1).all(), f"torn window at step {step}"
     assert number.min() >= max(0, step - capacity) and number.max() <= step - 1
@@ -204,7 +210,7 @@ def test_uniform_windows_start_at_every_valid_row_and_only_there(capacity, step)
     length, count = 3, 6000
     windows, _ = draw(clock_at(step), capacity, count, length, False, jr.key(step))
     rows = read(filled(capacity, step), windows, length)
-    starts = collections.Counter((int(t), int(n)) for t, n in np.asarray(rows.obs[0]))
+    starts = collections.Counter((int(t), int(n)) for t, n in np.asarray(rows.obs)[0])
     valid = [(t, n) for t in range(max(0, step - capacity), step - length) for n in range(N)]
     assert set(starts) == set(valid)
     # Each count is binomial: six standard deviations are never met by chance.
@@ -271,13 +277,14 @@ def test_each_newest_window_is_served_once_first_and_in_order(capacity, length, 
         before = len(queue.waiting)
         fresh = queue.take(batch, capacity)
         dropped += before - len(queue.waiting) - len(fresh)
-        starts = [tuple(x) for x in np.asarray(rows.obs[0]).tolist()]
+        starts = [tuple(x) for x in np.asarray(rows.obs)[0].tolist()]
         assert starts[: len(fresh)] == fresh, f"at step {step}"
         check_rows(rows, step, capacity, length)
         # The rest of the batch is what uniform sampling would have had in these places.
         plain, _ = draw(clock_at(step, cursor), capacity, batch, length, False, jr.key(step))
         rest = slice(len(fresh), None)
-        equal(jax.tree.map(lambda x, r=rest: x[r], windows), jax.tree.map(lambda x, r=rest: x[r], plain))
+        mine, theirs = (jax.tree.map(lambda x, r=rest: x[r], arrays(batch_of)) for batch_of in (windows, plain))
+        equal(mine, theirs)
         seen, cursor = seen + fresh, int(after.online_cursor)
         assert int(after.step) == step
     assert len(seen) == len(set(seen)) > 0
@@ -317,7 +324,6 @@ def fresh_latents(length: int, batch: int, seed: int = 0):
 
 def written_by_hand(ring: Row, starts, envs, deter, stoch) -> Row:
     """Of all windows that hold a row, the one in which more rows came before it has its say; if as many, the later."""
-    new = Row(**{name: jnp.asarray(x) for name, x in vars(ring).items()})
     new_deter, new_stoch = np.array(ring.deter), np.array(ring.stoch)
     length, batch = deter.shape[:2]
     # Each overwrites what stands there: what comes last counts. The window's first row is context and keeps its own.
@@ -325,7 +331,7 @@ def written_by_hand(ring: Row, starts, envs, deter, stoch) -> Row:
         for b in range(batch):
             position = (int(starts[b]) + 1 + t) % replay.capacity_of(ring)
             new_deter[position, envs[b]], new_stoch[position, envs[b]] = deter[t, b], stoch[t, b]
-    return dataclasses.replace(new, deter=jnp.asarray(new_deter), stoch=jnp.asarray(new_stoch))
+    return dataclasses.replace(ring, deter=to_device(new_deter), stoch=to_device(new_stoch))
 
 
 WRITTEN = {
@@ -345,7 +351,7 @@ WRITTEN = {
 @pytest.mark.parametrize("starts, envs", WRITTEN.values(), ids=WRITTEN)
 def test_write_back_changes_the_latents_of_the_trained_rows_and_nothing_else(starts, envs):
     ring, (deter, stoch) = filled(11, 30), fresh_latents(4, len(starts))
-    new = jax.jit(replay.write_back)(ring, Windows(jnp.array(starts), jnp.array(envs)), deter, stoch)
+    new = write_back(ring, Windows(jnp.array(starts), jnp.array(envs)), deter, stoch)
     equal(new, written_by_hand(ring, starts, envs, deter, stoch))
     chex.assert_trees_all_equal_dtypes(new, ring)
 
@@ -356,25 +362,28 @@ def test_write_back_of_any_overlaps_under_vmap_writes_what_a_loop_would(capacity
     seeds, ring, rng = 16, filled(capacity, 80), np.random.default_rng(capacity)
     starts, envs = rng.integers(0, capacity, (seeds, batch)), rng.choice([0, 2], (seeds, batch))
     deter, stoch = (np.stack(x) for x in zip(*(fresh_latents(length, batch, s) for s in range(seeds)), strict=True))
-    rings = jax.tree.map(lambda x: jnp.stack([x] * seeds), ring)
-    new = jax.jit(jax.vmap(replay.write_back))(
-        rings, jax.vmap(Windows)(jnp.asarray(starts), jnp.asarray(envs)), deter, stoch
-    )
+    rings = jax.tree.map(lambda x: np.stack([x] * seeds), ring)
+    write = jax.vmap(lambda ring, starts, envs, *latents: replay.write_back(ring, Windows(starts, envs), *latents))
+    new = arrays(jax.jit(write)(rings, starts, envs, deter, stoch))
     for s in range(seeds):
         by_hand = written_by_hand(ring, starts[s], envs[s], deter[s], stoch[s])
         equal(jax.tree.map(lambda x, s=s: x[s], new), by_hand)
 
 
+@jax.jit
+def overwritten_by(ring, windows, deter, stoch):
+    """Of all latents that write_back is given, those that it leaves out; a list of one."""
+    given, overwritten = [], replay._overwritten
+    with mock.patch.object(replay, "_overwritten", lambda *args: given.append(overwritten(*args)) or given[-1]):
+        replay.write_back(ring, windows, deter, stoch)
+    return given
+
+
 @pytest.mark.parametrize("starts, envs", WRITTEN.values(), ids=WRITTEN)
-def test_write_back_writes_each_row_once(monkeypatch, starts, envs):
+def test_write_back_writes_each_row_once(starts, envs):
     """So that no device may choose in which order they land."""
-    ring, (deter, stoch) = filled(11, 30), fresh_latents(4, len(starts))
-    windows = Windows(jnp.array(starts), jnp.array(envs))
-    given = []
-    overwritten = replay._overwritten
-    monkeypatch.setattr(replay, "_overwritten", lambda *args: given.append(overwritten(*args)) or given[-1])
-    replay.write_back(ring, windows, jnp.asarray(deter), jnp.asarray(stoch))
-    (lost,) = given
+    (deter, stoch), windows = fresh_latents(4, len(starts)), Windows(jnp.array(starts), jnp.array(envs))
+    (lost,) = arrays(overwritten_by(filled(11, 30), windows, deter, stoch))
     kept = [
         ((start + 1 + t) % 11, env)
         for t in range(4)
@@ -388,8 +397,9 @@ def test_write_back_writes_each_row_once(monkeypatch, starts, envs):
 def test_what_is_written_back_is_what_the_next_batch_reads():
     ring, windows = filled(11, 30), Windows(jnp.array([9, 3]), jnp.array([2, 0]))
     rows = read(ring, windows, 4)
-    new = jax.jit(replay.write_back)(ring, windows, rows.deter[1:] + 1, rows.stoch[1:])
-    again = read(new, windows, 4)
-    equal(again.deter[0], rows.deter[0])
-    equal(again.deter[1:], rows.deter[1:] + 1)
-    equal(again.stoch, rows.stoch)
+    deter, stoch = np.asarray(rows.deter), np.asarray(rows.stoch)
+    new = write_back(ring, windows, deter[1:] + 1, stoch[1:])
+    again = arrays(read(new, windows, 4))
+    equal(again.deter[0], deter[0])
+    equal(again.deter[1:], deter[1:] + 1)
+    equal(again.stoch, stoch)
