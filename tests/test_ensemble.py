@@ -261,19 +261,6 @@ def agent_and_batch(config, env):
     return agent, Targets.of(agent), batch
 
 
-def test_the_ensembles_loss_moves_nothing_else_of_the_agent(config, env):
-    config = dataclasses.replace(config, mode="explore", horizon=1)
-    scales = {f.name: 0.0 for f in dataclasses.fields(Hypers) if f.name.startswith("scale_")}
-    hypers = Hypers(**scales | {"scale_ensemble": 1.0})
-
-    agent, targets, batch = agent_and_batch(config, env)
-    loss = lambda agent: agent_loss(agent, targets, batch, config, hypers, key=jr.key(5))[0]
-    grads = jax.jit(jax.grad(loss))(agent)
-    assert all(reached(leaf) for leaf in jax.tree.leaves(grads.intrinsic))
-    for part in (grads.model, grads.tasker, grads.explorer):
-        assert not reached(part)
-
-
 @pytest.mark.parametrize(
     ("target", "size"), [("probs", 20), ("stoch", 20), ("embed", 8), ("deter", 16), ("projected", 32)]
 )

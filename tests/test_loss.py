@@ -252,6 +252,14 @@ def test_each_loss_moves_its_own_parts_and_no_other(case, mode, name):
     assert reached(grads) == (REACHES | (REWARD_FREE if mode == "explore" else {}))[name]
 
 
+@exploring
+def test_the_ensembles_loss_moves_every_weight_of_it_and_nothing_else_of_the_agent(case, mode):
+    grads = case(mode)(ensemble=1.0).grads
+    assert all((leaf != 0).any() for leaf in jax.tree.leaves(grads.intrinsic)) and jax.tree.leaves(grads.intrinsic)
+    for part in (grads.model, grads.tasker, grads.explorer):
+        assert not any((leaf != 0).any() for leaf in jax.tree.leaves(part))
+
+
 @every_mode
 def test_every_weight_learns_from_some_loss(case, mode):
     paths = jax.tree_util.tree_leaves_with_path(case(mode).lost.grads)
