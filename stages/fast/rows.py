@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from stages.fast.kernels import last_sum
@@ -35,7 +36,9 @@ def to_rows(tree: PyTree) -> Float[Array, "R 64"]:
     for x, count in _leaves(tree):
         x = x.reshape(count, -1)
         zeros = jnp.zeros((count, -x.shape[1] % WIDTH), x.dtype)
-        pieces += [x.ravel(), zeros.ravel()] if count == 1 else [jnp.concatenate([x, zeros], 1).ravel()]
+        # Two pieces, or one: `reshape`, since `ravel` is a function of its own that is traced for every tensor.
+        joined = [x, zeros] if count == 1 else [jnp.concatenate([x, zeros], 1)]
+        pieces += [piece.reshape(-1) for piece in joined if piece.size]
     return jnp.concatenate(pieces).reshape(-1, WIDTH)
 
 
@@ -45,7 +48,8 @@ def from_rows(rows: Float[Array, "R 64"], like: PyTree) -> PyTree:
     for x, count in _leaves(like):
         size = x.size // count
         end = start + count * -(-size // WIDTH)
-        arrays.append(rows[start:end].reshape(count, -1)[:, :size].reshape(x.shape))
+        tensor = lax.slice_in_dim(rows, start, end).reshape(count, -1)
+        arrays.append(lax.slice_in_dim(tensor, 0, size, axis=1).reshape(x.shape))
         start = end
     return jax.tree.structure(like).unflatten(arrays)
 

@@ -73,6 +73,10 @@ def in_lanes(fn: Callable, vmap_width: int) -> Callable:
     and a single lane works in place.
     """
 
+    # Of a lane that is never negative: else each array's index is compared, added to and selected, and that compiled.
+    take = functools.partial(lax.dynamic_index_in_dim, keepdims=False, allow_negative_indices=False)
+    put = functools.partial(lax.dynamic_update_index_in_dim, allow_negative_indices=False)
+
     def run(state, clock):
         seeds = jax.tree.leaves(state)[0].shape[0]
         width = max(w for w in range(1, min(vmap_width, seeds) + 1) if seeds % w == 0)
@@ -81,11 +85,11 @@ def in_lanes(fn: Callable, vmap_width: int) -> Callable:
 
         def one(carry, lane):
             lanes, _ = carry
-            part = jax.tree.map(lambda x: _row_major(lax.dynamic_index_in_dim(x, lane, keepdims=False)), lanes)
+            part = jax.tree.map(lambda x: _row_major(take(x, lane)), lanes)
             part, after, progress = batched(part, clock)
             part = jax.tree.map(_row_major, part)
             return (
-                jax.tree.map(lambda x, new: lax.dynamic_update_index_in_dim(x, new, lane, 0), lanes, part),
+                jax.tree.map(lambda x, new: put(x, new, lane, 0), lanes, part),
                 after,
             ), progress
 
@@ -102,8 +106,11 @@ def in_lanes(fn: Callable, vmap_width: int) -> Callable:
 
 
 def _row_major(x: jax.Array) -> jax.Array:
-    """`x` with a row-major layout: XLA may order axes of length 1 another way, and then copies a whole ring."""
-    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+    """`x` with a row-major layout: XLA may order axes of length 1 another way, and then copies a whole ring.
+
+    Most arrays of a state have one axis at most, and so one layout: nothing is compiled for them.
+    """
+    if x.ndim < 2 or jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         return x
     return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
