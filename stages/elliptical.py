@@ -65,6 +65,10 @@ class EllipticalBonus(IntrinsicReward):
         self.actions, self.config = actions, config.ensemble
 
     @property
+    def obs_numbers(self) -> ObsNumbers:
+        return self.numbers
+
+    @property
     def updates(self) -> int:
         return self.config.updates
 

@@ -36,8 +36,6 @@ class IntrinsicReward(eqx.Module):
     """Its key in INTRINSIC_REWARDS, and in the names of metrics."""
     loss_name: ClassVar[str]
     """The metric of its loss is loss/LOSS_NAME."""
-    numbers: eqx.AbstractVar[ObsNumbers]
-    """What it reads of an observation."""
 
     @abc.abstractmethod
     def __init__(self, config: Config, obs: Space, actions: ActionSpace, *, key: PRNGKeyArray): ...
@@ -52,6 +50,11 @@ class IntrinsicReward(eqx.Module):
         self, model: WorldModel, feat: Float[Array, "*b F"], action: Float[Array, "*b A"], hypers: Hypers
     ) -> Float[Array, "*b"]:
         """The reward for choosing `action` at `feat`. It arrives with the next state, and sends no gradient."""
+
+    @property
+    @abc.abstractmethod
+    def obs_numbers(self) -> ObsNumbers:
+        """What it reads of a decoded observation."""
 
     @property
     @abc.abstractmethod
@@ -98,7 +101,7 @@ class Disagreement(IntrinsicReward):
         self.ensemble = Ensemble(config, obs, actions.size, key=key)
 
     @property
-    def numbers(self) -> ObsNumbers:
+    def obs_numbers(self) -> ObsNumbers:
         return self.ensemble.numbers
 
     @property
@@ -148,8 +151,8 @@ class ConstantReward(IntrinsicReward):
         self.unpaid = Disagreement(config, obs, actions, key=key)
 
     @property
-    def numbers(self) -> ObsNumbers:
-        return self.unpaid.numbers
+    def obs_numbers(self) -> ObsNumbers:
+        return self.unpaid.obs_numbers
 
     @property
     def updates(self) -> int:

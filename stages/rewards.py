@@ -111,7 +111,7 @@ def imagined_rewards(
             arrived = shift_to_arrival(intrinsic(model, block.feat[:-1], block.action[:-1], hypers))
             if past is None:
                 return arrived
-            return arrived * imagined_factor(past, model, intrinsic.numbers, block.feat, start, hypers)
+            return arrived * imagined_factor(past, model, intrinsic.obs_numbers, block.feat, start, hypers)
 
         return _weighted(rewards, {"extrinsic": extrinsic, "intrinsic": earned})
 

@@ -48,6 +48,10 @@ class RND(IntrinsicReward):
         self.config = settings
 
     @property
+    def obs_numbers(self) -> ObsNumbers:
+        return self.numbers
+
+    @property
     def updates(self) -> int:
         return self.config.updates
 

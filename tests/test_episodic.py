@@ -31,7 +31,7 @@ CONSTANT = ConstantReward(CONFIG, OBS, ACTIONS, key=jr.key(0))
 HYPERS = Hypers(episodic_sharpness=2.0)
 IS_FIRST = np.array([[0, 1], [0, 0], [1, 0], [0, 0], [0, 1]], bool)  # [T, B]
 ROWS, IMAGINED = draw(T, B, SIZES.feat), draw(2, L, C, SIZES.feat, seed=2)  # two blocks of T B / 2 starts
-PAST = past_of(MODEL, CONSTANT.numbers, jnp.asarray(ROWS), jnp.asarray(IS_FIRST))
+PAST = past_of(MODEL, CONSTANT.obs_numbers, jnp.asarray(ROWS), jnp.asarray(IS_FIRST))
 
 
 def read(feat: np.ndarray) -> np.ndarray:
@@ -58,7 +58,7 @@ def earlier(time: int, window: int) -> list[np.ndarray]:
 def imagined() -> np.ndarray:
     """[2, L, C]"""
     starts = jnp.arange(2 * C).reshape(2, C)
-    of_block = lambda feat, start: imagined_factor(PAST, MODEL, CONSTANT.numbers, feat, start, HYPERS)
+    of_block = lambda feat, start: imagined_factor(PAST, MODEL, CONSTANT.obs_numbers, feat, start, HYPERS)
     return np.asarray(jax.jit(jax.vmap(of_block))(jnp.asarray(IMAGINED), starts))
 
 
@@ -85,7 +85,7 @@ def test_an_imagined_state_counts_those_before_it_and_the_rows_before_its_start(
 
 def test_the_nth_visit_of_one_state_is_paid_one_over_root_n():
     same = jnp.broadcast_to(jnp.asarray(ROWS[:1, :1]), ROWS.shape)
-    past = past_of(MODEL, CONSTANT.numbers, same, jnp.zeros((T, B), bool))
+    past = past_of(MODEL, CONSTANT.obs_numbers, same, jnp.zeros((T, B), bool))
     visits = 1 + np.arange(T)
     np.testing.assert_allclose(replayed_factor(past, HYPERS), np.repeat(visits[:, None] ** -0.5, B, 1), rtol=1e-5)
 
@@ -103,9 +103,9 @@ def test_the_intrinsic_reward_alone_is_multiplied(imagined):
 
 def test_no_gradient_leaves():
     def total(model):
-        past = past_of(model, CONSTANT.numbers, jnp.asarray(ROWS), jnp.asarray(IS_FIRST))
+        past = past_of(model, CONSTANT.obs_numbers, jnp.asarray(ROWS), jnp.asarray(IS_FIRST))
         feat, start = jnp.asarray(IMAGINED[0]), jnp.arange(C)
-        ahead = imagined_factor(past, model, CONSTANT.numbers, feat, start, HYPERS)
+        ahead = imagined_factor(past, model, CONSTANT.obs_numbers, feat, start, HYPERS)
         return replayed_factor(past, HYPERS).sum() + ahead.sum()
 
     gradient = jax.jit(jax.grad(total))(MODEL)
@@ -115,4 +115,4 @@ def test_no_gradient_leaves():
 @pytest.mark.parametrize("name", INTRINSIC_REWARDS)
 def test_every_intrinsic_reward_says_what_it_reads(name):
     reward = jax.eval_shape(lambda: INTRINSIC_REWARDS[name](CONFIG, OBS, ACTIONS, key=jr.key(0)))
-    assert reward.numbers.normalize(OBS, jnp.ones((3, P))).shape == (3, P)
+    assert reward.obs_numbers.normalize(OBS, jnp.ones((3, P))).shape == (3, P)
