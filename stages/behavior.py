@@ -73,6 +73,7 @@ class Objective(NamedTuple):
     norm: Norm  # what divides them
     floor: Float[Array, ""] | float  # the smallest divisor
     debias: bool  # whether the range is corrected for the start of its averages at zero
+    shortening: Float[Array, ""] | float = 1.0  # its discount over that of the continue head's
 
 
 def behavior_loss(
@@ -98,7 +99,10 @@ def behavior_loss(
     weight = jnp.cumprod(trajectory.cont, 1)
     rows = weight[:, :-1].size
 
-    value_loss, (value, returns) = _critic_loss(behavior.critics, target.slow, trajectory, reward, weight, hypers)
+    shortening = jnp.stack([jnp.asarray(objective.shortening, jnp.float32) for objective in objectives])
+    value_loss, (value, returns) = _critic_loss(
+        behavior.critics, target.slow, trajectory, reward, weight, shortening, hypers
+    )
     gain = returns - value[:, :, :-1]
     scale = _scales(target.scale, returns, gain, weight[:, :-1], objectives, hypers)
     advantage = _advantage(gain, scale, objectives)
@@ -110,16 +114,15 @@ def behavior_loss(
     losses = {
         "policy": policy_loss / rows,
         "value": value_loss / rows,
-        "repval": _replay_loss(behavior.critics, target.slow, replayed, bootstrap, hypers),
+        "repval": _replay_loss(behavior.critics, target.slow, replayed, bootstrap, shortening, hypers),
     }
     metrics = {
         "adv_mag": jnp.abs(advantage).mean(),
         "ent": entropy_sum / rows,
         "weight": weight.mean(),
         "ret_scale": scale.high - scale.low,
-        "replay_rew": replayed.reward.mean((1, 2)),
     }
-    return losses, scale, metrics | _imagined_means(ret=returns, val=value, rew=reward[:, :, 1:])
+    return losses, scale, metrics | _imagined_means(ret=returns, val=value)
 
 
 def _imagined_means(**imagined: Float[Array, "blocks R _ c"]) -> dict[str, Float[Array, " R"]]:
@@ -127,23 +130,25 @@ def _imagined_means(**imagined: Float[Array, "blocks R _ c"]) -> dict[str, Float
     return {name: x.mean((0, 2, 3)) for name, x in imagined.items()}
 
 
-def _critic_loss(critics: Stacked, slow: Stacked, trajectory: Trajectory, reward, weight, hypers: Hypers):
+def _critic_loss(critics: Stacked, slow: Stacked, trajectory: Trajectory, reward, weight, shortening, hypers: Hypers):
     """The critics' loss on imagined states, summed; and the values [blocks, R, L, c] and lambda-returns [.., H, c]."""
 
     def block_loss(critics, frozen, block):
-        slow, hypers = frozen
+        slow, shortening, hypers = frozen
         trajectory, reward, weight = block
         # Heads read all L states, and the last one's outputs are dropped: cutting features would copy them.
         logits = critics.map(lambda critic: critic(trajectory.feat))  # [R, L, c, I]
         value = sg(critics.map(lambda critic, logits: critic.mean(logits), logits))
         never = jnp.zeros(weight.shape, bool)
-        to_returns = lambda reward, value: lambda_return(reward, value, trajectory.cont, never, hypers.lam)
-        returns = sg(jax.vmap(to_returns)(reward, value))
+        to_returns = lambda reward, value, shorter: lambda_return(
+            reward, value, shorter * trajectory.cont, never, hypers.lam
+        )
+        returns = sg(jax.vmap(to_returns)(reward, value, shortening))
         targets = jnp.concatenate([returns, value[:, -1:]], 1)
         losses = _value_loss(critics, logits, targets, _values(slow, trajectory.feat), hypers.slow_regularizer)
         return (weight * losses)[:-1].sum(), (value, returns)
 
-    return blocks.sum_over(block_loss, critics, (slow, hypers), (trajectory, reward, weight))
+    return blocks.sum_over(block_loss, critics, (slow, shortening, hypers), (trajectory, reward, weight))
 
 
 def _scales(
@@ -194,12 +199,14 @@ def _actor_loss(actor: Actor, trajectory: Trajectory, advantage, weight, bonus, 
     return loss, entropy.sum()
 
 
-def _replay_loss(critics: Stacked, slow: Stacked, replayed: Replayed, bootstrap, hypers: Hypers):
+def _replay_loss(critics: Stacked, slow: Stacked, replayed: Replayed, bootstrap, shortening, hypers: Hypers):
     """The critics' loss on replayed rows [T-1, B]; `bootstrap` [R, T, B]: the imagined returns that start there."""
     logits = critics.map(lambda critic: critic(replayed.feat))
     discount = (1 - replayed.is_terminal.astype(jnp.float32)) * (1 - 1 / hypers.discount_horizon)
-    to_returns = lambda reward, value: lambda_return(reward, value, discount, replayed.is_last, hypers.lam)
-    returns = sg(jax.vmap(to_returns)(replayed.reward, bootstrap))
+    to_returns = lambda reward, value, shorter: lambda_return(
+        reward, value, shorter * discount, replayed.is_last, hypers.lam
+    )
+    returns = sg(jax.vmap(to_returns)(replayed.reward, bootstrap, shortening))
     targets = jnp.concatenate([returns, bootstrap[:, -1:]], 1)
     losses = _value_loss(critics, logits, targets, _values(slow, sg(replayed.feat)), hypers.slow_regularizer)[:-1]
     # Past an episode's last row lies the next reset: nothing to predict there.

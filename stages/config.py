@@ -158,6 +158,8 @@ class Hypers(eqx.Module):
     to unit size, and the reward decides. In units of disagreement, so it suits one kind of ensemble and not another."""
     extrinsic_scale: float = 1.0
     """Weight of the normalised extrinsic advantage in mode mix; of the reward itself in a sum (explorer_critics)."""
+    intrinsic_horizon: float = 0.0
+    """Discount horizon of the intrinsic reward, where it has a critic of its own; 0: that of all rewards."""
     intrinsic_scale: float = 1.0
     """Weight of the normalised intrinsic advantage in mode mix; of the disagreement itself in a sum."""
     scale_recon: float = 1.0
@@ -232,6 +234,9 @@ class Config:
     actions, with the ensemble's inputs, sizes and updates; the elliptical bonus, in closed form, of random features of
     the decoded observation (--ensemble.frequencies, --ensemble.updates); or 1 for every step (constant, in mode explore
     only). The constant is a control: it asks for long episodes and nothing new, while the ensemble is measured."""
+    intrinsic_centred: bool = False
+    """Divide the intrinsic reward by its mean over imagined states, and subtract 1: the end of an episode then costs
+    the explorer nothing. In modes explore and mix, of a reward with a critic of its own."""
     episodic_novelty: bool = False
     """Divide the intrinsic reward by sqrt(1 + n), where n says how often the episode has been in such a state before,
     as far as a window of replay reaches back (episodic.py). Without it an explorer is paid for one state again and

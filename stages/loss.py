@@ -18,7 +18,15 @@ from stages.episodic import past_of
 from stages.imagine import draw_noise, imagine
 from stages.replay import Row
 from stages.returns import ReturnScale
-from stages.rewards import Reward, Scalar, explorer_rewards, imagined_rewards, replayed_rewards, tasker_rewards
+from stages.rewards import (
+    Reward,
+    Scalar,
+    centre,
+    explorer_rewards,
+    imagined_rewards,
+    replayed_rewards,
+    tasker_rewards,
+)
 from stages.rssm import Latent
 from stages.world_model import action_vector, model_loss, observe
 
@@ -114,10 +122,12 @@ def learn_behavior(
     imagined = imagined_rewards(rewards, model, intrinsic, trajectory, hypers, past)
     replayed = replayed_rewards(rewards, model, intrinsic, batch.rows, batch.feat, batch.action, hypers, past)
 
+    means = {"rew": imagined[:, :, 1:].mean((0, 2, 3)), "replay_rew": replayed.mean((1, 2))}
+    imagined, replayed, objectives = centre(rewards, imagined, replayed, batch.rows.is_first)
+
     replay = Replayed(batch.feat, replayed, batch.rows.is_last, batch.rows.is_terminal)
-    objectives = tuple(reward.objective for reward in rewards)
     losses, scale, metrics = behavior_loss(behavior, target, trajectory, imagined, replay, objectives, entropy, hypers)
-    return losses, scale, _by_reward(metrics, rewards)
+    return losses, scale, _by_reward(means | metrics, rewards)
 
 
 def _by_reward(metrics: dict[str, Array], rewards: tuple[Reward, ...]) -> dict[str, Float[Array, ""]]:

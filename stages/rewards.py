@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from stages.behavior import Objective
 from stages.config import Config, Hypers, Norm
@@ -28,6 +28,8 @@ from stages.world_model import WorldModel
 Source = Literal["extrinsic", "intrinsic"]
 Scalar = Float[Array, ""] | float
 
+LEAST_LEVEL = 1e-8
+"""A mean reward that a centred one is divided by is at least this: members may agree everywhere."""
 INTRINSIC_REWARDS: dict[str, type[IntrinsicReward]] = {
     reward.name: reward for reward in (Disagreement, ConstantReward, RND, EllipticalBonus)
 }
@@ -40,6 +42,7 @@ class Reward(NamedTuple):
     name: str  # in the names of metrics
     weights: Mapping[Source, Scalar]
     objective: Objective
+    centred: bool = False  # see `centre`
 
 
 def tasker_rewards(config: Config, hypers: Hypers) -> tuple[Reward, ...]:
@@ -56,18 +59,22 @@ def explorer_rewards(config: Config, hypers: Hypers) -> tuple[Reward, ...]:
         return (Reward(name, {"intrinsic": 1.0}, _like_dreamer(hypers)),)
     # Averages of small ranges show their start at zero: they are debiased.
     floor = hypers.intrinsic_floor if config.mode == "explore" else hypers.mix_intrinsic_floor
-    intrinsic = Objective(hypers.intrinsic_scale, config.intrinsic_norm, floor, debias=True)
+    objective = Objective(hypers.intrinsic_scale, config.intrinsic_norm, floor, True, _shortening(hypers))
+    intrinsic = Reward(name, {"intrinsic": 1.0}, objective, config.intrinsic_centred)
     if config.mode == "explore":
-        return (Reward(name, {"intrinsic": 1.0}, intrinsic),)
+        return (intrinsic,)
     if config.explorer_critics == "sum":
         weights: dict[Source, Scalar] = {"intrinsic": hypers.intrinsic_scale, "extrinsic": hypers.extrinsic_scale}
         return (Reward("sum", weights, _like_dreamer(hypers)),)
     # With a floor: Deep Sea's cost of a thousandth for a step, brought to unit size, would drown novelty.
     extrinsic = _of_norm(config.extrinsic_norm, hypers.extrinsic_floor, hypers)._replace(weight=hypers.extrinsic_scale)
-    return (
-        Reward(name, {"intrinsic": 1.0}, intrinsic),
-        Reward("extrinsic", {"extrinsic": 1.0}, extrinsic),
-    )
+    return intrinsic, Reward("extrinsic", {"extrinsic": 1.0}, extrinsic)
+
+
+def _shortening(hypers: Hypers) -> Scalar:
+    """The intrinsic reward's discount over that of the continue head."""
+    ratio = (1 - 1 / jnp.maximum(hypers.intrinsic_horizon, 1.0)) / (1 - 1 / hypers.discount_horizon)
+    return jnp.where(jnp.asarray(hypers.intrinsic_horizon) > 0, ratio, 1.0)
 
 
 def _of_norm(norm: Norm, floor: Scalar, hypers: Hypers) -> Objective:
@@ -139,6 +146,33 @@ def replayed_rewards(
         return arrived if past is None else arrived * replayed_factor(past, hypers)
 
     return _weighted(rewards, {"extrinsic": lambda: rows.reward, "intrinsic": earned})
+
+
+def centre(
+    rewards: tuple[Reward, ...],
+    imagined: Float[Array, "blocks R L c"],
+    replayed: Float[Array, "R T B"],
+    is_first: Bool[Array, "T B"],
+) -> tuple[Float[Array, "blocks R L c"], Float[Array, "R T B"], tuple[Objective, ...]]:
+    """Centred rewards over their mean along imagined trajectories, less 1. The others stay.
+
+    Disagreement is never negative, so that an uncentred sum of it is larger for whoever lives longer: the end of an
+    episode costs the explorer all that follows. And where it differs by hundredths of a large sum, the critic's error
+    hides what one action gives. A centred reward (as in average-reward learning: Mahadevan 1996) has neither fault.
+
+    Returns:
+        imagined and replayed rewards, 0 where none arrives; and the objectives, whose floors keep their units.
+    """
+    objectives = []
+    for r, reward in enumerate(rewards):
+        if not reward.centred:
+            objectives.append(reward.objective)
+            continue
+        level = jnp.maximum(imagined[:, r, 1:].mean(), LEAST_LEVEL)
+        imagined = imagined.at[:, r, 1:].set(imagined[:, r, 1:] / level - 1)
+        replayed = replayed.at[r].set(jnp.where(is_first, 0.0, replayed[r] / level - 1))
+        objectives.append(reward.objective._replace(floor=reward.objective.floor / level))
+    return imagined, replayed, tuple(objectives)
 
 
 def shift_to_arrival(reward: Float[Array, "H *b"]) -> Float[Array, "L *b"]:

@@ -98,7 +98,7 @@ CASES = {
     "one reward, continuous": (CONTINUOUS, (Objective(2.0, "advantages", 1e-8, True),)),
     "two rewards": (
         DISCRETE,
-        (Objective(1.0, "advantages", 1e-8, True), Objective(0.5, "returns", 6.0, False)),
+        (Objective(1.0, "advantages", 1e-8, True, shortening=0.9), Objective(0.5, "returns", 6.0, False)),
     ),
     "root mean square": (DISCRETE, (Objective(0.5, "rms", 1e-8, True), Objective(2.0, "rms", 50.0, True))),
 }
@@ -217,7 +217,8 @@ def slow_loss(behavior, target, imagined, replayed, objectives, hypers, believed
         slow_value[r] = softmax(slow_head(target.slow.module.head, imagined.feat, r)) @ slow_bins()
         for i in range(n):
             for t in range(H):
-                gone = (imagined.reward[r, :, i], value[r, :, i], imagined.cont[:, i], np.zeros(H + 1), hypers.lam)
+                live = objectives[r].shortening * imagined.cont[:, i]
+                gone = (imagined.reward[r, :, i], value[r, :, i], live, np.zeros(H + 1), hypers.lam)
                 returns[r, t, i] = slow_return(*gone, t)
 
     scales, divisors = [], []
@@ -257,7 +258,8 @@ def slow_loss(behavior, target, imagined, replayed, objectives, hypers, believed
         slow_rows = softmax(slow_head(target.slow.module.head, replayed.feat, r)) @ slow_bins()
         for b in range(B):
             boot = [returns[r, 0, t * B + b] for t in range(T)]
-            live = [0.0 if replayed.is_terminal[t, b] else 1 - 1 / hypers.discount_horizon for t in range(T)]
+            discount = objectives[r].shortening * (1 - 1 / hypers.discount_horizon)
+            live = [0.0 if replayed.is_terminal[t, b] else discount for t in range(T)]
             for t in range(T - 1):
                 if replayed.is_last[t, b]:
                     continue
@@ -271,8 +273,6 @@ def slow_loss(behavior, target, imagined, replayed, objectives, hypers, believed
         "ret": returns.mean((1, 2)),
         "ret_scale": np.array([high - low for low, high, _ in scales]),
         "val": value.mean((1, 2)),
-        "rew": imagined.reward[:, 1:].mean((1, 2)),
-        "replay_rew": replayed.reward.mean((1, 2)),
         "weight": np.cumprod(imagined.cont, 0).mean(),
     }
     return losses, scales, metrics

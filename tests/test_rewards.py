@@ -16,6 +16,7 @@ from stages.replay import Row
 from stages.rewards import (
     INTRINSIC_REWARDS,
     Reward,
+    centre,
     explorer_rewards,
     imagined_rewards,
     replayed_rewards,
@@ -119,6 +120,40 @@ def test_weights_and_divisors_are_the_hypers(norm):
     (summed,) = explorer_rewards(Config(mode="mix", intrinsic_norm=norm, explorer_critics="sum"), HYPERS)
     assert constant.objective == summed.objective == DREAMER
     assert summed.weights == {"intrinsic": 0.25, "extrinsic": 3.0}
+
+
+def test_an_intrinsic_reward_may_have_a_discount_of_its_own():
+    hypers = Hypers(discount_horizon=100.0, intrinsic_horizon=20.0)
+    for mode in ("explore", "mix"):
+        shortening = [reward.objective.shortening for reward in explorer_rewards(Config(mode=mode), hypers)]
+        np.testing.assert_allclose(shortening, [0.95 / 0.99, 1.0][: len(shortening)], rtol=1e-6)
+    assert explorer_rewards(Config(mode="mix"), HYPERS)[0].objective.shortening == 1.0
+
+
+def test_a_centred_reward_by_hand():
+    paid = explorer_rewards(Config(mode="mix", intrinsic_centred=True), HYPERS)
+    assert [reward.centred for reward in paid] == [True, False]
+    # [blocks, R, L, c]: nothing arrives at the start. The mean of 1, 3, 2 and 6 is 3.
+    imagined = jnp.array(
+        [[[[0.0], [1.0], [3.0]], [[0.0], [5.0], [7.0]]], [[[0.0], [2.0], [6.0]], [[0.0], [8.0], [9.0]]]]
+    )
+    replayed, is_first = (
+        jnp.array([[[0.0, 3.0], [6.0, 0.0]], [[1.0, 2.0], [3.0, 4.0]]]),
+        jnp.array([[1, 0], [0, 1]], bool),
+    )
+    made, rows, objectives = centre(paid, imagined, replayed, is_first)
+    np.testing.assert_allclose(made[:, 0, :, 0], [[0, -2 / 3, 0], [0, -1 / 3, 1]], rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(made[:, 1], imagined[:, 1])
+    np.testing.assert_allclose(rows[0], [[0, 0], [1, 0]], atol=1e-6)
+    np.testing.assert_array_equal(rows[1], replayed[1])
+    assert objectives[1] == paid[1].objective
+    # What says when novelty has faded is a disagreement, before and after.
+    np.testing.assert_allclose(objectives[0].floor, 0.3 / 3, rtol=1e-6)
+    assert objectives[0]._replace(floor=0.3) == paid[0].objective
+    level, _, _ = centre(paid, jnp.zeros_like(imagined), replayed, is_first)
+    assert np.isfinite(level).all()  # members that agree everywhere
+    for config in (Config(mode="mix"), Config(mode="mix", explorer_critics="sum", intrinsic_centred=True)):
+        assert not any(reward.centred for reward in explorer_rewards(config, HYPERS))
 
 
 def test_a_reward_arrives_one_step_after_the_action_it_pays():
