@@ -85,7 +85,7 @@ def test_a_run_that_is_stopped_keeps_the_same(whole, tmp_path, monkeypatch):
     assert run.main([*WORDS, "--logdir", str(folder)]) == 0
     assert differences(whole, folder) == []  # with all arrays of the checkpoints
     processes = Checkpoints(folder, Processes(), keep=0, reads=True)
-    state = processes._arrays(CheckpointId(0, logged(folder)[-1]["step"]))
+    state = processes.arrays(CheckpointId(0, logged(folder)[-1]["step"]))
     assert any(name.startswith("[2].model") for name in state)
 
 

@@ -16,6 +16,7 @@ from stages.report.read import Result
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "docs" / "experiments"))  # run by hand, so not a package
 
+import episodes
 import panel
 
 
@@ -232,3 +233,10 @@ def test_minigrid_refuses_another_id(minigrid):
     del minigrid
     with pytest.raises(EnvError, match="DoorKey-9x9"):
         registry.make(MINIGRID, {"id": "DoorKey-9x9"})
+
+
+def test_distinct_states_of_episodes_by_hand(monkeypatch):
+    monkeypatch.setattr(episodes, "BEGINNING", 3)
+    states = np.array([4, 4, 5, 4, 6, -1, 7, -1, 2, 2, 2, -1, 9, 9])  # the last one has not ended
+    assert episodes.distinct_states(states) == [(3, 2), (1, 1), (1, 1)]
+    assert episodes.distinct_states(np.array([-1, -1, 3, 1])) == []

@@ -122,9 +122,9 @@ class Checkpoints:
             item = {name: jax.eval_shape(without_key_type, x) for name, x in wanted.items() if x.size}
             as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in item}
             args = ocp.args.PyTreeRestore(item, restore_args=as_numpy, partial_restore=True)
-        return match_shapes(self._path(checkpoint), self._arrays(checkpoint, args), shapes)
+        return match_shapes(self._path(checkpoint), self.arrays(checkpoint, args), shapes)
 
-    def _arrays(self, checkpoint: CheckpointId, args: CheckpointArgs | None = None) -> dict[str, ArrayLike]:
+    def arrays(self, checkpoint: CheckpointId, args: CheckpointArgs | None = None) -> dict[str, ArrayLike]:
         """The arrays of a checkpoint by their names, those that `args` asks for. Raises RunFolderError."""
         import orbax.checkpoint as ocp
 
