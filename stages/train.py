@@ -175,11 +175,12 @@ def update_intrinsic(
 
     def step(carry, key):
         reward, opt_state = carry
-        key_choose, key_imagine = jr.split(key)
-        ahead = config.ensemble.ahead
+        ahead, key_choose = config.ensemble.ahead, key
+        if ahead:
+            key_choose, key = jr.split(key)
         pairs = replay.read(state.ring, replay.choose_pairs(clock, *shape, ahead, key=key_choose), ahead + 1)
         if ahead:
-            pairs = imagined_pairs(state.agent.model, pairs, state.hypers.unimix, key=key_imagine)
+            pairs = imagined_pairs(state.agent.model, pairs, state.hypers.unimix, key=key)
         reward, opt_state, loss = reward.update(opt_state, state.agent.model, pairs, stored, state.hypers)
         return (reward, opt_state), loss
 
