@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from envs.environment import Environment
 from stages.decode import reconstruct
+from stages.imagine import open_loop, posterior
 from stages.measure.open_loop import CONTEXT, episode_step, errors, play_rows
 from stages.store.load import AgentBatch, select_behavior, take_seeds
 from stages.sweep.sweep import keys_of
