@@ -7,7 +7,7 @@ import pytest
 
 import run
 from stages.cli.processes import Processes
-from stages.config import ConfigError
+from stages.config import Config, ConfigError
 from stages.replay import StepCounters
 from stages.sweep.rounds import (
     Evaluator,
@@ -30,6 +30,7 @@ class Pretended:
 
     def __init__(self, width, compiled):
         self.mesh, self.compiled, self.width = mesh_for(width, jax.devices()), compiled, width
+        self.config = Config(steps=30, adapt_steps=12)
 
     def shapes(self, seeds):
         return jax.ShapeDtypeStruct((seeds, HELD), np.uint8), None
@@ -138,6 +139,7 @@ def test_a_sweep_that_fits_says_so():
     result, _ = planned(7, 10**9)
     assert [each.seeds for each in result.rounds] == [list(range(7))] and result.rounds[0].mine == [*range(7), 6]
     assert result.line == "seeds side by side: 7; they need 12.0 kB, 1.0 GB are allowed"
+    assert result.steps == 30 + 12
     result, _ = planned(7, 0)
     assert result.line.endswith("GB are free")
 
