@@ -51,8 +51,9 @@ def main(argv: list[str], start: Callable[[], None] = lambda: None) -> int:
             programs = programs_of(argv, arguments)
             if arguments.sweep and processes.leads:
                 terminal.say(describe(programs))
-            for config in [program.arguments.config for program in programs][1:]:
-                make(config.env, dict(config.env_args))  # what cannot be made is found before the first one trains
+            environments = [(p.arguments.config.env, p.arguments.config.env_args) for p in programs]
+            for name, args in {*environments} - {environments[0]}:
+                make(name, dict(args))  # what cannot be made is found before the first program trains
             for program in programs:
                 train_program(program, processes, signals, started)
                 started = time.monotonic()

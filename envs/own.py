@@ -43,7 +43,7 @@ from envs.errors import EnvError, UnavailableEnvironment, UnknownEnvironment
 from envs.overrides import INT32_MOST, Value, coerce_all, defaults_of
 from envs.states import GymnaxEnv, GymnaxParams
 
-MOST_ACTIONS = 65_536  # or entries of a continuous action
+LARGEST_ACTION_SPACE = 65_536  # actions, or entries of a continuous one
 TRIED_ROWS = 200
 """Rows in which integers are compared with their classes."""
 
@@ -193,8 +193,8 @@ def _check_spaces(name: str, space: Space, actions: ActionSpace) -> None:
             )
         if entry.kind == "image" and len(shape) != 3:
             raise EnvError(f"{name}: an image must have height, width and channels, not {list(shape)}")
-    if not isinstance(actions.size, Integral) or not 1 <= actions.size <= MOST_ACTIONS:
-        raise EnvError(f"{name}: an ActionSpace must have 1 to {MOST_ACTIONS:,} actions, not {actions.size}")
+    if not isinstance(actions.size, Integral) or not 1 <= actions.size <= LARGEST_ACTION_SPACE:
+        raise EnvError(f"{name}: an ActionSpace must have 1 to {LARGEST_ACTION_SPACE:,} actions, not {actions.size}")
 
 
 def _checked_events(name: str, env: Environment, timestep: Timestep) -> dict[str, jax.ShapeDtypeStruct]:

@@ -21,6 +21,7 @@ from envs.environment import Obs, Space
 from stages.config import Config, EnsembleConfig, Hypers
 from stages.encode import embed_size, flat_numbers
 from stages.fast.stacked import Stacked
+from stages.imagine import posterior
 from stages.networks.distributions import Categorical
 from stages.networks.layers import Head
 from stages.obs_numbers import ObsNumbers, input_size, state_action_inputs
@@ -163,7 +164,7 @@ def update_ensemble(
     Returns:
         (ensemble, optimiser state, loss []): the loss in nats, the mean over members and pairs.
     """
-    latent = Latent.stored(pairs.deter, pairs.stoch, model.rssm.classes, model.dtype)
+    latent = posterior(model, pairs)
     successor_obs = jax.tree.map(lambda x: x[1], pairs.obs)
     numbers = ensemble.numbers.updated(model.decoder.space, successor_obs)
     ensemble = eqx.tree_at(lambda e: e.numbers, ensemble, numbers)

@@ -132,13 +132,13 @@ def imagined_pairs(model: WorldModel, rows: Row, unimix: Float[Array, ""] | floa
 
     The model sees a window's first row, and the first row of an episode. The pair lies anywhere in the window.
     """
-    key_place, key_imagine = jr.split(key)
+    key_offset, key_imagine = jr.split(key)
     last = rows.reward.shape[0] - 2  # K
     observed = rows.is_first.at[0].set(True)
     latent = open_loop(model, rows, observed, unimix, key=key_imagine)
-    place = jr.randint(key_place, rows.reward.shape[1:], 0, last + 1)
+    offset = jr.randint(key_offset, rows.reward.shape[1:], 0, last + 1)
     rows = dataclasses.replace(
         rows, deter=latent.deter.astype(rows.deter.dtype), stoch=latent.classes.astype(rows.stoch.dtype)
     )
-    chosen = jnp.stack([place, place + 1]), jnp.arange(place.shape[0])
+    chosen = jnp.stack([offset, offset + 1]), jnp.arange(offset.shape[0])
     return jax.tree.map(lambda x: x[chosen], rows)

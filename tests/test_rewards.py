@@ -137,10 +137,8 @@ def test_a_centred_reward_by_hand():
     imagined = jnp.array(
         [[[[0.0], [1.0], [3.0]], [[0.0], [5.0], [7.0]]], [[[0.0], [2.0], [6.0]], [[0.0], [8.0], [9.0]]]]
     )
-    replayed, is_first = (
-        jnp.array([[[0.0, 3.0], [6.0, 0.0]], [[1.0, 2.0], [3.0, 4.0]]]),
-        jnp.array([[1, 0], [0, 1]], bool),
-    )
+    replayed = jnp.array([[[0.0, 3.0], [6.0, 0.0]], [[1.0, 2.0], [3.0, 4.0]]])
+    is_first = jnp.array([[1, 0], [0, 1]], bool)
     made, rows, objectives = centre(paid, imagined, replayed, is_first)
     np.testing.assert_allclose(made[:, 0, :, 0], [[0, -2 / 3, 0], [0, -1 / 3, 1]], rtol=1e-6, atol=1e-6)
     np.testing.assert_array_equal(made[:, 1], imagined[:, 1])

@@ -19,6 +19,7 @@ from envs.environment import Environment
 from stages.agent import Agent
 from stages.collect import collect, start
 from stages.config import Config, Hypers
+from stages.imagine import posterior
 from stages.intrinsic import IntrinsicReward
 from stages.measure.coverage import Coverage, action_vectors
 from stages.measure.open_loop import AHEAD, open_loop_errors
@@ -163,7 +164,7 @@ def _mean_novelty(
     reward: IntrinsicReward, model: WorldModel, rows: Row, present: Bool[Array, "R N"], hypers: Hypers
 ) -> Float[Array, ""]:
     """Over the rows that are there. An episode's last row has no action that was taken."""
-    feat = Latent.stored(rows.deter, rows.stoch, model.rssm.classes, model.dtype).feat
+    feat = posterior(model, rows).feat
     by_row = reward(model, feat, action_vector(model, rows.action), hypers)
     return jnp.where(present, by_row, 0.0).sum() / present.sum()
 

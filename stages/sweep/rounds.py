@@ -261,9 +261,8 @@ def plan(
     fitted = _narrowed(fitted, agreed, build)
     rounds = assign(seeds, agreed, processes, trials)
     line = _announce(fitted, rounds, processes, room.words(), tight=fitted.need > room.usable())
-    config = fitted.phases[0].sweep.config
-    parameters, steps = fitted.phases[0].sweep.parameters(agreed), config.steps + config.adapt_steps
-    return Plan(fitted.phases, rounds, parameters, line, steps)
+    sweep, config = fitted.phases[0].sweep, fitted.phases[0].sweep.config
+    return Plan(fitted.phases, rounds, sweep.parameters(agreed), line, config.steps + config.adapt_steps)
 
 
 def _fewest(share: int, devices: Devices) -> int:

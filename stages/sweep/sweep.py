@@ -85,13 +85,9 @@ def in_lanes(fn: Callable, vmap_width: int) -> Callable:
 
         def one(carry, lane):
             lanes, _ = carry
-            part = jax.tree.map(lambda x: _row_major(take(x, lane)), lanes)
-            part, after, progress = batched(part, clock)
-            part = jax.tree.map(_row_major, part)
-            return (
-                jax.tree.map(lambda x, new: put(x, new, lane, 0), lanes, part),
-                after,
-            ), progress
+            part, after, progress = batched(jax.tree.map(lambda x: _row_major(take(x, lane)), lanes), clock)
+            lanes = jax.tree.map(lambda x, new: put(x, _row_major(new), lane, 0), lanes, part)
+            return (lanes, after), progress
 
         if width < seeds:
             (lanes, after), progress = lax.scan(one, (lanes, clock), jnp.arange(seeds // width))
@@ -107,9 +103,7 @@ def in_lanes(fn: Callable, vmap_width: int) -> Callable:
 
 def _row_major(x: jax.Array) -> jax.Array:
     """`x` with a row-major layout: XLA may order axes of length 1 another way, and then copies a whole ring.
-
-    Most arrays of a state have one axis at most, and so one layout: nothing is compiled for them.
-    """
+    An array of one axis has one layout, and nothing is compiled for it."""
     if x.ndim < 2 or jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         return x
     return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
