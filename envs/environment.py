@@ -193,16 +193,19 @@ class Environment(abc.ABC):
 
 
 def env_step(
-    env: Environment, key: PRNGKeyArray, state: State, timestep: Timestep, action: Array
+    env: Environment, key: PRNGKeyArray, state: State, timestep: Timestep, action: Array, resets: bool = True
 ) -> tuple[State, Timestep]:
     """Make the next row: the reset if `timestep` is its episode's last (`action` is ignored), else the step.
 
     `state` and `timestep` belong together: the outputs of one `reset`, `step` or `env_step`. Shapes and dtypes
     out are those that came in. Both branches are computed, since under vmap a condition would do so anyway; but a
     costly reset is computed only when one of all environments side by side begins anew.
+    Without `resets` it is the step always: what comes after an episode's last row means nothing.
     """
     key_step, key_reset = jr.split(key)  # in gymnax's order, so that a test can compare with its own step
     stepped = env.step(key_step, state, action)
+    if not resets:
+        return stepped
     if env.costly_reset:
         return _reset_where(env, timestep.is_last, key_reset, stepped)
     fresh = env.reset(key_reset)

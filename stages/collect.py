@@ -98,9 +98,13 @@ def collect(
     hypers: Hypers,
     *,
     greedy: bool = False,
+    resets: bool = True,
     key: PRNGKeyArray,
 ) -> tuple[ActorState, Row, Episodes]:
     """One step of every environment: observe, act, step.
+
+    Args:
+        resets: whether another episode begins where one has ended. Compiling a reset may take half a minute.
 
     Returns:
         the actors' state at the next observation; the present row [N, ...] with the action and latent the agent had
@@ -127,7 +131,7 @@ def collect(
     happened = {name: (ended * (count > 0)).sum() for name, count in events.items()}
     episodes = Episodes(ended.sum(), (ended * score).sum(), (ended * length).sum(), happened)
     keys = jr.split(key_env, timestep.reward.shape[0])
-    step = jax.vmap(functools.partial(env_step, env))
+    step = jax.vmap(functools.partial(env_step, env, resets=resets))
     env_state, following = step(keys, actor_state.env_state, timestep, executed_action)
     score, length, events = jax.tree.map(lambda x: x * ~timestep.is_last, (score, length, events))
     actor_state = ActorState(env_state, following, latent, action, score, length, events)

@@ -68,7 +68,7 @@ def evaluate(
     def step(loop: _Loop) -> _Loop:
         key_step = jr.fold_in(key_loop, loop.step)
         actor_state, row, _ = collect(
-            env, agent, player, loop.actor_state, hypers, greedy=config.eval_greedy, key=key_step
+            env, agent, player, loop.actor_state, hypers, greedy=config.eval_greedy, resets=False, key=key_step
         )
         counts = ~loop.done
         reward = jnp.where(jax.vmap(all_finite)(row), row.reward, jnp.nan)

@@ -27,7 +27,7 @@ OBS, ACTIONS = ObsSpace((2,), "real"), ActionSpace("discrete", 2)
 @final
 @dataclasses.dataclass(frozen=True, eq=False)
 class Script(Environment):
-    """An episode lasts as many steps as its reset draws; step k pays k."""
+    """An episode lasts as many steps as its reset draws; step k pays k, and none after the episode's last a number."""
 
     shortest: int
     longest: int
@@ -48,17 +48,23 @@ class Script(Environment):
         del key
         time, length = state[0] + 1, state[1]
         reward = jnp.where(action == 0, 1.0, 0.0) if self.by_action else time.astype(jnp.float32)
-        return (time, length), self._row(time.astype(jnp.float32), reward, False, time >= length)
+        beyond = time > length
+        seen, reward = (jnp.where(beyond, jnp.nan, x) for x in (time.astype(jnp.float32), reward))
+        return (time, length), self._row(seen, reward, False, time >= length)
 
     def _row(self, time, reward, first, last):
         return Timestep(jnp.stack([time, 1.0 - time]), reward, jnp.array(first), jnp.asarray(last), jnp.asarray(last))
 
 
+def untrained(config, env):
+    """An agent of any numbers."""
+    return arbitrary(lambda: Agent(config, env.obs_space, env.action_space, key=jr.key(0)))
+
+
 def play(env, config, agent=None, key=KEY, **settings):
     """(scores, lengths) of E episodes, as numpy."""
     config = dataclasses.replace(config, mode="mix", eval_episodes=E, **settings)
-    if agent is None:
-        agent = arbitrary(lambda: Agent(config, env.obs_space, env.action_space, key=jr.key(0)))
+    agent = agent or untrained(config, env)
     scores, lengths = jax.jit(lambda agent, key: evaluate(env, agent, config, HYPERS, key=key))(agent, key)
     chex.assert_shape([scores, lengths], (E,))
     chex.assert_type([scores, lengths], jnp.float32)
@@ -83,7 +89,7 @@ def by_hand(steps, cut=10**9):
     return scores, lengths
 
 
-RANDOM = Script(1, 7, time_limit=7, by_action=False)  # while the longest one lasts, the short ones begin again
+RANDOM = Script(1, 7, time_limit=7, by_action=False)  # while the longest one lasts, the short ones step on
 
 
 def test_each_first_episode_counts_once_and_whole(config):
@@ -91,6 +97,14 @@ def test_each_first_episode_counts_once_and_whole(config):
     assert len(set(steps)) > 3
     assert 2 * steps.min() + 2 < steps.max()
     np.testing.assert_array_equal(play(RANDOM, config), by_hand(steps))
+
+
+def test_only_first_episodes_begin(config, monkeypatch):
+    """Another reset would be compiled for episodes that nobody counts."""
+    traced, reset = [], Script.reset
+    monkeypatch.setattr(Script, "reset", lambda env, key: traced.append(key) or reset(env, key))
+    jax.eval_shape(lambda key: evaluate(RANDOM, untrained(config, RANDOM), config, HYPERS, key=key), KEY)
+    assert len(traced) == 1
 
 
 @pytest.mark.parametrize("cut", [1, 3])
