@@ -5,6 +5,7 @@ than a minute. So its class is given its parts.
 """
 
 import dataclasses
+import functools
 import importlib
 from typing import Any
 
@@ -14,6 +15,7 @@ from jaxtyping import Array
 from envs.envelope_adapter import Defaults, Envelope, EnvelopeEnvironment
 from envs.environment import State
 from envs.overrides import Value
+from envs.tiles import craftax_tiles
 
 
 def _env(own_id: str) -> Any:
@@ -35,7 +37,7 @@ def create_craftax(own_id: str, values: dict[str, Value], time_limit: int) -> En
 
 
 def with_achievements(env: EnvelopeEnvironment, own_id: str) -> EnvelopeEnvironment:
-    """A Craftax environment whose events are its achievements: 22 of Craftax-Classic, 67 of Craftax."""
+    """A Craftax environment whose events are its achievements: 22 of Craftax-Classic, 67 of Craftax; and its tiles."""
     package = "craftax_classic" if "Classic" in own_id else "craftax"
     achievement = importlib.import_module(f"craftax.{package}.constants").Achievement
     names = {member.value: member.name.lower() for member in achievement}
@@ -44,7 +46,8 @@ def with_achievements(env: EnvelopeEnvironment, own_id: str) -> EnvelopeEnvironm
         unlocked = _achievements(after) & ~_achievements(before)
         return {name: unlocked[index] for index, name in names.items()}
 
-    return dataclasses.replace(env, happened=happened, achievements=tuple(names.values()))
+    tiles = functools.partial(craftax_tiles, own_id=own_id) if "Symbolic" in own_id else None
+    return dataclasses.replace(env, happened=happened, achievements=tuple(names.values()), tiles=tiles)
 
 
 def _achievements(state: State) -> Array:

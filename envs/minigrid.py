@@ -15,9 +15,10 @@ import jax.random as jr
 from jaxtyping import Array, Int, PyTree
 
 from envs.envelope_adapter import Defaults, Envelope, EnvelopeEnvironment
-from envs.environment import ObsSpace, State, StateSpace
+from envs.environment import ObsSpace, Space, State, StateSpace
 from envs.errors import BadOverride
 from envs.overrides import Value
+from envs.tiles import minigrid_tiles
 
 OBSERVATIONS = (
     "symbolic", "symbolic_first_person", "categorical", "categorical_first_person", "rgb", "rgb_first_person",
@@ -50,7 +51,7 @@ def create_minigrid(own_id: str, values: dict[str, Value], time_limit: int) -> E
 
 def without_pictures(env: EnvelopeEnvironment) -> EnvelopeEnvironment:
     """A navix environment whose states have no picture to start from, if it never draws one."""
-    if isinstance(env.obs_space, ObsSpace) and env.obs_space.kind == "image":
+    if _is_picture(env.obs_space):
         return env
     cache = importlib.import_module("navix.rendering.cache").RenderingCache(patches=jnp.zeros((0,), jnp.uint8))
     strip = lambda state: state.replace(
@@ -63,7 +64,7 @@ def without_pictures(env: EnvelopeEnvironment) -> EnvelopeEnvironment:
 
 
 def with_states(env: EnvelopeEnvironment, own_id: str) -> EnvelopeEnvironment:
-    """A navix environment with events, countable states, and the goal: navix pays at the goal, and nowhere else.
+    """A navix environment with events, countable states, tiles, and the goal: navix pays at the goal, and nowhere else.
 
     A state is the agent's cell. Where there is a key it is cell, direction and what became of the key: it lies
     somewhere, it is carried, or it was used.
@@ -78,7 +79,12 @@ def with_states(env: EnvelopeEnvironment, own_id: str) -> EnvelopeEnvironment:
     else:
         count = reachable_states(own_id, height - 2, width - 2) or cells
         states = StateSpace(size, count, lambda state: _cell(state, width), (height, width))
-    return dataclasses.replace(env, states=states, goal=0.0, happened=_happened)
+    tiles = None if _is_picture(env.obs_space) else minigrid_tiles
+    return dataclasses.replace(env, states=states, goal=0.0, happened=_happened, tiles=tiles)
+
+
+def _is_picture(space: Space) -> bool:
+    return isinstance(space, ObsSpace) and space.kind == "image"
 
 
 def _happened(before: State, after: State) -> dict[str, Array]:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import run
-from envs.environment import ObsSpace
+from envs.environment import DictSpace, Environment, ObsSpace
 from stages import library
 from stages.cli.processes import Processes
 from stages.cli.saved_settings import settings_of
@@ -24,17 +24,10 @@ from stages.store.files import RunFolderError
 from stages.store.fingerprint import COMPUTATION, spaces_of
 from stages.store.load import Part, load_run
 from stages.sweep import start
+from stages.watch.boards import CHANNELS, NIGHT, channel_span, channels_of, is_board, painted, pixel_colours
 from stages.watch.canvas import SCALE, Canvas, write_gif
-from stages.watch.frames import (
-    CHANNELS,
-    LONG_TITLE,
-    NIGHT,
-    action_words,
-    channels_of,
-    is_board,
-    painted,
-    pixel_colours,
-)
+from stages.watch.frames import BODY, LONG_TITLE, WIDTH, action_words, draw_frames, layout_of
+from stages.watch.scene import Scene
 from stages.watch.scores import notes
 from tests.bench.kills import arrays
 from tests.conftest import tree_equal
@@ -294,6 +287,76 @@ def test_boards_are_told_from_numbers():
     assert is_board(ObsSpace((10, 5), "binary")) and is_board(ObsSpace((10, 10, 4), "binary"))
     assert is_board(ObsSpace((7, 7, 3), "categorical", 11)) and not is_board(ObsSpace((3,), "categorical", 5))
     assert not is_board(ObsSpace((4,), "real")) and not is_board(ObsSpace((1, 1), "binary"))
+    assert is_board(ObsSpace((12, 12, 5), "real")) and not is_board(ObsSpace((12, 12, 50), "real"))
+    assert not is_board(ObsSpace((3, 4), "real"))  # agents by numbers, say
+
+
+def test_real_channels_are_as_strong_as_they_are_large_in_the_film():
+    space = ObsSpace((2, 2, 2), "real")
+    film = np.zeros((3, 2, 2, 2), np.float32)
+    film[1, 0, 0, 0], film[2, 1, 1, 0] = -2.0, 6.0  # the second channel is always 0
+    got = channels_of(space, film[0], channel_span(space, film))
+    np.testing.assert_allclose(got, np.broadcast_to([0.25, 0.0], (2, 2, 2)))
+    np.testing.assert_allclose(channels_of(space, film[2], channel_span(space, film))[1, 1], [1.0, 0.0])
+
+
+class Filmed(Environment):
+    """What a film is of; nobody plays it."""
+
+    def __init__(self, space, tiles):
+        self.obs_space, self.tiles = space, tiles
+
+    def reset(self, key):
+        raise NotImplementedError
+
+    def step(self, key, state, action):
+        raise NotImplementedError
+
+
+def scene_of(space, obs, predicted, tiles=None):
+    """A film of five rows, of two episodes; the model sees the first row of each alone."""
+    step, action = np.array([0, 1, 2, 0, 1], np.int32), np.zeros(5, np.int32)
+    error, score = np.zeros(5, np.float32), np.zeros(5)
+    return Scene(Filmed(space, tiles), obs, predicted, error, step < 1, step, step, score, None, None, action)
+
+
+def test_the_numbers_that_change_most_are_drawn():
+    obs = np.zeros((5, 30), np.float32)
+    obs[:, 20], obs[:, 4] = [0, 1, 0, 0, 1], [1, 1, 1, 2, 2]  # the latter only where an episode begins
+    obs[:, 29] = [3, 3, 4, 4, 4]
+    layout = layout_of(scene_of(ObsSpace((30,), "real"), obs, obs))
+    assert layout.board is None
+    assert [number.name for number in layout.numbers] == ["0", "1", "2", "3", "4", "5", "20", "29"]
+    np.testing.assert_array_equal(layout.numbers[-1].truth, obs[:, 29])
+
+
+def test_beside_a_board_the_other_entries_that_change_are_drawn():
+    space = DictSpace(
+        {"walls": ObsSpace((3, 3), "binary"), "agent": ObsSpace((2,), "real"), "time": ObsSpace((), "real")}
+    )
+    obs = {"walls": np.eye(3)[None].repeat(5, 0), "agent": np.zeros((5, 2)), "time": np.array([0.0, 1, 2, 0, 1])}
+    obs["agent"][2, 1] = 1
+    scene = scene_of(space, obs, obs)
+    layout = layout_of(scene)
+    assert layout.board == "walls" and [number.name for number in layout.numbers] == ["agent 1", "time"]
+    plain = scene_of(space.entries["walls"], obs["walls"], obs["walls"])
+    assert draw_frames(scene, "a title")[0].size[1] > draw_frames(plain, "a title")[0].size[1]
+
+
+def test_an_environments_own_tiles_are_drawn():
+    """Green where a number is above 1, else black: the model expects none, and what it missed is drawn a third time."""
+    obs = np.zeros((5, 6))
+    obs[3, 5] = 2.0
+
+    def tiles(row):
+        board = np.zeros((2, 3, 2, 2, 3))
+        board[row.reshape(2, 3) > 1] = 0, 1, 0
+        return board
+
+    scene = scene_of(ObsSpace((6,), "real"), obs, np.zeros((5, 6)), tiles)
+    picture = np.asarray(draw_frames(scene, "a title")[3])[:BODY]
+    greens = [(np.abs(part - [0, 255, 0.0]).sum(-1) < 30).sum() for part in np.array_split(picture, 3, 1)]
+    assert picture.shape[1] == WIDTH and greens[0] > 1000 and greens[1] == 0 and abs(greens[2] - greens[0]) < 200
 
 
 def test_a_gif_keeps_its_colours_and_its_time(tmp_path):

@@ -55,8 +55,9 @@ class Canvas:
             self.disc(*points[0], width / 2, colour)
         self._draw.line([(SCALE * x, SCALE * y) for x, y in points], colour, round(SCALE * width), "curve")
 
-    def cells(self, box: tuple[float, float, float, float], colours: NDArray[np.float64]):
-        """A grid of coloured cells, [rows, columns, 3] in 0..1, centred in the box and as large as it allows."""
+    def cells(self, box: tuple[float, float, float, float], colours: NDArray[np.float64], tile: int = 1):
+        """A grid of coloured cells, [rows, columns, 3] in 0..1, centred in the box and as large as it allows; with thin
+        gaps after every `tile` of them."""
         x, y, width, height = box
         rows, columns, _ = colours.shape
         side = min(width / columns, height / rows)
@@ -64,10 +65,10 @@ class Canvas:
         size = (round(SCALE * side * columns), round(SCALE * side * rows))
         pixels = Image.fromarray((255 * np.clip(colours, 0, 1)).astype(np.uint8))
         self._image.paste(pixels.resize(size, Image.Resampling.NEAREST), (round(SCALE * x), round(SCALE * y)))
-        if side >= 6:  # thin gaps between the cells
-            for row in range(1, rows):
+        if side * tile >= 6:
+            for row in range(tile, rows, tile):
                 self.line([(x, y + row * side), (x + side * columns, y + row * side)], "white", 0.5)
-            for column in range(1, columns):
+            for column in range(tile, columns, tile):
                 self.line([(x + column * side, y), (x + column * side, y + side * rows)], "white", 0.5)
 
     def finished(self) -> Image.Image:

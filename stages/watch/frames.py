@@ -1,57 +1,106 @@
 """Frames: a scene as pictures. Above what happened beside what the model expects; below error and disagreement.
 
-Boards are drawn as boards, all else as lines over time, beside a map of the environment's states where there is one.
-Axes: T rows, C channels.
+Boards are drawn as boards, as the environment says where it does (`Environment.tiles`), all else as lines over time,
+beside a map of the environment's states where there is one.
+Axes: T rows, K dots of a tile's side.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import NamedTuple
 
+import jax
 import numpy as np
-from jaxtyping import PyTree
 from numpy.typing import NDArray
 from PIL import Image
 
-from envs.environment import ObsSpace, zip_entries
+from envs.environment import zip_entries
 from stages.figures.look import BLUE, GREY, INK, wrapped
+from stages.watch.boards import (
+    BLANK,
+    ORANGE,
+    channel_span,
+    channels_of,
+    difference,
+    is_board,
+    pixel_colours,
+    rgb,
+)
 from stages.watch.canvas import Canvas
 from stages.watch.scene import Scene
 
-ORANGE, PURPLE, FAINT, SHADE = "#d9730d", "#6a3d9a", "#e4e4e4", "#fdf0e1"
-NIGHT = (0.11, 0.13, 0.18)
-CHANNELS = np.array([
-    [0.31, 0.66, 0.96], [0.98, 0.75, 0.18], [0.93, 0.36, 0.33], [0.42, 0.80, 0.47], [0.72, 0.50, 0.90],
-    [0.96, 0.56, 0.75], [0.40, 0.83, 0.83], [0.80, 0.80, 0.80], [0.65, 0.45, 0.28], [0.70, 0.85, 0.25],
-])  # fmt: skip
+PURPLE, FAINT, SHADE = "#6a3d9a", "#e4e4e4", "#fdf0e1"
 WIDTH, EDGE, TOP, BODY, STRIP = 640, 16, 64, 236, 62
 WINDOW = 60
 """Rows that plots over time show."""
 MOST_PLOTS = 8
+MOST_BESIDE = 4  # plots under a board
+PLOT = 40  # height of a plot under a board
 MOST_NUMBERS = 3  # of an action
 LONG_TITLE = 80  # letters of a line, where a title takes two
 
 
+class Number(NamedTuple):
+    """One number of the observation over the film, [T]."""
+
+    name: str
+    truth: NDArray[np.float64]
+    predicted: NDArray[np.float64]
+
+
+class Layout(NamedTuple):
+    """What of a film's observations is drawn how."""
+
+    board: str | None  # name of the entry that is drawn as cells; None: there is none
+    numbers: list[Number]  # drawn as lines
+
+
 def draw_frames(scene: Scene, title: str) -> list[Image.Image]:
     """A picture of each row."""
-    return [_frame(scene, title, t) for t in range(len(scene.error))]
+    layout = layout_of(scene)
+    return [_frame(scene, layout, title, t) for t in range(len(scene.error))]
 
 
-def is_board(space: ObsSpace) -> bool:
-    """Whether an observation is drawn as cells: rows and columns, and channels or classes that can be told apart."""
-    return len(space.shape) in (2, 3) and space.kind != "real" and min(space.shape[:2]) > 1
+def layout_of(scene: Scene) -> Layout:
+    """The first entry that can be drawn as cells, and of all others the numbers that change most often."""
+    if scene.env.tiles is not None:
+        return Layout(None, [])
+    entries = list(zip_entries(scene.env.obs_space, scene.obs, scene.predicted))
+    board = next((name for name, space, *_ in entries if is_board(space)), None)
+    numbers = [
+        Number(name if truth.size == len(truth) else f"{name} {index}".strip(), *(x.astype(np.float64) for x in pair))
+        for name, _, truth, predicted in entries
+        if name != board
+        for index, pair in enumerate(zip(_columns(truth), _columns(predicted), strict=True))
+    ]
+    changes = np.array([_changes(number, scene) for number in numbers])
+    most = MOST_PLOTS if board is None else min(MOST_BESIDE, int((changes > 0).sum()))
+    return Layout(board, [numbers[index] for index in sorted(np.argsort(-changes, kind="stable")[:most])])
 
 
-def _frame(scene: Scene, title: str, t: int) -> Image.Image:
-    strips = 1 + (scene.disagreement is not None)
-    canvas = Canvas(WIDTH, TOP + BODY + 18 + strips * STRIP + 10)
+def _columns(x: NDArray) -> NDArray:
+    """The numbers of an entry [T, ...], [P, T]."""
+    return x.reshape(len(x), -1).T
+
+
+def _changes(number: Number, scene: Scene) -> int:
+    """In how many rows a number is not what it was in the row before, within episodes."""
+    return int(((np.diff(number.truth) != 0) & (scene.episode_step[1:] > 0)).sum())
+
+
+def _frame(scene: Scene, layout: Layout, title: str, t: int) -> Image.Image:
+    strips, has_cells = 1 + (scene.disagreement is not None), layout.board is not None or scene.env.tiles is not None
+    beside = math.ceil(len(layout.numbers) / 2) * PLOT if has_cells else 0
+    canvas = Canvas(WIDTH, TOP + BODY + beside + 18 + strips * STRIP + 10)
     _head(canvas, scene, title, t)
-    if (board := _board(scene)) is not None:
-        _boards(canvas, *board, t)
+    if has_cells:
+        _boards(canvas, scene, layout, t)
+        _plots(canvas, scene, layout.numbers, t, (EDGE, TOP + BODY + 8, WIDTH - 2 * EDGE, beside))
     else:
-        _lines(canvas, scene, t)
-    top = TOP + BODY + 18
+        _lines(canvas, scene, layout, t)
+    top = TOP + BODY + beside + 18
     _strip(canvas, scene, t, top, scene.error, "error of the prediction", None)
     if scene.disagreement is not None:
         _strip(canvas, scene, t, top + STRIP, scene.disagreement, "disagreement of the ensemble", PURPLE)
@@ -84,101 +133,71 @@ def action_words(action: NDArray | np.integer) -> str:
 # ---- boards --------------------------------------------------------------------------------------------------------
 
 
-def _board(scene: Scene) -> tuple[ObsSpace, NDArray, NDArray[np.float32]] | None:
-    """Space, truth and prediction [T, ...] of the first entry that is drawn as cells; None: there is none."""
-    entries = zip_entries(scene.env.obs_space, scene.obs, scene.predicted)
-    return next(((space, obs, predicted) for _, space, obs, predicted in entries if is_board(space)), None)
-
-
-def _boards(canvas: Canvas, space: ObsSpace, obs: NDArray, predictions: NDArray[np.float32], t: int) -> None:
+def _boards(canvas: Canvas, scene: Scene, layout: Layout, t: int) -> None:
     """What happened, what the model expects, and what it missed or made up."""
-    truth, predicted = channels_of(space, obs[t]), channels_of(space, predictions[t])
     wide = (WIDTH - 4 * EDGE) / 3
-    panels = (
-        ("what happens", pixel_colours(space, truth)),
-        ("what the model expects", pixel_colours(space, predicted)),
-        ("difference", _difference(truth, predicted)),
-    )
-    for index, (name, colours) in enumerate(panels):
+    pictures, tile = _tiles(scene, t) if layout.board is None else (_cells(scene, layout.board, t), 1)
+    names = ("what happens", "what the model expects", "difference" if layout.board is not None else "what it missed")
+    for index, (name, colours) in enumerate(zip(names, pictures, strict=True)):
         x0 = EDGE + index * (wide + EDGE)
         canvas.text(x0 + wide / 2, TOP + 8, name, 12, INK, "mm")
-        canvas.cells((x0, TOP + 20, wide, BODY - 36), colours)
-    middle = EDGE + 2 * (wide + EDGE) + wide / 2
-    canvas.text(middle - 6, TOP + BODY - 4, "missed", 11, BLUE, "rm", bold=True)
-    canvas.text(middle + 6, TOP + BODY - 4, "made up", 11, ORANGE, "lm", bold=True)
+        canvas.cells((x0, TOP + 20, wide, BODY - 36), colours, tile)
+    if layout.board is not None:
+        middle = EDGE + 2 * (wide + EDGE) + wide / 2
+        canvas.text(middle - 6, TOP + BODY - 4, "missed", 11, BLUE, "rm", bold=True)
+        canvas.text(middle + 6, TOP + BODY - 4, "made up", 11, ORANGE, "lm", bold=True)
 
 
-def channels_of(space: ObsSpace, obs: NDArray) -> NDArray[np.float64]:
-    """An observation as [rows, columns, C] in 0..1. Of classes, the first number of each cell is drawn (the object that
-    MiniGrid says is there), and class 0 is the ground."""
-    rows, columns, *_ = space.shape
-    if space.kind == "categorical":
-        return (obs.reshape(rows, columns, -1)[..., :1] == np.arange(1, space.classes)).astype(np.float64)
-    scale = 255.0 if space.kind == "image" and obs.dtype == np.uint8 else 1.0
-    return obs.astype(np.float64).reshape(rows, columns, -1) / scale
+def _tiles(scene: Scene, t: int) -> tuple[list[NDArray[np.float64]], int]:
+    """The three pictures as the environment draws them, and K: the last has what happened where another is expected."""
+    assert scene.env.tiles is not None
+    truth, predicted = (scene.env.tiles(jax.tree.map(lambda x: x[t], obs)) for obs in (scene.obs, scene.predicted))
+    missed = np.where((truth != predicted).any((2, 3, 4), keepdims=True), truth, BLANK)
+    rows, columns, side = truth.shape[:3]
+    pictures = [x.swapaxes(1, 2).reshape(rows * side, columns * side, 3) for x in (truth, predicted, missed)]
+    return pictures, side
 
 
-def pixel_colours(space: ObsSpace, channels: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Channels [rows, columns, C] as colours [rows, columns, 3]: an image of three channels has its own."""
-    return channels if space.kind == "image" and channels.shape[-1] == 3 else painted(channels)
-
-
-def painted(channels: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Channels [rows, columns, C] painted over each other, each in its colour and as strong as it is sure."""
-    picture = np.broadcast_to(NIGHT, (*channels.shape[:2], 3)).copy()
-    for channel in range(channels.shape[-1]):
-        share = channels[..., channel, None]
-        picture = picture * (1 - share) + CHANNELS[channel % len(CHANNELS)] * share
-    return picture
-
-
-def _difference(truth: NDArray[np.float64], predicted: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Blue where something was missed, orange where something was made up, by the channel that is furthest off."""
-    off = predicted - truth
-    largest = np.take_along_axis(off, np.abs(off).argmax(-1)[..., None], -1)
-    colours = np.where(largest > 0, _rgb(ORANGE), _rgb(BLUE))
-    return np.full(3, 0.96) * (1 - np.abs(largest)) + colours * np.abs(largest)
-
-
-def _rgb(colour: str) -> NDArray[np.float64]:
-    return np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+def _cells(scene: Scene, name: str, t: int) -> list[NDArray[np.float64]]:
+    """The three pictures of the entry of this name."""
+    entries = zip_entries(scene.env.obs_space, scene.obs, scene.predicted)
+    space, obs, predictions = next((space, *arrays) for key, space, *arrays in entries if key == name)
+    span = channel_span(space, obs)
+    truth, predicted = channels_of(space, obs[t], span), channels_of(space, predictions[t], span)
+    return [pixel_colours(space, truth), pixel_colours(space, predicted), difference(truth, predicted)]
 
 
 # ---- lines over time -----------------------------------------------------------------------------------------------
 
 
-def _lines(canvas: Canvas, scene: Scene, t: int) -> None:
-    """A plot of each number of the observation; a map of the states to the left where there is one."""
+def _lines(canvas: Canvas, scene: Scene, layout: Layout, t: int) -> None:
+    """A plot of each number of the layout; a map of the states to the left where there is one."""
     x0 = float(EDGE)
     if scene.state is not None and scene.env.states is not None and scene.env.states.grid[0]:
         _map(canvas, scene, t, (EDGE, TOP + 20, 200, BODY - 24))
         canvas.text(EDGE + 100, TOP + 8, " by ".join(scene.env.states.labels), 12, INK, "mm")
         x0 += 200 + EDGE
-    truth, predicted = _flat(scene, scene.obs), _flat(scene, scene.predicted)
-    count = min(truth.shape[1], MOST_PLOTS)
-    columns = 2 if count > 4 else 1
-    rows, wide = math.ceil(count / columns), (WIDTH - x0 - EDGE - (columns - 1) * EDGE) / columns
     canvas.line([(x0, TOP + 8), (x0 + 22, TOP + 8)], INK, 2)
     canvas.text(x0 + 28, TOP + 8, "what happens", 11, INK, "lm")
     canvas.line([(x0 + 130, TOP + 8), (x0 + 152, TOP + 8)], ORANGE, 2)
     canvas.text(x0 + 158, TOP + 8, "what the model expects" + (", without looking" if x0 < 100 else ""), 11, INK, "lm")
-    tall = (BODY - 24) / rows
-    for entry in range(count):
-        column, row = divmod(entry, rows)
-        box = (x0 + column * (wide + EDGE), TOP + 20 + row * tall, wide, tall - 8)
-        _plot(canvas, scene, t, box, truth[:, entry], predicted[:, entry], entry)
+    _plots(canvas, scene, layout.numbers, t, (x0, TOP + 20, WIDTH - EDGE - x0, BODY - 24))
 
 
-def _flat(scene: Scene, obs: PyTree[np.ndarray]) -> NDArray[np.float64]:
-    """The numbers of all entries, [T, P]."""
-    entries = [x.reshape(len(x), -1) for _, _, x in zip_entries(scene.env.obs_space, obs)]
-    return np.concatenate(entries, 1).astype(np.float64)
+def _plots(canvas: Canvas, scene: Scene, numbers: list[Number], t: int, box) -> None:
+    """A plot of each number: in two columns where there are more than four, or where the box is low."""
+    x0, top, width, height = box
+    columns = 2 if len(numbers) > 4 or (height < BODY / 2 and len(numbers) > 1) else 1
+    wide, tall = (width - (columns - 1) * EDGE) / columns, height / max(1, math.ceil(len(numbers) / columns))
+    for index, number in enumerate(numbers):
+        column, row = divmod(index, math.ceil(len(numbers) / columns))
+        _plot(canvas, scene, t, (x0 + column * (wide + EDGE), top + row * tall, wide, tall - 8), number)
 
 
-def _plot(canvas: Canvas, scene: Scene, t: int, box, truth: NDArray, predicted: NDArray, entry: int) -> None:
-    canvas.text(box[0], box[1] + box[3] / 2, str(entry), 11, GREY, "lm")
+def _plot(canvas: Canvas, scene: Scene, t: int, box, number: Number) -> None:
+    name, truth, predicted = number
     canvas.text(box[0] + box[2], box[1] + box[3] / 2, f"{truth[t]:.3g}", 11, GREY, "rm")
-    box = x0, top, wide, tall = (box[0] + 14, box[1], box[2] - 14 - 54, box[3])
+    box = x0, top, wide, tall = (box[0], box[1], box[2] - 54, box[3])
     _ground(canvas, scene, t, box)
     both = np.concatenate([truth, predicted[~scene.observed]])
     low, high = both.min(), both.max()
@@ -194,6 +213,7 @@ def _plot(canvas: Canvas, scene: Scene, t: int, box, truth: NDArray, predicted: 
         blind = [i for i in range(start, end) if not scene.observed[i]]
         for piece in _runs(blind):
             canvas.line(points(predicted, piece), ORANGE, 2)
+    canvas.text(x0 + wide - 3, top + 1, name, 9, GREY, "ra")
 
 
 def _map(canvas: Canvas, scene: Scene, t: int, box) -> None:
@@ -203,8 +223,8 @@ def _map(canvas: Canvas, scene: Scene, t: int, box) -> None:
     cells = np.full((states.size, 3), 0.94)
     cells[list(states.walls)] = 0.55
     visited = scene.state[t - scene.episode_step[t] : t + 1]
-    cells[visited] = _rgb("#a9c6e3")
-    cells[visited[-1]] = _rgb(BLUE)
+    cells[visited] = rgb("#a9c6e3")
+    cells[visited[-1]] = rgb(BLUE)
     picture = cells.reshape(*states.grid, 3)
     canvas.cells(box, picture if states.labels[0] == "row" else picture[::-1])
 
