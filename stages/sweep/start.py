@@ -46,11 +46,15 @@ def start_jax(cache: bool = True) -> None:
         ours = [f"--{name}={value}" for name, value in XLA_FLAGS.items() if name not in flags]
         os.environ["XLA_FLAGS"] = " ".join([flags, *ours])
     if "xla_force_host_platform_device_count" not in flags:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        jax.config.update("jax_num_cpu_devices", cores)
+        jax.config.update("jax_num_cpu_devices", usable_cores())
     if cache and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         home = os.environ.get("XDG_CACHE_HOME", os.path.join(os.path.expanduser("~"), ".cache"))
         jax.config.update("jax_compilation_cache_dir", os.path.join(home, "dreamsweep", "jax"))
+
+
+def usable_cores() -> int:
+    """Cores of the machine that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def local_devices() -> list[jax.Device]:

@@ -27,7 +27,7 @@ from stages.evaluate import evaluate
 from stages.measure.measurement import Measurement, measure
 from stages.replay import StepCounters
 from stages.sweep import memory
-from stages.sweep.memory import Devices
+from stages.sweep.start import usable_cores
 from stages.train import Progress, TrainState
 
 MEASURING = 2**31
@@ -38,7 +38,7 @@ ONCE, EACH_CHUNK = 0, 1
 """XLA's optimisation level, on a CPU, of what runs once, and of what runs after each chunk."""
 
 
-def mesh_for(seeds: int, devices: Devices | None = None) -> Mesh:
+def mesh_for(seeds: int, devices: memory.Devices | None = None) -> Mesh:
     """The most devices that share the seeds out evenly."""
     devices = list(jax.devices() if devices is None else devices)
     count = max(d for d in range(1, len(devices) + 1) if seeds % d == 0)
@@ -216,7 +216,7 @@ class Sweep:
         keys = self._key_shapes(seeds)
         state = self.adapted(before) if adapts else before
         step = self._placed(jax.ShapeDtypeStruct(keys.shape, jnp.int32), P("seeds"))
-        # The longest first. Tracing goes on while the compiler, which needs no interpreter, is at work.
+        # The longest first, and one on each core, as each takes memory; tracing goes on while the compiler is at work.
         jobs = {
             "train_chunk": (self._train_chunk(iterations), state, clock),
             "evaluate": (self._stages["evaluate"], state.agent, state.hypers, state.env_params, keys),
@@ -227,7 +227,7 @@ class Sweep:
         else:
             jobs["init"] = (self._stages["init"], state.hypers, keys)
             jobs["prefill"] = (self._stages["prefill"], state, clock)
-        with concurrent.futures.ThreadPoolExecutor() as pool, warnings.catch_warnings():
+        with concurrent.futures.ThreadPoolExecutor(usable_cores()) as pool, warnings.catch_warnings():
             # What `adapt` leaves behind is donated, and finds no place in what it returns.
             warnings.filterwarnings("ignore", "Some donated buffers were not usable", UserWarning)
             compiling = {name: pool.submit(stage.lower(*shapes).compile) for name, (stage, *shapes) in jobs.items()}
