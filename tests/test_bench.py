@@ -17,7 +17,9 @@ import flops
 import made_up
 import settings
 import sizes
+import suites
 
+from envs.environment import ActionSpace, DictSpace, ObsSpace
 from stages.cli.parse import parse
 from stages.config import EnsembleConfig, ModelConfig, ReplayConfig
 from stages.fast import blocks
@@ -25,6 +27,7 @@ from stages.fast import scan as fast_scan
 from stages.networks.convolution import Conv
 from stages.networks.layers import BlockLinear, Linear
 from stages.presets import PRESETS
+from tests.corridor import Corridor
 
 # Widths large enough for sums taken as products, and the sampler's (K - 1 of each class), to stay small beside layers.
 MODEL = ModelConfig(deter=128, blocks=4, hidden=128, units=128, stoch=4, classes=4, bins=63)
@@ -193,3 +196,24 @@ def test_every_setting_of_the_table_is_one_that_runs():
         asked = parse(settings.words("deepsea10", name).split())
         assert asked.config.mode == ("random" if name == "random" else "explore"), name
         assert asked.flat != plain.flat, f"{name} is what the preset has"
+
+
+# ---- suites --------------------------------------------------------------------------------------------------------
+
+
+def test_suites_say_what_is_seen_and_done():
+    env = Corridor()
+    assert (suites.entries_of(env), suites.actions_of(env)) == ("4 real", "2")
+    entries = {"board": ObsSpace((6, 6, 3), "categorical", 11), "time": ObsSpace((), "real")}
+    several = Corridor(obs_space=DictSpace(entries), action_space=ActionSpace.of_choices(3, 5))
+    assert (suites.entries_of(several), suites.actions_of(several)) == ("6 x 6 x 3 categorical of 11, 1 real", "3 x 5")
+    assert suites.actions_of(Corridor(action_space=ActionSpace("continuous", 2))) == "2 continuous"
+
+
+def test_suites_step_with_random_actions_through_episodes():
+    env, count = Corridor(), 64
+    first = jax.vmap(env.reset)(jr.split(jr.key(0), count))
+    (cell, time), timestep = jax.jit(suites.stepping(env, count, 9))(first, jr.key(1))
+    ends = (cell == 3) | (time == 6)
+    np.testing.assert_array_equal(timestep.is_last, ends)
+    assert len(set(time.tolist())) > 2 and len(set(cell.tolist())) > 2  # episodes end at different times
