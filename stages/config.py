@@ -15,7 +15,7 @@ from tyro.conf import Suppress
 Mode = Literal["task", "explore", "mix", "random"]
 Norm = Literal["returns", "advantages", "rms"]
 Critics = Literal["each", "sum"]
-ExplorerReward = Literal["disagreement", "constant", "rnd", "elliptical"]
+ExplorerReward = Literal["disagreement", "constant", "rnd", "elliptical", "count"]
 
 MOST_STEPS = 4096  # of one iteration, and so the least frequent schedule: one update after so many steps
 
@@ -232,8 +232,10 @@ class Config:
     explorer_reward: ExplorerReward = "disagreement"
     """The explorer's intrinsic reward: the ensemble's disagreement; random network distillation (rnd) of states and
     actions, with the ensemble's inputs, sizes and updates; the elliptical bonus, in closed form, of random features of
-    the decoded observation (--ensemble.frequencies, --ensemble.updates); or 1 for every step (constant, in mode explore
-    only). The constant is a control: it asks for long episodes and nothing new, while the ensemble is measured."""
+    the decoded observation (--ensemble.frequencies, --ensemble.updates); 1 / sqrt(1 + n) after n visits, where states
+    can be counted (count), learned from the latent with the ensemble's inputs, sizes and updates; or 1 for every step
+    (constant, in mode explore only). The constant is a control: it asks for long episodes and nothing new, while the
+    ensemble is measured."""
     intrinsic_centred: bool = False
     """Divide the intrinsic reward by its mean over imagined states, and subtract 1: the end of an episode then costs
     the explorer nothing. In modes explore and mix, of a reward with a critic of its own."""

@@ -22,13 +22,13 @@ import jax.numpy as jnp
 import jax.random as jr
 import optax
 from jax.lax import stop_gradient as sg
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from envs.environment import ActionSpace, Space
 from stages.config import Config, EnsembleConfig, Hypers
 from stages.decode import decode_mean
 from stages.encode import number_count
-from stages.intrinsic import IntrinsicReward
+from stages.intrinsic import Counts, IntrinsicReward
 from stages.obs_numbers import ObsNumbers
 from stages.replay import Row
 from stages.rssm import Latent, bound_action, latent_of
@@ -93,7 +93,7 @@ class EllipticalBonus(IntrinsicReward):
         return optax.EmptyState()
 
     def update(
-        self, opt_state: optax.OptState, model: WorldModel, pairs: Row, stored: Int[Array, ""], hypers: Hypers
+        self, opt_state: optax.OptState, model: WorldModel, pairs: Row, counts: Counts, hypers: Hypers
     ) -> tuple["EllipticalBonus", optax.OptState, Float[Array, ""]]:
         """One step of the average towards the pairs that were drawn uniformly; the loss is their mean bonus before."""
         # The first quarter comes from the newest rows, and would count them many times.
@@ -105,9 +105,9 @@ class EllipticalBonus(IntrinsicReward):
         phi, chosen = reward._features(model, feat, action, hypers)
         count = phi.shape[0]
         moment = jnp.einsum("nu,nv,nw->uvw", chosen * acted[:, None], phi, phi) / count
-        rate = jnp.minimum(1.0, count / (PASSES * jnp.maximum(1, stored)))
+        rate = jnp.minimum(1.0, count / (PASSES * jnp.maximum(1, counts.stored)))
         moment, weight = (1 - rate) * self.moment + rate * moment, (1 - rate) * self.weight + rate
-        total = stored * moment / jnp.maximum(weight, 1e-8) / hypers.elliptical_ridge
+        total = counts.stored * moment / jnp.maximum(weight, 1e-8) / hypers.elliptical_ridge
         inverse = jax.vmap(_inverse)(total + jnp.eye(phi.shape[-1]))
         updated = eqx.tree_at(lambda r: (r.moment, r.weight, r.inverse), reward, (moment, weight, inverse))
         return updated, opt_state, (self._bonus(phi, chosen) * acted).sum() / jnp.maximum(acted.sum(), 1)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jax import lax
 from jax.lax import stop_gradient as sg
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from stages.fast import blocks
 from stages.networks.heads import Actor
@@ -127,8 +127,11 @@ def open_loop(
     return lax.scan(step, before, (states, observed, uniform, actions))[1]
 
 
-def imagined_pairs(model: WorldModel, rows: Row, unimix: Float[Array, ""] | float, *, key: PRNGKeyArray) -> Row:
-    """Pairs (row, successor) [2, n, ...] of windows [K + 2, n, ...], whose first state was imagined for 0 to K steps.
+def imagined_pairs(
+    model: WorldModel, rows: Row, unimix: Float[Array, ""] | float, *, key: PRNGKeyArray
+) -> tuple[Row, Int[Array, " n"]]:
+    """Pairs (row, successor) [2, n, ...] of windows [K + 2, n, ...], whose first state was imagined for 0 to K steps;
+    and which row of its window a pair's first row is.
 
     The model sees a window's first row, and the first row of an episode. The pair lies anywhere in the window.
     """
@@ -141,4 +144,4 @@ def imagined_pairs(model: WorldModel, rows: Row, unimix: Float[Array, ""] | floa
         rows, deter=latent.deter.astype(rows.deter.dtype), stoch=latent.classes.astype(rows.stoch.dtype)
     )
     chosen = jnp.stack([offset, offset + 1]), jnp.arange(offset.shape[0])
-    return jax.tree.map(lambda x: x[chosen], rows)
+    return jax.tree.map(lambda x: x[chosen], rows), offset

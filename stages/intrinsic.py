@@ -3,11 +3,11 @@
 `IntrinsicReward` is the interface, `Disagreement` is Plan2Explore's reward, and `ConstantReward` is its control. To add
 one, write a class with these methods (rnd.py is an example) and add a line to `rewards.INTRINSIC_REWARDS`.
 
-Axes: T time, B windows, n pairs, F feat, A action vector. "*b" are any leading axes.
+Axes: T time, B windows, n pairs, F feat, A action vector, U actions that are told apart. "*b" are any leading axes.
 """
 
 import abc
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -27,6 +27,14 @@ from stages.ensemble import (
 from stages.obs_numbers import ObsNumbers
 from stages.replay import Row
 from stages.world_model import Observed, WorldModel
+
+
+class Counts(NamedTuple):
+    """What is known about replayed pairs beside their rows."""
+
+    stored: Int[Array, ""]  # rows that replay holds
+    actions: Float[Array, "U A"]  # a vector of each action that is told apart (measure/coverage.py)
+    visits: Int[Array, "n U"] | None  # how often each was taken in the pair's first state; None: no state is counted
 
 
 class IntrinsicReward(eqx.Module):
@@ -73,13 +81,13 @@ class IntrinsicReward(eqx.Module):
 
     @abc.abstractmethod
     def update(
-        self, opt_state: optax.OptState, model: WorldModel, pairs: Row, stored: Int[Array, ""], hypers: Hypers
+        self, opt_state: optax.OptState, model: WorldModel, pairs: Row, counts: Counts, hypers: Hypers
     ) -> tuple["IntrinsicReward", optax.OptState, Float[Array, ""]]:
         """One step of its own optimiser.
 
         Args:
             pairs: rows and their successors, [2, n, ...]: a quarter from the newest rows, the others uniform.
-            stored: rows that replay holds.
+            counts: what else is known about them.
 
         Returns:
             (the reward, the optimiser's state, the loss [], nats).
@@ -126,9 +134,9 @@ class Disagreement(IntrinsicReward):
         return init_opt_state(self.ensemble, hypers)
 
     def update(
-        self, opt_state: optax.OptState, model: WorldModel, pairs: Row, stored: Int[Array, ""], hypers: Hypers
+        self, opt_state: optax.OptState, model: WorldModel, pairs: Row, counts: Counts, hypers: Hypers
     ) -> tuple["Disagreement", optax.OptState, Float[Array, ""]]:
-        del stored
+        del counts
         ensemble, opt_state, loss = update_ensemble(self.ensemble, opt_state, model, pairs, hypers)
         return eqx.tree_at(lambda reward: reward.ensemble, self, ensemble), opt_state, loss
 
@@ -177,9 +185,9 @@ class ConstantReward(IntrinsicReward):
         return self.unpaid.init_opt_state(hypers)
 
     def update(
-        self, opt_state: optax.OptState, model: WorldModel, pairs: Row, stored: Int[Array, ""], hypers: Hypers
+        self, opt_state: optax.OptState, model: WorldModel, pairs: Row, counts: Counts, hypers: Hypers
     ) -> tuple["ConstantReward", optax.OptState, Float[Array, ""]]:
-        unpaid, opt_state, loss = self.unpaid.update(opt_state, model, pairs, stored, hypers)
+        unpaid, opt_state, loss = self.unpaid.update(opt_state, model, pairs, counts, hypers)
         return eqx.tree_at(lambda reward: reward.unpaid, self, unpaid), opt_state, loss
 
     def untrained(self, config: Config, obs: Space, actions: ActionSpace, *, key: PRNGKeyArray) -> "ConstantReward":

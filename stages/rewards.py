@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from stages.behavior import Objective
 from stages.config import Config, Hypers, Norm
+from stages.count import CountBonus
 from stages.elliptical import EllipticalBonus
 from stages.episodic import Past, imagined_factor, replayed_factor
 from stages.imagine import Trajectory
@@ -31,7 +32,7 @@ Scalar = Float[Array, ""] | float
 LEAST_LEVEL = 1e-8
 """A mean reward that a centred one is divided by is at least this: members may agree everywhere."""
 INTRINSIC_REWARDS: dict[str, type[IntrinsicReward]] = {
-    reward.name: reward for reward in (Disagreement, ConstantReward, RND, EllipticalBonus)
+    reward.name: reward for reward in (Disagreement, ConstantReward, RND, EllipticalBonus, CountBonus)
 }
 """Config.explorer_reward -> its class."""
 

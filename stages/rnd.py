@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import jax.random as jr
 import optax
 from jax.lax import stop_gradient as sg
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from envs.environment import ActionSpace, Space
 from stages.config import Config, EnsembleConfig, Hypers
 from stages.ensemble import own_optimizer
-from stages.intrinsic import IntrinsicReward
+from stages.intrinsic import Counts, IntrinsicReward
 from stages.networks.layers import Head
 from stages.obs_numbers import ObsNumbers, input_size, state_action_inputs
 from stages.replay import Row
@@ -74,9 +74,9 @@ class RND(IntrinsicReward):
         return own_optimizer(hypers).init(eqx.filter(self.predictor, eqx.is_array))
 
     def update(
-        self, opt_state: optax.OptState, model: WorldModel, pairs: Row, stored: Int[Array, ""], hypers: Hypers
+        self, opt_state: optax.OptState, model: WorldModel, pairs: Row, counts: Counts, hypers: Hypers
     ) -> tuple["RND", optax.OptState, Float[Array, ""]]:
-        del stored
+        del counts
         numbers = self.numbers.updated(model.decoder.space, jax.tree.map(lambda x: x[1], pairs.obs))
         reward = eqx.tree_at(lambda reward: reward.numbers, self, numbers)
         feat = Latent.stored(pairs.deter[0], pairs.stoch[0], model.rssm.classes, model.dtype).feat

@@ -27,8 +27,9 @@ from stages.config import Config, Hypers
 from stages.fast import rows
 from stages.finite import all_finite, tree_where, update_diverged_step
 from stages.imagine import imagined_pairs
+from stages.intrinsic import Counts
 from stages.loss import Outcome, agent_loss
-from stages.measure.coverage import Coverage, count_row, start_coverage
+from stages.measure.coverage import Coverage, action_vectors, count_row, start_coverage, visits_at
 from stages.replay import ReplayBuffer, StepCounters
 
 
@@ -178,10 +179,14 @@ def update_intrinsic(
         ahead, key_choose = config.ensemble.ahead, key
         if ahead:
             key_choose, key = jr.split(key)
-        pairs = replay.read(state.ring, replay.choose_pairs(clock, *shape, ahead, key=key_choose), ahead + 1)
+        windows = replay.choose_pairs(clock, *shape, ahead, key=key_choose)
+        pairs, position = replay.read(state.ring, windows, ahead + 1), windows.start
         if ahead:
-            pairs = imagined_pairs(state.agent.model, pairs, state.hypers.unimix, key=key)
-        reward, opt_state, loss = reward.update(opt_state, state.agent.model, pairs, stored, state.hypers)
+            pairs, offset = imagined_pairs(state.agent.model, pairs, state.hypers.unimix, key=key)
+            position += offset
+        visits = visits_at(state.coverage, position, windows.env)
+        counts = Counts(stored, action_vectors(state.agent.model.actions), visits)
+        reward, opt_state, loss = reward.update(opt_state, state.agent.model, pairs, counts, state.hypers)
         return (reward, opt_state), loss
 
     before = (reward, state.intrinsic_opt_state)

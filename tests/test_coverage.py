@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from jaxtyping import Array, Int
 
 import envs
 from envs.environment import ActionSpace
 from stages import train
 from stages.agent import replace_intrinsic
+from stages.count import CountBonus
 from stages.elliptical import EllipticalBonus
 from stages.ensemble import disagreement
 from stages.measure.coverage import action_count, action_index, action_vectors
@@ -197,7 +199,7 @@ def test_disagreement_of_a_state_is_the_mean_over_its_rows(short):
     chex.assert_shape([measured.visits, measured.disagreement], (SIZE * SIZE, 2))
 
 
-@pytest.mark.parametrize("cls", [RND, EllipticalBonus], ids=lambda cls: cls.name)
+@pytest.mark.parametrize("cls", [RND, EllipticalBonus, CountBonus], ids=lambda cls: cls.name)
 def test_every_reward_is_held_beside_visits(short, cls):
     """What it pays for each action at the rows of a state, after it has learned from the seed's rows."""
     sea, sweep, state, clock = short
@@ -224,6 +226,39 @@ def test_every_reward_is_held_beside_visits(short, cls):
     np.testing.assert_allclose(measured.disagreement, np.where(present[:, None], expected, np.nan), rtol=1e-4)
     np.testing.assert_array_equal(measured.visits, one.coverage.visits)
     assert len(np.unique(np.asarray(measured.disagreement)[np.asarray(present)])) > 4
+
+
+class MissedCounts(CountBonus):
+    """Its loss is by how much the counts that it is given differ from a table's, of the states that its pairs show."""
+
+    table: Int[Array, "X U"]
+
+    def __init__(self, *about, table, key):
+        super().__init__(*about, key=key)
+        self.table = table
+
+    def update(self, opt_state, model, pairs, counts, hypers):
+        state, is_last = pairs.obs[0].reshape(pairs.is_last.shape[1], -1).argmax(-1), pairs.is_last[0]
+        missed = counts.visits - jnp.where(is_last[:, None], 0, self.table[state])
+        return self, opt_state, jnp.abs(missed).sum()
+
+
+@pytest.mark.parametrize("ahead", [0, 3])
+def test_a_reward_is_given_the_counts_of_the_states_that_its_pairs_begin_in(short, ahead):
+    sea, sweep, state, clock = short
+    ensemble = dataclasses.replace(sweep.config.ensemble, updates=2, batch_size=32, ahead=ahead)
+    config = dataclasses.replace(sweep.config, ensemble=ensemble)
+    one = pick(state, 1)
+
+    @jax.jit
+    def missed(one, table):
+        reward = MissedCounts(config, sea.obs_space, sea.action_space, table=table, key=jr.key(1))
+        agent, opt_state = replace_intrinsic(one.agent, reward), reward.init_opt_state(one.hypers)
+        one = dataclasses.replace(one, agent=agent, intrinsic_opt_state=opt_state)
+        return train.update_intrinsic(config, one, clock)[1]["loss/count"]
+
+    assert missed(one, one.coverage.visits) == 0
+    assert missed(one, one.coverage.visits + 1) > 0
 
 
 def test_measuring_reads_and_changes_nothing(short):

@@ -13,6 +13,7 @@ from stages.cli.validate import validate
 from stages.config import Config, ConfigError, EnsembleConfig, Hypers, ModelConfig
 from stages.decode import decode_mean
 from stages.elliptical import PASSES, EllipticalBonus
+from stages.intrinsic import Counts
 from stages.presets import preset
 from stages.replay import Row
 from stages.rssm import Latent
@@ -54,11 +55,11 @@ def case(request):
         to_device(rng.normal(size=(2, n, 2)), jnp.float32),
         to_device(rng.integers(0, 2, (2, n, 2)), jnp.uint8),
     )
-    update = jax.jit(lambda bonus, pairs: bonus.update(bonus.init_opt_state(HYPERS), model, pairs, STORED_ROWS, HYPERS))
+    update = jax.jit(lambda bonus, pairs: bonus.update(bonus.init_opt_state(HYPERS), model, pairs, COUNTS, HYPERS))
     return actions, model, bonus, pairs, update, jax.jit(lambda bonus, *about: bonus(model, *about, HYPERS))
 
 
-STORED_ROWS = to_device(STORED)
+COUNTS = Counts(to_device(STORED), jnp.eye(A), None)
 
 
 def about(model, pairs):

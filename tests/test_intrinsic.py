@@ -15,7 +15,7 @@ from stages.ensemble import disagreement
 from stages.intrinsic import ConstantReward, Disagreement
 from stages.rnd import RND
 from tests.conftest import tree_equal
-from tests.rewarded import ACTIONS, CONFIG, HYPERS, MODEL, OBS, STORED, A, B, T, feat_of, n, observed_of, rows_of
+from tests.rewarded import ACTIONS, CONFIG, COUNTS, HYPERS, MODEL, OBS, A, B, T, feat_of, n, observed_of, rows_of
 
 REWARDS = {"disagreement": Disagreement, "constant": ConstantReward, "rnd": RND}
 every_reward = pytest.mark.parametrize("name", REWARDS)
@@ -45,7 +45,7 @@ def made():
                         r.loss(model, observed, window, action, HYPERS).sum() + r(model, feat, action, HYPERS).sum()
                     )
                 )(MODEL),
-                "updated": reward.update(state, MODEL, pairs, STORED, HYPERS),
+                "updated": reward.update(state, MODEL, pairs, COUNTS, HYPERS),
                 "untrained": reward.untrained(CONFIG, OBS, ACTIONS, key=jr.key(7)),
             }
         return results
@@ -110,7 +110,7 @@ def test_what_was_seen_often_pays_less(made, name):
 
     def step(carry, _):
         reward, state = carry
-        reward, state, _ = reward.update(state, MODEL, pairs, STORED, HYPERS)
+        reward, state, _ = reward.update(state, MODEL, pairs, COUNTS, HYPERS)
         return (reward, state), None
 
     carry = (own.reward, own.reward.init_opt_state(HYPERS))

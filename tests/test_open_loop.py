@@ -73,10 +73,11 @@ def test_a_row_that_is_seen_has_the_posterior_state_and_one_that_is_not_follows_
 def test_pairs_begin_in_states_that_were_imagined_for_0_to_k_steps(mix_agent, rows):
     ahead, copies, model = 3, 200, mix_agent.model
     windows = jax.tree.map(lambda x: jnp.concatenate([x[8 : 8 + ahead + 2]] * copies, 1), rows)  # row 10 is a first one
-    pairs = jax.jit(lambda windows: imagined_pairs(model, windows, 0.02, key=KEY))(windows)
+    pairs, offset = jax.jit(lambda windows: imagined_pairs(model, windows, 0.02, key=KEY))(windows)
     chex.assert_trees_all_equal_shapes_and_dtypes(pairs, jax.tree.map(lambda x: x[:2], windows))
     key_place, key_imagine = jr.split(KEY)
     place = np.asarray(jr.randint(key_place, (N * copies,), 0, ahead + 1))
+    np.testing.assert_array_equal(offset, place)
     np.testing.assert_allclose(np.bincount(place) / len(place), 1 / (ahead + 1), atol=0.06)
     columns = np.arange(N * copies)
     for name in ("obs", "action", "reward", "is_first", "is_last", "is_terminal"):

@@ -10,6 +10,7 @@ from envs.environment import ActionSpace, ObsSpace
 from stages.agent import Agent
 from stages.behavior import Objective
 from stages.config import Config, EnsembleConfig, Hypers, ModelConfig
+from stages.count import CountBonus
 from stages.imagine import Trajectory
 from stages.intrinsic import ConstantReward, Disagreement
 from stages.replay import Row
@@ -69,6 +70,7 @@ def rows_of(is_first, reward=0.0) -> Row:
         ({"mode": "explore", "explorer_reward": "constant"}, ("constant",)),
         ({"mode": "explore", "explorer_reward": "rnd"}, ("rnd",)),
         ({"mode": "mix", "explorer_reward": "rnd"}, ("rnd", "extrinsic")),
+        ({"mode": "mix", "explorer_reward": "count"}, ("count", "extrinsic")),
         # The phase that adapts keeps the run's settings, but for its mode.
         ({"mode": "task", "explorer_reward": "constant"}, ()),
     ],
@@ -92,8 +94,11 @@ def test_extrinsic_advantages_may_be_divided_by_what_they_are_themselves(norm):
     assert explorer_rewards(config, hypers)[-1].objective == own._replace(weight=3.0, floor=0.7)
 
 
+REWARD_CLASSES = [("disagreement", Disagreement), ("constant", ConstantReward), ("rnd", RND), ("count", CountBonus)]
+
+
 @pytest.mark.parametrize("mode", ["task", "random", "explore", "mix"])
-@pytest.mark.parametrize(("name", "cls"), [("disagreement", Disagreement), ("constant", ConstantReward), ("rnd", RND)])
+@pytest.mark.parametrize(("name", "cls"), REWARD_CLASSES)
 def test_an_agent_has_the_intrinsic_reward_of_its_config(mode, name, cls):
     import equinox as eqx
 

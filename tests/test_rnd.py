@@ -15,7 +15,7 @@ from stages.decode import decode_mean
 from stages.rnd import RND
 from stages.rssm import Latent
 from tests.conftest import to_device, tree_equal
-from tests.rewarded import ACTIONS, CONFIG, HYPERS, MODEL, OBS, STORED, A, B, T, feat_of, n, observed_of, rows_of
+from tests.rewarded import ACTIONS, CONFIG, COUNTS, HYPERS, MODEL, OBS, A, B, T, feat_of, n, observed_of, rows_of
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def made():
             "paid": reward(MODEL, feat, action, HYPERS),
             "novelty": reward.measured(MODEL, feat, action, HYPERS),
             "loss": reward.loss(MODEL, observed, window, action, HYPERS),
-            "updated": reward.update(reward.init_opt_state(HYPERS), MODEL, pairs, STORED, HYPERS),
+            "updated": reward.update(reward.init_opt_state(HYPERS), MODEL, pairs, COUNTS, HYPERS),
         }
 
     return SimpleNamespace(pairs=pairs, window=window, feat=feat, action=action, **run(jr.key(3)))

@@ -81,6 +81,15 @@ def check_env_module(name: str) -> None:
         raise ConfigError(f"--env {name}: {module} is of Python's standard library, which has no environments")
 
 
+def check_countable(config: Config, env: str, countable: bool) -> None:
+    """Raises ConfigError where the explorer's reward counts visits, and the environment's states cannot be counted."""
+    if config.explorer_reward == "count" and config.mode in ("explore", "mix") and not countable:
+        raise ConfigError(
+            f"--explorer-reward count needs states that can be counted, and {env} has none: take elliptical, "
+            "the bonus of a decoded observation"
+        )
+
+
 def validate(config: Config, hypers: Hypers) -> None:
     """Raises ConfigError, one line, for settings that cannot work together; before anything compiles."""
     check_env_module(config.env)
@@ -134,18 +143,19 @@ def _check_model(config: Config) -> None:
 
 
 def _check_exploring(config: Config) -> None:
-    if config.mode in ("explore", "mix") and config.ensemble.members < 2:
+    explores = config.mode in ("explore", "mix")
+    if explores and config.ensemble.members < 2:
         raise ConfigError("--ensemble.members must be at least 2: one member alone cannot disagree")
     modes = {"disagreement": get_args(Mode), "constant": ("explore",), "rnd": ("explore", "mix")}
-    modes["elliptical"] = modes["rnd"]
+    modes["elliptical"] = modes["count"] = modes["rnd"]
     if config.mode not in modes[config.explorer_reward]:
         allowed = " or ".join(modes[config.explorer_reward])
         raise ConfigError(f"--explorer-reward {config.explorer_reward} is for --mode {allowed}, not {config.mode}")
-    if config.explorer_reward == "elliptical" and config.ensemble.updates == 0 and config.mode in ("explore", "mix"):
+    if config.explorer_reward in ("elliptical", "count") and config.ensemble.updates == 0 and explores:
         raise ConfigError(
-            "--explorer-reward elliptical needs --ensemble.updates 1 or more: it does not learn by gradient"
+            f"--explorer-reward {config.explorer_reward} needs --ensemble.updates 1 or more: it learns by them alone"
         )
-    if config.episodic_novelty and config.mode not in ("explore", "mix"):
+    if config.episodic_novelty and not explores:
         raise ConfigError(f"--episodic-novelty is of the explorer's reward: --mode explore or mix, not {config.mode}")
     if config.explorer_critics == "sum" and config.mode != "mix":
         raise ConfigError(f"--explorer-critics sum needs two rewards to sum: --mode mix, not {config.mode}")

@@ -21,6 +21,7 @@ from envs import own
 from envs.environment import Environment
 from stages.cli.arguments import Arguments, check
 from stages.cli.processes import Processes
+from stages.cli.validate import check_countable
 from stages.config import Config, ConfigError, Hypers
 from stages.library.agents import joined
 from stages.library.save import empty_folder, save_run
@@ -107,6 +108,7 @@ def train(
     arguments = _arguments(config, hypers, {"seeds": seeds, "seed_start": seed_start, "log_points": log_points}, where)
     folder = None if save is None else _folder(save, env)
     env = envs.make(config.env, dict(config.env_args)) if env is None else own.checked("env", env)
+    check_countable(config, env.name, env.states is not None)
     setup = RunSetup.of(arguments, [Trial("", arguments)], env, Processes())
     log, groups = RunLog(setup, time.monotonic(), table=[]), []
     if on_progress is not None:

@@ -13,6 +13,7 @@ from envs.environment import Environment
 from stages.cli import terminal
 from stages.cli.processes import Processes
 from stages.cli.signals import Signals
+from stages.cli.validate import check_countable
 from stages.config import Hypers
 from stages.log.hooks import (
     chunk_rows,
@@ -45,6 +46,7 @@ def train_program(program: Program, processes: Processes, signals: Signals, star
     """
     config = program.arguments.config
     env = envs.make(config.env, dict(config.env_args))
+    check_countable(config, env.name, env.states is not None)
     opened = open_run(program, processes)
     try:
         setup = RunSetup.of(program.arguments, program.trials, env, processes, opened.folder, opened.trials)

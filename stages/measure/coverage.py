@@ -3,7 +3,7 @@
 Rows are counted as they are collected, on the device. There is no record of an environment whose states cannot be
 counted (envs/states.py says which can).
 
-Axes: X states, U actions that are told apart, N environments, C capacity of the ring, A action vector.
+Axes: X states, U actions that are told apart, N environments, C capacity of the ring, n rows, A action vector.
 """
 
 import equinox as eqx
@@ -77,6 +77,19 @@ def count_row(
         solved = _first(solved, ended & (10 * missed < SOLVED_TENTHS * number), number)
         misses = missed[-1]
     return Coverage(visits, states, episodes, misses, goal, solved)
+
+
+def visits_at(coverage: Coverage | None, position: Int[Array, " n"], env: Int[Array, " n"]) -> Int[Array, "n U"] | None:
+    """How often each action was taken in the states of these rows of the ring; 0 where none was taken at the row.
+
+    Args:
+        position: counted on beyond the ring's end.
+        env: which environment's row it is.
+    """
+    if coverage is None:
+        return None
+    state = coverage.where[position % coverage.where.shape[0], env]
+    return jnp.where(state[:, None] < 0, 0, coverage.visits[state])
 
 
 def _first(before: Int[Array, ""], event: Bool[Array, " N"], number: Int[Array, " N"]) -> Int[Array, ""]:

@@ -120,6 +120,8 @@ METRICS = (
         Metric("train/loss/rnd", "nats", "RND's loss", "error of the predictor of a random network", "rnd.py"),
         Metric("train/loss/elliptical", "bonus", "elliptical bonus",
                "mean bonus of pairs drawn uniformly, before each step", "elliptical.py"),
+        Metric("train/loss/count", "squared bonus", "count bonus's loss",
+               "squared error of the predicted 1 / sqrt(1 + visits), mean over actions", "count.py"),
     )),
     MetricGroup("Behaviours", "tasker and explorer, as their actors and critics see them in imagination", (
         Metric("train/[explorer_]ent", "nats", "entropy of the actor",
