@@ -38,10 +38,12 @@ def _minigrid_tile(thing: int, colour: int = 4, state: int = 0) -> Float[np.ndar
 
 def craftax_tiles(obs: Float[np.ndarray, " P"], own_id: str) -> Float[np.ndarray, "rows columns K K 3"]:
     """Craftax's symbolic observation: blocks with the suite's textures, a light dot for a creature or an arrow, a red
-    one for the player. What is out of the light is dark."""
+    one for the player. What is out of the light is dark. The suite makes its textures when they are first asked for."""
     classic = "Classic" in own_id
     constants: Any = importlib.import_module(f"craftax.{'craftax_classic' if classic else 'craftax'}.constants")
-    textures = np.asarray(constants.TEXTURES[constants.BLOCK_PIXEL_SIZE_AGENT]["block_textures"])[..., :3] / 255
+    textures = (
+        np.asarray(constants.load_all_textures()[constants.BLOCK_PIXEL_SIZE_AGENT]["block_textures"])[..., :3] / 255
+    )
     rows, columns = constants.OBS_DIM
     blocks = len(constants.BlockType)
     behind = 0 if classic else len(constants.ItemType)  # items stand between the blocks and the creatures

@@ -44,7 +44,7 @@ def test_craftax_has_textures_creatures_and_a_player(own_id, monkeypatch):
     blocks, items = 4, 2
     textures = np.zeros((blocks, 7, 7, 3)) + 255 * np.arange(blocks)[:, None, None, None] / 10
     constants = types.SimpleNamespace(
-        TEXTURES={7: {"block_textures": textures}}, BLOCK_PIXEL_SIZE_AGENT=7, OBS_DIM=(3, 3),
+        load_all_textures=lambda: {7: {"block_textures": textures}}, BLOCK_PIXEL_SIZE_AGENT=7, OBS_DIM=(3, 3),
         BlockType=range(blocks), ItemType=range(items),
     )  # fmt: skip
     monkeypatch.setattr(importlib, "import_module", lambda name: constants)
