@@ -10,7 +10,7 @@ import pytest
 import run
 from stages.commands.command import command
 from stages.commands.grid import leave_grid
-from stages.figures.grid import _draw_curves, _scale, plot_grid
+from stages.figures.grid import _draw_curves, _draw_setting, _scale, plot_grid
 from stages.report.grid import grid_of, table_of
 from stages.report.read import read_runs
 from stages.report.tables import NO_INTERVAL
@@ -168,6 +168,31 @@ def test_colours_begin_at_the_untrained_score(tmp_path):
     grid = grid_of(write_grid(tmp_path, [{"lr": "1e-3"}, {"lr": "1e-2"}], [(0.5, 0.5), (1.0, 1.0)]))
     assert grid.untrained == 0.0
     assert [float(_scale(grid)(cell.interval.iqm)) for cell in grid.cells] == [1.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("finals", "colours"),
+    [
+        ([(-1.0, -1.0), (-4.0, -4.0)], [0.75, 0.0]),  # untrained, 0, is better than both
+        ([(1.0, 1.0), (-1.0, -1.0)], [1.0, 0.0]),
+        ([(0.0, 0.0), (0.0, 0.0)], [0.0, 0.0]),
+    ],
+)
+def test_trials_that_are_worse_than_untrained_have_colours_of_their_own(tmp_path, finals, colours):
+    grid = grid_of(write_grid(tmp_path, [{"lr": "1e-3"}, {"lr": "1e-2"}], finals))
+    assert [float(_scale(grid)(cell.interval.iqm)) for cell in grid.cells] == colours
+
+
+@pytest.mark.parametrize(("values", "whole"), [(("3", "4", "5"), True), (("3.1", "3.2", "3.3"), False)])
+def test_whole_numbers_have_no_fractions_on_their_axis(tmp_path, values, whole):
+    from matplotlib.figure import Figure
+
+    choices = [{"warmup": value} for value in values]
+    grid = grid_of(write_grid(tmp_path, choices, [(0.1, 0.1), (0.2, 0.2), (0.3, 0.3)]))
+    axes = Figure().subplots()
+    _draw_setting(axes, grid, "warmup")
+    ticks = axes.get_xticks()
+    assert len(ticks) >= 3 and bool((ticks % 1 == 0).all()) == whole
 
 
 def test_every_trial_has_a_curve(tmp_path):

@@ -41,7 +41,7 @@ UNTRAINED: dict[str, Any] = {"color": INK, "linewidth": 1.1, "linestyle": (0, (5
 def plot_grid(path: Path, grid: Grid) -> None:
     """A map of two settings that were combined, else a panel for each setting; below, each trial's learning curve.
 
-    Colours are interquartile means of final scores, from the untrained score to the best trial's.
+    Colours are interquartile means of final scores, and the untrained score is marked on their scale.
 
     Raises:
         RunFolderError: the file cannot be written.
@@ -67,12 +67,12 @@ def plot_grid(path: Path, grid: Grid) -> None:
 
 
 def _scale(grid: Grid) -> Normalize:
-    """From the untrained score, or the worst trial's where nobody knows it, to the best trial's."""
+    """From the lowest to the highest of the trials' scores and the untrained one: trials may be worse than that."""
     from matplotlib.colors import Normalize
 
-    scores = [cell.interval.iqm for cell in grid.cells if math.isfinite(cell.interval.iqm)] or [0.0]
-    low = grid.untrained if math.isfinite(grid.untrained) else min(scores)
-    return Normalize(low, max(scores) if max(scores) > low else low + 1.0, clip=True)
+    scores = [score for score in (*(cell.interval.iqm for cell in grid.cells), grid.untrained) if math.isfinite(score)]
+    low, high = min(scores, default=0.0), max(scores, default=0.0)
+    return Normalize(low, high if high > low else low + 1.0, clip=True)
 
 
 def _colours() -> ListedColormap:
@@ -100,9 +100,14 @@ def _draw_curves(axes: Axes, grid: Grid, scale: Normalize) -> None:
     if math.isfinite(grid.untrained):
         axes.axhline(grid.untrained, **UNTRAINED, label="untrained")
     axes.set_ylabel(f"{'evaluation' if evaluated else 'training'} score (IQM)", fontsize=9, color=INK)
-    axes.figure.colorbar(ScalarMappable(scale, colours), ax=axes, label="final score (IQM)", shrink=0.9).ax.tick_params(
-        labelsize=8
-    )
+    known = math.isfinite(grid.untrained)
+    label = "final score (IQM)" + ("; arrow: untrained" if known else "")
+    bar = axes.figure.colorbar(ScalarMappable(scale, colours), ax=axes, label=label, shrink=0.9).ax
+    bar.tick_params(labelsize=8)
+    bar.yaxis.label.set_size(8)
+    if known:
+        at_the_left = bar.get_yaxis_transform()
+        bar.plot([-0.4], [grid.untrained], ">", color=INK, markersize=5, transform=at_the_left, clip_on=False)
 
 
 def _values(grid: Grid, name: str) -> list[str]:
@@ -150,8 +155,8 @@ def _draw_setting(axes: Axes, grid: Grid, name: str) -> None:
     numbers = [float(value) for value in values] if numeric else []
     if numeric and min(numbers) > 0 and max(numbers) >= 10 * min(numbers):
         axes.set_xscale("log")
-    elif numeric:
-        axes.locator_params("x", nbins=5)  # a panel is narrow: more labels would touch
+    elif numeric:  # a panel is narrow: more labels would touch
+        axes.locator_params("x", nbins=5, integer=all(number.is_integer() for number in numbers))
     else:
         axes.set_xticks(range(len(values)), values, fontsize=8, rotation=20, ha="right", parse_math=False)
     axes.set_xlabel(name, fontsize=9, color=INK)
