@@ -124,6 +124,7 @@ def test_summary_and_words():
     )
     log.goal_episode = np.array([0, 31, 20])
     assert novelty_line(log, 12, has_goal=True).endswith("2 of 3 seeds, first in episode 31 (medians over all seeds)")
+    assert "correlation of the rnd reward with visits" in novelty_line(log, 12, True, novelty="the rnd reward")
     assert novelty_line(log_of(seeds=1, ensemble=False), 12, has_goal=False) == "visited 4 of 12 states"
     assert novelty_line(log_of(seeds=1, ensemble=False), 12, has_goal=True).endswith("goal reached by 0 of 1 seeds")
 

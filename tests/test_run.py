@@ -62,7 +62,7 @@ def test_exploring_where_states_are_not_counted(tmp_path, capsys):
     code, folder = start(tmp_path, *words.split())
     assert code == 0
     said, metrics = capsys.readouterr().out, rows(folder)
-    assert "zero-shot" in said and "of an untrained ensemble's" in said
+    assert "zero-shot" in said and "of an untrained one's" in said
     assert [row["phase"] for row in metrics] == ["explore"] * 4
     assert all(np.isfinite(row["eval/score"]) and row["novelty/disagreement_random"] > 0 for row in metrics)
     shares = [row["novelty/untrained_share"] for row in metrics]

@@ -107,9 +107,19 @@ def _plot(folder: RunFolder, trial: Trial, log: RoundLog, states: StateSpace | N
         diverged=[log.diverged_at.get(seed, 0) for seed in log.round.seeds],
     )
     if states is not None:
-        seed, reward = log.round.seeds[0], config.explorer_reward
-        reward = "disagreement" if reward == "constant" else reward  # its ensemble is measured, and not paid
+        seed, reward = log.round.seeds[0], _measured(trial)
         plot_novelty(folder.path / "novelty.png", log.novelty, states, title=title, seed=seed, reward=reward)
+
+
+def _measured(trial: Trial) -> str:
+    """The intrinsic reward that is held beside visits: of the constant one, its ensemble's disagreement."""
+    reward = trial.arguments.config.explorer_reward
+    return "disagreement" if reward == "constant" else reward
+
+
+def _in_words(trial: Trial) -> str:
+    reward = _measured(trial)
+    return reward if reward == "disagreement" else f"the {reward} reward"
 
 
 def print_finished(trial: Trial, log: RoundLog, run: RunSetup) -> None:
@@ -118,10 +128,10 @@ def print_finished(trial: Trial, log: RoundLog, run: RunSetup) -> None:
         title = f"{_title(trial)}: final evaluation, {run.eval_episodes} episodes a seed"
         print_table(summarise(log.final, log.round.seeds), title, log.diverged_at)
     if run.states is not None:
-        terminal.say(novelty_line(log.novelty, run.states.count, run.has_goal))
+        terminal.say(novelty_line(log.novelty, run.states.count, run.has_goal, _in_words(trial)))
     elif np.isfinite(log.untrained_share).any():
         share = np.nanmedian(log.untrained_share)
-        terminal.say(f"disagreement about what was collected last: {share:.2g} of an untrained ensemble's (median)")
+        terminal.say(f"{_in_words(trial)} about what was collected last: {share:.2g} of an untrained one's (median)")
     for line in log.events.lines(run.achievements):
         terminal.say(line)
     if trial.arguments.checkpoint_best:

@@ -206,12 +206,12 @@ def summary(log: NoveltyLog | None, states: int | None) -> JsonObject:
     return {"states": states} | dict(zip(names, values, strict=True))
 
 
-def novelty_line(log: NoveltyLog, states: int, has_goal: bool) -> str:
-    """The sweep's coverage in a line for the terminal."""
+def novelty_line(log: NoveltyLog, states: int, has_goal: bool, novelty: str = "disagreement") -> str:
+    """The sweep's coverage in a line for the terminal. `novelty`: what was held beside visits."""
     seeds = len(log.goal_episode)
     parts = [f"visited {np.median(log.metrics[-1]['visited_states']):,g} of {states:,} states"]
     if np.isfinite(log.correlation).any():
-        parts.append(f"rank correlation of disagreement with visits {np.nanmedian(log.correlation):.2f}")
+        parts.append(f"rank correlation of {novelty} with visits {np.nanmedian(log.correlation):.2f}")
     if has_goal:
         median = median_episode(log.goal_episode)
         reached = np.count_nonzero(log.goal_episode)
