@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from envs.environment import StateSpace
-from stages.figures.novelty_maps import disagreement_scale, plot_novelty
+from stages.figures.novelty_maps import _draw_coverage, disagreement_scale, plot_novelty
 from stages.report.novelty import (
     Map,
     NoveltyLog,
@@ -150,6 +150,15 @@ def test_pictures_are_drawn(tmp_path, ensemble, grid, points):
     walls = np.abs(image - np.array([0xC9] * 3) / 255).max(-1) < 0.01
     assert (walls.mean() > 0.005) == bool(rows)
     assert [p.name for p in tmp_path.iterdir()] == ["novelty.png"]
+
+
+def test_states_are_counted_in_whole_numbers():
+    from matplotlib.figure import Figure
+
+    axes, states = Figure().subplots(), StateSpace(21, 21, lambda state: state)
+    _draw_coverage(axes, log_of(states=21), states)
+    ticks = axes.get_yticks()
+    assert len(ticks) >= 4 and (ticks % 1 == 0).all()
 
 
 def test_one_scale_for_disagreement_at_all_points():

@@ -115,6 +115,7 @@ def _draw_visited(axes: Axes, runs: Sequence[Result], colours: Mapping[str, str]
     for run in runs:
         _draw_band(axes, run, run.metrics[VISITED], colours[run.name])
     axes.set_ylim(bottom=0)
+    axes.locator_params("y", integer=True)
 
 
 def _draw_band(axes: Axes, run: Result, values: Floats, colour: str) -> None:

@@ -132,6 +132,7 @@ def _draw_coverage(axes: Axes, log: NoveltyLog, states: StateSpace) -> None:
         states.count, color=INK, linewidth=1.1, linestyle=(0, (5, 3)), label=f"{states.count:,} can be reached"
     )
     axes.set_ylim(0, 1.06 * max(states.count, curves.max()))
+    axes.locator_params("y", integer=True)
     axes.set_ylabel("states visited", color=INK, fontsize=9)
     axes.legend(frameon=False, fontsize=8, loc="best")
 
