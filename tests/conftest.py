@@ -82,6 +82,7 @@ GROUPS = {
     "test_scale::test_a_sweep_too_big_for_memory_is_trained_in_rounds": "rounds",
     **dict.fromkeys(["test_run", "test_watch"], "mixed"),
     "test_metrics::test_every_key_of_a_run_is_in_the_table[mix]": "mixed",
+    "test_notebook::test_it_runs_to_its_end": "mixed",
 }
 # They take longest, and begin first: else one process would end with them while the other has nothing to do.
 LONGEST = ["rounds", "mixed", "test_learning", "test_scale", "test_sweep", "test_train"]
