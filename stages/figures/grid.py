@@ -101,10 +101,9 @@ def _draw_curves(axes: Axes, grid: Grid, scale: Normalize) -> None:
         axes.axhline(grid.untrained, **UNTRAINED, label="untrained")
     axes.set_ylabel(f"{'evaluation' if evaluated else 'training'} score (IQM)", fontsize=9, color=INK)
     known = math.isfinite(grid.untrained)
-    label = "final score (IQM)" + ("; arrow: untrained" if known else "")
-    bar = axes.figure.colorbar(ScalarMappable(scale, colours), ax=axes, label=label, shrink=0.9).ax
+    bar = axes.figure.colorbar(ScalarMappable(scale, colours), ax=axes, shrink=0.9).ax
+    bar.set_ylabel("final score (IQM)" + ("; arrow: untrained" if known else ""), fontsize=8)
     bar.tick_params(labelsize=8)
-    bar.yaxis.label.set_size(8)
     if known:
         at_the_left = bar.get_yaxis_transform()
         bar.plot([-0.4], [grid.untrained], ">", color=INK, markersize=5, transform=at_the_left, clip_on=False)
