@@ -20,7 +20,8 @@ import run
 from envs import registry
 from stages.cli.signals import Signals
 from stages.commands.command import command
-from stages.loop import checkpoint_policy
+from stages.log import hooks
+from stages.loop import checkpoint_policy, training_loop
 from stages.store import folder as run_folder
 from stages.store.fingerprint import COMPUTATION, fingerprint
 from stages.sweep import rounds, start
@@ -206,9 +207,20 @@ def test_a_run_with_a_setting_that_went_is_refused(whole, tmp_path, capsys):
     assert "--ensemble.trunk 1 (now gone)" in capsys.readouterr().err
 
 
-def test_more_steps_are_as_if_they_had_been_asked_for_at_once(whole, tmp_path, capsys):
-    """The ring grows; chunks stay as long as they were."""
+def test_more_steps_are_as_if_they_had_been_asked_for_at_once(whole, tmp_path, monkeypatch, capsys):
+    """The ring grows; chunks stay as long as they were. Killed before its first chunk, the run still goes on."""
+
+    class Killed(BaseException):
+        pass
+
+    def log_plan(*args):
+        hooks.log_plan(*args)
+        raise Killed
+
     more, at_once = shutil.copytree(whole, tmp_path / "more"), tmp_path / "at_once"
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(training_loop, "log_plan", log_plan)
+        run.main([*WORDS, str(more), "--steps", "45"])
     assert run.main([*WORDS, str(more), "--steps", "45"]) == 0
     assert "going on from the checkpoint at 25 steps" in capsys.readouterr().out
     assert run.main([*WORDS, str(at_once), "--steps", "45", "--log-points", "4"]) == 0

@@ -55,6 +55,9 @@ def log_plan(log: RunLog, plan: Plan, compile_seconds: float) -> None:
     log.planned_steps, config = plan.steps, run.arguments.config
     _say(plan_lines(plan, config.steps + config.adapt_steps, compile_seconds))
     config = dataclasses.asdict(run.arguments) | {"versions": versions()}
+    for folder in {run.folder, *run.folders}:
+        if (old := folder.summary or {}).get("finished"):  # it is prolonged: killed from here on, it is not at its end
+            folder.write_summary(old | {"finished": False})
     run.folder.write_config(config)
     if run.trials[0].name:
         for trial, folder in zip(run.trials, run.folders, strict=True):
