@@ -56,7 +56,7 @@ def explorer_rewards(config: Config, hypers: Hypers) -> tuple[Reward, ...]:
     if config.mode in ("task", "random"):
         return ()
     name = config.explorer_reward
-    if name == ConstantReward.name:
+    if name == ConstantReward.name and not config.episodic_novelty:
         return (Reward(name, {"intrinsic": 1.0}, _like_dreamer(hypers)),)
     # Averages of small ranges show their start at zero: they are debiased.
     floor = hypers.intrinsic_floor if config.mode == "explore" else hypers.mix_intrinsic_floor

@@ -97,6 +97,7 @@ def test_what_a_mode_sets_is_said_and_a_low_train_ratio_warns():
     )
     text = " ".join(said("--mode explore").split())
     assert "set by mode explore:" in text and "--replay.train-ratio 64.0" in text and "--hypers.free-nats 0.1" in text
+    assert "--episodic-novelty True" in text and "--intrinsic-centred True" in text
     assert "--task-norm rms" in text and "--extrinsic-norm" not in text and "--extrinsic-norm rms" in said("--mode mix")
     assert "warning" not in text and "beside the preset" not in said("--mode explore --env Catch-bsuite")
     slow = " ".join(said("--mode explore --replay.train-ratio 16").split())

@@ -124,6 +124,10 @@ def test_weights_and_divisors_are_the_hypers(norm):
     (constant,) = explorer_rewards(Config(mode="explore", intrinsic_norm=norm, explorer_reward="constant"), HYPERS)
     (summed,) = explorer_rewards(Config(mode="mix", intrinsic_norm=norm, explorer_critics="sum"), HYPERS)
     assert constant.objective == summed.objective == DREAMER
+    episodic = Config(mode="explore", intrinsic_norm=norm, explorer_reward="constant", episodic_novelty=True)
+    assert (
+        explorer_rewards(episodic, HYPERS)[0].objective == alone.objective
+    )  # a constant, and so episodic novelty alone
     assert summed.weights == {"intrinsic": 0.25, "extrinsic": 3.0}
 
 
