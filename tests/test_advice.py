@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from stages.report.advice import advice_line
-from stages.report.read import read_runs
+from stages.results.read import read_runs
 from tests.written import write_run
 
 LN3 = math.log(3)

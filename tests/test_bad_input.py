@@ -165,7 +165,7 @@ PRINTS = """
 import sys
 from stages.report import score_table
 from stages.cli import terminal
-from stages.report.statistics import summarise
+from stages.results.statistics import summarise
 terminal.replace_unencodable()
 for _ in range(2):
     terminal.say("a line of größe")

@@ -20,8 +20,8 @@ from stages.agent import Agent
 from stages.collect import Episodes, collect, start
 from stages.log.events import EventLog, crafter_score
 from stages.log.round_log import metric_rows
-from stages.report.read import Result
 from stages.report.tables import event_table
+from stages.results.read import Result
 from stages.store.files import plain
 from stages.train import Progress
 from stages.uniform import RandomPolicy

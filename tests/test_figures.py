@@ -13,7 +13,7 @@ import pytest
 from stages.figures import curves, look
 from stages.figures.curves import curves_figure, plot_curves
 from stages.report import score_table
-from stages.report.statistics import summarise
+from stages.results.statistics import summarise
 from stages.store.files import RunFolderError
 from tests.written import pixels
 

@@ -12,8 +12,8 @@ from stages.commands.command import command
 from stages.commands.grid import leave_grid
 from stages.figures.grid import _draw_curves, _draw_setting, _scale, plot_grid
 from stages.report.grid import grid_of, table_of
-from stages.report.read import read_runs
 from stages.report.tables import NO_INTERVAL
+from stages.results.read import read_runs
 from stages.store.load import load_run
 from stages.sweep import start
 from tests.runs import CATCH, ask, at_chunk, rows

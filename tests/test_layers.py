@@ -20,6 +20,7 @@ LAYERS = [
     ["cli"],
     ["store"],
     ["sweep"],
+    ["results"],
     ["report"],
     ["figures"],
     ["log"],

@@ -26,7 +26,7 @@ from stages.evaluate import evaluate
 from stages.library import training
 from stages.library.policy import _stored
 from stages.measure.open_loop import play_rows
-from stages.report.read import read_runs
+from stages.results.read import read_runs
 from stages.store.files import RunFolderError
 from stages.store.load import AgentBatch
 from tests.conftest import arbitrary, pick, tree_equal

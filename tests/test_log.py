@@ -25,7 +25,7 @@ from stages.log.lines import Pace, explored_words
 from stages.log.round_log import RoundLog, ScoreCurve, metric_rows
 from stages.log.run_log import RunLog, RunSetup
 from stages.replay import StepCounters
-from stages.report.novelty import NoveltyLog
+from stages.results.novelty import NoveltyLog
 from stages.store import folder as folder_module
 from stages.store.files import RunFolderError, plain, write_error
 from stages.store.folder import RunFolder

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.report.metrics import METRICS, SUMMARY, find_metric, label_of, metrics_page
+from stages.results.metrics import METRICS, SUMMARY, find_metric, label_of, metrics_page
 from tests.runs import MIXED, ROUNDS, rows
 
 ROOT = Path(__file__).parents[1]

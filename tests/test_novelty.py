@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 
 from envs.environment import StateSpace
 from stages.figures.novelty_maps import _draw_coverage, disagreement_scale, plot_novelty
-from stages.report.novelty import (
+from stages.results.novelty import (
     Map,
     NoveltyLog,
     contrast_metrics,

@@ -12,7 +12,7 @@ import pytest
 from envs import env_step, registry
 from envs.errors import EnvError
 from stages.cli.parse import parse
-from stages.report.read import Result
+from stages.results.read import Result
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "docs" / "experiments"))  # run by hand, so not a package
 

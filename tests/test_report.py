@@ -13,7 +13,7 @@ import pytest
 from stages.commands.command import command
 from stages.commands.page import page
 from stages.figures.metric import metric_figure
-from stages.report.read import read_runs
+from stages.results.read import read_runs
 from tests.written import COUNTED, listed, write_run
 
 NAN = math.nan

@@ -20,8 +20,8 @@ from stages.figures.comparison import _draw_band, _rows, group_colours
 from stages.report.compare import compare, described, differing_settings
 from stages.report.export import write_scores, write_table
 from stages.report.grid import grid_of
-from stages.report.read import TRAINING, read_runs
 from stages.report.tables import NO_INTERVAL, markdown, print_tables, tables
+from stages.results.read import TRAINING, read_runs
 from stages.store.files import RunFolderError
 from tests.written import COUNTED, listed, write_run
 

@@ -8,7 +8,7 @@ import pytest
 import scipy.stats
 
 from stages.report import statistics
-from stages.report.statistics import aggregates, improvement, iqm_curve, summarise
+from stages.results.statistics import aggregates, improvement, iqm_curve, summarise
 
 NAN, INF = float("nan"), float("inf")
 

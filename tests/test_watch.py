@@ -18,7 +18,7 @@ from stages.cli.saved_settings import settings_of
 from stages.commands.command import command
 from stages.config import ConfigError, Hypers
 from stages.figures.look import wrapped
-from stages.report.read import read_runs
+from stages.results.read import read_runs
 from stages.store.checkpoint import CheckpointId, Checkpoints
 from stages.store.files import RunFolderError
 from stages.store.fingerprint import COMPUTATION, spaces_of

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "bench"))
 
 from common import ROOT, interval, table
 
-from stages.report.read import Floats, Result, read_run  # by the path that common adds
+from stages.results.read import Floats, Result, read_run  # by the path that common adds
 
 SEEDS = 4  # of a run
 POINTS = 20  # log points of a run

@@ -25,8 +25,8 @@ from stages.figures.look import write_figure
 from stages.report.compare import compare
 from stages.report.export import write_scores, write_table
 from stages.report.grid import grid_of
-from stages.report.read import read_run, read_runs
 from stages.report.tables import comparison_json, markdown, print_tables, tables
+from stages.results.read import read_run, read_runs
 from stages.store.files import RunFolderError, make_folder, write_json, write_whole
 
 MOST_PLAYED = 65_536  # episodes of a seed side by side, or rows of a film: as many as of --eval-episodes

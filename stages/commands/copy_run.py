@@ -12,8 +12,8 @@ import numpy as np
 from stages.cli.processes import Processes
 from stages.cli.settings_file import JsonObject, Settings
 from stages.config import ConfigError
-from stages.report.read import PER_SEED, read_metrics, read_summary
-from stages.report.statistics import summarise
+from stages.results.read import PER_SEED, read_metrics, read_summary
+from stages.results.statistics import summarise
 from stages.store.checkpoint import CheckpointId, Checkpoints
 from stages.store.files import RunFolderError, encode_json, make_folder, write_json, write_whole
 from stages.store.fingerprint import spaces_of

@@ -10,8 +10,8 @@ from stages.figures.grid import plot_grid
 from stages.report.compare import differing_settings
 from stages.report.export import write_table
 from stages.report.grid import grid_of, table_of
-from stages.report.read import read_runs
 from stages.report.tables import markdown, print_tables
+from stages.results.read import read_runs
 from stages.store.files import write_whole
 
 

@@ -21,10 +21,10 @@ from stages.commands.page_frame import PAGE
 from stages.figures.curves import curves_figure
 from stages.figures.metric import ARRIVALS, metric_figure
 from stages.report.compare import NO_SETTING, Line, compare, described, show_value
-from stages.report.metrics import METRICS, MetricGroup, find_metric, label_of
-from stages.report.read import EVALUATION, EXPLORED, TRAINING, Result
 from stages.report.score_table import NO_INTERVAL_WORDS, decimals, number
-from stages.report.statistics import LEAST_SEEDS
+from stages.results.metrics import METRICS, MetricGroup, find_metric, label_of
+from stages.results.read import EVALUATION, EXPLORED, TRAINING, Result
+from stages.results.statistics import LEAST_SEEDS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -25,8 +25,8 @@ from stages.figures.look import (
     write_figure,
 )
 from stages.report.compare import LENGTH, Comparison, Group, Pair, described, differing_settings, final_scores
-from stages.report.read import EVALUATION, Result
-from stages.report.statistics import LEAST_SEEDS, Estimate, Floats, iqm_curve
+from stages.results.read import EVALUATION, Result
+from stages.results.statistics import LEAST_SEEDS, Estimate, Floats, iqm_curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

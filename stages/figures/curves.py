@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stages.figures.look import BLUE, GREY, INK, RED, dress_steps, legend_below, new_figure, wrapped, write_figure
-from stages.report.statistics import LEAST_SEEDS, iqm_curve
+from stages.results.statistics import LEAST_SEEDS, iqm_curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -24,8 +24,8 @@ from stages.figures.look import (
     write_figure,
 )
 from stages.report.grid import Grid
-from stages.report.read import EVALUATION, TRAINING
-from stages.report.statistics import LEAST_SEEDS, iqm_curve
+from stages.results.read import EVALUATION, TRAINING
+from stages.results.statistics import LEAST_SEEDS, iqm_curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

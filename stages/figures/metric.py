@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stages.figures.look import BLUE, GREY, dress, scale_steps
-from stages.report.statistics import Floats
+from stages.results.statistics import Floats
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from envs.environment import StateSpace
 from stages.figures.look import BLUE, GREY, INK, PICTURE_WIDTH, dress_steps, new_figure, wrapped, write_figure
-from stages.report.novelty import BINS, Map, NoveltyLog
+from stages.results.novelty import BINS, Map, NoveltyLog
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -30,8 +30,8 @@ from stages.log.round_log import RoundLog
 from stages.log.run_log import MetricRow, RunLog, RunSetup
 from stages.loop.training_loop import train_rounds
 from stages.replay import StepCounters
-from stages.report.read import tabulated
-from stages.report.statistics import Floats
+from stages.results.read import tabulated
+from stages.results.statistics import Floats
 from stages.store.load import AgentBatch, take_seeds
 from stages.sweep.start import local_devices
 from stages.sweep.trials import Trial

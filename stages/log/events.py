@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.report.statistics import mean_of
+from stages.results.statistics import mean_of
 
 Counts = NDArray[np.int64]
 METRIC = "event/"

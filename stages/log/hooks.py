@@ -25,7 +25,7 @@ from stages.log.summary import print_finished, write_finished, write_unfinished
 from stages.measure.measurement import Measurement
 from stages.replay import StepCounters
 from stages.report.advice import advice_line
-from stages.report.read import read_run
+from stages.results.read import read_run
 from stages.store.files import RunFolderError, disk_is_full
 from stages.store.folder import RunFolder
 from stages.sweep.memory import Devices, peak_memory_mb

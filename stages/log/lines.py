@@ -10,8 +10,8 @@ import numpy as np
 from envs.environment import StateSpace
 from stages.cli.arguments import Arguments
 from stages.cli.saved_settings import beyond_preset, flag_of, set_by_mode
-from stages.report.novelty import NoveltyLog
-from stages.report.statistics import summarise
+from stages.results.novelty import NoveltyLog
+from stages.results.statistics import summarise
 from stages.sweep.memory import Devices
 from stages.sweep.rounds import Plan, Round
 from stages.sweep.trials import Trial

@@ -10,7 +10,7 @@ from stages.cli.processes import Processes
 from stages.log.round_log import RoundLog, shortest
 from stages.measure.measurement import DisagreementBaselines, Measurement, Novelty
 from stages.measure.open_loop import AHEAD
-from stages.report.novelty import Map, contrast_metrics, novelty_metrics
+from stages.results.novelty import Map, contrast_metrics, novelty_metrics
 
 Columns = dict[str, list[float] | list[int | None]]
 

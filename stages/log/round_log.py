@@ -11,7 +11,7 @@ from jaxtyping import ArrayLike
 from stages.cli.settings_file import JsonObject
 from stages.config import Config
 from stages.log.events import METRIC, EventLog
-from stages.report.novelty import NoveltyLog
+from stages.results.novelty import NoveltyLog
 from stages.store.best import BestPoints, best_points
 from stages.sweep.rounds import Phase, Round
 from stages.train import Progress

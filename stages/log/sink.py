@@ -19,7 +19,7 @@ import numpy as np
 from stages.cli import terminal
 from stages.cli.settings_file import Settings
 from stages.cli.trackers import PACKAGES, Kind
-from stages.report.statistics import summarise
+from stages.results.statistics import summarise
 from stages.store.files import write_whole
 
 IDENTITY = ".tracker-id"

@@ -16,9 +16,9 @@ from stages.figures.curves import plot_curves
 from stages.figures.novelty_maps import plot_novelty
 from stages.log.round_log import RoundLog
 from stages.log.run_log import RunSetup
-from stages.report.novelty import novelty_line, summary
 from stages.report.score_table import print_table
-from stages.report.statistics import summarise
+from stages.results.novelty import novelty_line, summary
+from stages.results.statistics import summarise
 from stages.store.files import RunFolderError, disk_is_full
 from stages.store.folder import RunFolder
 from stages.sweep.trials import Trial

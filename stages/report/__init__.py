@@ -1,1 +1,1 @@
-"""What scores say: statistics over seeds, runs read again and compared, tables."""
+"""What is made of results: comparisons, tables, advice, copies for other programs."""

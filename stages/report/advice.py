@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from stages.cli.saved_settings import flag_of
-from stages.report.read import Result
-from stages.report.statistics import Floats, summarise
+from stages.results.read import Result
+from stages.results.statistics import Floats, summarise
 
 FULL_ENTROPY = 0.98  # share of the largest entropy from which on a policy is as good as uniform
 FAR_BELOW = 0.01  # share of its floor below which what divides advantages leaves nothing to learn from

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.cli.saved_settings import UNCHECKED, beyond_preset, flag_of, set_by_mode
-from stages.report.novelty import median_episode
-from stages.report.read import EVALUATION, EXPLORED, TRAINING, Result
-from stages.report.statistics import Estimate, Floats, aggregates, improvement
+from stages.results.novelty import median_episode
+from stages.results.read import EVALUATION, EXPLORED, TRAINING, Result
+from stages.results.statistics import Estimate, Floats, aggregates, improvement
 
 ENVIRONMENT = {"config.env", "config.env_args"}
 LENGTH = {"config.steps", "config.adapt_steps"}

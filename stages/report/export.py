@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from stages.report.compare import final_scores
-from stages.report.read import EVALUATION, TRAINING, Result
+from stages.results.read import EVALUATION, TRAINING, Result
 from stages.store.files import write_whole
 
 

@@ -11,10 +11,10 @@ import numpy as np
 
 from stages.cli.arguments import mode_title
 from stages.report.compare import novelty_of
-from stages.report.read import Result
 from stages.report.score_table import decimals, number
-from stages.report.statistics import LEAST_SEEDS, Interval, summarise
 from stages.report.tables import NO_INTERVAL, Table, explored
+from stages.results.read import Result
+from stages.results.statistics import LEAST_SEEDS, Interval, summarise
 
 
 class Cell(NamedTuple):

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from stages.cli import terminal
-from stages.report.statistics import LEAST_SEEDS, Interval
+from stages.results.statistics import LEAST_SEEDS, Interval
 
 if TYPE_CHECKING:
     from rich.console import Console

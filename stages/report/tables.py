@@ -11,9 +11,9 @@ import numpy as np
 from stages.cli import terminal
 from stages.cli.settings_file import JsonObject
 from stages.report.compare import Comparison, Line, Pair, described, differing_settings, final_scores
-from stages.report.read import EXPLORED, Result
 from stages.report.score_table import decimals, number
-from stages.report.statistics import LEAST_SEEDS, Estimate, mean_of
+from stages.results.read import EXPLORED, Result
+from stages.results.statistics import LEAST_SEEDS, Estimate, mean_of
 
 if TYPE_CHECKING:
     from rich.console import Console

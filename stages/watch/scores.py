@@ -18,8 +18,8 @@ from stages.cli.settings_file import JsonObject
 from stages.evaluate import evaluate
 from stages.measure.open_loop import AHEAD, CONTEXT, open_loop_errors, play_rows
 from stages.report.score_table import decimals, number, print_table
-from stages.report.statistics import Floats, Interval, summarise
 from stages.report.tables import Table, print_tables
+from stages.results.statistics import Floats, Interval, summarise
 from stages.store.fingerprint import COMPUTATION, fingerprint
 from stages.store.load import AgentBatch, Loaded, select_behavior
 from stages.sweep.sweep import keys_of, mesh_for, over_seeds

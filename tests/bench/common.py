@@ -86,7 +86,7 @@ def interval(values: np.ndarray, statistic: Callable[..., Any], resamples: int =
 
 def iqm(scores: np.ndarray) -> str:
     """Interquartile mean of scores [seeds] with its 95 % bootstrap interval."""
-    from stages.report.statistics import summarise  # by the path above
+    from stages.results.statistics import summarise  # by the path above
 
     found = summarise(scores, range(scores.size))
     return f"{found.iqm:.2f} ({found.ci_low:.2f} to {found.ci_high:.2f})"
@@ -98,7 +98,7 @@ def first(run: Any, name: str) -> np.ndarray:
 
 
 def at(run: Any, name: str, rows: int) -> np.ndarray:
-    """A metric of a run that was read (stages/report/read.py), at the log point nearest to so many rows, [seeds]."""
+    """A metric of a run that was read (stages/results/read.py), at the log point nearest to so many rows, [seeds]."""
     return run.curve(name)[:, int(np.argmin(np.abs(run.steps - rows)))]
 
 

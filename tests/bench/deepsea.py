@@ -24,7 +24,7 @@ from common import first, interval, iqm
 from numpy.typing import NDArray
 from scipy.stats import beta
 
-from stages.report.read import EVALUATION, Result, read_run
+from stages.results.read import EVALUATION, Result, read_run
 
 EPISODES = {
     "explore": (300, 1000, 3000),

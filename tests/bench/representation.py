@@ -15,7 +15,7 @@ import numpy as np
 from common import interval, table
 
 from stages.measure.open_loop import AHEAD
-from stages.report.read import Result, read_runs
+from stages.results.read import Result, read_runs
 
 COLUMNS = {
     "KL": "train/kl",

@@ -25,7 +25,7 @@ from common import at, interval
 
 from envs import registry
 from stages.cli.parse import parse
-from stages.report.read import Result, read_run
+from stages.results.read import Result, read_run
 from stages.sweep.start import start_jax
 from stages.sweep.sweep import mesh_for
 

@@ -18,7 +18,7 @@ import common
 import numpy as np
 from common import at, interval, iqm
 
-from stages.report.read import Result, read_run
+from stages.results.read import Result, read_run
 
 SEEDS = 8
 TASKS = {

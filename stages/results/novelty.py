@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stages.cli.settings_file import JsonObject
-from stages.report.statistics import Floats
+from stages.results.statistics import Floats
 
 Ints = NDArray[np.integer]
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from envs.scales import scale_of
 from stages.cli.arguments import DEFAULTS, env_title
 from stages.cli.settings_file import JsonObject, Settings, flat
-from stages.report.statistics import Floats
+from stages.results.statistics import Floats
 from stages.store.files import RunFolderError, full_path, parse_json, printable, read_json
 from stages.store.folder import RunFolder, read_config
 
