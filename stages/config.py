@@ -234,8 +234,8 @@ class Config:
     actions, with the ensemble's inputs, sizes and updates; the elliptical bonus, in closed form, of random features of
     the decoded observation (--ensemble.frequencies, --ensemble.updates); 1 / sqrt(1 + n) after n visits, where states
     can be counted (count), learned from the latent with the ensemble's inputs, sizes and updates; or 1 for every step
-    (constant, in mode explore only). The constant is a control, while the ensemble is measured: with
-    --episodic-novelty True it pays episodic novelty alone, and without it asks for long episodes and nothing new."""
+    (constant, in mode explore only). The constant is a control, while the ensemble is measured: it pays episodic
+    novelty alone, or, where that is off, asks for long episodes and nothing new."""
     intrinsic_centred: bool = False
     """Divide the intrinsic reward by its mean over imagined states, and subtract 1: the end of an episode then costs
     the explorer nothing. In modes explore and mix, of a reward with a critic of its own."""
