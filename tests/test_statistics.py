@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from stages.report import statistics
+from stages.results import statistics
 from stages.results.statistics import aggregates, improvement, iqm_curve, summarise
 
 NAN, INF = float("nan"), float("inf")
