@@ -54,7 +54,7 @@ class EnvelopeEnvironment(Environment):
     costly_reset: bool = True  # worlds are generated, physics settles
     happened: Callable[[PyTree, PyTree], dict[str, Array]] = _nothing  # (state before, after) -> the step's events
     achievements: tuple[str, ...] = ()
-    tiles: Callable[[Any], np.ndarray] | None = None
+    tiles: Callable[[PyTree[np.ndarray]], np.ndarray] | None = None
 
     def reset(self, key: PRNGKeyArray) -> tuple[State, Timestep]:
         with own_broadcasting():

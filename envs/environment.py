@@ -168,7 +168,7 @@ class Environment(abc.ABC):
     goal: float | None = None  # an episode whose return is above has reached the goal; None: it has no goal
     costly_reset: bool = False  # whether a reset costs much more than a step: see `env_step`
     achievements: tuple[str, ...] = ()  # events that Crafter's score counts; without any there is no such score
-    tiles: Callable[[Any], np.ndarray] | None = None
+    tiles: Callable[[PyTree[np.ndarray]], np.ndarray] | None = None
     """An observation, as numpy -> the board that films draw: colours [rows, columns, K, K, 3] in 0..1, K dots a side.
     It is given a model's expectations too: means, and likeliest classes. None: films draw what the spaces say."""
 

@@ -49,7 +49,7 @@ TRIED_ROWS = 200
 
 
 def is_own(name: str) -> bool:
-    """Whether a name says where to import an environment from; no suite's id has a colon."""
+    """Whether a name has a colon, as `package.module:factory` has. `SUITE::ID` has two: ask `is_suites` first."""
     return ":" in name
 
 
@@ -86,7 +86,7 @@ def make_own(name: str, overrides: Mapping[str, Value]) -> Environment:
 
 
 def checked(name: str, made: object) -> Environment:
-    """An environment that was made already, as `make_own` has it of a factory that returns it. `name` is for messages.
+    """Check an environment, and adapt it if it is gymnax's, as `make_own` does. `name` is for messages.
 
     Errors: `EnvError`.
     """
@@ -113,7 +113,7 @@ def _explained(name: str, module: ModuleType | None) -> Iterator[None]:
 
 
 def _import(name: str, module_name: str) -> ModuleType:
-    """The module, from the working directory too: a program's own folder is all that Python looks through."""
+    """Import a module, also from the working directory: Python itself adds only the script's folder."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:

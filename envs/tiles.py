@@ -4,7 +4,6 @@ Axes: K dots of a tile's side.
 """
 
 import importlib
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Shaped
@@ -13,7 +12,7 @@ UNSEEN, FLOOR, WALL, DOOR, KEY, BALL, BOX, GOAL, LAVA, PLAYER = 0, 1, 2, 4, 5, 6
 """Objects of MiniGrid by navix's numbers."""
 GROUND = (0.13, 0.14, 0.17)
 FILLS = {UNSEEN: (0, 0, 0), WALL: (0.5, 0.5, 0.5), GOAL: (0.2, 0.7, 0.25), LAVA: (0.95, 0.5, 0.1)}
-COLOURS = np.array([
+OBJECT_COLOURS = np.array([
     [0.9, 0.2, 0.2], [0.25, 0.75, 0.3], [0.25, 0.45, 0.95], [0.6, 0.3, 0.8], [0.98, 0.85, 0.2], [0.6, 0.6, 0.6],
 ])  # fmt: skip
 """MiniGrid's red, green, blue, purple, yellow and grey."""
@@ -32,7 +31,7 @@ def _minigrid_tile(thing: int, colour: int = 4, state: int = 0) -> Float[np.ndar
     tile = np.tile(np.array(FILLS.get(thing, GROUND)), (3, 3, 1))
     shape = {DOOR: DOORS[state % 3], PLAYER: FACING[state % 4]}.get(thing, SHAPES.get(thing, "0" * 9))
     is_drawn = np.array([letter == "1" for letter in shape]).reshape(3, 3)
-    tile[is_drawn] = COLOURS[0 if thing == PLAYER else colour % len(COLOURS)]
+    tile[is_drawn] = OBJECT_COLOURS[0 if thing == PLAYER else colour % len(OBJECT_COLOURS)]
     return tile
 
 
@@ -40,7 +39,7 @@ def craftax_tiles(obs: Float[np.ndarray, " P"], own_id: str) -> Float[np.ndarray
     """Craftax's symbolic observation: blocks with the suite's textures, a light dot for a creature or an arrow, a red
     one for the player. What is out of the light is dark. The suite makes its textures when they are first asked for."""
     classic = "Classic" in own_id
-    constants: Any = importlib.import_module(f"craftax.{'craftax_classic' if classic else 'craftax'}.constants")
+    constants = importlib.import_module(f"craftax.{'craftax_classic' if classic else 'craftax'}.constants")
     textures = (
         np.asarray(constants.load_all_textures()[constants.BLOCK_PIXEL_SIZE_AGENT]["block_textures"])[..., :3] / 255
     )
@@ -56,5 +55,5 @@ def craftax_tiles(obs: Float[np.ndarray, " P"], own_id: str) -> Float[np.ndarray
     tiles[..., dot, dot, :] = np.where(
         cells[..., blocks + behind :][..., :creatures].max(-1)[..., None, None, None] > 0.5, 1, tiles[..., dot, dot, :]
     )
-    tiles[rows // 2, columns // 2, dot, dot] = COLOURS[0]
+    tiles[rows // 2, columns // 2, dot, dot] = OBJECT_COLOURS[0]
     return tiles

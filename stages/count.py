@@ -2,7 +2,7 @@
 
 An imagined state has no index whose count could be looked up. A network therefore learns the bonus of every action at
 replayed rows, whose states are known, with the counts of the moment; in imagination its prediction is paid. In states
-that no row was in it extrapolates, from a start at 1, the bonus of what was never tried.
+that were never visited the network extrapolates. Its output starts at 1, the bonus of an action never tried.
 
 It reads what the ensemble reads (`--ensemble.input`) and has the ensemble's sizes, updates and learning rate, as RND.
 
@@ -24,7 +24,7 @@ from envs.environment import ActionSpace, Space
 from stages.config import Config, EnsembleConfig, Hypers
 from stages.ensemble import own_optimizer
 from stages.imagine import posterior
-from stages.intrinsic import Counts, IntrinsicReward
+from stages.intrinsic import IntrinsicReward, VisitCounts
 from stages.networks.layers import Head
 from stages.obs_numbers import ObsNumbers, input_size, state_action_inputs
 from stages.replay import Row
@@ -77,7 +77,7 @@ class CountBonus(IntrinsicReward):
         return own_optimizer(hypers).init(eqx.filter(self.predictor, eqx.is_array))
 
     def update(
-        self, opt_state: optax.OptState, model: WorldModel, pairs: Row, counts: Counts, hypers: Hypers
+        self, opt_state: optax.OptState, model: WorldModel, pairs: Row, counts: VisitCounts, hypers: Hypers
     ) -> tuple["CountBonus", optax.OptState, Float[Array, ""]]:
         """One step towards the bonus of every action in the pairs' first states: those never taken pay 1 there."""
         assert counts.visits is not None, "validate.check_countable refuses other environments"

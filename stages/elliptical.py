@@ -28,7 +28,7 @@ from envs.environment import ActionSpace, Space
 from stages.config import Config, EnsembleConfig, Hypers
 from stages.decode import decode_mean
 from stages.encode import number_count
-from stages.intrinsic import Counts, IntrinsicReward
+from stages.intrinsic import IntrinsicReward, VisitCounts
 from stages.obs_numbers import ObsNumbers
 from stages.replay import Row
 from stages.rssm import Latent, bound_action, latent_of
@@ -93,7 +93,7 @@ class EllipticalBonus(IntrinsicReward):
         return optax.EmptyState()
 
     def update(
-        self, opt_state: optax.OptState, model: WorldModel, pairs: Row, counts: Counts, hypers: Hypers
+        self, opt_state: optax.OptState, model: WorldModel, pairs: Row, counts: VisitCounts, hypers: Hypers
     ) -> tuple["EllipticalBonus", optax.OptState, Float[Array, ""]]:
         """One step of the average towards the pairs that were drawn uniformly; the loss is their mean bonus before."""
         # The first quarter comes from the newest rows, and would count them many times.

@@ -29,7 +29,7 @@ from stages.replay import Row
 from stages.world_model import Observed, WorldModel
 
 
-class Counts(NamedTuple):
+class VisitCounts(NamedTuple):
     """What is known about replayed pairs beside their rows."""
 
     stored: Int[Array, ""]  # rows that replay holds
@@ -81,7 +81,7 @@ class IntrinsicReward(eqx.Module):
 
     @abc.abstractmethod
     def update(
-        self, opt_state: optax.OptState, model: WorldModel, pairs: Row, counts: Counts, hypers: Hypers
+        self, opt_state: optax.OptState, model: WorldModel, pairs: Row, counts: VisitCounts, hypers: Hypers
     ) -> tuple["IntrinsicReward", optax.OptState, Float[Array, ""]]:
         """One step of its own optimiser.
 
@@ -134,7 +134,7 @@ class Disagreement(IntrinsicReward):
         return init_opt_state(self.ensemble, hypers)
 
     def update(
-        self, opt_state: optax.OptState, model: WorldModel, pairs: Row, counts: Counts, hypers: Hypers
+        self, opt_state: optax.OptState, model: WorldModel, pairs: Row, counts: VisitCounts, hypers: Hypers
     ) -> tuple["Disagreement", optax.OptState, Float[Array, ""]]:
         del counts
         ensemble, opt_state, loss = update_ensemble(self.ensemble, opt_state, model, pairs, hypers)
@@ -146,7 +146,9 @@ class Disagreement(IntrinsicReward):
 
 
 class ConstantReward(IntrinsicReward):
-    """1 for every action: the control, which asks for long episodes and nothing new.
+    """1 for every action: a control.
+
+    With episodic novelty, the default, that alone is paid. Without it, the explorer is paid for long episodes.
 
     An ensemble learns beside it, so that the disagreement which it does not pay is measured all the same.
     """
@@ -185,7 +187,7 @@ class ConstantReward(IntrinsicReward):
         return self.unpaid.init_opt_state(hypers)
 
     def update(
-        self, opt_state: optax.OptState, model: WorldModel, pairs: Row, counts: Counts, hypers: Hypers
+        self, opt_state: optax.OptState, model: WorldModel, pairs: Row, counts: VisitCounts, hypers: Hypers
     ) -> tuple["ConstantReward", optax.OptState, Float[Array, ""]]:
         unpaid, opt_state, loss = self.unpaid.update(opt_state, model, pairs, counts, hypers)
         return eqx.tree_at(lambda reward: reward.unpaid, self, unpaid), opt_state, loss

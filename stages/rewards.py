@@ -30,7 +30,7 @@ Source = Literal["extrinsic", "intrinsic"]
 Scalar = Float[Array, ""] | float
 
 LEAST_LEVEL = 1e-8
-"""A mean reward that a centred one is divided by is at least this: members may agree everywhere."""
+"""Smallest divisor of a centred reward, whose mean is 0 where all members agree."""
 INTRINSIC_REWARDS: dict[str, type[IntrinsicReward]] = {
     reward.name: reward for reward in (Disagreement, ConstantReward, RND, EllipticalBonus, CountBonus)
 }
@@ -155,7 +155,7 @@ def centre(
     replayed: Float[Array, "R T B"],
     is_first: Bool[Array, "T B"],
 ) -> tuple[Float[Array, "blocks R L c"], Float[Array, "R T B"], tuple[Objective, ...]]:
-    """Centred rewards over their mean along imagined trajectories, less 1. The others stay.
+    """Divide each centred reward by its mean along imagined trajectories and subtract 1. The others stay.
 
     Disagreement is never negative, so that an uncentred sum of it is larger for whoever lives longer: the end of an
     episode costs the explorer all that follows. And where it differs by hundredths of a large sum, the critic's error

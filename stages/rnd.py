@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from envs.environment import ActionSpace, Space
 from stages.config import Config, EnsembleConfig, Hypers
 from stages.ensemble import own_optimizer
-from stages.intrinsic import Counts, IntrinsicReward
+from stages.intrinsic import IntrinsicReward, VisitCounts
 from stages.networks.layers import Head
 from stages.obs_numbers import ObsNumbers, input_size, state_action_inputs
 from stages.replay import Row
@@ -74,7 +74,7 @@ class RND(IntrinsicReward):
         return own_optimizer(hypers).init(eqx.filter(self.predictor, eqx.is_array))
 
     def update(
-        self, opt_state: optax.OptState, model: WorldModel, pairs: Row, counts: Counts, hypers: Hypers
+        self, opt_state: optax.OptState, model: WorldModel, pairs: Row, counts: VisitCounts, hypers: Hypers
     ) -> tuple["RND", optax.OptState, Float[Array, ""]]:
         del counts
         numbers = self.numbers.updated(model.decoder.space, jax.tree.map(lambda x: x[1], pairs.obs))

@@ -27,7 +27,7 @@ from stages.config import Config, Hypers
 from stages.fast import rows
 from stages.finite import all_finite, tree_where, update_diverged_step
 from stages.imagine import imagined_pairs
-from stages.intrinsic import Counts
+from stages.intrinsic import VisitCounts
 from stages.loss import Outcome, agent_loss
 from stages.measure.coverage import Coverage, action_vectors, count_row, start_coverage, visits_at
 from stages.replay import ReplayBuffer, StepCounters
@@ -185,7 +185,7 @@ def update_intrinsic(
             pairs, offset = imagined_pairs(state.agent.model, pairs, state.hypers.unimix, key=key)
             position += offset
         visits = visits_at(state.coverage, position, windows.env)
-        counts = Counts(stored, action_vectors(state.agent.model.actions), visits)
+        counts = VisitCounts(stored, action_vectors(state.agent.model.actions), visits)
         reward, opt_state, loss = reward.update(opt_state, state.agent.model, pairs, counts, state.hypers)
         return (reward, opt_state), loss
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from envs.environment import ActionSpace, ObsSpace
 from stages.config import Config, EnsembleConfig, Hypers, ModelConfig
-from stages.intrinsic import Counts
+from stages.intrinsic import VisitCounts
 from stages.networks.distributions import Categorical
 from stages.replay import Row
 from stages.rssm import Latent
@@ -26,7 +26,7 @@ CONFIG = Config(mode="explore", model=SIZES, ensemble=ENSEMBLE)
 HYPERS = Hypers(action_scale=3.0, ensemble_lr=3e-3)
 MODEL = arbitrary(lambda: WorldModel(CONFIG, OBS, ACTIONS, key=jr.key(0)))
 # Of 50 rows of replay; three actions at each pair's first row, taken 0 to 99 times.
-COUNTS = Counts(jnp.asarray(50), jnp.eye(A), to_device(np.resize([0, 1, 3, 8, 15, 24, 99], (n, A)), jnp.int32))
+COUNTS = VisitCounts(jnp.asarray(50), jnp.eye(A), to_device(np.resize([0, 1, 3, 8, 15, 24, 99], (n, A)), jnp.int32))
 
 
 def rows_of(lead, seed=0) -> Row:

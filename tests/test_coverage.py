@@ -56,7 +56,7 @@ def alone(config, hypers):
 
 
 def replayed(ring, clock, seed, size=SIZE):
-    """Counts and episodes of a seed, read off its rows one by one."""
+    """VisitCounts and episodes of a seed, read off its rows one by one."""
     steps = int(clock.step)
     assert steps <= CAPACITY
     rows = {name: np.asarray(getattr(ring, name))[seed, :steps] for name in ("obs", "action", "reward", "is_last")}

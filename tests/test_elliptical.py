@@ -13,7 +13,7 @@ from stages.cli.validate import validate
 from stages.config import Config, ConfigError, EnsembleConfig, Hypers, ModelConfig
 from stages.decode import decode_mean
 from stages.elliptical import PASSES, EllipticalBonus
-from stages.intrinsic import Counts
+from stages.intrinsic import VisitCounts
 from stages.presets import preset
 from stages.replay import Row
 from stages.rssm import Latent
@@ -59,7 +59,7 @@ def case(request):
     return actions, model, bonus, pairs, update, jax.jit(lambda bonus, *about: bonus(model, *about, HYPERS))
 
 
-COUNTS = Counts(to_device(STORED), jnp.eye(A), None)
+COUNTS = VisitCounts(to_device(STORED), jnp.eye(A), None)
 
 
 def about(model, pairs):

@@ -6,7 +6,7 @@ import types
 import numpy as np
 import pytest
 
-from envs.tiles import COLOURS, DOOR, FLOOR, GOAL, GROUND, KEY, PLAYER, WALL, craftax_tiles, minigrid_tiles
+from envs.tiles import DOOR, FLOOR, GOAL, GROUND, KEY, OBJECT_COLOURS, PLAYER, WALL, craftax_tiles, minigrid_tiles
 
 
 def drawn(thing, colour=4, state=0):
@@ -20,7 +20,7 @@ def test_things_have_their_shapes_and_colours():
     assert drawn(KEY) == "010010011"
     assert [drawn(DOOR, state=state) for state in range(3)] == ["100100100", "111111111", "111101111"]
     [[key]] = minigrid_tiles(np.array([[[KEY, 2, 0]]]))
-    np.testing.assert_array_equal(key[1, 1], COLOURS[2])
+    np.testing.assert_array_equal(key[1, 1], OBJECT_COLOURS[2])
 
 
 def test_the_player_points_where_it_faces():
@@ -60,5 +60,5 @@ def test_craftax_has_textures_creatures_and_a_player(own_id, monkeypatch):
     assert tiles.shape == (3, 3, 7, 7, 3)
     np.testing.assert_allclose(tiles[:, :, 0, 0, 0], [[0, 0.2, 0.3], [0.3] * 3, [0.3] * 3])
     centres = np.full((3, 3, 3), 0.3)
-    centres[0, 0], centres[0, 1], centres[2, 2], centres[1, 1] = 0, 0.2, 1, COLOURS[0]
+    centres[0, 0], centres[0, 1], centres[2, 2], centres[1, 1] = 0, 0.2, 1, OBJECT_COLOURS[0]
     np.testing.assert_allclose(tiles[:, :, 3, 3], centres)

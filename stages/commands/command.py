@@ -49,7 +49,8 @@ Runs = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN ...")]
 def compare_runs(runs: Runs, /, out: str = "", format: Format = "png") -> None:
     """Compare runs: final scores with intervals, the probability that one is better, curves and exploration.
 
-    Runs of one environment are compared with each other; what all of several environments have, also over them.
+    Runs of one environment are compared with each other. Settings that were run on several environments are also
+    aggregated over these.
 
     Args:
         runs: folders of runs, finished or not; of a sweep, or of several runs, all that are in it.
@@ -144,8 +145,8 @@ def video_run(
     """A GIF of an agent playing, from a run's newest checkpoint, and beside it what its world model expects.
 
     The model sees 5 rows of an episode, predicts the next 15 with the true actions and without looking, and sees 5
-    again. Below stand the error of the prediction and, where the run has an ensemble, its disagreement about the action
-    that was chosen.
+    again. Below stand the error of the prediction and, where the run has an explorer, the novelty of the chosen action:
+    the ensemble's disagreement, or what else the explorer is paid.
 
     Args:
         run: folder of a run, finished or not.

@@ -1,4 +1,4 @@
-"""Report: a run as one page of HTML that needs nothing else: no network, no script, pictures inside.
+"""Page: one run as HTML that needs nothing else: no network, no script, pictures inside.
 
 Axes: S seeds, P log points.
 """

@@ -125,7 +125,7 @@ def _entry(name: str, space: ObsSpace, values: object, lead: tuple[int, ...]) ->
 
 
 def _stored(name: str, space: ObsSpace, obs: Array | np.ndarray) -> Array | np.ndarray:
-    """Observations in the type that the encoder takes; numpy's are compared with the space before they lose anything.
+    """Observations in the type that the encoder takes; values that are not traced are checked before that.
 
     Raises:
         ConfigError: their type or, where it is known, a value is outside the space.

@@ -42,7 +42,7 @@ class Training(NamedTuple):
     """What `train` returns; numbers as numpy, NaN where there is none."""
 
     agents: AgentBatch  # their `seeds` are S numbers; every array of theirs is [S, ...]
-    steps: NDArray[np.int64]  # [P], env steps of a seed
+    steps: NDArray[np.int64]  # [P], rows of a seed
     phases: list[str]  # [P], the mode: after exploring, adapt_steps are in mode task
     metrics: dict[str, Floats]  # by their names in metrics.jsonl, such as "episode/score", [S, P]
     score: Floats  # [S], mean of the tasker's evaluation episodes at the end

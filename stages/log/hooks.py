@@ -62,7 +62,7 @@ def log_plan(log: RunLog, plan: Plan, compile_seconds: float) -> None:
     if run.trials[0].name:
         for trial, folder in zip(run.trials, run.folders, strict=True):
             folder.write_config(dataclasses.asdict(trial.arguments) | {"versions": versions()})
-    # One round's steps go on where they ended; several rounds' begin again, and nothing may be forgotten.
+    # A tracker may drop what came after the resumed step. With several rounds steps begin again: it may drop nothing.
     last = log.rounds[-1].step if log.rounds and log.planned_rounds == 1 else 0
     log.tracker = Tracker.open(run.arguments.log, run.folder.path, config, last)
 

@@ -94,7 +94,7 @@ class CheckpointPolicy:
         """A round's state is there: from now on there is something to save, and a signal waits for the chunk's end.
 
         Raises:
-            Stopped: a signal came since the last round ended. What that saved is all that there is.
+            Stopped: a signal came since the last round ended. Only that round's checkpoint exists.
         """
         self._signals.between_chunks()
         if asked := max(self._processes.exchange_json(self._signals.asked)):

@@ -39,7 +39,7 @@ OnRoundEnd = Callable[[RoundLog, TrainState, StepCounters], None]
 
 
 def train_program(program: Program, processes: Processes, signals: Signals, started: float) -> None:
-    """Make the environment, enter the run's folder and train to the end, unless the run there has come so far.
+    """Make the environment, open the run's folder, and train to the end unless that run is finished.
 
     Raises:
         ConfigError, EnvError, RunFolderError, Stopped: as the functions below.

@@ -14,7 +14,7 @@ from stages.results.read import Result
 from stages.results.statistics import Floats, summarise
 
 FULL_ENTROPY = 0.98  # share of the largest entropy from which on a policy is as good as uniform
-FAR_BELOW = 0.01  # share of its floor below which what divides advantages leaves nothing to learn from
+FAR_BELOW = 0.01  # of its floor: with a smaller scale, normalised advantages are too small to learn from
 FALLEN = 0.9  # share of its first loss to which a reconstruction has to fall
 LEAST_POINTS = 3  # of fewer there is no last third
 

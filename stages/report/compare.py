@@ -75,7 +75,7 @@ def compare(runs: Sequence[Result]) -> Comparison:
     for run in runs:
         by_env.setdefault(run.env, []).append(run)
     groups = [_group(env, members) for env, members in by_env.items()]
-    # Environments differ in how long they take: their steps tell ways of learning apart only where they were varied.
+    # Environments need different numbers of steps: these count as a setting only where one environment had several.
     varied = {name for group in groups for name in differing_settings(group.runs)}
     lines, pairs, notes = _over(groups, [name for name in differing if name not in LENGTH or name in varied])
     versions = {name for run in runs for name in run.settings if name.startswith("versions.")}
@@ -194,7 +194,7 @@ def _some(items: list[str], limit: int = 8) -> str:
 
 
 def _over(groups: list[Group], differing: list[str]) -> tuple[list[Line], list[Pair], list[str]]:
-    """Ways of learning over the environments that all of them have: the same settings, the same way."""
+    """Each combination of settings, over the environments that all combinations were run on."""
     if len(groups) < 2:
         return [], [], []
     methods: dict[str, dict[str, list[Result]]] = {}  # settings in words -> environment -> its runs

@@ -44,7 +44,8 @@ def novelty_metrics(visits: ArrayLike, disagreement: ArrayLike) -> dict[str, Flo
 
     Returns:
         name -> [S]. visited_states, visited_pairs; correlation (Spearman's, of disagreement with visits; -1 is best);
-        disagreement_BIN, the mean over the pairs of a bin of visits; NaN where there is nothing to average.
+        disagreement_BIN, the mean of the measured reward over the pairs of a bin of visits. NaN where there is nothing
+        to average.
     """
     per_seed = [_metrics(*pair) for pair in zip(np.asarray(visits), np.asarray(disagreement, np.float64), strict=True)]
     return {name: np.array([metrics[name] for metrics in per_seed]) for name in per_seed[0]}

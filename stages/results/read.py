@@ -101,12 +101,12 @@ class Result:
 
     @property
     def planned(self) -> int:
-        """Env steps of a seed that it was asked for."""
+        """Rows that each seed was asked to collect."""
         return self.settings["config.steps"] + self.settings.get("config.adapt_steps", 0)
 
     @property
     def done(self) -> int:
-        """Env steps of a seed so far."""
+        """Rows that each seed has collected."""
         return int(self.steps[-1]) if self.steps.size else 0
 
     @property
@@ -181,7 +181,7 @@ def read_run(path: str | os.PathLike[str]) -> Result:
 
 
 def runs_in(folder: Path) -> list[Path]:
-    """The folder itself, or, if it is a sweep's or holds runs, theirs; one to which links lead, once.
+    """The folder if it is a run, else all runs in it. A run that several links lead to is in the list once.
 
     Raises:
         RunFolderError: there is none.

@@ -55,7 +55,7 @@ class Checkpoints:
         Args:
             folder: the run's, which all processes reach.
             keep: how many of a round are kept; 0: none is written.
-            reads: they are only looked at. Nothing is made or tidied up then: a run may be at work there.
+            reads: only read checkpoints. Nothing is created or deleted, since a run may be using them.
         """
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax says there what it raises, too
         silence_closed_loops()
@@ -210,8 +210,10 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _removed_on_failure(self, checkpoint: CheckpointId) -> Iterator[None]:
-        """What saving raises, as one line; then nothing of the checkpoint is left, and orbax looks at the folder anew:
-        it counts as removed the checkpoints that it would have removed after this one."""
+        """If saving fails, raise one line and delete the partial checkpoint.
+
+        Orbax then reads the folder again: it wrongly counts older checkpoints as removed.
+        """
         try:
             with explained(self._path(checkpoint), "written", "free the disk"):
                 yield

@@ -49,9 +49,9 @@ class AgentBatch:
     env: Environment  # without what it drew for each seed: env_params
     config: Config  # of the phase that they were in: mode task, after exploring
     seeds: list[int]  # [S]
-    step: int  # env steps of a seed so far
+    step: int  # rows that each seed has collected
     finished: bool  # they took all the steps that the run was asked for
-    diverged: dict[int, int]  # seeds that diverged, with the env step at which each did
+    diverged: dict[int, int]  # seeds that diverged, with the row at which each did
     agent: Agent  # [S, ...]
     hypers: Hypers  # [S]
     env_params: PyTree  # [S, ...]

@@ -46,7 +46,7 @@ def mesh_for(seeds: int, devices: memory.Devices | None = None) -> Mesh:
 
 
 def keys_of(seeds: Sequence[int], point: int) -> jax.Array:
-    """One key a seed: point 0 is training's, those from MEASURING are measurements', the others evaluations'."""
+    """One key a seed. Point 0 is for training, points from MEASURING on are for measuring, others for evaluations."""
     keys = jax.vmap(jr.key)(jnp.asarray(seeds, jnp.uint32))
     return jax.vmap(jr.fold_in, (0, None))(keys, point)
 
@@ -73,7 +73,7 @@ def in_lanes(fn: Callable, vmap_width: int) -> Callable:
     and a single lane works in place.
     """
 
-    # Of a lane that is never negative: else each array's index is compared, added to and selected, and that compiled.
+    # A lane's index is never negative. Else a check for that is compiled for every array.
     take = functools.partial(lax.dynamic_index_in_dim, keepdims=False, allow_negative_indices=False)
     put = functools.partial(lax.dynamic_update_index_in_dim, allow_negative_indices=False)
 

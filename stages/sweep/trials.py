@@ -25,7 +25,7 @@ from stages.config import Config, ConfigError, Hypers
 DRAW_SEED = 0  # of random search: the same command tries the same settings
 HYPERS = tuple(field.name for field in dataclasses.fields(Hypers))
 ALONE: JsonObject = {"sweep": (), "trials": 0}
-"""What asks for a sweep, as it is in the run that a trial alone would be."""
+"""The settings that ask for a sweep, as a run without a sweep has them."""
 
 
 @dataclass(frozen=True)

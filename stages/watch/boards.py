@@ -23,7 +23,7 @@ UNIT: Span = np.zeros(1), np.ones(1)
 
 
 def is_board(space: ObsSpace) -> bool:
-    """Whether an observation is drawn as cells: rows and columns, and channels or classes that can be told apart."""
+    """Whether an observation is drawn as cells: it has rows and columns; real numbers also channels, ten at most."""
     if len(space.shape) not in (2, 3) or min(space.shape[:2]) < 2:
         return False
     return space.kind != "real" or (len(space.shape) == 3 and space.shape[2] <= MOST_CHANNELS)

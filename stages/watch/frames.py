@@ -42,7 +42,7 @@ MOST_NUMBERS = 3  # of an action
 LONG_TITLE = 80  # letters of a line, where a title takes two
 
 
-class Number(NamedTuple):
+class Series(NamedTuple):
     """One number of the observation over the film, [T]."""
 
     name: str
@@ -54,7 +54,7 @@ class Layout(NamedTuple):
     """What of a film's observations is drawn how."""
 
     board: str | None  # name of the entry that is drawn as cells; None: there is none
-    numbers: list[Number]  # drawn as lines
+    numbers: list[Series]  # drawn as lines
 
 
 def draw_frames(scene: Scene, title: str) -> list[Image.Image]:
@@ -70,7 +70,7 @@ def layout_of(scene: Scene) -> Layout:
     entries = list(zip_entries(scene.env.obs_space, scene.obs, scene.predicted))
     board = next((name for name, space, *_ in entries if is_board(space)), None)
     numbers = [
-        Number(name if truth.size == len(truth) else f"{name} {index}".strip(), *(x.astype(np.float64) for x in pair))
+        Series(name if truth.size == len(truth) else f"{name} {index}".strip(), *(x.astype(np.float64) for x in pair))
         for name, _, truth, predicted in entries
         if name != board
         for index, pair in enumerate(zip(_columns(truth), _columns(predicted), strict=True))
@@ -85,7 +85,7 @@ def _columns(x: NDArray) -> NDArray:
     return x.reshape(len(x), -1).T
 
 
-def _changes(number: Number, scene: Scene) -> int:
+def _changes(number: Series, scene: Scene) -> int:
     """In how many rows a number is not what it was in the row before, within episodes."""
     return int(((np.diff(number.truth) != 0) & (scene.episode_step[1:] > 0)).sum())
 
@@ -103,7 +103,7 @@ def _frame(scene: Scene, layout: Layout, title: str, t: int) -> Image.Image:
     top = TOP + BODY + beside + 18
     _strip(canvas, scene, t, top, scene.error, "error of the prediction", None)
     if scene.disagreement is not None:
-        _strip(canvas, scene, t, top + STRIP, scene.disagreement, "disagreement of the ensemble", PURPLE)
+        _strip(canvas, scene, t, top + STRIP, scene.disagreement, "novelty of the action taken", PURPLE)
     return canvas.finished()
 
 
@@ -184,7 +184,7 @@ def _lines(canvas: Canvas, scene: Scene, layout: Layout, t: int) -> None:
     _plots(canvas, scene, layout.numbers, t, (x0, TOP + 20, WIDTH - EDGE - x0, BODY - 24))
 
 
-def _plots(canvas: Canvas, scene: Scene, numbers: list[Number], t: int, box) -> None:
+def _plots(canvas: Canvas, scene: Scene, numbers: list[Series], t: int, box) -> None:
     """A plot of each number: in two columns where there are more than four, or where the box is low."""
     x0, top, width, height = box
     columns = 2 if len(numbers) > 4 or (height < BODY / 2 and len(numbers) > 1) else 1
@@ -194,7 +194,7 @@ def _plots(canvas: Canvas, scene: Scene, numbers: list[Number], t: int, box) -> 
         _plot(canvas, scene, t, (x0 + column * (wide + EDGE), top + row * tall, wide, tall - 8), number)
 
 
-def _plot(canvas: Canvas, scene: Scene, t: int, box, number: Number) -> None:
+def _plot(canvas: Canvas, scene: Scene, t: int, box, number: Series) -> None:
     name, truth, predicted = number
     canvas.text(box[0] + box[2], box[1] + box[3] / 2, f"{truth[t]:.3g}", 11, GREY, "rm")
     box = x0, top, wide, tall = (box[0], box[1], box[2] - 54, box[3])

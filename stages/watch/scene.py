@@ -37,7 +37,7 @@ class Scene:
     ahead: NDArray[np.int32]  # rows since it last saw one; 0 where it sees
     episode_step: NDArray[np.int32]  # rows before this one in its episode
     score: NDArray[np.float64]  # reward of the episode so far
-    disagreement: NDArray[np.float32] | None  # about the action taken; None without an ensemble
+    disagreement: NDArray[np.float32] | None  # or the novelty paid instead, of the action taken; None without any
     state: NDArray[np.int32] | None  # countable state; None where there are none
     action: NDArray  # chosen at the row: indices [T], or numbers [T, A]
 

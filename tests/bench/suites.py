@@ -92,8 +92,10 @@ def stepping(env: Environment, count: int, steps: int) -> Callable[[Any, jax.Arr
 
 
 def made_up_state(env: Environment, config: Config, hypers: Hypers) -> TrainState:
-    """A seed whose numbers are zero, but for hyperparameters, and environments at their first rows: compiling the whole
-    of one takes long."""
+    """A state of zeros, with true hyperparameters and environments at their first rows.
+
+    Making a whole state would take long to compile.
+    """
     shapes = jax.eval_shape(lambda key: train.init(env, config, hypers, key=key), jr.key(0))
     is_key = lambda x: jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
     state = jax.tree.map(lambda x: jr.key(0) if is_key(x) else jnp.zeros(x.shape, x.dtype), shapes)
