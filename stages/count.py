@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from envs.environment import ActionSpace, Space
 from stages.config import Config, EnsembleConfig, Hypers
-from stages.ensemble import own_optimizer
+from stages.ensemble import own_optimizer, own_step
 from stages.imagine import posterior
 from stages.intrinsic import IntrinsicReward, VisitCounts
 from stages.networks.layers import Head
@@ -96,9 +96,8 @@ class CountBonus(IntrinsicReward):
             error = jnp.square(reward._with_predictor(predictor)._predict(inputs) - target).mean(-1)
             return jnp.where(pairs.is_last[0], 0.0, error).mean()  # no action follows an episode's last row
 
-        value, grads = jax.value_and_grad(loss)(reward.predictor)
-        updates, opt_state = own_optimizer(hypers).update(grads, opt_state)
-        return reward._with_predictor(eqx.apply_updates(reward.predictor, updates)), opt_state, value
+        predictor, opt_state, value = own_step(reward.predictor, opt_state, loss, hypers)
+        return reward._with_predictor(predictor), opt_state, value
 
     def untrained(self, config: Config, obs: Space, actions: ActionSpace, *, key: PRNGKeyArray) -> "CountBonus":
         return self._with_predictor(CountBonus(config, obs, actions, key=key).predictor)

@@ -9,6 +9,9 @@ Axes: M members, T time, B windows, n pairs, F feat, A action vector, I inputs, 
 al. 2020 (arXiv 2005.05960), section 3 and eq. 1-2; priors: Osband et al. 2018 (arXiv 1806.03335).
 """
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -28,6 +31,8 @@ from stages.obs_numbers import ObsNumbers, input_size, state_action_inputs
 from stages.replay import Row
 from stages.rssm import Latent
 from stages.world_model import Observed, WorldModel, action_vector
+
+Network = TypeVar("Network")
 
 # ---- members, and their disagreement -------------------------------------------------------------------------------
 
@@ -153,6 +158,15 @@ def own_optimizer(hypers: Hypers) -> optax.GradientTransformation:
     return optax.chain(optax.scale_by_adam(b1=0.9, b2=0.99), optax.scale_by_learning_rate(hypers.ensemble_lr))
 
 
+def own_step(
+    network: Network, opt_state: optax.OptState, loss: Callable[[Network], Float[Array, ""]], hypers: Hypers
+) -> tuple[Network, optax.OptState, Float[Array, ""]]:
+    """One step of `own_optimizer` down the gradient of `loss`: (network, optimiser state, loss before the step)."""
+    value, grads = jax.value_and_grad(loss)(network)
+    updates, opt_state = own_optimizer(hypers).update(grads, opt_state)
+    return eqx.apply_updates(network, updates), opt_state, value
+
+
 def update_ensemble(
     ensemble: Ensemble, opt_state: optax.OptState, model: WorldModel, pairs: Row, hypers: Hypers
 ) -> tuple[Ensemble, optax.OptState, Float[Array, ""]]:
@@ -178,7 +192,5 @@ def update_ensemble(
         error = 0.5 * jnp.square(predict(replace_members(ensemble, members), inputs, hypers) - target).sum(-1)
         return jnp.where(pairs.is_first[1], 0.0, error).mean(1).sum()  # over members: each learns as it would alone
 
-    total, grads = jax.value_and_grad(loss)(ensemble.members)
-    updates, opt_state = own_optimizer(hypers).update(grads, opt_state)
-    ensemble = replace_members(ensemble, eqx.apply_updates(ensemble.members, updates))
-    return ensemble, opt_state, total / len(ensemble.members)
+    members, opt_state, total = own_step(ensemble.members, opt_state, loss, hypers)
+    return replace_members(ensemble, members), opt_state, total / len(members)

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from envs.environment import ActionSpace, Space
 from stages.config import Config, EnsembleConfig, Hypers
-from stages.ensemble import own_optimizer
+from stages.ensemble import own_optimizer, own_step
 from stages.intrinsic import IntrinsicReward, VisitCounts
 from stages.networks.layers import Head
 from stages.obs_numbers import ObsNumbers, input_size, state_action_inputs
@@ -87,9 +87,8 @@ class RND(IntrinsicReward):
             error = reward._with_predictor(predictor)._error(inputs)
             return jnp.where(pairs.is_last[0], 0.0, error).mean()
 
-        value, grads = jax.value_and_grad(loss)(reward.predictor)
-        updates, opt_state = own_optimizer(hypers).update(grads, opt_state)
-        return reward._with_predictor(eqx.apply_updates(reward.predictor, updates)), opt_state, value
+        predictor, opt_state, value = own_step(reward.predictor, opt_state, loss, hypers)
+        return reward._with_predictor(predictor), opt_state, value
 
     def untrained(self, config: Config, obs: Space, actions: ActionSpace, *, key: PRNGKeyArray) -> "RND":
         return self._with_predictor(RND(config, obs, actions, key=key).predictor)
