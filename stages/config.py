@@ -87,9 +87,6 @@ class EnsembleConfig:
     learns with the model, in its batch and optimiser (the reference's)."""
     batch_size: int = 256
     """Rows of an update of the ensemble's own."""
-    ahead: int = 0
-    """Most steps that the model imagines, along replayed actions, before a pair that the ensemble's own updates learn
-    from; 0: none. Imagination blurs known states, too, and members that have never read such a blur call it new."""
     spread: Literal["std", "var"] = "std"
     """Disagreement over members: standard deviation (the reference's), or variance (the paper's eq. 2)."""
 

@@ -5,15 +5,13 @@ axis. Axes: H horizon, L = H + 1 states, n starts, c starts of a block, S catego
 N environments. Source: DreamerV3, "Actor critic learning".
 """
 
-import dataclasses
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jax import lax
 from jax.lax import stop_gradient as sg
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from stages.fast import blocks
 from stages.networks.heads import Actor
@@ -125,23 +123,3 @@ def open_loop(
 
     before = jax.tree.map(lambda x: jnp.zeros_like(x[0]), (states, actions))
     return lax.scan(step, before, (states, observed, uniform, actions))[1]
-
-
-def imagined_pairs(
-    model: WorldModel, rows: Row, unimix: Float[Array, ""] | float, *, key: PRNGKeyArray
-) -> tuple[Row, Int[Array, " n"]]:
-    """Pairs (row, successor) [2, n, ...] of windows [K + 2, n, ...], whose first state was imagined for 0 to K steps;
-    and which row of its window a pair's first row is.
-
-    The model sees a window's first row, and the first row of an episode. The pair lies anywhere in the window.
-    """
-    key_offset, key_imagine = jr.split(key)
-    last = rows.reward.shape[0] - 2  # K
-    observed = rows.is_first.at[0].set(True)
-    latent = open_loop(model, rows, observed, unimix, key=key_imagine)
-    offset = jr.randint(key_offset, rows.reward.shape[1:], 0, last + 1)
-    rows = dataclasses.replace(
-        rows, deter=latent.deter.astype(rows.deter.dtype), stoch=latent.classes.astype(rows.stoch.dtype)
-    )
-    chosen = jnp.stack([offset, offset + 1]), jnp.arange(offset.shape[0])
-    return jax.tree.map(lambda x: x[chosen], rows), offset

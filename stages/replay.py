@@ -118,17 +118,14 @@ def _next_online(clock: StepCounters, capacity: int, envs: int, length: int) -> 
     return jnp.maximum(clock.online_cursor, -(-oldest // length) * envs)
 
 
-def choose_pairs(
-    clock: StepCounters, capacity: int, envs: int, count: int, ahead: int = 0, *, key: PRNGKeyArray
-) -> Windows:
-    """`count` windows of a pair of rows and the `ahead` rows before it: a quarter of them from the newest NEWEST rows,
-    the others uniform over all.
+def choose_pairs(clock: StepCounters, capacity: int, envs: int, count: int, *, key: PRNGKeyArray) -> Windows:
+    """`count` windows of two rows: a quarter of them from the newest NEWEST rows, the others uniform over all.
 
     None straddles the write head; an episode's end may (the row after it is_first).
     """
     key_start, key_env = jr.split(key)
     filled = jnp.minimum(clock.step, capacity)
-    starts = jnp.maximum(1, filled - 1 - ahead)  # rows that so many more follow
+    starts = jnp.maximum(1, filled - 1)  # rows that another one follows
     newest = jnp.minimum(starts, max(1, NEWEST // envs))
     first = jnp.where(jnp.arange(count) < count // 4, starts - newest, 0)
     start = clock.step - filled + jr.randint(key_start, (count,), first, starts)

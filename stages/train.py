@@ -26,7 +26,6 @@ from stages.collect import ActorState, Episodes, collect, start
 from stages.config import Config, Hypers
 from stages.fast import rows
 from stages.finite import all_finite, tree_where, update_diverged_step
-from stages.imagine import imagined_pairs
 from stages.intrinsic import VisitCounts
 from stages.loss import Outcome, agent_loss
 from stages.measure.coverage import Coverage, action_vectors, count_row, start_coverage, visits_at
@@ -176,15 +175,8 @@ def update_intrinsic(
 
     def step(carry, key):
         reward, opt_state = carry
-        ahead, key_choose = config.ensemble.ahead, key
-        if ahead:
-            key_choose, key = jr.split(key)
-        windows = replay.choose_pairs(clock, *shape, ahead, key=key_choose)
-        pairs, position = replay.read(state.ring, windows, ahead + 1), windows.start
-        if ahead:
-            pairs, offset = imagined_pairs(state.agent.model, pairs, state.hypers.unimix, key=key)
-            position += offset
-        visits = visits_at(state.coverage, position, windows.env)
+        windows = replay.choose_pairs(clock, *shape, key=key)
+        pairs, visits = replay.read(state.ring, windows, 1), visits_at(state.coverage, windows.start, windows.env)
         counts = VisitCounts(stored, action_vectors(state.agent.model.actions), visits)
         reward, opt_state, loss = reward.update(opt_state, state.agent.model, pairs, counts, state.hypers)
         return (reward, opt_state), loss

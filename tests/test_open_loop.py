@@ -3,7 +3,6 @@
 Axes: T rows, N environments.
 """
 
-import chex
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -13,7 +12,7 @@ import pytest
 from envs.environment import ObsSpace
 from stages.config import Hypers
 from stages.decode import make_decoder
-from stages.imagine import imagined_pairs, open_loop, posterior
+from stages.imagine import open_loop, posterior
 from stages.measure.open_loop import (
     CONTEXT,
     episode_step,
@@ -68,29 +67,6 @@ def test_a_row_that_is_seen_has_the_posterior_state_and_one_that_is_not_follows_
                 wanted = step(before, action[t - 1, n], uniform[t, n])
             np.testing.assert_allclose(latent.deter[t, n], wanted.deter, atol=1e-5)
             np.testing.assert_array_equal(latent.stoch[t, n], wanted.stoch)
-
-
-def test_pairs_begin_in_states_that_were_imagined_for_0_to_k_steps(mix_agent, rows):
-    ahead, copies, model = 3, 200, mix_agent.model
-    windows = jax.tree.map(lambda x: jnp.concatenate([x[8 : 8 + ahead + 2]] * copies, 1), rows)  # row 10 is a first one
-    pairs, offset = jax.jit(lambda windows: imagined_pairs(model, windows, 0.02, key=KEY))(windows)
-    chex.assert_trees_all_equal_shapes_and_dtypes(pairs, jax.tree.map(lambda x: x[:2], windows))
-    key_place, key_imagine = jr.split(KEY)
-    place = np.asarray(jr.randint(key_place, (N * copies,), 0, ahead + 1))
-    np.testing.assert_array_equal(offset, place)
-    np.testing.assert_allclose(np.bincount(place) / len(place), 1 / (ahead + 1), atol=0.06)
-    columns = np.arange(N * copies)
-    for name in ("obs", "action", "reward", "is_first", "is_last", "is_terminal"):
-        row, successor = getattr(pairs, name)
-        np.testing.assert_array_equal(row, np.asarray(getattr(windows, name))[place, columns])
-        np.testing.assert_array_equal(successor, np.asarray(getattr(windows, name))[place + 1, columns])
-    observed = jnp.zeros(windows.is_first.shape, bool).at[jnp.array([0, 2])].set(True)
-    states = jax.jit(lambda *args: open_loop(model, *args, 0.02, key=key_imagine))(windows, observed)
-    np.testing.assert_allclose(pairs.deter[0], states.deter[place, columns].astype(pairs.deter.dtype), atol=1e-5)
-    np.testing.assert_array_equal(pairs.stoch[0], states.classes[place, columns])
-    seen = np.isin(place, [0, 2])  # the window's first row and the episode's
-    np.testing.assert_array_equal(pairs.deter[0][seen], np.asarray(windows.deter)[place, columns][seen])
-    assert (np.asarray(pairs.stoch[0]) != np.asarray(windows.stoch)[place, columns])[~seen].any(-1).mean() > 0.5
 
 
 # ---- errors --------------------------------------------------------------------------------------------------------

@@ -72,9 +72,7 @@ def test_one_chunk_of_2n_equals_two_of_n_to_the_bit(started, advance):
     assert not tree_equal(half.agent, twice.agent)
 
 
-OWN = EnsembleConfig(
-    members=3, layers=1, input="decoded", target="projected", prior_layers=1, updates=2, batch_size=32, ahead=2
-)
+OWN = EnsembleConfig(members=3, layers=1, input="decoded", target="projected", prior_layers=1, updates=2, batch_size=32)
 
 
 @pytest.fixture(scope="module")

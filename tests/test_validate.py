@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from stages.cli.validate import validate
-from stages.config import Config, ConfigError, EnsembleConfig, Hypers, ReplayConfig
+from stages.config import Config, ConfigError, EnsembleConfig, Hypers
 
 
 @pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(Hypers)])
@@ -42,13 +42,6 @@ def test_episodic_novelty_is_of_an_explorers_reward():
     for mode in ("task", "random"):
         with pytest.raises(ConfigError, match=f"--episodic-novelty .* --mode explore or mix, not {mode}"):
             validate(Config(mode=mode, episodic_novelty=True), Hypers())
-
-
-def test_a_pair_and_the_rows_that_are_imagined_before_it_fit_in_the_first_rows():
-    config = Config(replay=ReplayConfig(batch_length=8))
-    validate(dataclasses.replace(config, ensemble=EnsembleConfig(ahead=7)), Hypers())
-    with pytest.raises(ConfigError, match=r"--ensemble\.ahead must be less than --replay\.batch-length 8.*not 8"):
-        validate(dataclasses.replace(config, ensemble=EnsembleConfig(ahead=8)), Hypers())
 
 
 @pytest.mark.parametrize("name", ["imagine_batch", "vmap_width"])

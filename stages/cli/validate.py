@@ -19,7 +19,7 @@ _POSITIVE = {
 }
 _NON_NEGATIVE = {
     "": ("adapt_steps", "imagine_batch", "vmap_width", "eval_steps"),
-    "ensemble": ("units", "prior_layers", "updates", "ahead"),
+    "ensemble": ("units", "prior_layers", "updates"),
     "replay": ("prefill",),
 }
 # Far above what anyone means: beyond it are arrays that no index counts, compilers at work for hours, or updates that
@@ -32,7 +32,7 @@ _MOST = {
         "layers": 64,
     },
     "ensemble": {
-        **dict.fromkeys(("members", "projection", "frequencies", "updates", "ahead"), 4_096),
+        **dict.fromkeys(("members", "projection", "frequencies", "updates"), 4_096),
         **dict.fromkeys(("units", "batch_size"), 65_536),
         **dict.fromkeys(("layers", "prior_layers"), 64),
     },
@@ -162,11 +162,6 @@ def _check_exploring(config: Config) -> None:
     if config.ensemble.updates and config.ensemble.target == "probs":
         raise ConfigError(
             "--ensemble.updates needs a target that replayed rows hold, not --ensemble.target probs: stoch, say"
-        )
-    if config.ensemble.ahead >= config.replay.batch_length:
-        raise ConfigError(
-            f"--ensemble.ahead must be less than --replay.batch-length {config.replay.batch_length}, since a first "
-            f"update has the rows of one window, not {config.ensemble.ahead}"
         )
 
 
