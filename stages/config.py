@@ -189,6 +189,9 @@ class Hypers(eqx.Module):
     fourier_sharpness: float = 9.0
     """How fast random Fourier features turn with the observation (--ensemble.input fourier, and the elliptical
     bonus). With 9, two observations whose mean squared difference is 0.025 have a kernel of a third."""
+    novelty_limit: float = 5.0
+    """With --episodic-novelty: what is new over all of training is paid at most so many times as much as what is not
+    (Never Give Up's L)."""
     episodic_sharpness: float = 9.0
     """With --episodic-novelty: two states count as one where their observations differ little. The kernel is
     exp(-sharpness^2 d / 2); d is the mean squared difference of the observations' normalised numbers."""
@@ -237,9 +240,10 @@ class Config:
     """Divide the intrinsic reward by its mean over imagined states, and subtract 1: the end of an episode then costs
     the explorer nothing. In modes explore and mix, of a reward with a critic of its own."""
     episodic_novelty: bool = False
-    """Divide the intrinsic reward by sqrt(1 + n), where n says how often the episode has been in such a state before,
-    as far as a window of replay reaches back (episodic.py). Without it an explorer is paid for one state again and
-    again, as long as the state is rare in replay."""
+    """Pay 1 / sqrt(1 + n), where n says how often the episode has been in such a state before, as far as a window of
+    replay reaches back; and up to five times as much where the intrinsic reward is above its average (Never Give Up;
+    episodic.py). Without it an explorer is paid for one state again and again, as long as the state is rare in
+    replay."""
     explorer_critics: Critics = "each"
     """Critics of mode mix: one for each reward, its advantages divided by their own range (two value heads, as Burda et
     al. 2018, arXiv 1810.12894, section 2.3); or one for the plain sum of both rewards (Plan2Explore's code), whose

@@ -1,13 +1,17 @@
-"""Episodic novelty: the intrinsic reward counts less where the episode has been before.
+"""Episodic novelty, and how an intrinsic reward raises it: Never Give Up (Badia et al. 2020, arXiv 2002.06038, eq. 1).
 
-Disagreement falls over all of training, so within an episode the explorer is paid for one state again and again. Here
-the reward of arriving in a state is divided by sqrt(1 + n). n counts the earlier states of the same episode, each by a
-kernel of both decoded observations: 1 where they are equal, exp(-sharpness^2 d / 2) where their normalised numbers have
-a mean squared difference of d. Earlier states are the imagined ones, and the window's rows before their start: the
-memory reaches no further back than a window.
+The explorer is paid clip(1 + (r - mean) / std, 1, limit) / sqrt(1 + n) for arriving in a state.
 
-Axes: T time, B windows, L = H + 1 imagined states, c starts of a block, F feat, P numbers of an observation. Source:
-Never Give Up (Badia et al. 2020, arXiv 2002.06038), section 3.1: episodic novelty multiplies life-long novelty.
+- n counts the earlier states of the same episode: episodic novelty. Each counts by a kernel of both decoded
+  observations: 1 where they are equal, exp(-sharpness^2 d / 2) where their normalised numbers have a mean squared
+  difference of d. Earlier states are the imagined ones, and the window's rows before their start: the memory reaches no
+  further back than a window.
+- r is the intrinsic reward, which falls over all of training: life-long novelty. Alone it pays for one state again and
+  again within an episode. Its mean and standard deviation are those of the batch's rows, so that it needs no unit.
+  Below the mean it counts as 1: where it is noise, episodic novelty remains.
+
+Axes: T time, B windows, L = H + 1 imagined states, c starts of a block, F feat, A action vector, P numbers of an
+observation.
 """
 
 import equinox as eqx
@@ -17,9 +21,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from stages.config import Hypers
 from stages.decode import decode_mean
+from stages.intrinsic import IntrinsicReward
 from stages.obs_numbers import ObsNumbers
 from stages.rssm import latent_of
 from stages.world_model import WorldModel
+
+LEAST_STD = 1e-8
+"""Smallest divisor of an intrinsic reward: a constant one has no deviation."""
 
 
 class Past(eqx.Module):
@@ -27,19 +35,34 @@ class Past(eqx.Module):
 
     read: Float[Array, "T B P"]
     episode: Int[Array, "T B"]  # counted from the window's first row
+    mean: Float[Array, ""]  # of the rows' intrinsic reward
+    std: Float[Array, ""]
 
 
-def past_of(model: WorldModel, numbers: ObsNumbers, feat: Float[Array, "T B F"], is_first: Bool[Array, "T B"]) -> Past:
-    """The rows of a batch with these features."""
-    return Past(_read(model, numbers, feat), jnp.cumsum(is_first, 0))
+def past_of(
+    model: WorldModel,
+    intrinsic: IntrinsicReward,
+    feat: Float[Array, "T B F"],
+    action: Float[Array, "T B A"],
+    is_first: Bool[Array, "T B"],
+    hypers: Hypers,
+) -> Past:
+    """The rows of a batch with these features and actions."""
+    reward = sg(intrinsic(model, feat, action, hypers))
+    return Past(_read(model, intrinsic.obs_numbers, feat), jnp.cumsum(is_first, 0), reward.mean(), reward.std())
 
 
-def replayed_factor(past: Past, hypers: Hypers) -> Float[Array, "T B"]:
-    """What a reward that arrives at a row is multiplied by. Sends no gradient."""
-    return _factor((_kernel(past.read, past.read, hypers) * _earlier(past)).sum(1))
+def modulator(past: Past, reward: Float[Array, "*b"], hypers: Hypers) -> Float[Array, "*b"]:
+    """What an intrinsic reward multiplies episodic novelty by: 1 to `hypers.novelty_limit`."""
+    return jnp.clip(1 + (reward - past.mean) / jnp.maximum(past.std, LEAST_STD), 1.0, hypers.novelty_limit)
 
 
-def imagined_factor(
+def replayed_novelty(past: Past, hypers: Hypers) -> Float[Array, "T B"]:
+    """Episodic novelty of each row. Sends no gradient."""
+    return _novelty((_kernel(past.read, past.read, hypers) * _earlier(past)).sum(1))
+
+
+def imagined_novelty(
     past: Past,
     model: WorldModel,
     numbers: ObsNumbers,
@@ -47,7 +70,7 @@ def imagined_factor(
     start: Int[Array, " c"],
     hypers: Hypers,
 ) -> Float[Array, "L c"]:
-    """The same along imagined states.
+    """Episodic novelty of imagined states.
 
     Args:
         start: the row where each trajectory starts, in the batch's order [T, B].
@@ -55,7 +78,7 @@ def imagined_factor(
     read, (time, window) = _read(model, numbers, feat), jnp.divmod(start, past.episode.shape[1])
     replayed = _kernel(read, past.read[:, window], hypers) * _earlier(past)[time, :, window].T  # [L, T, c]
     imagined = _kernel(read, read, hypers) * jnp.tri(read.shape[0], k=-1)[..., None]
-    return _factor(replayed.sum(1) + imagined.sum(1))
+    return _novelty(replayed.sum(1) + imagined.sum(1))
 
 
 def _read(model: WorldModel, numbers: ObsNumbers, feat: Float[Array, "*b F"]) -> Float[Array, "*b P"]:
@@ -77,5 +100,5 @@ def _earlier(past: Past) -> Float[Array, "T T B"]:
     return before * (past.episode[:, None] == past.episode)
 
 
-def _factor(count: Float[Array, "*b"]) -> Float[Array, "*b"]:
+def _novelty(count: Float[Array, "*b"]) -> Float[Array, "*b"]:
     return 1 / jnp.sqrt(1 + count)

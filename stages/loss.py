@@ -118,7 +118,7 @@ def learn_behavior(
     trajectory = imagine(model, behavior.actor, start, noise, hypers.unimix, hypers.policy_unimix, config.imagine_batch)
     past = None
     if config.episodic_novelty and intrinsic is not None and behavior is agent.explorer:
-        past = past_of(model, intrinsic.obs_numbers, batch.feat, batch.rows.is_first)
+        past = past_of(model, intrinsic, batch.feat, batch.action, batch.rows.is_first, hypers)
     imagined = imagined_rewards(rewards, model, intrinsic, trajectory, hypers, past)
     replayed = replayed_rewards(rewards, model, intrinsic, batch.rows, batch.feat, batch.action, hypers, past)
 

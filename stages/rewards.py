@@ -19,7 +19,7 @@ from stages.behavior import Objective
 from stages.config import Config, Hypers, Norm
 from stages.count import CountBonus
 from stages.elliptical import EllipticalBonus
-from stages.episodic import Past, imagined_factor, replayed_factor
+from stages.episodic import Past, imagined_novelty, modulator, replayed_novelty
 from stages.imagine import Trajectory
 from stages.intrinsic import ConstantReward, Disagreement, IntrinsicReward
 from stages.replay import Row
@@ -104,7 +104,7 @@ def imagined_rewards(
     Extrinsic ones are the reward head's expectation on arrival in each imagined state.
 
     Args:
-        past: the rows where the trajectories start, for episodic novelty.
+        past: the rows where the trajectories start, where episodic novelty is paid.
     """
 
     def of_block(inputs: tuple[Trajectory, Int[Array, " c"]]) -> Float[Array, "R L c"]:
@@ -116,10 +116,11 @@ def imagined_rewards(
         def earned() -> Float[Array, "L c"]:
             assert intrinsic is not None
             # intrinsic.Disagreement.__call__: here disagreement becomes the explorer's reward.
-            arrived = shift_to_arrival(intrinsic(model, block.feat[:-1], block.action[:-1], hypers))
+            reward = intrinsic(model, block.feat[:-1], block.action[:-1], hypers)
             if past is None:
-                return arrived
-            return arrived * imagined_factor(past, model, intrinsic.obs_numbers, block.feat, start, hypers)
+                return shift_to_arrival(reward)
+            novelty = imagined_novelty(past, model, intrinsic.obs_numbers, block.feat, start, hypers)
+            return shift_to_arrival(modulator(past, reward, hypers)) * novelty
 
         return _weighted(rewards, {"extrinsic": extrinsic, "intrinsic": earned})
 
@@ -142,9 +143,12 @@ def replayed_rewards(
 
     def earned() -> Float[Array, "T B"]:
         assert intrinsic is not None
-        arrived = shift_to_arrival(intrinsic(model, feat, action, hypers)[:-1])
-        arrived = jnp.where(rows.is_first, 0.0, arrived)  # no action led to a reset
-        return arrived if past is None else arrived * replayed_factor(past, hypers)
+        reward = intrinsic(model, feat, action, hypers)[:-1]
+        if past is None:
+            arrived = shift_to_arrival(reward)
+        else:
+            arrived = shift_to_arrival(modulator(past, reward, hypers)) * replayed_novelty(past, hypers)
+        return jnp.where(rows.is_first, 0.0, arrived)  # no action led to a reset
 
     return _weighted(rewards, {"extrinsic": lambda: rows.reward, "intrinsic": earned})
 

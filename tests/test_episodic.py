@@ -14,10 +14,11 @@ from envs.environment import ActionSpace, ObsSpace
 from stages.behavior import Objective
 from stages.config import Config, EnsembleConfig, Hypers, ModelConfig
 from stages.decode import decode_mean
-from stages.episodic import imagined_factor, past_of, replayed_factor
+from stages.episodic import imagined_novelty, modulator, past_of, replayed_novelty
 from stages.imagine import Trajectory
-from stages.intrinsic import ConstantReward
-from stages.rewards import INTRINSIC_REWARDS, Reward, imagined_rewards
+from stages.intrinsic import ConstantReward, Disagreement
+from stages.replay import Row
+from stages.rewards import INTRINSIC_REWARDS, Reward, imagined_rewards, replayed_rewards
 from stages.rssm import latent_of
 from stages.world_model import WorldModel
 from tests.conftest import arbitrary, draw
@@ -28,10 +29,28 @@ OBS, ACTIONS = ObsSpace((P,), "binary"), ActionSpace("discrete", 2)
 CONFIG = Config(mode="explore", model=SIZES, ensemble=EnsembleConfig(members=2, layers=1))
 MODEL = arbitrary(lambda: WorldModel(CONFIG, OBS, ACTIONS, key=jr.key(0)))
 CONSTANT = ConstantReward(CONFIG, OBS, ACTIONS, key=jr.key(0))
-HYPERS = Hypers(episodic_sharpness=2.0)
+DISAGREEMENT = arbitrary(lambda: Disagreement(CONFIG, OBS, ACTIONS, key=jr.key(0)))
+HYPERS = Hypers(episodic_sharpness=2.0, novelty_limit=3.0)
 IS_FIRST = np.array([[0, 1], [0, 0], [1, 0], [0, 0], [0, 1]], bool)  # [T, B]
 ROWS, IMAGINED = draw(T, B, SIZES.feat), draw(2, L, C, SIZES.feat, seed=2)  # two blocks of T B / 2 starts
-PAST = past_of(MODEL, CONSTANT.obs_numbers, jnp.asarray(ROWS), jnp.asarray(IS_FIRST))
+TAKEN = jnp.zeros((T, B, 2))  # actions
+
+
+class FeatureReward(ConstantReward):
+    """The first number of the feature."""
+
+    def __call__(self, model, feat, action, hypers):
+        return feat[..., 0]
+
+
+FEATURE = FeatureReward(CONFIG, OBS, ACTIONS, key=jr.key(0))
+
+
+def past_by(intrinsic, feat=ROWS, is_first=IS_FIRST, model=MODEL):
+    return past_of(model, intrinsic, jnp.asarray(feat), TAKEN, jnp.asarray(is_first), HYPERS)
+
+
+PAST = past_by(CONSTANT)
 
 
 def read(feat: np.ndarray) -> np.ndarray:
@@ -58,12 +77,12 @@ def earlier(time: int, window: int) -> list[np.ndarray]:
 def imagined() -> np.ndarray:
     """[2, L, C]"""
     starts = jnp.arange(2 * C).reshape(2, C)
-    of_block = lambda feat, start: imagined_factor(PAST, MODEL, CONSTANT.obs_numbers, feat, start, HYPERS)
+    of_block = lambda feat, start: imagined_novelty(PAST, MODEL, CONSTANT.obs_numbers, feat, start, HYPERS)
     return np.asarray(jax.jit(jax.vmap(of_block))(jnp.asarray(IMAGINED), starts))
 
 
 def test_a_replayed_row_counts_the_rows_of_its_episode_before_it():
-    factor = np.asarray(jax.jit(replayed_factor)(PAST, HYPERS))
+    factor = np.asarray(jax.jit(replayed_novelty)(PAST, HYPERS))
     chex.assert_shape(factor, (T, B))
     for t in range(T):
         for b in range(B):
@@ -85,28 +104,55 @@ def test_an_imagined_state_counts_those_before_it_and_the_rows_before_its_start(
 
 def test_the_nth_visit_of_one_state_is_paid_one_over_root_n():
     same = jnp.broadcast_to(jnp.asarray(ROWS[:1, :1]), ROWS.shape)
-    past = past_of(MODEL, CONSTANT.obs_numbers, same, jnp.zeros((T, B), bool))
+    past = past_by(CONSTANT, same, np.zeros((T, B), bool))
     visits = 1 + np.arange(T)
-    np.testing.assert_allclose(replayed_factor(past, HYPERS), np.repeat(visits[:, None] ** -0.5, B, 1), rtol=1e-5)
+    np.testing.assert_allclose(replayed_novelty(past, HYPERS), np.repeat(visits[:, None] ** -0.5, B, 1), rtol=1e-5)
 
 
-def test_the_intrinsic_reward_alone_is_multiplied(imagined):
+def test_a_reward_above_the_average_of_the_rows_raises_episodic_novelty_up_to_a_limit():
+    """NGU's eq. 1 with L = 3, in numpy."""
+    past, reward = past_by(FEATURE), IMAGINED[..., 0]
+    mean, std = ROWS[..., 0].mean(), ROWS[..., 0].std()
+    np.testing.assert_allclose([past.mean, past.std], [mean, std], rtol=1e-5)
+    by_hand = np.minimum(np.maximum(1 + (reward - mean) / std, 1), 3)
+    np.testing.assert_allclose(modulator(past, jnp.asarray(reward), HYPERS), by_hand, rtol=1e-5)
+    assert (by_hand == 1).any() and (by_hand == 3).any() and ((by_hand > 1) & (by_hand < 3)).any()
+    constant = modulator(PAST, jnp.ones((L, C)), HYPERS)  # no deviation at all
+    np.testing.assert_array_equal(constant, 1.0)
+
+
+def test_the_intrinsic_reward_alone_is_changed(imagined):
     objective = Objective(1.0, "returns", 1.0, debias=False)
     paid = tuple(Reward(source, {source: 1.0}, objective) for source in ("intrinsic", "extrinsic"))
     trajectory = Trajectory(jnp.asarray(IMAGINED), jnp.zeros((2, L, C, 2)), jnp.ones((2, L, C)))
-    compute = jax.jit(lambda past: imagined_rewards(paid, MODEL, CONSTANT, trajectory, HYPERS, past))
-    plain, counted = compute(None), compute(PAST)
+    past = past_by(FEATURE)
+    compute = jax.jit(lambda past: imagined_rewards(paid, MODEL, FEATURE, trajectory, HYPERS, past))
+    plain, counted = compute(None), compute(past)
     np.testing.assert_array_equal(counted[:, 1], plain[:, 1])
-    np.testing.assert_allclose(counted[:, 0, 1:], imagined[:, 1:], rtol=1e-5)
+    arrived = modulator(past, jnp.asarray(IMAGINED[:, :-1, :, 0]), HYPERS) * imagined[:, 1:]
+    np.testing.assert_allclose(counted[:, 0, 1:], arrived, rtol=1e-5)
     assert (np.asarray(counted[:, 0, 0]) == 0).all()  # nothing arrives with a start
+
+
+def test_replayed_rows_are_paid_alike():
+    past, never = past_by(FEATURE), jnp.zeros((T, B), bool)
+    latent = jnp.zeros((T, B, 2)), jnp.zeros((T, B, 1), jnp.uint8)
+    rows = Row(jnp.zeros((T, B, P)), TAKEN[..., 0], jnp.zeros((T, B)), jnp.asarray(IS_FIRST), never, never, *latent)
+    objective = Objective(1.0, "returns", 1.0, debias=False)
+    paid = (Reward("intrinsic", {"intrinsic": 1.0}, objective),)
+    found = replayed_rewards(paid, MODEL, FEATURE, rows, jnp.asarray(ROWS), TAKEN, HYPERS, past)[0]
+    arrived = np.zeros((T, B))
+    arrived[1:] = modulator(past, jnp.asarray(ROWS[:-1, :, 0]), HYPERS)
+    arrived = np.where(IS_FIRST, 0, arrived * np.asarray(replayed_novelty(past, HYPERS)))
+    np.testing.assert_allclose(found, arrived, rtol=1e-5)
 
 
 def test_no_gradient_leaves():
     def total(model):
-        past = past_of(model, CONSTANT.obs_numbers, jnp.asarray(ROWS), jnp.asarray(IS_FIRST))
+        past = past_by(DISAGREEMENT, model=model)
         feat, start = jnp.asarray(IMAGINED[0]), jnp.arange(C)
-        ahead = imagined_factor(past, model, CONSTANT.obs_numbers, feat, start, HYPERS)
-        return replayed_factor(past, HYPERS).sum() + ahead.sum()
+        ahead = imagined_novelty(past, model, CONSTANT.obs_numbers, feat, start, HYPERS)
+        return replayed_novelty(past, HYPERS).sum() + ahead.sum() + past.mean + past.std
 
     gradient = jax.jit(jax.grad(total))(MODEL)
     assert all((np.asarray(x) == 0).all() for x in jax.tree.leaves(gradient))

@@ -54,6 +54,7 @@ _POSITIVE_HYPERS = (
     "elliptical_ridge",
     "fourier_sharpness",
     "episodic_sharpness",
+    "novelty_limit",
 )
 _UNIT_HYPERS = ("unimix", "policy_unimix", "lam", "slow_rate", "return_rate")
 
