@@ -10,7 +10,7 @@ from stages.behavior import Behavior, BehaviorTarget, update_target
 from stages.config import Config, Hypers, Mode
 from stages.intrinsic import IntrinsicReward
 from stages.returns import ReturnScale
-from stages.rewards import INTRINSIC_REWARDS, explorer_rewards, tasker_rewards
+from stages.rewards import INTRINSIC_REWARDS, explorer_reward
 from stages.uniform import RandomPolicy
 from stages.world_model import WorldModel
 
@@ -26,15 +26,15 @@ class Agent(eqx.Module):
     def __init__(self, config: Config, obs: Space, actions: ActionSpace, *, key: PRNGKeyArray):
         key_model, key_tasker, key_explorer, key_intrinsic = jr.split(key, 4)
         self.model = WorldModel(config, obs, actions, key=key_model)
-        self.tasker = Behavior(config.model, actions, len(tasker_rewards(config, Hypers())), key=key_tasker)
+        self.tasker = Behavior(config.model, actions, key=key_tasker)
         self.explorer = self.intrinsic = None
-        if rewards := explorer_rewards(config, Hypers()):
-            self.explorer = Behavior(config.model, actions, len(rewards), key=key_explorer)
+        if explorer_reward(config, Hypers()) is not None:
+            self.explorer = Behavior(config.model, actions, key=key_explorer)
             self.intrinsic = INTRINSIC_REWARDS[config.explorer_reward](config, obs, actions, key=key_intrinsic)
 
 
 class Targets(eqx.Module):
-    """Slow critics and return scales of both behaviours."""
+    """Slow critic and return scale of each behaviour."""
 
     tasker: BehaviorTarget
     explorer: BehaviorTarget | None
@@ -73,11 +73,23 @@ def replace_intrinsic(agent: Agent, intrinsic: IntrinsicReward | None) -> Agent:
     return eqx.tree_at(lambda a: a.intrinsic, agent, intrinsic, is_leaf=lambda x: x is None)
 
 
-def collector(agent: Agent, mode: Mode) -> Behavior | RandomPolicy:
-    """The behaviour that acts in the environment."""
+class Turns(eqx.Module):
+    """The explorer and the tasker by turns: one of them acts in each episode."""
+
+    explorer: Behavior
+    tasker: Behavior
+
+
+Collector = Behavior | RandomPolicy | Turns
+
+
+def collector(agent: Agent, mode: Mode) -> Collector:
+    """Who acts in the environment."""
     if mode == "random":
         return RandomPolicy(agent.model.actions)
-    return agent.tasker if mode == "task" or agent.explorer is None else agent.explorer
+    if mode == "task" or agent.explorer is None:
+        return agent.tasker
+    return Turns(agent.explorer, agent.tasker) if mode == "mix" else agent.explorer
 
 
 def parameter_counts(agent: Agent) -> dict[str, int]:

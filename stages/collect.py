@@ -12,7 +12,7 @@ import jax.random as jr
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from envs.environment import Environment, Obs, Timestep, env_step
-from stages.agent import Agent
+from stages.agent import Agent, Collector, Turns
 from stages.behavior import Behavior
 from stages.config import Hypers
 from stages.replay import Row
@@ -31,6 +31,7 @@ class ActorState(eqx.Module):
     score: Float[Array, " N"]  # reward of the episode so far
     length: Int[Array, " N"]  # rows of the episode so far
     events: dict[str, Int[Array, " N"]]  # how often each happened in the episode so far; {} without events
+    tasker_acts: Bool[Array, " N"]  # whether it is the tasker's turn, where explorer and tasker take turns
 
 
 class Episodes(eqx.Module):
@@ -49,7 +50,7 @@ def start(env: Environment, model: WorldModel, envs: int, *, key: PRNGKeyArray) 
     action = jnp.zeros((envs, env.action_space.size))
     score, length = jnp.zeros(envs), jnp.zeros(envs, jnp.int32)
     events = {name: jnp.zeros(envs, jnp.int32) for name in timestep.events}
-    return ActorState(env_state, timestep, latent, action, score, length, events)
+    return ActorState(env_state, timestep, latent, action, score, length, events, jnp.zeros(envs, bool))
 
 
 def act(
@@ -73,12 +74,53 @@ def act(
         is_first: whether the row begins an episode; then `latent` and `action` count as zeros.
     """
     key_latent, key_action = jr.split(key)
+    latent = observe_row(model, latent, action, obs, is_first, hypers, key=key_latent)
+    return latent, choose_action(behavior, latent, hypers, greedy, key=key_action)
+
+
+def observe_row(
+    model: WorldModel,
+    latent: Latent,
+    action: Float[Array, "*b A"],
+    obs: Obs,
+    is_first: Bool[Array, "*b"],
+    hypers: Hypers,
+    *,
+    key: PRNGKeyArray,
+) -> Latent:
+    """The posterior state at a row; arguments as for `act`."""
     embed = model.encoder(obs, model.dtype)
-    uniform = jr.uniform(key_latent, (*is_first.shape, model.rssm.stoch))
-    latent = observe_step(model.rssm, latent, embed, action, is_first, uniform, hypers.unimix)
+    uniform = jr.uniform(key, (*is_first.shape, model.rssm.stoch))
+    return observe_step(model.rssm, latent, embed, action, is_first, uniform, hypers.unimix)
+
+
+def choose_action(
+    behavior: Behavior | RandomPolicy, latent: Latent, hypers: Hypers, greedy: bool, *, key: PRNGKeyArray
+) -> Float[Array, "*b A"]:
+    """The vector of an action: a sample of the policy, or its mode."""
     policy = behavior.actor(latent.feat, hypers.policy_unimix)
-    action = policy.mode() if greedy else policy.sample(behavior.actor.noise(is_first.shape, key=key_action))
-    return latent, action.astype(jnp.float32)  # whatever the model computes in: environments take it as it is
+    noise = behavior.actor.noise(latent.deter.shape[:-1], key=key)
+    action = policy.mode() if greedy else policy.sample(noise)
+    return action.astype(jnp.float32)  # whatever the model computes in: environments take it as it is
+
+
+def take_turns(
+    turns: Turns,
+    latent: Latent,
+    is_first: Bool[Array, " N"],
+    tasker_acts: Bool[Array, " N"],
+    hypers: Hypers,
+    greedy: bool,
+    *,
+    key: PRNGKeyArray,
+) -> tuple[Float[Array, "N A"], Bool[Array, " N"]]:
+    """The action of whose turn it is, and whether it is the tasker's. An episode's turn is drawn at its first row."""
+    key_turn, key_action = jr.split(key)
+    tasker_acts = jnp.where(is_first, jr.bernoulli(key_turn, hypers.tasker_share, is_first.shape), tasker_acts)
+    explores, tasks = (
+        choose_action(behavior, latent, hypers, greedy, key=key_action) for behavior in (turns.explorer, turns.tasker)
+    )
+    return jnp.where(tasker_acts[:, None], tasks, explores), tasker_acts
 
 
 def env_action(model: WorldModel, action: Float[Array, "... A"]) -> Array:
@@ -93,7 +135,7 @@ def env_action(model: WorldModel, action: Float[Array, "... A"]) -> Array:
 def collect(
     env: Environment,
     agent: Agent,
-    behavior: Behavior | RandomPolicy,
+    behavior: Collector,
     actor_state: ActorState,
     hypers: Hypers,
     *,
@@ -111,9 +153,15 @@ def collect(
         there; the episodes whose last row this was.
     """
     key_act, key_env = jr.split(key)
-    timestep = actor_state.timestep
+    key_latent, key_action = jr.split(key_act)
+    timestep, tasker_acts = actor_state.timestep, actor_state.tasker_acts
     before = (actor_state.latent, actor_state.action, timestep.obs, timestep.is_first)
-    latent, action = act(agent.model, behavior, *before, hypers, greedy, key=key_act)
+    latent = observe_row(agent.model, *before, hypers, key=key_latent)
+    if isinstance(behavior, Turns):
+        turn = (timestep.is_first, tasker_acts)
+        action, tasker_acts = take_turns(behavior, latent, *turn, hypers, greedy, key=key_action)
+    else:
+        action = choose_action(behavior, latent, hypers, greedy, key=key_action)
     executed_action = env_action(agent.model, action)
     row = Row(
         timestep.obs,
@@ -134,5 +182,5 @@ def collect(
     step = jax.vmap(functools.partial(env_step, env, resets=resets))
     env_state, following = step(keys, actor_state.env_state, timestep, executed_action)
     score, length, events = jax.tree.map(lambda x: x * ~timestep.is_last, (score, length, events))
-    actor_state = ActorState(env_state, following, latent, action, score, length, events)
+    actor_state = ActorState(env_state, following, latent, action, score, length, events, tasker_acts)
     return actor_state, row, episodes

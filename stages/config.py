@@ -14,7 +14,6 @@ from tyro.conf import Suppress
 
 Mode = Literal["task", "explore", "mix", "random"]
 Norm = Literal["returns", "advantages", "rms"]
-Critics = Literal["each", "sum"]
 ExplorerReward = Literal["disagreement", "constant", "rnd", "elliptical", "count"]
 
 MOST_STEPS = 4096  # of one iteration, and so the least frequent schedule: one update after so many steps
@@ -145,20 +144,12 @@ class Hypers(eqx.Module):
     """Smallest divisor of extrinsic advantages that is a range of returns (DreamerV3, eq. 7)."""
     task_floor: float = 0.05
     """Smallest divisor of the tasker's advantages where --task-norm is not returns."""
-    extrinsic_floor: float = 0.2
-    """Smallest divisor of the explorer's extrinsic advantages where --extrinsic-norm is not returns. With a small one
-    the cost of a step outweighs novelty before any reward was seen."""
     intrinsic_floor: float = 1e-8
     """Smallest divisor of intrinsic advantages: disagreement shrinks as it is learned, a floor of 1 would hide it."""
-    mix_intrinsic_floor: float = 1e-8
-    """The same in mode mix, where it says when novelty has faded: of a range below it, advantages are no longer brought
-    to unit size, and the reward decides. In units of disagreement, so it suits one kind of ensemble and not another."""
-    extrinsic_scale: float = 1.0
-    """Weight of the normalised extrinsic advantage in mode mix; of the reward itself in a sum (explorer_critics)."""
     intrinsic_horizon: float = 0.0
-    """Discount horizon of the intrinsic reward, where it has a critic of its own; 0: that of all rewards."""
-    intrinsic_scale: float = 1.0
-    """Weight of the normalised intrinsic advantage in mode mix; of the disagreement itself in a sum."""
+    """Discount horizon of the intrinsic reward; 0: that of all rewards."""
+    tasker_share: float = 0.25
+    """Share of the episodes of mode mix in which the tasker acts."""
     scale_recon: float = 1.0
     """Loss scale: reconstruction."""
     scale_reward: float = 1.0
@@ -176,7 +167,7 @@ class Hypers(eqx.Module):
     scale_repval: float = 0.3
     """Loss scale: the tasker's critic on replayed rows."""
     scale_explorer_repval: float = 0.0
-    """Loss scale: the explorer's critics on replayed rows. Disagreement is low there, as the ensemble has learned from
+    """Loss scale: the explorer's critic on replayed rows. Disagreement is low there, as the ensemble has learned from
     them; Plan2Explore has no such loss."""
     scale_ensemble: float = 1.0
     """Loss scale: ensemble, where it learns with the model."""
@@ -209,8 +200,8 @@ class Config:
     env_args: Suppress[tuple[tuple[str, str], ...]] = ()
     """Constructor arguments and parameters of the environment (on the command line: --env.size 20)."""
     mode: Mode = "task"
-    """task: plain DreamerV3. explore: Plan2Explore without any reward. mix: both rewards at once. random: as task, but
-    uniformly random actions collect: the control of the others."""
+    """task: plain DreamerV3. explore: Plan2Explore without any reward. mix: explorer and tasker collect by turns
+    (--hypers.tasker-share). random: as task, but uniformly random actions collect: the control of the others."""
     steps: int = 10_000
     """Environment steps (rows) of a seed, all its environments together, in `mode`."""
     adapt_steps: int = 0
@@ -223,8 +214,6 @@ class Config:
     """What divides the tasker's advantages: the range of the returns (DreamerV3's), the range of the advantages
     themselves, or their root mean square (rms). In a sparse task one action moves the return by a small part of its
     range: the entropy bonus then outweighs it."""
-    extrinsic_norm: Norm = "returns"
-    """The same for the explorer's extrinsic advantages in mode mix, where each reward has a critic."""
     intrinsic_norm: Norm = "returns"
     """What divides the explorer's intrinsic advantages: the range of the returns (DreamerV3's), the range of the
     advantages, or their root mean square. In episodes of one length, intrinsic returns differ mostly by the time that
@@ -234,21 +223,16 @@ class Config:
     actions, with the ensemble's inputs, sizes and updates; the elliptical bonus, in closed form, of random features of
     the decoded observation (--ensemble.frequencies, --ensemble.updates); 1 / sqrt(1 + n) after n visits, where states
     can be counted (count), learned from the latent with the ensemble's inputs, sizes and updates; or 1 for every step
-    (constant, in mode explore only). The constant is a control, while the ensemble is measured: it pays episodic
-    novelty alone, or, where that is off, asks for long episodes and nothing new."""
+    (constant). The constant is a control, while the ensemble is measured: it pays episodic novelty alone, or, where
+    that is off, asks for long episodes and nothing new."""
     intrinsic_centred: bool = False
     """Divide the intrinsic reward by its mean over imagined states, and subtract 1: the end of an episode then costs
-    the explorer nothing. In modes explore and mix, of a reward with a critic of its own."""
+    the explorer nothing. In modes explore and mix."""
     episodic_novelty: bool = False
     """Pay 1 / sqrt(1 + n), where n says how often the episode has been in such a state before, as far as a window of
     replay reaches back; and up to five times as much where the intrinsic reward is above its average (Never Give Up;
     episodic.py). Without it an explorer is paid for one state again and again, as long as the state is rare in
     replay."""
-    explorer_critics: Critics = "each"
-    """Critics of mode mix: one for each reward, its advantages divided by their own range (two value heads, as Burda et
-    al. 2018, arXiv 1810.12894, section 2.3); or one for the plain sum of both rewards (Plan2Explore's code), whose
-    returns' range divides its advantages as DreamerV3's does. A sum of rewards as they come: disagreement may be a
-    thousandth of a reward."""
     imagine_batch: int = 0
     """Starts imagined at once. It changes the speed, and numbers only by the order of sums; 0 takes 64 on a CPU and all
     on accelerators."""

@@ -4,8 +4,7 @@ The explorer is paid clip(1 + (r - mean) / std, 1, limit) / sqrt(1 + n) for arri
 
 - n counts the earlier states of the same episode: episodic novelty. Each counts by a kernel of both decoded
   observations: 1 where they are equal, exp(-sharpness^2 d / 2) where their normalised numbers have a mean squared
-  difference of d. Earlier states are the imagined ones, and the window's rows before their start: the memory reaches no
-  further back than a window.
+  difference of d. Earlier states are the imagined ones, and the window's rows before their start.
 - r is the intrinsic reward, which falls over all of training: life-long novelty. Alone it pays for one state again and
   again within an episode. Its mean and standard deviation are those of the batch's rows, so that it needs no unit.
   Below the mean it counts as 1: where it is noise, episodic novelty remains.
@@ -58,7 +57,7 @@ def modulator(past: Past, reward: Float[Array, "*b"], hypers: Hypers) -> Float[A
 
 
 def replayed_novelty(past: Past, hypers: Hypers) -> Float[Array, "T B"]:
-    """Episodic novelty of each row. Sends no gradient."""
+    """Episodic novelty of the batch's rows. Sends no gradient."""
     return _novelty((_kernel(past.read, past.read, hypers) * _earlier(past)).sum(1))
 
 

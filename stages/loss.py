@@ -1,7 +1,7 @@
 """All losses of one update: observe -> imagine -> reward -> learn. One gradient of one sum; stop_gradient draws the
 borders between the parts.
 
-Axes: T time, B windows, n = T B starts of imagination, R rewards.
+Axes: T time, B windows, n = T B starts of imagination.
 """
 
 import equinox as eqx
@@ -14,39 +14,24 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from stages.agent import Agent, Targets
 from stages.behavior import Behavior, BehaviorTarget, Replayed, behavior_loss
 from stages.config import Config, Hypers
-from stages.episodic import past_of
 from stages.imagine import draw_noise, imagine
 from stages.replay import Row
 from stages.returns import ReturnScale
-from stages.rewards import (
-    Reward,
-    Scalar,
-    centre,
-    explorer_rewards,
-    imagined_rewards,
-    replayed_rewards,
-    tasker_rewards,
-)
+from stages.rewards import Batch, Reward, Scalar, centre, explorer_reward, pay_explorer, pay_tasker, tasker_reward
 from stages.rssm import Latent
 from stages.world_model import action_vector, model_loss, observe
+
+OF_REWARD = ("rew", "replay_rew", "ret", "ret_scale", "val")
+"""Metrics that bear the name of the reward."""
 
 
 class Outcome(eqx.Module):
     """What an update needs besides its gradient."""
 
     latent: Latent  # fresh latents of the trained rows, [T, B, ...]
-    tasker_scale: ReturnScale  # new return scales, [R]
+    tasker_scale: ReturnScale
     explorer_scale: ReturnScale | None
     metrics: dict[str, Float[Array, ""]]
-
-
-class Batch(eqx.Module):
-    """A batch and the model's account of it: what behaviours learn from."""
-
-    rows: Row  # [T, B, ...]
-    action: Float[Array, "T B A"]  # vectors of the rows' actions
-    latent: Latent  # [T, B, ...]
-    feat: Float[Array, "T B F"]
 
 
 def agent_loss(
@@ -75,15 +60,15 @@ def agent_loss(
 
     # Of the behaviours' losses only the tasker's replayed values shape the model; none does where it is reward-free.
     tasker_batch = sg(batch) if reward_free else batch
-    paid = tasker_rewards(config, hypers)
+    reward = tasker_reward(config, hypers)
     tasker_losses, tasker_scale, tasker_metrics = learn_behavior(
-        agent, agent.tasker, targets.tasker, paid, hypers.entropy, tasker_batch, config, hypers, key=key_tasker
+        agent, agent.tasker, targets.tasker, reward, hypers.entropy, tasker_batch, config, hypers, key=key_tasker
     )
     losses, metrics, explorer_scale = losses | tasker_losses, metrics | tasker_metrics, None
-    if agent.explorer is not None and targets.explorer is not None:
-        paid, bonus = explorer_rewards(config, hypers), hypers.explorer_entropy
+    reward, bonus = explorer_reward(config, hypers), hypers.explorer_entropy
+    if agent.explorer is not None and targets.explorer is not None and reward is not None:
         explorer_losses, explorer_scale, explorer_metrics = learn_behavior(
-            agent, agent.explorer, targets.explorer, paid, bonus, sg(batch), config, hypers, key=key_explorer
+            agent, agent.explorer, targets.explorer, reward, bonus, sg(batch), config, hypers, key=key_explorer
         )
         losses |= {f"explorer_{name}": loss for name, loss in explorer_losses.items()}
         metrics |= {f"explorer_{name}": value for name, value in explorer_metrics.items()}
@@ -97,7 +82,7 @@ def learn_behavior(
     agent: Agent,
     behavior: Behavior,
     target: BehaviorTarget,
-    rewards: tuple[Reward, ...],
+    reward: Reward,
     entropy: Scalar,
     batch: Batch,
     config: Config,
@@ -105,7 +90,7 @@ def learn_behavior(
     *,
     key: PRNGKeyArray,
 ) -> tuple[dict[str, Array], ReturnScale, dict[str, Array]]:
-    """Imagine from every replayed state, compute the rewards, and learn from them: losses, new scales [R], metrics.
+    """Imagine from every replayed state, compute the reward, and learn from it: losses, the new scale, metrics.
 
     Args:
         behavior: the agent's tasker or explorer.
@@ -116,25 +101,19 @@ def learn_behavior(
     start = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch.latent)
     noise = draw_noise(model, behavior.actor, config.horizon, start.deter.shape[0], key=key)
     trajectory = imagine(model, behavior.actor, start, noise, hypers.unimix, hypers.policy_unimix, config.imagine_batch)
-    past = None
-    if config.episodic_novelty and intrinsic is not None and behavior is agent.explorer:
-        past = past_of(model, intrinsic, batch.feat, batch.action, batch.rows.is_first, hypers)
-    imagined = imagined_rewards(rewards, model, intrinsic, trajectory, hypers, past)
-    replayed = replayed_rewards(rewards, model, intrinsic, batch.rows, batch.feat, batch.action, hypers, past)
-
-    means = {"rew": imagined[:, :, 1:].mean((0, 2, 3)), "replay_rew": replayed.mean((1, 2))}
-    imagined, replayed, objectives = centre(rewards, imagined, replayed, batch.rows.is_first)
+    if behavior is agent.explorer and intrinsic is not None:
+        paid = pay_explorer(model, intrinsic, trajectory, batch, config, hypers)
+    else:
+        paid = pay_tasker(model, trajectory, batch)
+    means = {"rew": paid.imagined[:, 1:].mean(), "replay_rew": paid.replayed.mean()}
+    imagined, replayed = centre(paid, batch.rows.is_first) if reward.centred else paid
 
     replay = Replayed(batch.feat, replayed, batch.rows.is_last, batch.rows.is_terminal)
-    losses, scale, metrics = behavior_loss(behavior, target, trajectory, imagined, replay, objectives, entropy, hypers)
-    return losses, scale, _by_reward(means | metrics, rewards)
-
-
-def _by_reward(metrics: dict[str, Array], rewards: tuple[Reward, ...]) -> dict[str, Float[Array, ""]]:
-    """Metrics [R] as R metrics, each with its reward's name behind its own."""
-    single = {name: value for name, value in metrics.items() if value.ndim == 0}
-    several = {name: value for name, value in metrics.items() if value.ndim == 1}
-    return single | {f"{name}_{r.name}": value[i] for name, value in several.items() for i, r in enumerate(rewards)}
+    losses, scale, metrics = behavior_loss(
+        behavior, target, trajectory, imagined, replay, reward.objective, entropy, hypers
+    )
+    named = {f"{name}_{reward.name}" if name in OF_REWARD else name: x for name, x in (means | metrics).items()}
+    return losses, scale, named
 
 
 def loss_scales(hypers: Hypers, agent: Agent) -> dict[str, Scalar]:

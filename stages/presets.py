@@ -64,8 +64,6 @@ def tiny_settings(config: Config, hypers: Hypers) -> tuple[Config, Hypers]:
     Catch, the corridor and mode mix on Deep Sea (docs/experiments/recipe.md). A tenth of it suits continuous actions:
     with 0.1 the policy of Pendulum keeps its largest deviation, and learns nothing.
     """
-    if config.mode == "mix":
-        config = replace(config, extrinsic_norm="rms")
     return replace(config, task_norm="rms"), replace(hypers, entropy=0.1, continuous_entropy=0.1)
 
 
@@ -93,11 +91,7 @@ def explore_settings(config: Config, hypers: Hypers) -> tuple[Config, Hypers]:
     config = replace(
         config, ensemble=ensemble, intrinsic_norm="advantages", intrinsic_centred=True, episodic_novelty=True
     )
-    # The range of the explorer's advantages is 0.1 to 0.6 while much of Deep Sea 10 or 20 is new, and some hundredths
-    # once it is known: with a floor of 0.1 mode mix then takes the reward, where it would explore for good.
-    return config, replace(
-        hypers, explorer_entropy=0.05, action_scale=10.0, mix_intrinsic_floor=0.1, intrinsic_horizon=30.0
-    )
+    return config, replace(hypers, explorer_entropy=0.05, action_scale=10.0, intrinsic_horizon=30.0)
 
 
 def replay_settings(config: Config, hypers: Hypers) -> tuple[Config, Hypers]:

@@ -1,32 +1,31 @@
 """Rewards: what each behaviour maximises, by mode.
 
 A reward is computed twice: along imagined trajectories, for actor and critic, and on replayed rows, for the critic.
-Both are indexed by arrival: reward[t] came with state t. The intrinsic reward itself is in intrinsic.py.
+Both are indexed by arrival: reward[t] came with state t. The intrinsic reward itself is in intrinsic.py, and episodic
+novelty, which it multiplies, in episodic.py.
 
-Axes: R rewards, T time, B windows, L = H + 1 imagined states, c starts of a block, F feat, A action vector.
+Axes: T time, B windows, L = H + 1 imagined states, c starts of a block, F feat, A action vector.
 """
 
-import functools
-import operator
-from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+import equinox as eqx
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from stages.behavior import Objective
-from stages.config import Config, Hypers, Norm
+from stages.config import Config, Hypers
 from stages.count import CountBonus
 from stages.elliptical import EllipticalBonus
-from stages.episodic import Past, imagined_novelty, modulator, replayed_novelty
+from stages.episodic import imagined_novelty, modulator, past_of, replayed_novelty
 from stages.imagine import Trajectory
 from stages.intrinsic import ConstantReward, Disagreement, IntrinsicReward
 from stages.replay import Row
 from stages.rnd import RND
+from stages.rssm import Latent
 from stages.world_model import WorldModel
 
-Source = Literal["extrinsic", "intrinsic"]
 Scalar = Float[Array, ""] | float
 
 LEAST_LEVEL = 1e-8
@@ -38,38 +37,52 @@ INTRINSIC_REWARDS: dict[str, type[IntrinsicReward]] = {
 
 
 class Reward(NamedTuple):
-    """A weighted sum of sources, learned by a critic of its own."""
+    """What a behaviour is paid."""
 
     name: str  # in the names of metrics
-    weights: Mapping[Source, Scalar]
     objective: Objective
     centred: bool = False  # see `centre`
 
 
-def tasker_rewards(config: Config, hypers: Hypers) -> tuple[Reward, ...]:
-    """The environment's reward."""
-    return (Reward("extrinsic", {"extrinsic": 1.0}, _of_norm(config.task_norm, hypers.task_floor, hypers)),)
+class Batch(eqx.Module):
+    """A batch and the model's account of it: what behaviours learn from."""
+
+    rows: Row  # [T, B, ...]
+    action: Float[Array, "T B A"]  # vectors of the rows' actions
+    latent: Latent  # [T, B, ...]
+    feat: Float[Array, "T B F"]
 
 
-def explorer_rewards(config: Config, hypers: Hypers) -> tuple[Reward, ...]:
-    """The explorer's rewards; none where the mode has no explorer."""
+class Paid(NamedTuple):
+    """A reward in numbers."""
+
+    imagined: Float[Array, "blocks L c"]
+    replayed: Float[Array, "T B"]
+
+
+def tasker_reward(config: Config, hypers: Hypers) -> Reward:
+    """The environment's reward. Its advantages are divided as DreamerV3 does, or by what they are themselves, but by no
+    less than a floor."""
+    if config.task_norm == "returns":
+        return Reward("extrinsic", _like_dreamer(hypers))
+    return Reward("extrinsic", Objective(config.task_norm, hypers.task_floor, debias=True))
+
+
+def explorer_reward(config: Config, hypers: Hypers) -> Reward | None:
+    """The intrinsic reward; None where the mode has no explorer."""
     if config.mode in ("task", "random"):
-        return ()
+        return None
     name = config.explorer_reward
     if name == ConstantReward.name and not config.episodic_novelty:
-        return (Reward(name, {"intrinsic": 1.0}, _like_dreamer(hypers)),)
+        return Reward(name, _like_dreamer(hypers))
     # Averages of small ranges show their start at zero: they are debiased.
-    floor = hypers.intrinsic_floor if config.mode == "explore" else hypers.mix_intrinsic_floor
-    objective = Objective(hypers.intrinsic_scale, config.intrinsic_norm, floor, True, _shortening(hypers))
-    intrinsic = Reward(name, {"intrinsic": 1.0}, objective, config.intrinsic_centred)
-    if config.mode == "explore":
-        return (intrinsic,)
-    if config.explorer_critics == "sum":
-        weights: dict[Source, Scalar] = {"intrinsic": hypers.intrinsic_scale, "extrinsic": hypers.extrinsic_scale}
-        return (Reward("sum", weights, _like_dreamer(hypers)),)
-    # With a floor: Deep Sea's cost of a thousandth for a step, brought to unit size, would drown novelty.
-    extrinsic = _of_norm(config.extrinsic_norm, hypers.extrinsic_floor, hypers)._replace(weight=hypers.extrinsic_scale)
-    return intrinsic, Reward("extrinsic", {"extrinsic": 1.0}, extrinsic)
+    objective = Objective(config.intrinsic_norm, hypers.intrinsic_floor, True, _shortening(hypers))
+    return Reward(name, objective, config.intrinsic_centred)
+
+
+def _like_dreamer(hypers: Hypers) -> Objective:
+    """Advantages divided by the range of returns, but by no less than the floor (DreamerV3, eq. 7)."""
+    return Objective("returns", hypers.return_floor, debias=False)
 
 
 def _shortening(hypers: Hypers) -> Scalar:
@@ -78,115 +91,61 @@ def _shortening(hypers: Hypers) -> Scalar:
     return jnp.where(jnp.asarray(hypers.intrinsic_horizon) > 0, ratio, 1.0)
 
 
-def _of_norm(norm: Norm, floor: Scalar, hypers: Hypers) -> Objective:
-    """Extrinsic advantages divided as DreamerV3 does, or by what they are themselves, but by no less than `floor`.
-
-    DreamerV3's divisor has a floor of its own.
-    """
-    return _like_dreamer(hypers) if norm == "returns" else Objective(1.0, norm, floor, debias=True)
+def pay_tasker(model: WorldModel, trajectory: Trajectory, batch: Batch) -> Paid:
+    """The environment's reward: what the head expects on arrival in each imagined state, and what arrived."""
+    imagined = lax.map(lambda feat: model.reward.mean(model.reward(feat)), trajectory.feat)
+    return Paid(imagined, batch.rows.reward)
 
 
-def _like_dreamer(hypers: Hypers) -> Objective:
-    """Advantages divided by the range of returns, but by no less than the floor (DreamerV3, eq. 7)."""
-    return Objective(1.0, "returns", hypers.return_floor, debias=False)
-
-
-def imagined_rewards(
-    rewards: tuple[Reward, ...],
+def pay_explorer(
     model: WorldModel,
-    intrinsic: IntrinsicReward | None,
+    intrinsic: IntrinsicReward,
     trajectory: Trajectory,
+    batch: Batch,
+    config: Config,
     hypers: Hypers,
-    past: Past | None = None,
-) -> Float[Array, "blocks R L c"]:
-    """All of a behaviour's rewards along its imagined trajectory, block by block.
+) -> Paid:
+    """The intrinsic reward of each action, as it arrives in the next state; or the product with episodic novelty.
 
-    Extrinsic ones are the reward head's expectation on arrival in each imagined state.
-
-    Args:
-        past: the rows where the trajectories start, where episodic novelty is paid.
+    No action leads to the first state of a trajectory, of a window or of an episode: nothing arrives there.
     """
+    past = None
+    if config.episodic_novelty:
+        past = past_of(model, intrinsic, batch.feat, batch.action, batch.rows.is_first, hypers)
 
-    def of_block(inputs: tuple[Trajectory, Int[Array, " c"]]) -> Float[Array, "R L c"]:
+    def imagined(inputs: tuple[Trajectory, Int[Array, " c"]]) -> Float[Array, "L c"]:
         block, start = inputs
+        # intrinsic.Disagreement.__call__: here disagreement becomes the explorer's reward.
+        reward = intrinsic(model, block.feat[:-1], block.action[:-1], hypers)
+        if past is None:
+            return shift_to_arrival(reward)
+        novelty = imagined_novelty(past, model, intrinsic.obs_numbers, block.feat, start, hypers)
+        return shift_to_arrival(modulator(past, reward, hypers)) * novelty
 
-        def extrinsic() -> Float[Array, "L c"]:
-            return model.reward.mean(model.reward(block.feat))
-
-        def earned() -> Float[Array, "L c"]:
-            assert intrinsic is not None
-            # intrinsic.Disagreement.__call__: here disagreement becomes the explorer's reward.
-            reward = intrinsic(model, block.feat[:-1], block.action[:-1], hypers)
-            if past is None:
-                return shift_to_arrival(reward)
-            novelty = imagined_novelty(past, model, intrinsic.obs_numbers, block.feat, start, hypers)
-            return shift_to_arrival(modulator(past, reward, hypers)) * novelty
-
-        return _weighted(rewards, {"extrinsic": extrinsic, "intrinsic": earned})
+    def replayed() -> Float[Array, "T B"]:
+        reward = intrinsic(model, batch.feat, batch.action, hypers)[:-1]
+        if past is None:
+            return shift_to_arrival(reward)
+        return shift_to_arrival(modulator(past, reward, hypers)) * replayed_novelty(past, hypers)
 
     blocks, _, width = trajectory.cont.shape
-    return lax.map(of_block, (trajectory, jnp.arange(blocks * width).reshape(blocks, width)))
+    starts = jnp.arange(blocks * width).reshape(blocks, width)
+    return Paid(lax.map(imagined, (trajectory, starts)), jnp.where(batch.rows.is_first, 0.0, replayed()))
 
 
-def replayed_rewards(
-    rewards: tuple[Reward, ...],
-    model: WorldModel,
-    intrinsic: IntrinsicReward | None,
-    rows: Row,
-    feat: Float[Array, "T B F"],
-    action: Float[Array, "T B A"],
-    hypers: Hypers,
-    past: Past | None = None,
-) -> Float[Array, "R T B"]:
-    """All of a behaviour's rewards on replayed rows. Extrinsic ones are the rewards that arrived. `past`: the rows
-    again, for episodic novelty."""
+def centre(paid: Paid, is_first: Bool[Array, "T B"]) -> Paid:
+    """A reward divided by its mean along imagined trajectories, less 1; 0 where none arrives.
 
-    def earned() -> Float[Array, "T B"]:
-        assert intrinsic is not None
-        reward = intrinsic(model, feat, action, hypers)[:-1]
-        if past is None:
-            arrived = shift_to_arrival(reward)
-        else:
-            arrived = shift_to_arrival(modulator(past, reward, hypers)) * replayed_novelty(past, hypers)
-        return jnp.where(rows.is_first, 0.0, arrived)  # no action led to a reset
-
-    return _weighted(rewards, {"extrinsic": lambda: rows.reward, "intrinsic": earned})
-
-
-def centre(
-    rewards: tuple[Reward, ...],
-    imagined: Float[Array, "blocks R L c"],
-    replayed: Float[Array, "R T B"],
-    is_first: Bool[Array, "T B"],
-) -> tuple[Float[Array, "blocks R L c"], Float[Array, "R T B"], tuple[Objective, ...]]:
-    """Divide each centred reward by its mean along imagined trajectories and subtract 1. The others stay.
-
-    Disagreement is never negative, so that an uncentred sum of it is larger for whoever lives longer: the end of an
-    episode costs the explorer all that follows. And where it differs by hundredths of a large sum, the critic's error
-    hides what one action gives. A centred reward (as in average-reward learning: Mahadevan 1996) has neither fault.
-
-    Returns:
-        imagined and replayed rewards, 0 where none arrives; and the objectives, whose floors keep their units.
+    An intrinsic reward is never negative, so that an uncentred sum of it is larger for whoever lives longer: the end of
+    an episode costs the explorer all that follows. And where it differs by hundredths of a large sum, the critic's
+    error hides what one action gives. A centred reward (as in average-reward learning: Mahadevan 1996) has neither
+    fault.
     """
-    objectives = []
-    for r, reward in enumerate(rewards):
-        if not reward.centred:
-            objectives.append(reward.objective)
-            continue
-        level = jnp.maximum(imagined[:, r, 1:].mean(), LEAST_LEVEL)
-        imagined = imagined.at[:, r, 1:].set(imagined[:, r, 1:] / level - 1)
-        replayed = replayed.at[r].set(jnp.where(is_first, 0.0, replayed[r] / level - 1))
-        objectives.append(reward.objective._replace(floor=reward.objective.floor / level))
-    return imagined, replayed, tuple(objectives)
+    level = jnp.maximum(paid.imagined[:, 1:].mean(), LEAST_LEVEL)
+    imagined = paid.imagined.at[:, 1:].set(paid.imagined[:, 1:] / level - 1)
+    return Paid(imagined, jnp.where(is_first, 0.0, paid.replayed / level - 1))
 
 
 def shift_to_arrival(reward: Float[Array, "H *b"]) -> Float[Array, "L *b"]:
     """Rewards indexed by the step of their action -> by the step at which they arrive: one later, 0 at the first."""
     return jnp.concatenate([jnp.zeros_like(reward[:1]), reward])
-
-
-def _weighted(rewards: tuple[Reward, ...], sources: Mapping[Source, Callable[[], Array]]) -> Float[Array, "R ..."]:
-    """Each reward as the weighted sum of its sources, of which only those that are used are computed."""
-    used = {source: compute() for source, compute in sources.items() if any(source in r.weights for r in rewards)}
-    parts = ([weight * used[source] for source, weight in reward.weights.items()] for reward in rewards)
-    return jnp.stack([functools.reduce(operator.add, terms) for terms in parts])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from envs.environment import ActionSpace, ObsSpace
-from stages.agent import Agent, Targets, collector, parameter_counts
+from stages.agent import Agent, Targets, Turns, collector, parameter_counts
 from stages.config import Config, EnsembleConfig
 from stages.presets import preset
 
@@ -37,7 +37,7 @@ def test_parameters_of_size_1m_by_part():
         "model.reward": 57_663,
         "model.cont": 41_153,
         "tasker.actor": 49_731,
-        "tasker.critics": 66_111,
+        "tasker.critic": 66_111,
     }
 
 
@@ -47,13 +47,13 @@ def test_parameters_in_total(name, total):
     assert sum(parameter_counts(agent).values()) == total == sum(x.size for x in jax.tree.leaves(agent))
 
 
-@pytest.mark.parametrize("mode, rewards", [("explore", 1), ("mix", 2)])
-def test_parameters_of_exploration(mode, rewards):
+@pytest.mark.parametrize("mode", ["explore", "mix"])
+def test_parameters_of_exploration(mode):
     config = dataclasses.replace(preset("1m")[0], mode=mode)
     counts = parameter_counts(shapes_of(config))
-    assert counts["tasker.critics"] == 66_111  # always one
+    assert counts["tasker.critic"] == 66_111
     assert counts["explorer.actor"] == counts["tasker.actor"]
-    assert counts["explorer.critics"] == rewards * counts["tasker.critics"]
+    assert counts["explorer.critic"] == counts["tasker.critic"]
     feat, units, outputs = 512 + 32 * 4, 64, 32 * 4
     member = (feat + 3) * units + 2 * units + units * units + 2 * units + units * outputs + outputs
     assert counts["intrinsic.ensemble"] == config.ensemble.members * member  # no priors, no projection
@@ -79,28 +79,27 @@ def test_every_leaf_is_a_float32_array(mix_agent):
 def test_modes_have_the_parts_that_they_need(config):
     task, explore, mix = (shapes_of(dataclasses.replace(config, mode=m)) for m in ("task", "explore", "mix"))
     assert task.explorer is None and task.intrinsic is None and jax.eval_shape(Targets.of, task).explorer is None
-    chex.assert_shape([a.tasker.critics.module.head.out.bias for a in (task, explore, mix)], (1, config.model.bins))
-    chex.assert_shape(explore.explorer.critics.module.head.out.bias, (1, config.model.bins))
-    chex.assert_shape(mix.explorer.critics.module.head.out.bias, (2, config.model.bins))
+    behaviors = [task.tasker, explore.tasker, explore.explorer, mix.tasker, mix.explorer]
+    chex.assert_shape([behavior.critic.head.out.bias for behavior in behaviors], (config.model.bins,))
 
 
 def test_who_collects(mix_agent):
     assert collector(mix_agent, "task") is mix_agent.tasker
-    assert collector(mix_agent, "mix") is collector(mix_agent, "explore") is mix_agent.explorer
+    assert collector(mix_agent, "explore") is mix_agent.explorer
+    turns = collector(mix_agent, "mix")
+    assert isinstance(turns, Turns) and turns.explorer is mix_agent.explorer and turns.tasker is mix_agent.tasker
     adapted = eqx.tree_at(lambda a: (a.explorer, a.intrinsic), mix_agent, (None, None))
     assert collector(adapted, "mix") is adapted.tasker
 
 
 def stacked_weights(agent: Agent):
-    """(name, weight) of every matrix that has a leading axis of members or rewards."""
-    parts = {"ensemble": agent.intrinsic, "critics": agent.explorer.critics}
-    for name, part in parts.items():
-        for path, leaf in LEAVES(part):
-            if leaf.ndim == 3 and leaf.any():  # not the critics' output layer: zero at the start
-                yield name + jax.tree_util.keystr(path), np.asarray(leaf)
+    """(name, weight) of every matrix that has a leading axis of members."""
+    for path, leaf in LEAVES(agent.intrinsic):
+        if leaf.ndim == 3:
+            yield jax.tree_util.keystr(path), np.asarray(leaf)
 
 
-def test_members_and_critics_differ_at_the_start(mix_agent):
+def test_members_differ_at_the_start(mix_agent):
     for name, weight in stacked_weights(mix_agent):
         for one, other in itertools.combinations(weight, 2):
             correlation = np.corrcoef(one.ravel(), other.ravel())[0, 1]
@@ -113,7 +112,6 @@ def test_explorer_and_tasker_differ_at_the_start(mix_agent):
 
 
 def test_slow_critics_start_as_the_critics(mix_agent, mix_targets):
-    chex.assert_trees_all_equal(mix_targets.explorer.slow, mix_agent.explorer.critics)
-    chex.assert_trees_all_equal(mix_targets.tasker.slow, mix_agent.tasker.critics)
-    chex.assert_trees_all_equal_shapes(mix_targets.explorer.scale.low, jnp.zeros(2))
-    chex.assert_trees_all_equal(*[jax.tree.leaves(mix_targets.tasker.scale), [jnp.zeros(1)] * 3])
+    chex.assert_trees_all_equal(mix_targets.explorer.slow, mix_agent.explorer.critic)
+    chex.assert_trees_all_equal(mix_targets.tasker.slow, mix_agent.tasker.critic)
+    chex.assert_trees_all_equal(*[jax.tree.leaves(mix_targets.tasker.scale), [jnp.zeros(())] * 3])

@@ -18,9 +18,9 @@ from envs import registry
 from envs.environment import ActionSpace, ObsSpace
 from stages import rssm
 from stages.agent import Agent, collector
-from stages.collect import act, collect, env_action, start
+from stages.collect import act, collect, env_action, start, take_turns
 from stages.config import Config, Hypers
-from stages.rssm import Latent
+from stages.rssm import Latent, initial
 from stages.world_model import WorldModel, action_vector
 from tests.conftest import SMALL, arbitrary
 
@@ -259,7 +259,35 @@ def test_choices_are_stored_as_an_index_each():
 
 
 def test_who_acts_in_each_mode(config, env):
-    for mode, who in (("task", "tasker"), ("explore", "explorer"), ("mix", "explorer")):
+    for mode, who in (("task", "tasker"), ("explore", "explorer")):
         config = dataclasses.replace(config, mode=mode)
         agent = arbitrary(lambda c=config: Agent(c, env.obs_space, env.action_space, key=jr.key(0)))
         assert collector(agent, mode) is getattr(agent, who)
+
+
+def test_explorer_and_tasker_take_turns_that_last_an_episode(mix_agent):
+    """Actors that are sure of an action each: 0 is the explorer's, 2 the tasker's."""
+    sure = lambda actor, action: eqx.tree_at(
+        lambda a: (a.head.out.weight, a.head.out.bias),
+        actor,
+        (jnp.zeros_like(actor.head.out.weight), 100.0 * jax.nn.one_hot(action, 3)),
+    )
+    turns = collector(mix_agent, "mix")
+    actors = lambda t: (t.explorer.actor, t.tasker.actor)
+    turns = eqx.tree_at(actors, turns, (sure(turns.explorer.actor, 0), sure(turns.tasker.actor, 2)))
+    latent = initial(mix_agent.model.rssm, (400,), mix_agent.model.dtype)
+
+    @jax.jit
+    def step(is_first, tasker_acts, key):
+        hypers = dataclasses.replace(Hypers(), tasker_share=0.3)
+        return take_turns(turns, latent, is_first, tasker_acts, hypers, False, key=key)
+
+    action, acts = step(jnp.ones(400, bool), jnp.zeros(400, bool), jr.key(0))
+    np.testing.assert_array_equal(action.argmax(-1), np.where(acts, 2, 0))
+    assert abs(acts.mean() - 0.3) < 0.07
+    later, still = step(jnp.zeros(400, bool), acts, jr.key(1))
+    np.testing.assert_array_equal(still, acts)  # no first row: no new turn
+    np.testing.assert_array_equal(later, action)
+    _, drawn = step(jnp.arange(400) < 200, acts, jr.key(2))
+    np.testing.assert_array_equal(drawn[200:], acts[200:])
+    assert (drawn[:200] != acts[:200]).any()

@@ -1,7 +1,9 @@
 """episodic.py against loops in numpy: which earlier states count, how much, and what is multiplied.
 
-Axes: T rows, B windows, L imagined states, c starts of a block, F feat, P numbers of an observation.
+Axes: T rows, B windows, L imagined states, c starts of a block, F feat, P numbers.
 """
+
+import dataclasses
 
 import chex
 import jax
@@ -11,15 +13,14 @@ import numpy as np
 import pytest
 
 from envs.environment import ActionSpace, ObsSpace
-from stages.behavior import Objective
 from stages.config import Config, EnsembleConfig, Hypers, ModelConfig
 from stages.decode import decode_mean
 from stages.episodic import imagined_novelty, modulator, past_of, replayed_novelty
 from stages.imagine import Trajectory
 from stages.intrinsic import ConstantReward, Disagreement
 from stages.replay import Row
-from stages.rewards import INTRINSIC_REWARDS, Reward, imagined_rewards, replayed_rewards
-from stages.rssm import latent_of
+from stages.rewards import INTRINSIC_REWARDS, Batch, pay_explorer
+from stages.rssm import Latent, latent_of
 from stages.world_model import WorldModel
 from tests.conftest import arbitrary, draw
 
@@ -27,6 +28,7 @@ T, B, L, C, P = 5, 2, 4, 5, 6
 SIZES = ModelConfig(deter=2, stoch=1, classes=2, units=2, hidden=2, blocks=1, layers=1, bins=3)
 OBS, ACTIONS = ObsSpace((P,), "binary"), ActionSpace("discrete", 2)
 CONFIG = Config(mode="explore", model=SIZES, ensemble=EnsembleConfig(members=2, layers=1))
+EPISODIC = dataclasses.replace(CONFIG, episodic_novelty=True)
 MODEL = arbitrary(lambda: WorldModel(CONFIG, OBS, ACTIONS, key=jr.key(0)))
 CONSTANT = ConstantReward(CONFIG, OBS, ACTIONS, key=jr.key(0))
 DISAGREEMENT = arbitrary(lambda: Disagreement(CONFIG, OBS, ACTIONS, key=jr.key(0)))
@@ -121,30 +123,19 @@ def test_a_reward_above_the_average_of_the_rows_raises_episodic_novelty_up_to_a_
     np.testing.assert_array_equal(constant, 1.0)
 
 
-def test_the_intrinsic_reward_alone_is_changed(imagined):
-    objective = Objective(1.0, "returns", 1.0, debias=False)
-    paid = tuple(Reward(source, {source: 1.0}, objective) for source in ("intrinsic", "extrinsic"))
-    trajectory = Trajectory(jnp.asarray(IMAGINED), jnp.zeros((2, L, C, 2)), jnp.ones((2, L, C)))
-    past = past_by(FEATURE)
-    compute = jax.jit(lambda past: imagined_rewards(paid, MODEL, FEATURE, trajectory, HYPERS, past))
-    plain, counted = compute(None), compute(past)
-    np.testing.assert_array_equal(counted[:, 1], plain[:, 1])
-    arrived = modulator(past, jnp.asarray(IMAGINED[:, :-1, :, 0]), HYPERS) * imagined[:, 1:]
-    np.testing.assert_allclose(counted[:, 0, 1:], arrived, rtol=1e-5)
-    assert (np.asarray(counted[:, 0, 0]) == 0).all()  # nothing arrives with a start
-
-
-def test_replayed_rows_are_paid_alike():
-    past, never = past_by(FEATURE), jnp.zeros((T, B), bool)
-    latent = jnp.zeros((T, B, 2)), jnp.zeros((T, B, 1), jnp.uint8)
+def test_the_explorer_is_paid_the_product(imagined):
+    never, latent = jnp.zeros((T, B), bool), (jnp.zeros((T, B, 2)), jnp.zeros((T, B, 1), jnp.uint8))
     rows = Row(jnp.zeros((T, B, P)), TAKEN[..., 0], jnp.zeros((T, B)), jnp.asarray(IS_FIRST), never, never, *latent)
-    objective = Objective(1.0, "returns", 1.0, debias=False)
-    paid = (Reward("intrinsic", {"intrinsic": 1.0}, objective),)
-    found = replayed_rewards(paid, MODEL, FEATURE, rows, jnp.asarray(ROWS), TAKEN, HYPERS, past)[0]
+    batch = Batch(rows, TAKEN, Latent(latent[0], jnp.zeros((T, B, 1, 2))), jnp.asarray(ROWS))
+    trajectory = Trajectory(jnp.asarray(IMAGINED), jnp.zeros((2, L, C, 2)), jnp.ones((2, L, C)))
+    paid, past = jax.jit(lambda: pay_explorer(MODEL, FEATURE, trajectory, batch, EPISODIC, HYPERS))(), past_by(FEATURE)
+    arrived = modulator(past, jnp.asarray(IMAGINED[:, :-1, :, 0]), HYPERS) * imagined[:, 1:]
+    np.testing.assert_allclose(paid.imagined[:, 1:], arrived, rtol=1e-5)
+    assert (np.asarray(paid.imagined[:, 0]) == 0).all()  # nothing arrives with a start
     arrived = np.zeros((T, B))
     arrived[1:] = modulator(past, jnp.asarray(ROWS[:-1, :, 0]), HYPERS)
     arrived = np.where(IS_FIRST, 0, arrived * np.asarray(replayed_novelty(past, HYPERS)))
-    np.testing.assert_allclose(found, arrived, rtol=1e-5)
+    np.testing.assert_allclose(paid.replayed, arrived, rtol=1e-5)
 
 
 def test_no_gradient_leaves():

@@ -36,10 +36,7 @@ NAMES = {"task": (*MODEL, *BEHAVIOR), "explore": (*MODEL, *BEHAVIOR, *EXPLORE), 
 HYPERS = Hypers(
     policy_unimix=0.02,
     free_nats=0.0,
-    intrinsic_scale=0.7,
-    extrinsic_scale=0.4,
     intrinsic_floor=1e-3,
-    mix_intrinsic_floor=5e-3,
     return_floor=2.0,
 )
 KEY = jr.key(9)
@@ -61,8 +58,8 @@ class Experience(NamedTuple):
     feat: np.ndarray  # [L, n, F]
     action: np.ndarray  # [L, n, A]
     cont: np.ndarray  # [L, n]
-    reward: np.ndarray  # [R, L, n]
-    replayed: np.ndarray  # [R, T, B]
+    reward: np.ndarray  # [L, n]
+    replayed: np.ndarray  # [T, B]
 
 
 class Case:
@@ -108,19 +105,16 @@ class Case:
         return {name: Experience(*arrays(parts(name))) for name in names}
 
     def _experience(self, latent, start, rows, name):
-        model, actor, paid = self.agent.model, getattr(self.agent, name).actor, rewards_of(self.config, name)
+        model, actor = self.agent.model, getattr(self.agent, name).actor
         key = dict(zip(("tasker", "explorer"), jr.split(jr.split(KEY)[1]), strict=True))[name]
         noise = draw_noise(model, actor, H, T * B, key=key)
         out = imagine(model, actor, start, noise, HYPERS.unimix, HYPERS.policy_unimix, block=T * B)
-        reward = rewards.imagined_rewards(paid, model, self.agent.intrinsic, out, HYPERS)
-        action = action_vector(model, rows.action)
-        replayed = rewards.replayed_rewards(paid, model, self.agent.intrinsic, rows, latent.feat, action, HYPERS)
-        return out.feat[0], out.action[0], out.cont[0], reward[0], replayed
-
-
-def rewards_of(config, name):
-    """The rewards of tasker or explorer."""
-    return rewards.tasker_rewards(config, HYPERS) if name == "tasker" else rewards.explorer_rewards(config, HYPERS)
+        batch = rewards.Batch(rows, action_vector(model, rows.action), latent, latent.feat)
+        if name == "tasker":
+            paid = rewards.pay_tasker(model, out, batch)
+        else:
+            paid = rewards.pay_explorer(model, self.agent.intrinsic, out, batch, self.config, HYPERS)
+        return out.feat[0], out.action[0], out.cont[0], paid.imagined[0], paid.replayed
 
 
 def made_up(sizes, env) -> Row:
@@ -191,7 +185,10 @@ def test_an_ensemble_with_updates_of_its_own_has_no_loss_here_and_is_not_moved_w
         agent = Agent(config, env.obs_space, env.action_space, key=jr.key(0))
         trained, fixed = eqx.partition(agent, trainable(agent))
         targets, batch = Targets.of(agent), made_up(config.model, env)
-        loss = lambda trained: agent_loss(eqx.combine(trained, fixed), targets, batch, config, HYPERS, key=jr.key(1))
+
+        def loss(trained):
+            return agent_loss(eqx.combine(trained, fixed), targets, batch, config, HYPERS, key=jr.key(1))
+
         return jax.grad(loss, has_aux=True)(trained)
 
     grads, outcome = jax.eval_shape(run)
@@ -218,9 +215,9 @@ PARTS = {
     "reward": lambda a: a.model.reward,
     "cont": lambda a: a.model.cont,
     "actor": lambda a: a.tasker.actor,
-    "critics": lambda a: a.tasker.critics,
+    "critic": lambda a: a.tasker.critic,
     "explorer_actor": lambda a: a.explorer and a.explorer.actor,
-    "explorer_critics": lambda a: a.explorer and a.explorer.critics,
+    "explorer_critic": lambda a: a.explorer and a.explorer.critic,
     "intrinsic": lambda a: a.intrinsic,
 }
 STATE = {"encoder", "rssm"}
@@ -231,14 +228,14 @@ REACHES = {
     "dyn": STATE,
     "rep": STATE,
     "policy": {"actor"},
-    "value": {"critics"},
-    "repval": STATE | {"critics"},
+    "value": {"critic"},
+    "repval": STATE | {"critic"},
     "ensemble": {"intrinsic"},
     "explorer_policy": {"explorer_actor"},
-    "explorer_value": {"explorer_critics"},
-    "explorer_repval": {"explorer_critics"},
+    "explorer_value": {"explorer_critic"},
+    "explorer_repval": {"explorer_critic"},
 }
-REWARD_FREE = {"reward": {"reward"}, "cont": {"cont"}, "repval": {"critics"}}
+REWARD_FREE = {"reward": {"reward"}, "cont": {"cont"}, "repval": {"critic"}}
 
 
 def reached(grads) -> set[str]:
@@ -267,12 +264,9 @@ def test_every_weight_learns_from_some_loss(case, mode):
 
 
 @exploring
-def test_every_member_and_every_critic_learns(case, mode):
-    grads = case(mode).lost.grads
-    paid = {"explore": 1, "mix": 2}[mode]
-    for count, part in ((3, grads.intrinsic), (paid, grads.explorer.critics), (1, grads.tasker.critics)):
-        for leaf in jax.tree.leaves(part):
-            assert (np.abs(leaf).reshape(count, -1).max(-1) > 0).all()
+def test_every_member_learns(case, mode):
+    for leaf in jax.tree.leaves(case(mode).lost.grads.intrinsic):
+        assert (np.abs(leaf).reshape(3, -1).max(-1) > 0).all()
 
 
 # ---- rewards -------------------------------------------------------------------------------------------------------
@@ -282,30 +276,23 @@ def test_every_member_and_every_critic_learns(case, mode):
 def test_behaviours_learn_from_the_experience_that_the_stages_give(case, mode):
     metrics = case(mode).lost.outcome.metrics
     for name, experience in case(mode).experience.items():
-        prefix, paid = {"tasker": "", "explorer": "explorer_"}[name], rewards_of(case(mode).config, name)
+        prefix, paid = {"tasker": ("", "extrinsic"), "explorer": ("explorer_", "disagreement")}[name]
         np.testing.assert_allclose(
             metrics[f"{prefix}weight"], np.cumprod(experience.cont, 0, dtype=np.float64).mean(), rtol=1e-4
         )
-        for r, reward in enumerate(paid):
-            imagined, replayed = experience.reward[r, 1:].mean(), experience.replayed[r].mean()
-            np.testing.assert_allclose(metrics[f"{prefix}rew_{reward.name}"], imagined, rtol=1e-3, atol=1e-4)
-            np.testing.assert_allclose(metrics[f"{prefix}replay_rew_{reward.name}"], replayed, rtol=1e-4)
+        imagined, replayed = experience.reward[1:].mean(), experience.replayed.mean()
+        np.testing.assert_allclose(metrics[f"{prefix}rew_{paid}"], imagined, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(metrics[f"{prefix}replay_rew_{paid}"], replayed, rtol=1e-4)
 
 
 @every_mode
 def test_metrics_tell_of_every_reward(case, mode):
     reported = set(case(mode).lost.outcome.metrics)
-    paid = {"tasker": ("extrinsic",)} | {
-        "task": {},
-        "explore": {"explorer": ("disagreement",)},
-        "mix": {"explorer": ("disagreement", "extrinsic")},
-    }[mode]
-    expected = {
-        f"{'' if name == 'tasker' else 'explorer_'}{metric}_{reward}"
-        for name, each in paid.items()
-        for reward in each
-        for metric in ("ret", "ret_scale", "val", "rew", "replay_rew")
-    }
+    paid = ("extrinsic",) if mode == "task" else ("extrinsic", "explorer_disagreement")
+    expected = set()
+    for prefix, reward in (name.rpartition("_")[::2] for name in paid):
+        lead = f"{prefix}_" if prefix else ""
+        expected |= {f"{lead}{metric}_{reward}" for metric in ("ret", "ret_scale", "val", "rew", "replay_rew")}
     assert {name for name in reported if name.endswith(("_extrinsic", "_disagreement"))} == expected
 
 
@@ -319,18 +306,18 @@ def disagree(case, feat, action):
 @exploring
 def test_imagined_disagreement_pays_the_action_it_was_about(case, mode):
     explorer = case(mode).experience["explorer"]
-    chex.assert_shape(explorer.reward, ({"explore": 1, "mix": 2}[mode], H + 1, T * B))
-    np.testing.assert_array_equal(explorer.reward[0, 0], 0)
+    chex.assert_shape(explorer.reward, (H + 1, T * B))
+    np.testing.assert_array_equal(explorer.reward[0], 0)
     for t in range(H):
         expected = disagree(case(mode), explorer.feat[t], explorer.action[t])
         assert (expected > 0).all()
-        np.testing.assert_allclose(explorer.reward[0, t + 1], expected, rtol=1e-4)
+        np.testing.assert_allclose(explorer.reward[t + 1], expected, rtol=1e-4)
 
 
 @exploring
 def test_replayed_disagreement_pays_the_action_it_was_about_and_no_reset(case, mode):
     rows, latent = case(mode).rows, case(mode).lost.outcome.latent
-    paid = case(mode).experience["explorer"].replayed[0]
+    paid = case(mode).experience["explorer"].replayed
     np.testing.assert_array_equal(paid == 0, [[True, True], [False, False], [True, False], [False, False]])
     action = np.eye(A, dtype=np.float32)[np.asarray(rows.action[1:])]
     feat = np.concatenate([latent.deter, latent.stoch.reshape(T, B, -1)], -1)
@@ -345,15 +332,8 @@ def test_replayed_disagreement_pays_the_action_it_was_about_and_no_reset(case, m
 def test_the_tasker_is_paid_what_the_reward_head_expects_on_arrival(case, mode):
     tasker, head = case(mode).experience["tasker"], case(mode).agent.model.reward
     expected = head.mean(head(jnp.asarray(tasker.feat)))
-    np.testing.assert_allclose(tasker.reward, expected[None], rtol=1e-3, atol=1e-4)
-    np.testing.assert_array_equal(tasker.replayed, case(mode).rows.reward[None, 1:])
-
-
-def test_mix_pays_the_explorer_with_both(case):
-    explorer, head = case("mix").experience["explorer"], case("mix").agent.model.reward
-    expected = head.mean(head(jnp.asarray(explorer.feat)))
-    np.testing.assert_allclose(explorer.reward[1], expected, rtol=1e-3, atol=1e-4)
-    np.testing.assert_array_equal(explorer.replayed[1], case("mix").rows.reward[1:])
+    np.testing.assert_allclose(tasker.reward, expected, rtol=1e-3, atol=1e-4)
+    np.testing.assert_array_equal(tasker.replayed, case(mode).rows.reward[1:])
 
 
 # ---- a constant, the control -----------------------------------------------------------------------------------------
@@ -367,8 +347,8 @@ def constant(case):
 
 def test_a_constant_pays_every_action_and_no_reset(constant):
     explorer = constant.experience["explorer"]
-    np.testing.assert_array_equal(explorer.reward[0], np.broadcast_to(np.arange(H + 1)[:, None] > 0, (H + 1, T * B)))
-    np.testing.assert_array_equal(explorer.replayed[0], [[0, 0], [1, 1], [0, 1], [1, 1]])
+    np.testing.assert_array_equal(explorer.reward, np.broadcast_to(np.arange(H + 1)[:, None] > 0, (H + 1, T * B)))
+    np.testing.assert_array_equal(explorer.replayed, [[0, 0], [1, 1], [0, 1], [1, 1]])
 
 
 @pytest.mark.parametrize("name", EXPLORE)
@@ -380,61 +360,7 @@ def test_a_constant_changes_nothing_but_the_explorer(case, constant):
     paid, grads = case("explore").lost.grads, constant.lost.grads
     others = lambda grads: (grads.model, grads.tasker, jax.tree.leaves(grads.intrinsic))
     chex.assert_trees_all_close(others(grads), others(paid), rtol=1e-4, atol=1e-6)
-    assert not np.allclose(grads.explorer.critics.module.head.out.weight, paid.explorer.critics.module.head.out.weight)
-
-
-# ---- one critic of the sum -----------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def summed(case):
-    """Mode mix with one critic."""
-    return case("mix", explorer_critics="sum")
-
-
-def test_a_sum_pays_both_rewards_as_they_come_each_times_its_scale(summed):
-    explorer, head = summed.experience["explorer"], summed.agent.model.reward
-    chex.assert_shape(explorer.reward, (1, H + 1, T * B))
-    extrinsic = np.asarray(head.mean(head(jnp.asarray(explorer.feat))), np.float64)
-    expected = 0.4 * extrinsic
-    for t in range(H):
-        expected[t + 1] += 0.7 * disagree(summed, explorer.feat[t], explorer.action[t])
-    np.testing.assert_allclose(explorer.reward[0], expected, rtol=1e-3, atol=1e-4)
-
-    rows, latent = summed.rows, summed.lost.outcome.latent
-    feat = np.concatenate([latent.deter, latent.stoch.reshape(T, B, -1)], -1)
-    spread = disagree(summed, feat, np.eye(A, dtype=np.float32)[np.asarray(rows.action[1:])])
-    replayed = 0.4 * np.asarray(rows.reward[1:], np.float64)
-    for t in range(T - 1):
-        for b in range(B):
-            replayed[t + 1, b] += 0 if rows.is_first[1:][t + 1, b] else 0.7 * spread[t, b]
-    np.testing.assert_allclose(explorer.replayed[0], replayed, rtol=1e-3, atol=1e-4)
-
-
-def test_a_sums_advantage_is_divided_once_by_the_range_of_its_returns(summed):
-    """Returns, values and advantages of the explorer in plain numpy, from the rewards above."""
-    explorer, critics = summed.experience["explorer"], summed.agent.explorer.critics
-    assert len(critics) == 1
-    value = np.asarray(critics.map(lambda critic: critic.mean(critic(jnp.asarray(explorer.feat)))))[0]
-    returns, following = np.zeros((H, T * B)), value[-1]
-    for t in reversed(range(H)):
-        mixed = (1 - HYPERS.lam) * value[t + 1] + HYPERS.lam * following
-        returns[t] = following = explorer.reward[0, t + 1] + explorer.cont[t + 1] * mixed
-    low, high = HYPERS.return_rate * np.percentile(returns, [5, 95])
-    advantage = (returns - value[:-1]) / max(HYPERS.return_floor, high - low)
-    metrics = summed.lost.outcome.metrics
-    np.testing.assert_allclose(metrics["explorer_adv_mag"], np.abs(advantage).mean(), rtol=1e-3)
-    np.testing.assert_allclose(metrics["explorer_ret_scale_sum"], high - low, rtol=1e-3)
-
-
-@pytest.mark.parametrize("name", EXPLORE)
-def test_with_a_sum_each_loss_moves_its_own_parts_and_no_other(summed, name):
-    assert reached(summed(**{name: 1.0}).grads) == REACHES[name]
-
-
-def test_one_critic_changes_nothing_for_model_and_tasker(case, summed):
-    each, grads = case("mix").lost.grads, summed.lost.grads
-    chex.assert_trees_all_close((grads.model, grads.tasker), (each.model, each.tasker), rtol=1e-4, atol=1e-6)
+    assert not np.allclose(grads.explorer.critic.head.out.weight, paid.explorer.critic.head.out.weight)
 
 
 # ---- reward-free ---------------------------------------------------------------------------------------------------
@@ -455,7 +381,7 @@ def test_in_explore_no_reward_changes_model_explorer_or_ensemble(case):
         chex.assert_trees_all_equal(getattr(other.model, name), getattr(grads.model, name))
     chex.assert_trees_all_equal((other.explorer, other.intrinsic), (grads.explorer, grads.intrinsic))
     assert not same(other.model.reward, grads.model.reward)
-    assert not same(other.tasker.critics, grads.tasker.critics)
+    assert not same(other.tasker.critic, grads.tasker.critic)
 
 
 @pytest.mark.parametrize("mode", ["task", "mix"])
@@ -464,8 +390,7 @@ def test_elsewhere_rewards_do_change_the_model(case, mode):
     assert not same(other.model.encoder, grads.model.encoder)
     assert not same(other.model.rssm, grads.model.rssm)
     if mode == "mix":
-        assert not same(other.explorer.critics, grads.explorer.critics)
-        assert same(other.intrinsic, grads.intrinsic)
+        assert same((other.explorer, other.intrinsic), (grads.explorer, grads.intrinsic))
 
 
 # ---- context and starts --------------------------------------------------------------------------------------------
@@ -515,9 +440,7 @@ def test_explorer_and_tasker_imagine_apart(case, mode):
 @every_mode
 def test_new_scales_are_of_the_behaviours_that_exist(case, mode):
     outcome = case(mode).lost.outcome
-    assert len(outcome.tasker_scale.low) == 1
-    explorer = None if outcome.explorer_scale is None else len(outcome.explorer_scale.low)
-    assert explorer == {"task": None, "explore": 1, "mix": 2}[mode]
+    assert outcome.tasker_scale.low.shape == () and (outcome.explorer_scale is None) == (mode == "task")
 
 
 # ---- blocks --------------------------------------------------------------------------------------------------------

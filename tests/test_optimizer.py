@@ -29,9 +29,8 @@ LEAVES = jax.tree_util.tree_leaves_with_path
 
 
 def is_stacked(path) -> bool:
-    """Whether a leaf has a leading axis of members or rewards, from its name."""
-    name = jax.tree_util.keystr(path)
-    return name.startswith(".intrinsic") or ".critics" in name
+    """Whether a leaf has a leading axis of members, from its name."""
+    return jax.tree_util.keystr(path).startswith(".intrinsic")
 
 
 def gradients(agent: Agent, step: int) -> Agent:

@@ -49,9 +49,8 @@ def test_modes_bring_the_recipe_at_every_size_and_change_no_size(name):
         assert members.units == max(64, task.model.units) and members.prior_layers == 1 and members.spread == "var"
         assert config.replay == dataclasses.replace(task.replay, train_ratio=64.0)
         assert (hypers.free_nats, hypers.action_scale, hypers.explorer_entropy) == (0.1, 10.0, 0.05)
-        assert (config.intrinsic_norm, hypers.mix_intrinsic_floor) == ("advantages", 0.1)
+        assert (config.intrinsic_norm, config.intrinsic_centred, hypers.intrinsic_horizon) == ("advantages", True, 30.0)
         assert (config.task_norm, hypers.entropy, hypers.continuous_entropy) == (norm, entropy, continuous)
-        assert config.extrinsic_norm == (norm if mode == "mix" else "returns")
         # The published form: the preset as it is.
         assert preset(name, mode, "published") == (dataclasses.replace(task, mode=mode), task_hypers)
     # The control trains its world model as the explorers do.
@@ -98,7 +97,7 @@ def test_what_a_mode_sets_is_said_and_a_low_train_ratio_warns():
     text = " ".join(said("--mode explore").split())
     assert "set by mode explore:" in text and "--replay.train-ratio 64.0" in text and "--hypers.free-nats 0.1" in text
     assert "--episodic-novelty True" in text and "--intrinsic-centred True" in text
-    assert "--task-norm rms" in text and "--extrinsic-norm" not in text and "--extrinsic-norm rms" in said("--mode mix")
+    assert "--task-norm rms" in text
     assert "warning" not in text and "beside the preset" not in said("--mode explore --env Catch-bsuite")
     slow = " ".join(said("--mode explore --replay.train-ratio 16").split())
     assert "warning: with --replay.train-ratio 16 disagreement falls too slowly" in slow

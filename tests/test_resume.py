@@ -190,7 +190,7 @@ def test_a_setting_that_came_after_the_run_is_off_in_it(whole, tmp_path, capsys)
     """config.json of an older program lacks it: the same command goes on all the same, unless it asks for it."""
     older = shutil.copytree(whole, tmp_path / "older")
     saved = json.loads((older / "config.json").read_text())
-    del saved["config"]["explorer_critics"], saved["hypers"]["policy_unimix"]
+    del saved["config"]["intrinsic_centred"], saved["hypers"]["policy_unimix"]
     (older / "config.json").write_text(json.dumps(saved))
     assert run.main([*WORDS, str(older)]) == 0
     assert "compiling" not in capsys.readouterr().out

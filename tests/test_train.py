@@ -132,7 +132,7 @@ def test_update_moves_every_part_and_the_slow_critic_a_little(exploring, update,
     expected = jax.tree.map(
         lambda slow, fast: (1 - hypers.slow_rate) * slow + hypers.slow_rate * fast,
         before.targets.tasker.slow,
-        after.agent.tasker.critics,
+        after.agent.tasker.critic,
     )
     chex.assert_trees_all_close(after.targets.tasker.slow, expected, rtol=1e-5, atol=1e-7)
     assert all(np.isfinite(v) for v in jax.tree.leaves(metrics))

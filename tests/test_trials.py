@@ -28,18 +28,18 @@ def test_no_sweep_is_one_program_of_one_trial():
 
 
 def test_hyperparameters_share_a_program():
-    [program] = planned("--sweep", "lr=1e-4,1e-3", "--sweep=intrinsic-scale=0,0.5,1", "--seeds", "8")
+    [program] = planned("--sweep", "lr=1e-4,1e-3", "--sweep=tasker-share=0,0.5,1", "--seeds", "8")
     assert program.name == "" and program.arguments.logdir == "here"
-    assert program.arguments.sweep == ("lr=1e-4,1e-3", "intrinsic-scale=0,0.5,1")
+    assert program.arguments.sweep == ("lr=1e-4,1e-3", "tasker-share=0,0.5,1")
     assert [trial.name for trial in program.trials] == [
-        *("lr=1e-4,intrinsic_scale=0", "lr=1e-4,intrinsic_scale=0.5", "lr=1e-4,intrinsic_scale=1"),
-        *("lr=1e-3,intrinsic_scale=0", "lr=1e-3,intrinsic_scale=0.5", "lr=1e-3,intrinsic_scale=1"),
+        *("lr=1e-4,tasker_share=0", "lr=1e-4,tasker_share=0.5", "lr=1e-4,tasker_share=1"),
+        *("lr=1e-3,tasker_share=0", "lr=1e-3,tasker_share=0.5", "lr=1e-3,tasker_share=1"),
     ]
     # A trial's arguments are those of its own command line.
-    words = [*HERE, "--seeds", "8", "--hypers.lr", "1e-3", "--hypers.intrinsic-scale", "0.5"]
-    alone = dataclasses.replace(parse(words), logdir="here/lr=1e-3,intrinsic_scale=0.5")
+    words = [*HERE, "--seeds", "8", "--hypers.lr", "1e-3", "--hypers.tasker-share", "0.5"]
+    alone = dataclasses.replace(parse(words), logdir="here/lr=1e-3,tasker_share=0.5")
     assert program.trials[4].arguments == alone
-    assert describe([program]) == "sweep of lr, intrinsic_scale: 6 trials, side by side in one program"
+    assert describe([program]) == "sweep of lr, tasker_share: 6 trials, side by side in one program"
 
 
 def test_what_sets_shapes_is_a_program_for_each_choice():
@@ -104,7 +104,7 @@ def test_a_bare_name_is_one_setting():
     [
         (["--sweep", "lr"], "must be NAME=VALUE"),
         (["--sweep", "lr="], "must be NAME=VALUE"),
-        (["--sweep", "intrinsic_scal=1"], "did you mean intrinsic_scale"),
+        (["--sweep", "tasker_shar=1"], "did you mean tasker_share"),
         (["--sweep", "qqqqqq=1"], "there is no setting 'qqqqqq'"),
         (["--sweep", "lr=1e-3,,1e-4"], "empty or given twice"),
         (["--sweep", "lr=1e-3,1e-3"], "empty or given twice"),

@@ -3,9 +3,8 @@
 import dataclasses
 import os
 import sys
-from typing import get_args
 
-from stages.config import MOST_STEPS, Config, ConfigError, Hypers, Mode
+from stages.config import MOST_STEPS, Config, ConfigError, Hypers
 
 MOST_UPDATES = 4096  # after one step
 MOST_HYPER, LEAST_HYPER = 2.0**128, 2.0**-126  # 32-bit floats: beyond them is infinity, and below them 0
@@ -47,16 +46,14 @@ _POSITIVE_HYPERS = (
     "discount_horizon",
     "return_floor",
     "task_floor",
-    "extrinsic_floor",
     "intrinsic_floor",
-    "mix_intrinsic_floor",
     "ensemble_lr",
     "elliptical_ridge",
     "fourier_sharpness",
     "episodic_sharpness",
     "novelty_limit",
 )
-_UNIT_HYPERS = ("unimix", "policy_unimix", "lam", "slow_rate", "return_rate")
+_UNIT_HYPERS = ("unimix", "policy_unimix", "lam", "slow_rate", "return_rate", "tasker_share")
 
 
 def _setting(config: Config, group: str, name: str) -> tuple[str, float]:
@@ -147,19 +144,14 @@ def _check_exploring(config: Config) -> None:
     explores = config.mode in ("explore", "mix")
     if explores and config.ensemble.members < 2:
         raise ConfigError("--ensemble.members must be at least 2: one member alone cannot disagree")
-    modes = {"disagreement": get_args(Mode), "constant": ("explore",), "rnd": ("explore", "mix")}
-    modes["elliptical"] = modes["count"] = modes["rnd"]
-    if config.mode not in modes[config.explorer_reward]:
-        allowed = " or ".join(modes[config.explorer_reward])
-        raise ConfigError(f"--explorer-reward {config.explorer_reward} is for --mode {allowed}, not {config.mode}")
+    if config.explorer_reward != "disagreement" and not explores:
+        raise ConfigError(f"--explorer-reward {config.explorer_reward} is for --mode explore or mix, not {config.mode}")
     if config.explorer_reward in ("elliptical", "count") and config.ensemble.updates == 0 and explores:
         raise ConfigError(
             f"--explorer-reward {config.explorer_reward} needs --ensemble.updates 1 or more: it learns by them alone"
         )
     if config.episodic_novelty and not explores:
         raise ConfigError(f"--episodic-novelty is of the explorer's reward: --mode explore or mix, not {config.mode}")
-    if config.explorer_critics == "sum" and config.mode != "mix":
-        raise ConfigError(f"--explorer-critics sum needs two rewards to sum: --mode mix, not {config.mode}")
     if config.ensemble.updates and config.ensemble.target == "probs":
         raise ConfigError(
             "--ensemble.updates needs a target that replayed rows hold, not --ensemble.target probs: stoch, say"

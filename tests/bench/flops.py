@@ -10,12 +10,12 @@ Needed is what is left after dead products are dropped and with nothing evaluate
     recurrent step, all else      R         R         yes
     posterior, prior, decoder     R         R         yes
     reward and continue           R         R         yes; no in mode explore, which stops the gradient
-    critics, replayed rows        B (T-1)   B (T-1)   as the heads; never for the explorer's
-    slow critics, replayed rows   B (T-1)
+    critic, replayed rows        B (T-1)   B (T-1)   as the heads; never for the explorer's
+    slow critic, replayed rows   B (T-1)
     imagined steps                H R
     actor, imagined               H R       H R       no
-    critics, imagined             (H+1) R   H R       no
-    slow critics, imagined        H R
+    critic, imagined             (H+1) R   H R       no
+    slow critic, imagined        H R
     reward, imagined              H R
     continue, imagined            (H+1) R
     ensemble, replayed rows       B (T-1)   B (T-1)   no; no gradient here with updates of its own
@@ -98,24 +98,22 @@ def parts(config: Any, obs: int, actions: int, reference: bool = False) -> list[
         Part("continue", cont, rows, rows, into=not reward_free),
     ]
 
-    def behavior(name: str, rewards: int, predicted: bool, into: bool) -> list[Part]:
+    def behavior(name: str, predicted: bool, into: bool) -> list[Part]:
         return [
             Part(f"{name}: imagined steps", step, imagined),
             Part(f"{name}: actor", actor, 2 * read if reference else read, read, into=False),
-            Part(f"{name}: critics' values", critic, states - read, copies=rewards),
-            Part(f"{name}: critics, imagined", critic, read, read, into=False, copies=rewards),
-            Part(f"{name}: slow critics, imagined", critic, read, copies=rewards),
+            Part(f"{name}: critic's values", critic, states - read),
+            Part(f"{name}: critic, imagined", critic, read, read, into=False),
+            Part(f"{name}: slow critic, imagined", critic, read),
             Part(f"{name}: predicted rewards", reward, read if predicted else 0),
             Part(f"{name}: predicted continues", cont, states),
-            Part(f"{name}: critics, replayed", critic, followed, followed, into=into, copies=rewards),
-            Part(f"{name}: slow critics, replayed", critic, followed, copies=rewards),
+            Part(f"{name}: critic, replayed", critic, followed, followed, into=into),
+            Part(f"{name}: slow critic, replayed", critic, followed),
         ]
 
-    found += behavior("tasker", 1, True, not reward_free)
+    found += behavior("tasker", True, not reward_free)
     if exploring:
-        mix = config.mode == "mix"
-        critics = 2 if mix and config.explorer_critics == "each" else 1
-        found += behavior("explorer", critics, mix, False)
+        found += behavior("explorer", False, False)
         found += _ensemble(config, obs, actions, followed, imagined)
     return found
 
