@@ -64,7 +64,7 @@ from envs.environment import ObsSpace
 from stages.agent import Agent, Targets
 from stages.config import Config, EnsembleConfig, Hypers, ModelConfig, ReplayConfig
 from stages.sweep import rounds, sweep
-from stages.sweep.sweep import Sweep
+from stages.sweep.sweep import CompiledPhase
 
 sweep.EACH_CHUNK = sweep.ONCE  # in a hurry, too
 
@@ -133,8 +133,8 @@ def programs_are_let_go():
     gc.freeze()
 
 
-class Shared(Sweep):
-    """A sweep that runs of one configuration share, with programs for each width and length of chunks."""
+class Shared(CompiledPhase):
+    """A phase that runs of one configuration share, with programs for each width and length of chunks."""
 
     def prepare(self, state, clock, iterations, adapts=False):
         programs = self.__dict__.setdefault("programs", {})
@@ -144,7 +144,7 @@ class Shared(Sweep):
         return made[2][1]
 
 
-shared_sweep = functools.cache(Shared)
+shared_phase = functools.cache(Shared)
 shared_env = functools.cache(lambda name, args: registry.make(name, dict(args)))
 
 
@@ -154,7 +154,7 @@ def compiled_once():
     in the process (GROUPS)."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(envs, "make", lambda name, args: shared_env(name, tuple(args.items())))
-        patch.setattr(rounds, "Sweep", shared_sweep)
+        patch.setattr(rounds, "CompiledPhase", shared_phase)
         yield
 
 

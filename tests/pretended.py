@@ -1,4 +1,4 @@
-"""Processes and sweeps that only pretend: threads play the ones, scores by rule the others."""
+"""Processes and phases that only pretend: threads play the ones, scores by rule the others."""
 
 import concurrent.futures
 import threading
@@ -6,20 +6,20 @@ import threading
 import numpy as np
 
 from stages.cli.processes import Processes
-from stages.sweep.sweep import Sweep
+from stages.sweep.sweep import CompiledPhase
 from stages.train import TrainState
 
-STATE = object.__new__(TrainState)  # for sweeps that never look at it
+STATE = object.__new__(TrainState)  # for phases that never look at it
 
 
-class Scored(Sweep):
-    """A sweep whose evaluation episodes score seed + point, and one more."""
+class Scored(CompiledPhase):
+    """A phase whose evaluation episodes score seed + evaluation, and one more."""
 
     def __init__(self):
         pass
 
-    def evaluate(self, state, seeds, point):
-        scores = np.array(seeds, float)[:, None] + point + np.array([0.0, 1.0])
+    def evaluate(self, state, seeds, evaluation):
+        scores = np.array(seeds, float)[:, None] + evaluation + np.array([0.0, 1.0])
         return scores, np.ones_like(scores)
 
 

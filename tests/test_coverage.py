@@ -23,14 +23,14 @@ from stages.measure.measurement import ROWS_PER_STATE, measure, novelty, rows_of
 from stages.measure.open_loop import AHEAD
 from stages.rnd import RND
 from stages.rssm import Latent
-from stages.sweep.sweep import Sweep, mesh_for
+from stages.sweep.sweep import CompiledPhase, mesh_for
 from tests.conftest import pick, tree_equal
 
 SIZE, CHUNK, CAPACITY, PREFILL = 4, 12, 60, 45
 
 
 def play(config, hypers, seeds):
-    """A small Deep Sea with a mapping of each seed: (environment, sweep, state, clock).
+    """A small Deep Sea with a mapping of each seed: (environment, compiled phase, state, clock).
 
     All rows are collected before the first update: counting is collecting's.
     """
@@ -38,9 +38,9 @@ def play(config, hypers, seeds):
     # So that the ring wraps.
     replay = dataclasses.replace(config.replay, capacity=2 * CAPACITY, prefill=2 * PREFILL)
     config = dataclasses.replace(config, mode="mix", replay=replay)
-    sweep = Sweep(sea, config, mesh_for(len(seeds), jax.devices()[:1]))
-    state, clock, _ = sweep.prefill(sweep.init(seeds, hypers))
-    return sea, sweep, state, clock
+    compiled = CompiledPhase(sea, config, mesh_for(len(seeds), jax.devices()[:1]))
+    state, clock, _ = compiled.prefill(compiled.init(seeds, hypers))
+    return sea, compiled, state, clock
 
 
 @pytest.fixture(scope="module")
@@ -108,26 +108,26 @@ def assert_a_full_ring_is_known(state, clock):
 
 
 def test_a_ring_that_wraps_knows_the_states_of_the_rows_it_has(short):
-    sea, sweep, state, clock = short
-    more = lambda state: train.collect_steps(sea, sweep.config, state, clock, PREFILL)
+    sea, compiled, state, clock = short
+    more = lambda state: train.collect_steps(sea, compiled.config, state, clock, PREFILL)
     state, clock, _ = jax.jit(jax.vmap(more, out_axes=(0, None, 0)))(state)
     assert int(clock.step) == 2 * PREFILL
     assert_a_full_ring_is_known(state, clock)
 
 
 def test_a_seed_alone_counts_what_it_counts_in_a_sweep(short, alone):
-    _, sweep, many, clock = short
+    _, compiled, many, clock = short
     _, single, one, _ = alone
     chex.assert_trees_all_equal(pick(many.coverage, 2), pick(one.coverage, 0))
     np.testing.assert_array_equal(many.env_params[2], one.env_params[0])
     assert (np.asarray(many.env_params[0]) != many.env_params[1]).any()
-    measured = sweep.measure(many, [0, 1, 2], int(clock.step)), single.measure(one, [2], int(clock.step))
+    measured = compiled.measure(many, [0, 1, 2], int(clock.step)), single.measure(one, [2], int(clock.step))
     chex.assert_trees_all_close(pick(measured[0], 2), pick(measured[1], 0), rtol=1e-3, atol=1e-4)
 
 
 def test_a_seeds_mapping_is_that_of_its_rows_and_of_its_evaluation(short):
     """Where the ring shows a step to the right, the action is the mapping's; and evaluation is given that mapping."""
-    _, sweep, state, clock = short
+    _, compiled, state, clock = short
     steps, seen = int(clock.step), 0
     obs, last = np.asarray(state.ring.obs), np.asarray(state.ring.is_last)
     for seed in range(3):
@@ -145,14 +145,14 @@ def test_a_seeds_mapping_is_that_of_its_rows_and_of_its_evaluation(short):
     where = lambda s: s.agent.tasker.actor.head.out.bias
     ones = eqx.tree_at(where, state, jnp.tile(jnp.array([-50.0, 50.0]), (3, 1)))
     mappings = jnp.stack([jnp.ones((SIZE, SIZE), jnp.int32), jnp.zeros((SIZE, SIZE), jnp.int32), state.env_params[2]])
-    scores, _ = sweep.evaluate(eqx.tree_at(lambda s: s.env_params, ones, mappings), [0, 1, 2], 0)
+    scores, _ = compiled.evaluate(eqx.tree_at(lambda s: s.env_params, ones, mappings), [0, 1, 2], 0)
     np.testing.assert_allclose(scores.mean(1)[:2], [0.99, 0.0], atol=0.02)
 
 
 def test_adapting_goes_on_counting(short):
-    sea, sweep, state, clock = short
+    sea, compiled, state, clock = short
     before = np.asarray(state.coverage.visits).sum((1, 2))
-    task = Sweep(sea, dataclasses.replace(sweep.config, mode="task"), sweep.mesh)
+    task = CompiledPhase(sea, dataclasses.replace(compiled.config, mode="task"), compiled.mesh)
     state, clock, _ = task.train_chunk(jax.jit(jax.vmap(train.adapt))(state), clock, CHUNK)
     assert (np.asarray(state.coverage.visits.sum((1, 2))) > before).all()
     assert_a_full_ring_is_known(state, clock)  # training between the rows
@@ -164,7 +164,7 @@ def test_adapting_goes_on_counting(short):
 @pytest.mark.parametrize("mode", ["task", "mix"])
 def test_where_states_cannot_be_counted_there_is_no_record(env, config, hypers, mode):
     config = dataclasses.replace(config, mode=mode)
-    state, _ = Sweep(env, config, mesh_for(1, jax.devices()[:1])).shapes(1)
+    state, _ = CompiledPhase(env, config, mesh_for(1, jax.devices()[:1])).shapes(1)
     assert state.coverage is None and state.env_params is None
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state)
     take = lambda s, step, key: measure(env, config, s.agent, s.ring, s.coverage, step, s.hypers, key=key)
@@ -202,9 +202,9 @@ def test_disagreement_of_a_state_is_the_mean_over_its_rows(short):
 @pytest.mark.parametrize("cls", [RND, EllipticalBonus, CountBonus], ids=lambda cls: cls.name)
 def test_every_reward_is_held_beside_visits(short, cls):
     """What it pays for each action at the rows of a state, after it has learned from the seed's rows."""
-    sea, sweep, state, clock = short
-    config = dataclasses.replace(sweep.config.ensemble, updates=20, batch_size=32, projection=4, frequencies=4)
-    config = dataclasses.replace(sweep.config, ensemble=config)
+    sea, compiled, state, clock = short
+    config = dataclasses.replace(compiled.config.ensemble, updates=20, batch_size=32, projection=4, frequencies=4)
+    config = dataclasses.replace(compiled.config, ensemble=config)
 
     def learned(seed):
         reward = cls(config, sea.obs_space, sea.action_space, key=jr.key(1))
@@ -244,9 +244,9 @@ class MissedCounts(CountBonus):
 
 
 def test_a_reward_is_given_the_counts_of_the_states_that_its_pairs_begin_in(short):
-    sea, sweep, state, clock = short
-    ensemble = dataclasses.replace(sweep.config.ensemble, updates=2, batch_size=32)
-    config = dataclasses.replace(sweep.config, ensemble=ensemble)
+    sea, compiled, state, clock = short
+    ensemble = dataclasses.replace(compiled.config.ensemble, updates=2, batch_size=32)
+    config = dataclasses.replace(compiled.config, ensemble=ensemble)
     one = pick(state, 1)
 
     @jax.jit
@@ -261,8 +261,8 @@ def test_a_reward_is_given_the_counts_of_the_states_that_its_pairs_begin_in(shor
 
 
 def test_measuring_reads_and_changes_nothing(short):
-    _, sweep, state, clock = short
-    first, again = (sweep.measure(state, [0, 1, 2], int(clock.step)).novelty for _ in range(2))
+    _, compiled, state, clock = short
+    first, again = (compiled.measure(state, [0, 1, 2], int(clock.step)).novelty for _ in range(2))
     assert tree_equal(first.visits, again.visits)
     np.testing.assert_array_equal(first.disagreement, again.disagreement)
 

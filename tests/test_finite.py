@@ -13,7 +13,7 @@ import pytest
 from envs.environment import ActionSpace, Environment, ObsSpace, Timestep
 from stages.config import EnsembleConfig
 from stages.finite import all_finite, tree_where, update_diverged_step
-from stages.sweep.sweep import Sweep, mesh_for
+from stages.sweep.sweep import CompiledPhase, mesh_for
 
 SEEDS, BROKEN, ITERATIONS = [3, 4, 5], 1, 8
 AT = 20  # rows of an episode before something goes wrong: prefill has 9
@@ -48,11 +48,11 @@ class Breaking(Environment):
 
 
 @pytest.fixture(scope="module")
-def sweep(config):
+def compiled(config):
     """Three seeds at once, with everything that learns: explorer, ensemble, its own updates."""
     own = EnsembleConfig(members=2, layers=1, input="decoded", target="projected", updates=1, batch_size=8)
     config = dataclasses.replace(config, mode="explore", ensemble=own, vmap_width=len(SEEDS))
-    return Sweep(Breaking(), config, mesh_for(len(SEEDS), jax.devices()[:1]))
+    return CompiledPhase(Breaking(), config, mesh_for(len(SEEDS), jax.devices()[:1]))
 
 
 def numbers(tree):
@@ -61,26 +61,26 @@ def numbers(tree):
     return jax.tree.map(lambda x: np.array(raw(x)), tree)
 
 
-def play(sweep, hypers, wrong=(0.0, 0.0), **own):
+def play(compiled, hypers, wrong=(0.0, 0.0), **own):
     """The broken seed with these parameters and hypers of its own -> after each chunk (state, progress); scores."""
-    state = sweep.init(SEEDS, hypers)
+    state = compiled.init(SEEDS, hypers)
     broken = lambda x, value: jax.device_put(x.at[BROKEN].set(value), x.sharding)
     state = eqx.tree_at(lambda s: s.env_params, state, broken(state.env_params, jnp.array(wrong)))
     for name, value in own.items():
         state = eqx.tree_at(lambda s, n=name: getattr(s.hypers, n), state, broken(getattr(state.hypers, name), value))
-    state, clock, _ = sweep.prefill(state)
+    state, clock, _ = compiled.prefill(state)
     chunks = []
     for _ in range(2):
-        state, clock, progress = sweep.train_chunk(state, clock, ITERATIONS)
+        state, clock, progress = compiled.train_chunk(state, clock, ITERATIONS)
         chunks.append(numbers((state, progress)))
-    scores, _ = sweep.evaluate(state, SEEDS, 0)
-    return chunks, np.asarray(scores), sweep.config.prefill
+    scores, _ = compiled.evaluate(state, SEEDS, 0)
+    return chunks, np.asarray(scores), compiled.config.prefill
 
 
 @pytest.fixture(scope="module")
-def healthy(sweep, hypers):
+def healthy(compiled, hypers):
     """The same three seeds when nothing goes wrong."""
-    return play(sweep, hypers)
+    return play(compiled, hypers)
 
 
 def leaves(tree, place):
@@ -95,8 +95,8 @@ def leaves(tree, place):
     ],
     ids=["observation", "reward", "loss", "update", "ensemble's update"],
 )
-def test_a_seed_diverges_alone_and_is_frozen(sweep, hypers, healthy, wrong, own):
-    chunks, scores, prefill = play(sweep, hypers, wrong, **own)
+def test_a_seed_diverges_alone_and_is_frozen(compiled, hypers, healthy, wrong, own):
+    chunks, scores, prefill = play(compiled, hypers, wrong, **own)
     for (state, progress), (expected, expected_progress) in zip(chunks, healthy[0], strict=True):
         for place in (0, 2):
             mine, theirs = leaves((state, progress), place), leaves((expected, expected_progress), place)

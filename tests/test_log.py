@@ -1,4 +1,4 @@
-"""The log of a run, on sweeps that only pretend to train: rows, lines, files, by hand-computed numbers."""
+"""The log of a run, on phases that only pretend to train: rows, lines, files, by hand-computed numbers."""
 
 import dataclasses
 import errno

@@ -1,4 +1,4 @@
-"""Rounds: seeds assigned, and the width that fits found, on sweeps that only pretend to compile."""
+"""Rounds: seeds assigned, and the width that fits found, on phases that only pretend to compile."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ HELD, MORE = 1000, 500  # bytes of a pretended seed: state, and the rest of what
 
 
 class Pretended:
-    """A sweep that needs HELD + MORE bytes a seed and notes what is compiled."""
+    """A phase that needs HELD + MORE bytes a seed and notes what is compiled."""
 
     def __init__(self, width, compiled):
         self.mesh, self.compiled, self.width = mesh_for(width, jax.devices()), compiled, width

@@ -15,24 +15,24 @@ from jax.sharding import PartitionSpec as P
 from stages import train
 from stages.sweep import sweep as sweep_stage
 from stages.sweep.rounds import Phase, prepare
-from stages.sweep.sweep import Sweep, in_lanes, mesh_for, over_seeds, vmap_width_of
+from stages.sweep.sweep import CompiledPhase, in_lanes, mesh_for, over_seeds, vmap_width_of
 from tests.conftest import pick, tree_equal
 
 ITERATIONS = 8
 
 
 def play(env, config, hypers, seeds, devices, lane=0):
-    """A sweep of its own, played -> sweep, state, clock, last progress."""
+    """A phase of its own, played -> the compiled phase, state, clock, last progress."""
     config = dataclasses.replace(config, vmap_width=lane)
-    return replay(Sweep(env, config, mesh_for(len(seeds), jax.devices()[:devices])), seeds, hypers)
+    return replay(CompiledPhase(env, config, mesh_for(len(seeds), jax.devices()[:devices])), seeds, hypers)
 
 
-def replay(sweep, seeds, hypers):
-    """Prefill and two chunks -> the sweep, state, clock, last progress; compiled on the sweep's first time."""
-    state, clock, _ = sweep.prefill(sweep.init(seeds, hypers))
+def replay(compiled, seeds, hypers):
+    """Prefill and two chunks -> the compiled phase, state, clock, last progress; compiled on its first time."""
+    state, clock, _ = compiled.prefill(compiled.init(seeds, hypers))
     for _ in range(2):
-        state, clock, progress = sweep.train_chunk(state, clock, ITERATIONS)
-    return sweep, state, clock, progress
+        state, clock, progress = compiled.train_chunk(state, clock, ITERATIONS)
+    return compiled, state, clock, progress
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +56,14 @@ def pairs(env, config, hypers):
 
 @pytest.fixture(scope="module")
 def prepared(env, config):
-    """(a sweep of four seeds, two on each of two devices and one after another; bytes that its phase needs)."""
-    sweep = Sweep(env, config, mesh_for(4, jax.devices()[:2]))
-    return sweep, prepare([Phase(sweep, ITERATIONS, 2)], 4, float("inf"))
+    """(a phase of four seeds, two on each of two devices and one after another; bytes that its phase needs)."""
+    compiled = CompiledPhase(env, config, mesh_for(4, jax.devices()[:2]))
+    return compiled, prepare([Phase(compiled, ITERATIONS, 2)], 4, float("inf"))
 
 
 @pytest.fixture(scope="module")
 def spread(prepared, hypers):
-    """The same seeds, in a sweep that was compiled before."""
+    """The same seeds, in a phase that was compiled before."""
     return replay(prepared[0], [4, 5, 6, 7], hypers)
 
 
@@ -113,21 +113,21 @@ def test_learning_rates_side_by_side_equal_runs_alone(lanes, alone, hypers):
         one = pick(state.agent, 0)
         chex.assert_trees_all_close(pick(many.agent, i), one, rtol=1e-4, atol=5e-4)
         weights.append(np.concatenate([x.ravel() for x in jax.tree.leaves(one)]))
-    for sweep in (lanes[0], alone[0]):
-        assert sweep.traces["train_chunk"] == 1, "hypers are data: another learning rate compiles nothing"
+    for compiled in (lanes[0], alone[0]):
+        assert compiled.traces["train_chunk"] == 1, "hypers are data: another learning rate compiles nothing"
     for seed in (0, 1):  # and each rate shows, far beyond the tolerance
         assert np.abs(weights[seed] - weights[seed + 2]).max() > 5e-3
 
 
 def test_adapt_is_what_each_seed_does_alone(env, config, hypers):
-    """Sweep.adapt on two devices against train.adapt of every seed; and it compiles from shapes alone."""
+    """CompiledPhase.adapt on two devices against train.adapt of every seed; and it compiles from shapes alone."""
     explore = dataclasses.replace(config, mode="explore")
-    sweep = Sweep(env, explore, mesh_for(4, jax.devices()[:2]))
-    state = sweep.init([4, 5, 6, 7], hypers)
+    compiled = CompiledPhase(env, explore, mesh_for(4, jax.devices()[:2]))
+    state = compiled.init([4, 5, 6, 7], hypers)
     adapt = jax.jit(train.adapt)
     wanted = [adapt(pick(state, i)) for i in range(4)]
-    shapes = sweep.adapted(sweep.shapes(4)[0])
-    adapted = sweep.adapt(state)
+    shapes = compiled.adapted(compiled.shapes(4)[0])
+    adapted = compiled.adapt(state)
     assert adapted.agent.explorer is None and adapted.agent.intrinsic is None and adapted.targets.explorer is None
     assert jax.tree.structure(adapted) == jax.tree.structure(shapes) == jax.tree.structure(wanted[0])
     same = lambda x, y: x.shape == y.shape and x.dtype == y.dtype and x.sharding.is_equivalent_to(y.sharding, x.ndim)
@@ -164,21 +164,21 @@ def test_advance_is_traced_once(together, pairs):
 
 def test_what_is_prepared_is_what_runs_and_needs_at_least_the_state(prepared, spread):
     _, need = prepared
-    sweep, state, _, _ = spread
-    assert sweep.traces["train_chunk"] == 1 and sweep.traces["evaluate"] == 1
+    compiled, state, _, _ = spread
+    assert compiled.traces["train_chunk"] == 1 and compiled.traces["evaluate"] == 1
     held = sum(x.nbytes for x in jax.tree.leaves(state) if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key))
     assert held < need < 100 * held
-    shapes, _ = sweep.shapes(4)
+    shapes, _ = compiled.shapes(4)
     same = jax.tree.map(lambda x, y: x.shape == y.shape and x.dtype == y.dtype, shapes, state)
-    assert all(jax.tree.leaves(same)) and sum(sweep.parameters(4).values()) > 1000
+    assert all(jax.tree.leaves(same)) and sum(compiled.parameters(4).values()) > 1000
 
 
-@pytest.mark.parametrize("sweep", ["together", "lanes", "pairs", "spread"])
-def test_state_is_donated_to_the_last_byte(request, sweep):
-    sweep, state, _, _ = request.getfixturevalue(sweep)
-    memory = sweep._compiled[ITERATIONS].memory_analysis()
+@pytest.mark.parametrize("compiled", ["together", "lanes", "pairs", "spread"])
+def test_state_is_donated_to_the_last_byte(request, compiled):
+    compiled, state, _, _ = request.getfixturevalue(compiled)
+    memory = compiled._compiled[ITERATIONS].memory_analysis()
     raw = lambda x: jr.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
-    held = sum(raw(x).nbytes for x in jax.tree.leaves(state)) // sweep.mesh.size
+    held = sum(raw(x).nbytes for x in jax.tree.leaves(state)) // compiled.mesh.size
     assert memory.alias_size_in_bytes == held
 
 
@@ -187,13 +187,13 @@ def test_rings_are_not_copied(env, config, seeds, copies):
     """A lane among others is copied out and back; one that is alone works in place, and so does all that it calls."""
     replay = dataclasses.replace(config.replay, capacity=1_000_000)
     large = dataclasses.replace(config, steps=1_000_000, envs=1, replay=replay)
-    sweep = Sweep(env, large, mesh_for(seeds, jax.devices()[:1]))
-    state, clock = sweep.shapes(seeds)
+    compiled = CompiledPhase(env, large, mesh_for(seeds, jax.devices()[:1]))
+    state, clock = compiled.shapes(seeds)
     one = sum(np.prod(x.shape[1:]) * x.dtype.itemsize for x in jax.tree.leaves(state.ring))
     assert one > 1e8
     # As users' programs are compiled, and not as conftest.py would: on jax 0.10 only these emitters want other layouts.
     options = {"xla_cpu_use_fusion_emitters": True} if jax.__version__.startswith("0.10.") else None
-    memory = sweep._train_chunk(2).lower(state, clock).compile(compiler_options=options).memory_analysis()
+    memory = compiled._train_chunk(2).lower(state, clock).compile(compiler_options=options).memory_analysis()
     assert copies * one <= memory.temp_size_in_bytes < (copies + 0.1) * one
 
 
@@ -249,13 +249,13 @@ def test_lane_of_suits_the_machine(config):
 
 
 def test_evaluation_is_repeatable_and_apart_from_training(together):
-    sweep, state, _, _ = together
-    first, lengths = sweep.evaluate(state, [4, 5, 6, 7], 0)
-    again, _ = sweep.evaluate(state, [4, 5, 6, 7], 0)
+    compiled, state, _, _ = together
+    first, lengths = compiled.evaluate(state, [4, 5, 6, 7], 0)
+    again, _ = compiled.evaluate(state, [4, 5, 6, 7], 0)
     np.testing.assert_array_equal(first, again)
     np.testing.assert_array_equal(lengths, 10)
     assert set(np.unique(first)) <= {-1.0, 1.0}
-    assert sweep.traces["evaluate"] == 1
+    assert compiled.traces["evaluate"] == 1
 
 
 @pytest.mark.parametrize(("seeds", "devices", "used"), [(32, 8, 8), (30, 8, 6), (7, 2, 1), (1, 4, 1), (3, 4, 3)])

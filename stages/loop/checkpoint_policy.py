@@ -107,9 +107,9 @@ class CheckpointPolicy:
         logged, self._best = self._log.round, None
         if not logged.step:
             return None
-        state, clock = self._phases[0].sweep.shapes(len(logged.round.mine))
+        state, clock = self._phases[0].compiled.shapes(len(logged.round.mine))
         if logged.phase:
-            state = self._phases[logged.phase].sweep.adapted(state)
+            state = self._phases[logged.phase].compiled.adapted(state)
         best = (state.agent,) if self._keeps_best else ()
         restored = self._checkpoints.restore(CheckpointId(index, logged.step), (state, clock, *best))
         self._best = restored[2] if self._keeps_best else None

@@ -116,23 +116,23 @@ def train_round(
     if saving and (saved := saving.restore(log.current)):
         state, clock = saved
     else:
-        sweep = phases[0].sweep
-        state, clock, _ = sweep.prefill(sweep.init(round.mine, hypers))
+        compiled = phases[0].compiled
+        state, clock, _ = compiled.prefill(compiled.init(round.mine, hypers))
         log_evaluation(log, "untrained")
-        logged.untrained = evaluate(sweep, state, clock)
+        logged.untrained = evaluate(compiled, state, clock)
     if saving:
         saving.on_training()
     for phase in phases[logged.phase :]:
         if phase is not phases[logged.phase]:
-            state = phase.sweep.adapt(state)
+            state = phase.compiled.adapt(state)
             logged.on_adapt()
             if saving:
                 saving.on_adapt()
         state, clock = train_phase(phase, state, clock, evaluate, log, saving)
-        if phase.sweep.config.mode == "explore":
+        if phase.compiled.config.mode == "explore":
             logged.zero_shot = logged.evaluation.scores[-1]
     log_evaluation(log, "trained")
-    logged.final = evaluate(phases[-1].sweep, state, clock)
+    logged.final = evaluate(phases[-1].compiled, state, clock)
     if saving:
         saving.on_round_end(log.current, state, clock)
     if on_round_end:
@@ -148,19 +148,19 @@ def train_phase(
     saving: CheckpointPolicy | None = None,
 ) -> tuple[TrainState, StepCounters]:
     """Collect and train in equal chunks; log and save after each. Consumes `state`."""
-    sweep, logged, since, first = phase.sweep, log.round, time.monotonic(), log.round.done
+    compiled, logged, since, first = phase.compiled, log.round, time.monotonic(), log.round.done
     arguments = log.setup.arguments
     evaluates = arguments.config.mode != "task" or arguments.checkpoint_best  # the tasker, at every log point
     while logged.done < phase.total:
         chunk_since = time.monotonic()
-        state, clock, progress = sweep.train_chunk(state, clock, phase.iterations)
-        rows = chunk_rows(log, progress, sweep.config, clock, phase.iterations, chunk_since)
-        rows = with_measurements(log, rows, sweep.measure(state, logged.round.mine, int(clock.step)))
-        scores = evaluate(sweep, state, clock) if evaluates else None
-        rows_each = sweep.config.schedule[0] * sweep.config.envs
+        state, clock, progress = compiled.train_chunk(state, clock, phase.iterations)
+        rows = chunk_rows(log, progress, compiled.config, clock, phase.iterations, chunk_since)
+        rows = with_measurements(log, rows, compiled.measure(state, logged.round.mine, int(clock.step)))
+        scores = evaluate(compiled, state, clock) if evaluates else None
+        rows_each = compiled.config.schedule[0] * compiled.config.envs
         pace = Pace.of(logged.done + phase.iterations, first, phase.total, rows_each, time.monotonic() - since)
-        log_chunk(log, sweep.config, rows, scores, phase.iterations, pace)
+        log_chunk(log, compiled.config, rows, scores, phase.iterations, pace)
         if saving:
             saving.on_chunk(state, clock)
-    assert sweep.traces["train_chunk"] <= 1, sweep.traces
+    assert compiled.traces["train_chunk"] <= 1, compiled.traces
     return state, clock

@@ -20,7 +20,7 @@ from stages.config import Config, ConfigError, Hypers
 from stages.replay import StepCounters
 from stages.sweep import memory
 from stages.sweep.memory import Devices, format_bytes
-from stages.sweep.sweep import Sweep, mesh_for
+from stages.sweep.sweep import CompiledPhase, mesh_for
 from stages.train import TrainState
 
 
@@ -48,7 +48,7 @@ class Round:
 class Phase(NamedTuple):
     """A stretch of a round in one mode: `chunks` calls of `iterations` iterations each."""
 
-    sweep: Sweep
+    compiled: CompiledPhase
     iterations: int
     chunks: int
 
@@ -83,9 +83,9 @@ class Evaluator:
     def __init__(self, round: Round, processes: Processes):
         self.round, self.processes = round, processes
 
-    def __call__(self, sweep: Sweep, state: TrainState, clock: StepCounters) -> np.ndarray:
+    def __call__(self, compiled: CompiledPhase, state: TrainState, clock: StepCounters) -> np.ndarray:
         """The tasker's mean score over evaluation episodes, [seeds] of all processes, without padding."""
-        scores, _ = sweep.evaluate(state, self.round.mine, int(clock.step))
+        scores, _ = compiled.evaluate(state, self.round.mine, int(clock.step))
         return self.processes.gather(np.asarray(scores).mean(1))[: len(self.round.seeds)]
 
 
@@ -133,7 +133,7 @@ def phases_of(
     ]
     exact = {"steps": prefilled + rows[0], "adapt_steps": sum(rows[1:])}
     return [
-        Phase(Sweep(env, dataclasses.replace(phase_config, **exact), mesh), n, chunks)
+        Phase(CompiledPhase(env, dataclasses.replace(phase_config, **exact), mesh), n, chunks)
         for (phase_config, _), (n, chunks) in zip(stretches, split, strict=True)
     ]
 
@@ -153,7 +153,7 @@ def prepare(phases: list[Phase], width: int, usable: float) -> float:
         return minimum
     try:
         needs = [first.prepare(state, clock, iterations)]
-        needs += [phase.sweep.prepare(state, clock, phase.iterations, adapts=True) for phase in adapting]
+        needs += [phase.compiled.prepare(state, clock, phase.iterations, adapts=True) for phase in adapting]
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):  # so says a TPU's compiler of a program too big for it
             raise
@@ -261,8 +261,8 @@ def plan(
     fitted = _narrowed(fitted, agreed, build)
     rounds = assign(seeds, agreed, processes, trials)
     line = _announce(fitted, rounds, processes, room.words(), tight=fitted.need > room.usable())
-    sweep, config = fitted.phases[0].sweep, fitted.phases[0].sweep.config
-    return Plan(fitted.phases, rounds, sweep.parameters(agreed), line, config.steps + config.adapt_steps)
+    compiled, config = fitted.phases[0].compiled, fitted.phases[0].compiled.config
+    return Plan(fitted.phases, rounds, compiled.parameters(agreed), line, config.steps + config.adapt_steps)
 
 
 def _fewest(share: int, devices: Devices) -> int:

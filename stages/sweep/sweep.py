@@ -1,4 +1,4 @@
-"""Sweep: seeds side by side. vmap inside, sharded over devices outside; called in chunks with donated state."""
+"""Seeds side by side: one seed's functions under vmap, sharded over devices, and compiled for one phase of a run."""
 
 import collections
 import concurrent.futures
@@ -31,7 +31,7 @@ from stages.sweep.start import usable_cores
 from stages.train import Progress, TrainState
 
 MEASURING = 2**31
-"""Points of measurements' keys count from here."""
+"""Streams of random numbers that measurements use are numbered from here."""
 CPU_VMAP_WIDTH = 1
 """Seeds that a CPU device computes at once, measured: see docs/speed.md."""
 ONCE, EACH_CHUNK = 0, 1
@@ -45,10 +45,10 @@ def mesh_for(seeds: int, devices: memory.Devices | None = None) -> Mesh:
     return Mesh(np.array(devices[:count]), ("seeds",))
 
 
-def keys_of(seeds: Sequence[int], point: int) -> jax.Array:
-    """One key a seed. Point 0 is for training, points from MEASURING on are for measuring, others for evaluations."""
+def keys_of(seeds: Sequence[int], stream: int) -> jax.Array:
+    """One key a seed, for a stream of random numbers: 0 trains, from MEASURING on they measure, the others evaluate."""
     keys = jax.vmap(jr.key)(jnp.asarray(seeds, jnp.uint32))
-    return jax.vmap(jr.fold_in, (0, None))(keys, point)
+    return jax.vmap(jr.fold_in, (0, None))(keys, stream)
 
 
 def over_seeds(mesh: Mesh, fn: Callable, seed_args: int, clock: bool, vmap_width: int = 0) -> Callable:
@@ -128,10 +128,10 @@ def _measured(state: TrainState) -> tuple[PyTree, ...]:
     return state.agent, state.ring, state.coverage, state.hypers, state.env_params
 
 
-class Sweep:
-    """Compiled stages of one phase of a run, for one environment, Config and mesh.
+class CompiledPhase:
+    """The programs that one phase of a run calls, compiled for one environment, Config and mesh; states are donated.
 
-    `traces` counts how often each stage was traced; a run asserts that `train_chunk` was traced once.
+    `traces` counts how often each program was traced; a run asserts that `train_chunk` was traced once.
     """
 
     def __init__(self, env: Environment, config: Config, mesh: Mesh):
@@ -159,7 +159,7 @@ class Sweep:
         def jit(level: int) -> Callable[..., jax.stages.Wrapped]:
             return functools.partial(jax.jit, compiler_options=_compiled_fast(mesh, level))
 
-        self._stages = {
+        self._jitted = {
             "init": jit(ONCE)(wrap(init, 2, False)),
             "prefill": jit(ONCE)(wrap(prefill, 1, True), donate_argnums=0),
             "adapt": jit(ONCE)(wrap(train.adapt, 1, False), donate_argnums=0),
@@ -175,7 +175,7 @@ class Sweep:
 
     def shapes(self, seeds: int) -> tuple[TrainState, StepCounters]:
         """The state of so many seeds after `prefill`, and the clock, as shapes: nothing is computed or allocated."""
-        traced = self._stages["init"].trace(self._hyper_shapes(seeds), self._key_shapes(seeds))
+        traced = self._jitted["init"].trace(self._hyper_shapes(seeds), self._key_shapes(seeds))
         return self._placed(traced.out_info, P("seeds")), self._placed(jax.eval_shape(StepCounters.zero), P())
 
     def adapted(self, state: TrainState) -> TrainState:
@@ -201,7 +201,7 @@ class Sweep:
         return max(starts * (row + kept + noise), self.config.eval_episodes * row)
 
     def prepare(self, state: TrainState, clock: StepCounters, iterations: int, adapts: bool = False) -> float:
-        """Compile all stages from shapes alone; what is compiled already is not compiled again.
+        """Compile all programs from shapes alone; what is compiled already is not compiled again.
 
         Args:
             adapts: whether this phase goes on from the state of an exploring one; then that state's shapes are given,
@@ -219,18 +219,18 @@ class Sweep:
         # The longest first, and one on each core, as each takes memory; tracing goes on while the compiler is at work.
         jobs = {
             "train_chunk": (self._train_chunk(iterations), state, clock),
-            "evaluate": (self._stages["evaluate"], state.agent, state.hypers, state.env_params, keys),
-            "measure": (self._stages["measure"], *_measured(state), step, keys),
+            "evaluate": (self._jitted["evaluate"], state.agent, state.hypers, state.env_params, keys),
+            "measure": (self._jitted["measure"], *_measured(state), step, keys),
         }
         if adapts:
-            jobs["adapt"] = (self._stages["adapt"], before)
+            jobs["adapt"] = (self._jitted["adapt"], before)
         else:
-            jobs["init"] = (self._stages["init"], state.hypers, keys)
-            jobs["prefill"] = (self._stages["prefill"], state, clock)
+            jobs["init"] = (self._jitted["init"], state.hypers, keys)
+            jobs["prefill"] = (self._jitted["prefill"], state, clock)
         with concurrent.futures.ThreadPoolExecutor(usable_cores()) as pool, warnings.catch_warnings():
             # What `adapt` leaves behind is donated, and finds no place in what it returns.
             warnings.filterwarnings("ignore", "Some donated buffers were not usable", UserWarning)
-            compiling = {name: pool.submit(stage.lower(*shapes).compile) for name, (stage, *shapes) in jobs.items()}
+            compiling = {name: pool.submit(fn.lower(*shapes).compile) for name, (fn, *shapes) in jobs.items()}
             done = {name: job.result() for name, job in compiling.items()}
         self._compiled |= {iterations if name == "train_chunk" else name: program for name, program in done.items()}
         needs = {name: memory.need(program) for name, program in done.items()}
@@ -271,21 +271,21 @@ class Sweep:
         """An exploring phase's state without the explorer, as mode task trains it. Consumes `state`."""
         return self._run("adapt", state)
 
-    def evaluate(self, state: TrainState, seeds: Sequence[int], point: int) -> tuple[jax.Array, jax.Array]:
-        """Scores and lengths [seeds, E] of evaluation episodes. `point` numbers the evaluation."""
-        return self._run("evaluate", state.agent, state.hypers, state.env_params, self._keys(seeds, point + 1))
+    def evaluate(self, state: TrainState, seeds: Sequence[int], evaluation: int) -> tuple[jax.Array, jax.Array]:
+        """Scores and lengths [seeds, E] of episodes. `evaluation` numbers the stream that draws them."""
+        return self._run("evaluate", state.agent, state.hypers, state.env_params, self._keys(seeds, evaluation + 1))
 
     def measure(self, state: TrainState, seeds: Sequence[int], step: int) -> Measurement:
         """What is measured of each seed, [seeds, ...], after so many steps of each environment."""
         steps = jax.device_put(np.full(len(seeds), step, np.int32), NamedSharding(self.mesh, P("seeds")))
         return self._run("measure", *_measured(state), steps, self._keys(seeds, MEASURING + step))
 
-    def _run(self, stage: str, *args: PyTree) -> Any:
-        """A stage as `prepare` compiled it, or compiled now."""
-        return self._compiled.get(stage, self._stages[stage])(*args)
+    def _run(self, name: str, *args: PyTree) -> Any:
+        """Call a program as `prepare` compiled it, or compiled now."""
+        return self._compiled.get(name, self._jitted[name])(*args)
 
     def _placed(self, shapes: PyTree, spec: P) -> Any:
-        """Shapes with their place on the devices, so that what is compiled for them takes what the stages give."""
+        """Shapes with their place on the devices, so that what is compiled for them takes what the programs return."""
         sharding = NamedSharding(self.mesh, spec)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
 
@@ -296,5 +296,5 @@ class Sweep:
     def _key_shapes(self, seeds: int) -> jax.ShapeDtypeStruct:
         return self._placed(jax.eval_shape(lambda: jr.split(jr.key(0), seeds)), P("seeds"))
 
-    def _keys(self, seeds: Sequence[int], point: int = 0) -> jax.Array:
-        return jax.device_put(keys_of(seeds, point), NamedSharding(self.mesh, P("seeds")))
+    def _keys(self, seeds: Sequence[int], stream: int = 0) -> jax.Array:
+        return jax.device_put(keys_of(seeds, stream), NamedSharding(self.mesh, P("seeds")))

@@ -42,10 +42,10 @@ SMALL = [
 ]
 PHASES = {
     "compiling": ("stages.loop.training_loop", "log_start", 1),
-    "prefill": ("stages.sweep.sweep", "Sweep.prefill", 1),
+    "prefill": ("stages.sweep.sweep", "CompiledPhase.prefill", 1),
     "checkpoint": ("stages.store.checkpoint", "Checkpoints.save", 4),
     "evaluation": ("stages.sweep.rounds", "Evaluator.__call__", 2),
-    "adapting": ("stages.sweep.sweep", "Sweep.adapt", 1),
+    "adapting": ("stages.sweep.sweep", "CompiledPhase.adapt", 1),
     "between programs": ("stages.loop.training_loop", "open_run", 2),
 }
 """Where each phase begins: the module, its function, and at which call."""
