@@ -98,7 +98,7 @@ def eval_run(
     episodes: int = 100,
     policy: PolicyName = "task",
     best: Best = False,
-    seed_point: int | None = None,
+    eval_seed: int | None = None,
     trust: Trust = False,
 ) -> None:
     """Let a run's agents play again, from their newest checkpoints. Leaves eval.json in the run's folder.
@@ -111,22 +111,22 @@ def eval_run(
         run: folder of a run, finished or not.
         episodes: of each seed.
         policy: who plays: the tasker, the explorer, or uniformly random actions.
-        seed_point: draws the episodes: another number, other ones. If it is not given, they are those of the run's own
+        eval_seed: draws the episodes: another number, other ones. If it is not given, they are those of the run's own
             evaluation at that step, if they are as many.
     """
     _check_count("--episodes", episodes)
-    if seed_point is not None and not 0 <= seed_point < 2**31 - 1:
-        raise ConfigError(f"--seed-point must be 0 or more and below 2^31 - 1, not {seed_point}")
+    if eval_seed is not None and not 0 <= eval_seed < 2**31 - 1:
+        raise ConfigError(f"--eval-seed must be 0 or more and below 2^31 - 1, not {eval_seed}")
     _start_jax()
     from stages.store.load import load_run
     from stages.watch import scores
 
     loaded = load_run(run, trust, best)
     _warn(scores.notes(loaded))
-    played = scores.play(loaded, policy, episodes, seed_point)
+    played = scores.play(loaded, policy, episodes, eval_seed)
     with terminal.printing():
         scores.print_scores(loaded, played, policy)
-    write_json(loaded.path / "eval.json", scores.scores_json(loaded, played, policy, seed_point))
+    write_json(loaded.path / "eval.json", scores.scores_json(loaded, played, policy, eval_seed))
     terminal.say(f"see {loaded.path / 'eval.json'}")
 
 
@@ -139,7 +139,7 @@ def video_run(
     out: str = "",
     rows: int = 120,
     fps: float = 8.0,
-    seed_point: int = 0,
+    eval_seed: int = 0,
     trust: Trust = False,
 ) -> None:
     """A GIF of an agent playing, from a run's newest checkpoint, and beside it what its world model expects.
@@ -155,15 +155,15 @@ def video_run(
         out: the file, a .gif; RUN/seed-N-POLICY.gif if empty.
         rows: length of the film; short episodes follow each other.
         fps: rows a second.
-        seed_point: draws the episodes: another number, other ones.
+        eval_seed: draws the episodes: another number, other ones.
     """
     _check_count("--rows", rows)
     if not 1 <= fps <= 50:
         raise ConfigError(f"--fps must be 1 to 50, not {fps:g}")
     if out and Path(out).suffix.lower() != ".gif":
         raise ConfigError(f"--out must end in .gif, not {out!r}: films are GIFs")
-    if not 0 <= seed_point < 2**31 - 1:
-        raise ConfigError(f"--seed-point must be 0 or more and below 2^31 - 1, not {seed_point}")
+    if not 0 <= eval_seed < 2**31 - 1:
+        raise ConfigError(f"--eval-seed must be 0 or more and below 2^31 - 1, not {eval_seed}")
     _start_jax()
     from stages.store.load import group_of, load_run
     from stages.watch.video import write_video
@@ -173,7 +173,7 @@ def video_run(
     group = group_of(loaded, seed)
     file = Path(out) if out else loaded.path / f"seed-{seed}-{policy}.gif"
     make_folder(file.parent)
-    write_video(file, group, seed, policy, rows, fps, seed_point)
+    write_video(file, group, seed, policy, rows, fps, eval_seed)
     terminal.say(f"see {file}")
 
 

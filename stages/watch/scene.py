@@ -42,12 +42,12 @@ class Scene:
     action: NDArray  # chosen at the row: indices [T], or numbers [T, A]
 
 
-def record_scene(group: AgentBatch, seed: int, policy: str, rows: int, point: int) -> Scene:
+def record_scene(group: AgentBatch, seed: int, policy: str, rows: int, eval_seed: int) -> Scene:
     """`rows` rows of one of the group's seeds.
 
     Args:
         policy: who plays, of load.POLICIES.
-        point: draws the episodes.
+        eval_seed: draws the episodes.
     """
     slot = group.seeds.index(seed)
     agent, hypers, env_params = take_seeds((group.agent, group.hypers, group.env_params), slot)
@@ -70,7 +70,7 @@ def record_scene(group: AgentBatch, seed: int, policy: str, rows: int, point: in
         arrays = (played.rows, reconstruct(model.decoder, latent), error, observed, step, spread, played.state)
         return jax.tree.map(lambda x: x[:, 0], arrays)
 
-    [key] = keys_of([seed], point + 1)
+    [key] = keys_of([seed], eval_seed + 1)
     # What is not finite cannot be drawn; a seed that diverged may show it.
     arrays = jax.tree.map(_finite, jax.jit(play)(agent, hypers, env_params, key))
     played, predicted, error, observed, step, spread, state = arrays

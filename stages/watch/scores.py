@@ -44,23 +44,23 @@ class Scores(NamedTuple):
     episodes: Floats  # [S, H]: how many were so long
 
 
-def play(loaded: Loaded, policy: str, episodes: int, point: int | None) -> Scores:
+def play(loaded: Loaded, policy: str, episodes: int, eval_seed: int | None) -> Scores:
     """Play `episodes` of each seed.
 
     Args:
         policy: who plays, of load.POLICIES.
-        point: numbers the evaluation, and so draws the episodes; None: the training's own last one.
+        eval_seed: draws the episodes; None: those of the training's own last evaluation.
 
     Raises:
         ConfigError: the run has no such policy.
     """
-    parts = [_play(group, policy, episodes, point) for group in loaded.groups]
+    parts = [_play(group, policy, episodes, eval_seed) for group in loaded.groups]
     seeds = [seed for part in parts for seed in part.seeds]
     order, arrays = np.argsort(seeds), [tuple(part)[1:] for part in parts]
     return Scores(sorted(seeds), *jax.tree.map(lambda *xs: np.concatenate(xs)[order], *arrays))
 
 
-def _play(group: AgentBatch, policy: str, episodes: int, point: int | None) -> Scores:
+def _play(group: AgentBatch, policy: str, episodes: int, eval_seed: int | None) -> Scores:
     select_behavior(group.agent, policy)  # before anything is compiled
     limit = group.config.eval_steps or group.env.time_limit  # given, so that all episodes are played
     config = dataclasses.replace(group.config, eval_episodes=episodes, eval_steps=limit)
@@ -73,15 +73,15 @@ def _play(group: AgentBatch, policy: str, episodes: int, point: int | None) -> S
         played = play_rows(env, agent, player, hypers, episodes, rows, config.eval_greedy, key=key_play)
         return score, length, *open_loop_errors(agent.model, played.rows, AHEAD, hypers.unimix, key=key_predict)
 
-    # As the run's own evaluations draw theirs: with as many episodes, the last point gives the score in summary.json.
-    keys = keys_of(group.seeds, (group.step // config.envs if point is None else point) + 1)
+    # As the run's own evaluations draw theirs: with as many episodes, the last one gives the score in summary.json.
+    keys = keys_of(group.seeds, (group.step // config.envs if eval_seed is None else eval_seed) + 1)
     run = jax.jit(over_seeds(mesh_for(len(group.seeds)), one, 4, False))
     score, length, ahead, observed, count = run(group.agent, group.hypers, group.env_params, keys)
     results = (score, length, vars(ahead), vars(observed), count)
     return Scores(group.seeds, *jax.tree.map(lambda x: np.asarray(x, np.float64), results))
 
 
-def scores_json(loaded: Loaded, scores: Scores, policy: str, point: int | None) -> JsonObject:
+def scores_json(loaded: Loaded, scores: Scores, policy: str, eval_seed: int | None) -> JsonObject:
     """What eval.json says."""
     interval = _interval(scores)
     return {
@@ -90,7 +90,7 @@ def scores_json(loaded: Loaded, scores: Scores, policy: str, point: int | None) 
         "policy": policy,
         "best": bool(loaded.groups[0].best_steps),
         "episodes": scores.score.shape[1],
-        "seed_point": point,
+        "eval_seed": eval_seed,
         "seeds": scores.seeds,
         "env_steps": _steps(loaded),
         "finished": all(group.finished for group in loaded.groups) and not loaded.missing,
