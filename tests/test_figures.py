@@ -23,22 +23,22 @@ NAN, INF = float("nan"), float("inf")
 # ---- the table ---------------------------------------------------------------------------------------------
 
 
-def printed(interval, title, diverged=None):
+def printed(summary, title, diverged=None):
     from rich.console import Console
 
     stream = io.StringIO()
-    score_table.print_table(interval, title, diverged, Console(file=stream, width=90, color_system=None))
+    score_table.print_table(summary, title, diverged, Console(file=stream, width=90, color_system=None))
     return stream.getvalue()
 
 
 def test_table_shows_every_number_and_the_seeds():
-    interval = summarise([0.5, 0.25, NAN, 1.0, 0.75, 0.625], [3, 4, 5, 6, 7, 8])
-    text = printed(interval, "Score [bold]")  # a title is not markup
+    summary = summarise([0.5, 0.25, NAN, 1.0, 0.75, 0.625], [3, 4, 5, 6, 7, 8])
+    text = printed(summary, "Score [bold]")  # a title is not markup
     rows = {line[2:21].strip(): line[21:].split() for line in text.splitlines() if line.strip()}
     assert "Score [bold]" in text and "over 5 seeds" in text
     assert rows["mean"] == ["0.625"] and rows["median"] == ["0.625"]
     assert rows["interquartile mean"][0] == "0.625"
-    assert rows["interquartile mean"][-3:] == [f"{interval.ci_low:.3f}", "to", f"{interval.ci_high:.3f}"]
+    assert rows["interquartile mean"][-3:] == [f"{summary.ci_low:.3f}", "to", f"{summary.ci_high:.3f}"]
     assert rows["worst seed"] == ["0.250", "seed", "4"] and rows["best seed"] == ["1.000", "seed", "6"]
     assert rows["no finite score"][-2:] == ["seed", "5"]
 

@@ -167,7 +167,7 @@ def test_colours_begin_at_the_untrained_score(tmp_path):
     """Untrained 0 (of `write_run`), trials 0.5 and 1: halfway and the end, not the two ends."""
     grid = grid_of(write_grid(tmp_path, [{"lr": "1e-3"}, {"lr": "1e-2"}], [(0.5, 0.5), (1.0, 1.0)]))
     assert grid.untrained == 0.0
-    assert [float(_scale(grid)(cell.interval.iqm)) for cell in grid.cells] == [1.0, 0.5]
+    assert [float(_scale(grid)(cell.summary.iqm)) for cell in grid.cells] == [1.0, 0.5]
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_colours_begin_at_the_untrained_score(tmp_path):
 )
 def test_trials_that_are_worse_than_untrained_have_colours_of_their_own(tmp_path, finals, colours):
     grid = grid_of(write_grid(tmp_path, [{"lr": "1e-3"}, {"lr": "1e-2"}], finals))
-    assert [float(_scale(grid)(cell.interval.iqm)) for cell in grid.cells] == colours
+    assert [float(_scale(grid)(cell.summary.iqm)) for cell in grid.cells] == colours
 
 
 @pytest.mark.parametrize(("values", "whole"), [(("3", "4", "5"), True), (("3.1", "3.2", "3.3"), False)])

@@ -13,11 +13,11 @@ from stages.results.novelty import (
     Map,
     NoveltyLog,
     contrast_metrics,
+    coverage_summary,
     median_episode,
     novelty_line,
     novelty_metrics,
     rank_correlation,
-    summary,
 )
 from tests.runs import ROUNDS, rows
 from tests.written import pixels
@@ -111,11 +111,11 @@ def test_rounds_become_one_and_a_correlation_outlives_its_ensemble():
 
 def test_summary_and_words():
     log = NoveltyLog.of_all([log_of(), log_of(seeds=1, start=3)])
-    said = summary(log, 12)
+    said = coverage_summary(log, 12)
     assert (said["states"], said["visited_states"], said["goal_episode"]) == (12, [4, 5, 7], [None, None, 20])
     assert said["solved_episode"] == [None, None, 40] and len(said["novelty_correlation"]) == 3
     assert all(isinstance(count, int) for count in said["visited_pairs"])
-    assert summary(NoveltyLog(), None) == dict.fromkeys(said)
+    assert coverage_summary(NoveltyLog(), None) == dict.fromkeys(said)
     line = novelty_line(log, 12, has_goal=True)
     correlation = f"{np.median(log.correlation):.2f}"
     assert line == (

@@ -70,7 +70,7 @@ def _scale(grid: Grid) -> Normalize:
     """From the lowest to the highest of the trials' scores and the untrained one: trials may be worse than that."""
     from matplotlib.colors import Normalize
 
-    scores = [score for score in (*(cell.interval.iqm for cell in grid.cells), grid.untrained) if math.isfinite(score)]
+    scores = [score for score in (*(cell.summary.iqm for cell in grid.cells), grid.untrained) if math.isfinite(score)]
     low, high = min(scores, default=0.0), max(scores, default=0.0)
     return Normalize(low, high if high > low else low + 1.0, clip=True)
 
@@ -93,8 +93,8 @@ def _draw_curves(axes: Axes, grid: Grid, scale: Normalize) -> None:
     for index, cell in enumerate(grid.cells):
         if cell.run.steps.size:
             curve = iqm_curve(cell.run.curve(EVALUATION if evaluated else TRAINING))
-            colour = colours(float(scale(cell.interval.iqm))) if math.isfinite(cell.interval.iqm) else GREY
-            label = f"{cell.run.name}: {cell.interval.iqm:.3g}" if len(grid.cells) <= MOST_NAMES else "_"
+            colour = colours(float(scale(cell.summary.iqm))) if math.isfinite(cell.summary.iqm) else GREY
+            label = f"{cell.run.name}: {cell.summary.iqm:.3g}" if len(grid.cells) <= MOST_NAMES else "_"
             style = STYLES[index % len(STYLES)]
             axes.plot(cell.run.steps, curve.iqm, color=colour, linewidth=1.8, linestyle=style, label=label)
     if math.isfinite(grid.untrained):
@@ -121,10 +121,10 @@ def _draw_map(axes: Axes, grid: Grid, scale: Normalize, rows: list[str], columns
     first, second = grid.names
     for cell in grid.cells:
         cell_index = rows.index(cell.settings[first]), columns.index(cell.settings[second])
-        iqm[cell_index] = cell.interval.iqm
-        enough = cell.interval.count >= LEAST_SEEDS
-        between = f"\n{cell.interval.ci_low:.2g} to {cell.interval.ci_high:.2g}" if enough else ""
-        texts[cell_index] = f"{cell.interval.iqm:.3g}{between}"
+        iqm[cell_index] = cell.summary.iqm
+        enough = cell.summary.count >= LEAST_SEEDS
+        between = f"\n{cell.summary.ci_low:.2g} to {cell.summary.ci_high:.2g}" if enough else ""
+        texts[cell_index] = f"{cell.summary.iqm:.3g}{between}"
     axes.imshow(iqm, cmap=_colours(), norm=scale, aspect="auto")
     for (row, column), text in texts.items():
         dark = float(scale(iqm[row, column])) < 0.7
@@ -143,11 +143,11 @@ def _draw_setting(axes: Axes, grid: Grid, name: str) -> None:
     numeric = all(map(_is_number, values))
     position = float if numeric else (lambda value: float(values.index(value)))
     for cell in grid.cells:
-        x, interval = position(cell.settings[name]), cell.interval
-        if math.isfinite(interval.iqm):
-            if interval.count >= LEAST_SEEDS:
-                axes.plot([x, x], [interval.ci_low, interval.ci_high], color=BLUE, linewidth=3, alpha=0.35)
-            axes.plot([x], [interval.iqm], color=BLUE, marker="o", markersize=5)
+        x, summary = position(cell.settings[name]), cell.summary
+        if math.isfinite(summary.iqm):
+            if summary.count >= LEAST_SEEDS:
+                axes.plot([x, x], [summary.ci_low, summary.ci_high], color=BLUE, linewidth=3, alpha=0.35)
+            axes.plot([x], [summary.iqm], color=BLUE, marker="o", markersize=5)
     if math.isfinite(grid.untrained):
         axes.axhline(grid.untrained, **UNTRAINED)
     dress(axes)

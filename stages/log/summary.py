@@ -17,7 +17,7 @@ from stages.figures.novelty_maps import plot_novelty
 from stages.log.round_log import RoundLog
 from stages.log.run_log import RunSetup
 from stages.report.score_table import print_table
-from stages.results.novelty import novelty_line, summary
+from stages.results.novelty import coverage_summary, novelty_line
 from stages.results.statistics import summarise
 from stages.store.files import RunFolderError, disk_is_full
 from stages.store.folder import RunFolder
@@ -42,7 +42,7 @@ def write_unfinished(
             "training_score": log.training.last,
             "evaluation_score": log.evaluation.last,
             **_best(trial, log),
-            **summary(log.novelty, None if states is None else states.count),
+            **coverage_summary(log.novelty, None if states is None else states.count),
             **log.events.summary(achievements),
             **about,
         }
@@ -76,7 +76,7 @@ def write_finished(
             **dataclasses.asdict(summarise(log.final, log.round.seeds)),
             "zero_shot": log.zero_shot.tolist() if config.mode == "explore" else None,
             "untrained": log.untrained.tolist(),
-            **summary(log.novelty, None if states is None else states.count),
+            **coverage_summary(log.novelty, None if states is None else states.count),
             **log.events.summary(achievements),
             **_best(trial, log),
             "untrained_share": log.untrained_share.tolist() if log.untrained_share.size else None,

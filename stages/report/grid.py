@@ -14,14 +14,14 @@ from stages.report.compare import novelty_of
 from stages.report.score_table import decimals, number
 from stages.report.tables import NO_INTERVAL, Table, explored
 from stages.results.read import Result
-from stages.results.statistics import LEAST_SEEDS, Interval, summarise
+from stages.results.statistics import LEAST_SEEDS, ScoreSummary, summarise
 
 
 class Cell(NamedTuple):
     """A finished trial."""
 
     settings: dict[str, str]
-    interval: Interval  # of its seeds' final scores
+    summary: ScoreSummary  # of its seeds' final scores
     novelty: Mapping[str, float]  # medians over seeds, where states can be counted
     run: Result
 
@@ -45,7 +45,7 @@ def grid_of(runs: Sequence[Result]) -> Grid:
         names |= dict.fromkeys(settings)
         if run.finished and settings:
             cells.append(Cell(settings, summarise(run.per_seed("score"), run.seeds), novelty_of(run), run))
-    cells.sort(key=lambda cell: -cell.interval.iqm if math.isfinite(cell.interval.iqm) else math.inf)
+    cells.sort(key=lambda cell: -cell.summary.iqm if math.isfinite(cell.summary.iqm) else math.inf)
     first, steps = runs[0], max((run.done for run in runs if run.finished), default=runs[0].done)
     title = f"{first.env}, {mode_title(first.settings)}: final scores after {steps:,} steps a seed"
     untrained = np.concatenate([cell.run.per_seed("untrained") for cell in cells] or [np.zeros(0)])
@@ -56,19 +56,19 @@ def grid_of(runs: Sequence[Result]) -> Grid:
 def table_of(grid: Grid) -> Table:
     """A line for each trial, as the grid has them."""
     extreme = max(
-        (abs(x) for c in grid.cells for x in (c.interval.worst, c.interval.best) if math.isfinite(x)), default=0
+        (abs(x) for c in grid.cells for x in (c.summary.worst, c.summary.best) if math.isfinite(x)), default=0
     )
     digits = max(decimals(max(extreme, 1.0)) - 1, 0)
     counted = any(cell.novelty for cell in grid.cells)
     rows = []
-    for settings, interval, novelty, _ in grid.cells:
-        between = f"{number(interval.ci_low, digits)} to {number(interval.ci_high, digits)}"
-        between = between if interval.count >= LEAST_SEEDS else "-"
-        scores = [number(interval.iqm, digits), between, number(interval.worst, digits), str(interval.count)]
+    for settings, summary, novelty, _ in grid.cells:
+        between = f"{number(summary.ci_low, digits)} to {number(summary.ci_high, digits)}"
+        between = between if summary.count >= LEAST_SEEDS else "-"
+        scores = [number(summary.iqm, digits), between, number(summary.worst, digits), str(summary.count)]
         values = [settings.get(name, "") for name in grid.names]
         rows.append([*values, *scores, *(explored(novelty) if counted else [])])
     columns = [*grid.names, "IQM", "95 % interval", "worst", "seeds"]
     columns += ["states", "goal", "solved", "rank corr."] if counted else []
     notes = [f"not finished: {', '.join(grid.unfinished)}"] if grid.unfinished else []
-    notes += [NO_INTERVAL] if any(cell.interval.count < LEAST_SEEDS for cell in grid.cells) else []
+    notes += [NO_INTERVAL] if any(cell.summary.count < LEAST_SEEDS for cell in grid.cells) else []
     return Table(grid.title, columns, rows, notes)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from stages.cli import terminal
-from stages.results.statistics import LEAST_SEEDS, Interval
+from stages.results.statistics import LEAST_SEEDS, ScoreSummary
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 NO_INTERVAL_WORDS = f"fewer than {LEAST_SEEDS} seeds: no interval"
 
 
-def table(interval: Interval, title: str, diverged: Mapping[int, int]) -> Table:
+def table(summary: ScoreSummary, title: str, diverged: Mapping[int, int]) -> Table:
     """The sweep's scores as a rich table: mean, median, IQM with its interval, worst and best seed.
 
     Args:
@@ -30,29 +30,29 @@ def table(interval: Interval, title: str, diverged: Mapping[int, int]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    seeds = "seed" if interval.count == 1 else "seeds"
+    seeds = "seed" if summary.count == 1 else "seeds"
     # Text, not str: a title such as "Catch[bsuite]" is not markup. As wide as the title, so that it is not folded.
     style = {"title_justify": "left", "title_style": "bold", "min_width": len(title)}
     result = Table(title=Text(title), box=box.SIMPLE_HEAD, **style)
-    result.add_column(f"over {interval.count} {seeds}")
+    result.add_column(f"over {summary.count} {seeds}")
     result.add_column("score", justify="right")
     result.add_column("", style="dim")
-    extreme = max(abs(interval.worst), abs(interval.best))
+    extreme = max(abs(summary.worst), abs(summary.best))
     show = functools.partial(number, decimals=decimals(extreme))
-    result.add_row("mean", show(interval.mean))
-    result.add_row("median", show(interval.median))
-    between = f"95 % interval {show(interval.ci_low)} to {show(interval.ci_high)}"
-    if interval.count < LEAST_SEEDS:
-        between = NO_INTERVAL_WORDS if interval.count > 1 else ""
-    result.add_row("interquartile mean", show(interval.iqm), between, style="bold")
+    result.add_row("mean", show(summary.mean))
+    result.add_row("median", show(summary.median))
+    between = f"95 % interval {show(summary.ci_low)} to {show(summary.ci_high)}"
+    if summary.count < LEAST_SEEDS:
+        between = NO_INTERVAL_WORDS if summary.count > 1 else ""
+    result.add_row("interquartile mean", show(summary.iqm), between, style="bold")
     for name, score, seed in (
-        ("worst seed", interval.worst, interval.worst_seed),
-        ("best seed", interval.best, interval.best_seed),
+        ("worst seed", summary.worst, summary.worst_seed),
+        ("best seed", summary.best, summary.best_seed),
     ):
         result.add_row(name, show(score), "" if seed is None else f"seed {seed}")
-    if interval.nonfinite:
-        names = ", ".join(str(seed) for seed in interval.nonfinite)
-        noun = "seed" if len(interval.nonfinite) == 1 else "seeds"
+    if summary.nonfinite:
+        names = ", ".join(str(seed) for seed in summary.nonfinite)
+        noun = "seed" if len(summary.nonfinite) == 1 else "seeds"
         result.add_row("no finite score", "-", f"left out above: {noun} {names}", style="red")
     if diverged:
         names = ", ".join(f"seed {seed} at step {step:,}" for seed, step in diverged.items())
@@ -61,10 +61,10 @@ def table(interval: Interval, title: str, diverged: Mapping[int, int]) -> Table:
 
 
 def print_table(
-    interval: Interval, title: str, diverged: Mapping[int, int] | None = None, console: Console | None = None
+    summary: ScoreSummary, title: str, diverged: Mapping[int, int] | None = None, console: Console | None = None
 ) -> None:
-    """Print `table(interval, title, diverged)` to `console`, standard output by default."""
-    (console or terminal.console()).print(table(interval, title, diverged or {}))
+    """Print `table(summary, title, diverged)` to `console`, standard output by default."""
+    (console or terminal.console()).print(table(summary, title, diverged or {}))
 
 
 def decimals(extreme: float) -> int:

@@ -191,8 +191,8 @@ class NoveltyLog:
         return NoveltyLog(logs[0].steps, metrics, goal, solved, maps)
 
 
-def summary(log: NoveltyLog | None, states: int | None) -> JsonObject:
-    """What summary.json says of each seed, in lists [S]; all None where states cannot be counted."""
+def coverage_summary(log: NoveltyLog | None, states: int | None) -> JsonObject:
+    """What summary.json says of each seed's coverage, in lists [S]; all None where states cannot be counted."""
     names = ("visited_states", "visited_pairs", "novelty_correlation", "goal_episode", "solved_episode")
     if log is None or not log.metrics:
         return {"states": states} | dict.fromkeys(names)

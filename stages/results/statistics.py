@@ -29,7 +29,7 @@ CHUNK_ELEMENTS = 4_000_000  # of a chunk of the bootstrap, over seeds, points an
 
 
 @dataclass(frozen=True)
-class Interval:
+class ScoreSummary:
     """Scores of a sweep in one record, in the score's own unit (an episode's return, mostly).
 
     Every number is taken over the `count` seeds with a finite score. The others (NaN: no episode finished, or
@@ -66,7 +66,7 @@ class Curve(NamedTuple):
     high: Floats  # [P]
 
 
-def summarise(scores: ArrayLike, seeds: Sequence[int], resamples: int = 2000) -> Interval:
+def summarise(scores: ArrayLike, seeds: Sequence[int], resamples: int = 2000) -> ScoreSummary:
     """Summarise the final scores of a sweep.
 
     Args:
@@ -87,10 +87,10 @@ def summarise(scores: ArrayLike, seeds: Sequence[int], resamples: int = 2000) ->
     nonfinite = tuple(int(seed) for seed, ok in zip(seeds, finite, strict=True) if not ok)
     if not finite.any():
         nan = math.nan
-        return Interval(nan, nan, nan, nan, nan, nan, None, nan, None, count=0, nonfinite=nonfinite)
+        return ScoreSummary(nan, nan, nan, nan, nan, nan, None, nan, None, count=0, nonfinite=nonfinite)
     worst = int(np.argmin(np.where(finite, scores, np.inf)))
     best = int(np.argmax(np.where(finite, scores, -np.inf)))
-    return Interval(
+    return ScoreSummary(
         mean=float(scores[finite].mean()),
         median=float(np.median(scores[finite])),
         iqm=float(curve.iqm[0]),

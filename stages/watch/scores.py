@@ -19,7 +19,7 @@ from stages.evaluate import evaluate
 from stages.measure.open_loop import AHEAD, CONTEXT, open_loop_errors, play_rows
 from stages.report.score_table import decimals, number, print_table
 from stages.report.tables import Table, print_tables
-from stages.results.statistics import Floats, Interval, summarise
+from stages.results.statistics import Floats, ScoreSummary, summarise
 from stages.store.fingerprint import COMPUTATION, fingerprint
 from stages.store.load import AgentBatch, Loaded, select_behavior
 from stages.sweep.sweep import keys_of, mesh_for, over_seeds
@@ -83,7 +83,7 @@ def _play(group: AgentBatch, policy: str, episodes: int, eval_seed: int | None) 
 
 def scores_json(loaded: Loaded, scores: Scores, policy: str, eval_seed: int | None) -> JsonObject:
     """What eval.json says."""
-    interval = _interval(scores)
+    summary = _summary(scores)
     return {
         "env": loaded.config.env,
         "env_args": dict(loaded.config.env_args),
@@ -99,7 +99,7 @@ def scores_json(loaded: Loaded, scores: Scores, policy: str, eval_seed: int | No
         "score": scores.score.mean(1),
         "length": scores.length.mean(1),
         "episode_scores": scores.score,
-        **dataclasses.asdict(interval),
+        **dataclasses.asdict(summary),
         "prediction": {
             "context": CONTEXT,
             "ahead": AHEAD,
@@ -116,7 +116,7 @@ def print_scores(loaded: Loaded, scores: Scores, policy: str) -> None:
     config, episodes = loaded.config, scores.score.shape[1]
     which = ", each seed's best agent" if loaded.groups[0].best_steps else ""
     title = f"{env_title(config.env, config.env_args)}: policy {policy}, {episodes} episodes a seed{which}"
-    print_table(_interval(scores), title, _diverged(loaded))
+    print_table(_summary(scores), title, _diverged(loaded))
     print_tables([_seed_table(loaded, scores), _prediction_table(loaded, scores)])
 
 
@@ -174,7 +174,7 @@ def _steps(loaded: Loaded) -> dict[int, int]:
     return {seed: step for group in loaded.groups for seed, step in group.agent_steps.items()}
 
 
-def _interval(scores: Scores) -> Interval:
+def _summary(scores: Scores) -> ScoreSummary:
     return summarise(scores.score.mean(1), scores.seeds)
 
 
