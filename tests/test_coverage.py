@@ -157,7 +157,7 @@ def test_adapting_goes_on_counting(short):
     assert (np.asarray(state.coverage.visits.sum((1, 2))) > before).all()
     assert_a_full_ring_is_known(state, clock)  # training between the rows
     measured = task.measure(state, [0, 1, 2], int(clock.step)).novelty
-    assert np.isnan(measured.disagreement).all(), "the ensemble is gone"
+    assert np.isnan(measured.reward).all(), "the ensemble is gone"
     np.testing.assert_array_equal(measured.visits, state.coverage.visits)
 
 
@@ -190,13 +190,13 @@ def test_disagreement_of_a_state_is_the_mean_over_its_rows(short):
     feat = Latent(one.ring.deter, stoch).feat.reshape(where.size, -1)
     for cell in range(SIZE * SIZE):
         if not (where == cell).any():
-            assert not present[cell] and np.isnan(measured.disagreement[cell]).all()
+            assert not present[cell] and np.isnan(measured.reward[cell]).all()
             continue
         assert (where[rows[cell]] == cell).all()
         for action in range(2):
             each = expected(feat[rows[cell]], np.tile(np.eye(2, dtype=np.float32)[action], (ROWS_PER_STATE, 1)))
-            np.testing.assert_allclose(measured.disagreement[cell, action], each.mean(), rtol=1e-4)
-    chex.assert_shape([measured.visits, measured.disagreement], (SIZE * SIZE, 2))
+            np.testing.assert_allclose(measured.reward[cell, action], each.mean(), rtol=1e-4)
+    chex.assert_shape([measured.visits, measured.reward], (SIZE * SIZE, 2))
 
 
 @pytest.mark.parametrize("cls", [RND, EllipticalBonus, CountBonus], ids=lambda cls: cls.name)
@@ -223,9 +223,9 @@ def test_every_reward_is_held_beside_visits(short, cls):
     measured, paid = jax.jit(learned)(one)
     rows, present = rows_of_states(one.coverage.where, SIZE * SIZE, key=jr.key(0))
     expected = np.asarray(paid).reshape(2, -1)[:, rows].mean(-1).T  # [actions, rows] -> [states, actions]
-    np.testing.assert_allclose(measured.disagreement, np.where(present[:, None], expected, np.nan), rtol=1e-4)
+    np.testing.assert_allclose(measured.reward, np.where(present[:, None], expected, np.nan), rtol=1e-4)
     np.testing.assert_array_equal(measured.visits, one.coverage.visits)
-    assert len(np.unique(np.asarray(measured.disagreement)[np.asarray(present)])) > 4
+    assert len(np.unique(np.asarray(measured.reward)[np.asarray(present)])) > 4
 
 
 class MissedCounts(CountBonus):
@@ -264,7 +264,7 @@ def test_measuring_reads_and_changes_nothing(short):
     _, compiled, state, clock = short
     first, again = (compiled.measure(state, [0, 1, 2], int(clock.step)).novelty for _ in range(2))
     assert tree_equal(first.visits, again.visits)
-    np.testing.assert_array_equal(first.disagreement, again.disagreement)
+    np.testing.assert_array_equal(first.reward, again.reward)
 
 
 # ---- actions that are told apart ------------------------------------------------------------------------------------

@@ -20,8 +20,8 @@ from stages.measure.measurement import (
     RECENT_ROWS,
     ROWS_PER_STATE,
     WINDOWS,
-    disagreement_baselines,
     open_loop_error,
+    reward_baselines,
     rows_of_states,
 )
 from stages.measure.open_loop import AHEAD, errors, play_rows
@@ -125,7 +125,7 @@ def uncounted(env, config, hypers):
     config = dataclasses.replace(config, mode="explore")
     state = jax.jit(lambda key: train.init(env, config, hypers, key=key))(jr.key(1))
     state, clock, _ = jax.jit(lambda s: train.collect_steps(env, config, s, StepCounters.zero(), 23))(state)
-    take = jax.jit(lambda s, step, key: disagreement_baselines(env, config, s.agent, s.ring, step, s.hypers, key=key))
+    take = jax.jit(lambda s, step, key: reward_baselines(env, config, s.agent, s.ring, step, s.hypers, key=key))
     return config, state, clock, take
 
 

@@ -49,15 +49,15 @@ def test_metrics_by_hand():
     found = novelty_metrics(VISITS[None], SEEN[None])
     assert {name: float(values[0]) for name, values in found.items()} == pytest.approx({
         "visited_states": 6, "visited_pairs": 11, "correlation": spearmanr(VISITS[:5].ravel(), SEEN[:5].ravel())[0],
-        "disagreement_never": 0.8, "disagreement_1_3": 0.6, "disagreement_4_15": 0.4, "disagreement_16_63": 0.2,
-        "disagreement_64_255": 0.25, "disagreement_256": 0.05,
+        "reward_never": 0.8, "reward_1_3": 0.6, "reward_4_15": 0.4, "reward_16_63": 0.2,
+        "reward_64_255": 0.25, "reward_256": 0.05,
     })  # fmt: skip
 
 
 def test_without_an_ensemble_only_visits_are_known():
     found = novelty_metrics(np.stack([VISITS, 0 * VISITS]), np.full((2, 7, 2), NAN))
     np.testing.assert_array_equal(found["visited_states"], [6, 0])
-    assert np.isnan(found["correlation"]).all() and np.isnan(found["disagreement_1_3"]).all()
+    assert np.isnan(found["correlation"]).all() and np.isnan(found["reward_1_3"]).all()
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_a_seed_that_has_not_arrived_counts_as_later_than_all(episodes, median):
 def test_contrast_by_hand():
     found = contrast_metrics([0.2, 0.0], np.float32([0.8, 0.0]), [0.1, 0.3])
     assert {name: values[0] for name, values in found.items()} == pytest.approx({
-        "disagreement_collected": 0.2, "disagreement_untrained": 0.8, "disagreement_random": 0.1,
+        "reward_collected": 0.2, "reward_untrained": 0.8, "reward_random": 0.1,
         "untrained_share": 0.25,
     })  # fmt: skip
     assert np.isnan(found["untrained_share"][1])
@@ -94,7 +94,7 @@ def log_of(points=4, seeds=2, ensemble=True, states=12, start=0):
 def test_three_maps_are_kept():
     maps = log_of(points=8).maps[0]
     assert (maps.early.step, maps.middle.step, maps.late.step) == (100, 400, 800)
-    assert (maps.late.visits > 0).sum() == 8 and np.isfinite(maps.late.disagreement).sum() == 8
+    assert (maps.late.visits > 0).sum() == 8 and np.isfinite(maps.late.reward).sum() == 8
     maps = log_of(points=1).maps[0]
     assert maps.early is maps.middle is maps.late
 

@@ -64,7 +64,7 @@ def test_exploring_where_states_are_not_counted(tmp_path, capsys):
     said, metrics = capsys.readouterr().out, rows(folder)
     assert "zero-shot" in said and "of an untrained one's" in said
     assert [row["phase"] for row in metrics] == ["explore"] * 4
-    assert all(np.isfinite(row["eval/score"]) and row["novelty/disagreement_random"] > 0 for row in metrics)
+    assert all(np.isfinite(row["eval/score"]) and row["novelty/reward_random"] > 0 for row in metrics)
     shares = [row["novelty/untrained_share"] for row in metrics]
     summary = json.loads((folder / "summary.json").read_text())
     assert min(shares) > 0 and summary["untrained_share"] == pytest.approx(shares[2:])

@@ -1,4 +1,4 @@
-"""The picture of novelty: where a run has been and what its ensemble still disagrees about, early, in the middle, late.
+"""The picture of novelty: where a run has been and what its intrinsic reward calls new, early, in the middle, late.
 
 Host side only; matplotlib is imported where it draws.
 
@@ -73,7 +73,7 @@ def _draw_maps(figure: SubFigure, maps: list[Map], states: StateSpace, rows: int
     visited = [np.where(point.visits > 0, point.visits, np.nan) for point in maps]
     most = max(2, *(int(point.visits.max()) for point in maps))
     drawn = [(f"visits (seed {seed})", visited, "viridis", LogNorm(1, most))]
-    drawn.append(("disagreement", [point.disagreement for point in maps], "plasma", disagreement_scale(maps)))
+    drawn.append(("disagreement", [point.reward for point in maps], "plasma", disagreement_scale(maps)))
     for row, (label, values, colours, scale) in zip(axes, drawn, strict=False):
         look = {"cmap": colours, "norm": scale}
         images = [_draw_map(panel, numbers, states, look) for panel, numbers in zip(row, values, strict=True)]
@@ -90,7 +90,7 @@ def disagreement_scale(maps: Sequence[Map]) -> LogNorm:
     """One logarithmic scale for all points, from at most DECADES below the largest disagreement up to it."""
     from matplotlib.colors import LogNorm
 
-    seen = np.concatenate([point.disagreement for point in maps])
+    seen = np.concatenate([point.reward for point in maps])
     seen = seen[np.isfinite(seen) & (seen > 0)]
     high = float(seen.max()) if seen.size else 1.0
     low = max(float(seen.min()) if seen.size else 0.1, high / 10**DECADES)
@@ -141,7 +141,7 @@ def _draw_bins(axes: Axes, log: NoveltyLog, reward: str) -> None:
     """Mean intrinsic reward of pairs by how often they were tried, median over seeds."""
     dress_steps(axes, max(log.steps))
     for name, colour, label in zip(BINS, SHADES, LABELS, strict=True):
-        curves = log.curve(f"disagreement_{name}")
+        curves = log.curve(f"reward_{name}")
         has_value = np.isfinite(curves).any(0)
         if has_value.any():
             steps, median = np.array(log.steps)[has_value], np.nanmedian(curves[:, has_value], 0)

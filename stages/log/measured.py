@@ -8,7 +8,7 @@ import numpy as np
 
 from stages.cli.processes import Processes
 from stages.log.round_log import RoundLog, shortest
-from stages.measure.measurement import DisagreementBaselines, Measurement, Novelty
+from stages.measure.measurement import Measurement, Novelty, RewardBaselines
 from stages.measure.open_loop import AHEAD
 from stages.results.novelty import Map, contrast_metrics, novelty_metrics
 
@@ -36,7 +36,7 @@ def measured_columns(
     return columns
 
 
-def _contrast_columns(measured: DisagreementBaselines, log: RoundLog, processes: Processes) -> Columns:
+def _contrast_columns(measured: RewardBaselines, log: RoundLog, processes: Processes) -> Columns:
     """Where states cannot be counted."""
     everyone, seeds = processes.gather(measured), len(log.round.seeds)
     metrics = contrast_metrics(*(x[:seeds] for x in (everyone.collected, everyone.untrained, everyone.random)))
@@ -50,16 +50,14 @@ def _novelty_columns(
     """Where states can be counted."""
     local = jax.tree.map(np.asarray, measured)
     # Each process computes its own seeds' numbers: what crosses between them is small, whatever the environment.
-    everyone = processes.gather(
-        (novelty_metrics(local.visits, local.disagreement), local.goal_episode, local.solved_episode)
-    )
+    everyone = processes.gather((novelty_metrics(local.visits, local.reward), local.goal_episode, local.solved_episode))
     metrics, goal, solved = jax.tree.map(lambda x: x[: len(log.round.seeds)], everyone)
     log.novelty.add(step, metrics, goal, solved)
     if log.adapt_step is None:  # of the leading process these are the trials' first seeds
         trials = log.round.mine_trials or [0]
         for trial in dict.fromkeys(trials):
             slot = trials.index(trial)
-            log.novelty.add_map(Map.of(step, local.visits[slot], local.disagreement[slot]), half, trial)
+            log.novelty.add_map(Map.of(step, local.visits[slot], local.reward[slot]), half, trial)
     columns = {f"novelty/{name}": values.tolist() for name, values in metrics.items()}
     if has_goal:
         for name, episodes in (("goal_episode", goal), ("solved_episode", solved)):

@@ -1,1 +1,1 @@
-"""Measured on the device beside training: coverage, what disagreement says of novelty, open-loop error."""
+"""Measured on the device beside training: coverage, what the intrinsic reward says of novelty, open-loop error."""

@@ -1,8 +1,9 @@
-"""Measure: what exploration has covered, whether disagreement stands for novelty, and how far the model foresees.
+"""Measure: what exploration has covered, whether the explorer's reward stands for novelty, and how far the model sees.
 
-If disagreement stands for novelty, it falls with visits: it is measured about each action in each countable state.
-Where states cannot be counted, it is held beside what an untrained ensemble would see, and what random actions would
-meet. How far the model foresees is its open-loop error on replayed rows, beside the posterior's.
+If the intrinsic reward stands for novelty, it falls with visits: it is measured for each action in each countable
+state. Where states cannot be counted, it is held beside what an untrained one would pay, and what random actions would
+earn. Measured is the reward that is paid; with `constant`, a control, it is the disagreement that is not paid. How far
+the model foresees is its open-loop error on replayed rows, beside the posterior's.
 
 Axes: X states, U actions that are told apart, C capacity, N environments, K rows of a state, A action vector, H rows
 ahead.
@@ -42,20 +43,20 @@ class OpenLoopError(eqx.Module):
 
 
 class Novelty(eqx.Module):
-    """One seed's visits of countable states, and what its ensemble says of them."""
+    """One seed's visits of countable states, and what its intrinsic reward says of them."""
 
     visits: Int[Array, "X U"]
-    disagreement: Float[Array, "X U"]  # NaN where the ring holds no row of the state; everywhere without an ensemble
+    reward: Float[Array, "X U"]  # the measured one; NaN where the ring holds no row of the state, and without a reward
     episodes: Int[Array, ""]
     goal_episode: Int[Array, ""]  # 0: not yet
     solved_episode: Int[Array, ""]  # 0: not yet
 
 
-class DisagreementBaselines(eqx.Module):
-    """One seed's mean disagreement about the action taken, at one point of its training; NaN where there is no row."""
+class RewardBaselines(eqx.Module):
+    """One seed's mean intrinsic reward of the action taken, at one point of its training; NaN where there is no row."""
 
     collected: Float[Array, ""]  # at the newest rows of the ring
-    untrained: Float[Array, ""]  # there, of an ensemble that has learned nothing
+    untrained: Float[Array, ""]  # there, of a reward that has learned nothing
     random: Float[Array, ""]  # at rows that uniformly random actions collect, which nothing has learned from
 
 
@@ -64,7 +65,7 @@ class Measurement(eqx.Module):
 
     open_loop_error: OpenLoopError
     novelty: Novelty | None  # where states can be counted
-    baselines: DisagreementBaselines | None  # where they cannot, and there is an ensemble
+    baselines: RewardBaselines | None  # where they cannot, and there is an intrinsic reward
 
 
 def measure(
@@ -87,7 +88,7 @@ def measure(
     if coverage is not None:
         by_state = novelty(env, agent, ring, coverage, hypers, key=key)
     elif agent.intrinsic is not None:
-        beside = disagreement_baselines(env, config, agent, ring, step, hypers, key=key)
+        beside = reward_baselines(env, config, agent, ring, step, hypers, key=key)
     return Measurement(ahead, by_state, beside)
 
 
@@ -108,7 +109,7 @@ def open_loop_error(
 def novelty(
     env: Environment, agent: Agent, ring: ReplayBuffer, coverage: Coverage, hypers: Hypers, *, key: PRNGKeyArray
 ) -> Novelty:
-    """Coverage as it is, and the disagreement about every action at stored rows of each state, averaged over them.
+    """Coverage as it is, and the reward of every action at stored rows of each state, averaged over them.
 
     Rows are read with their stored latents. Each state has the same number of them, however seldom it was visited.
     """
@@ -123,7 +124,7 @@ def novelty(
     return Novelty(coverage.visits, about, coverage.episodes, coverage.goal_episode, coverage.solved_episode)
 
 
-def disagreement_baselines(
+def reward_baselines(
     env: Environment,
     config: Config,
     agent: Agent,
@@ -132,8 +133,8 @@ def disagreement_baselines(
     hypers: Hypers,
     *,
     key: PRNGKeyArray,
-) -> DisagreementBaselines:
-    """Disagreement beside two scales of it, where no visits can be counted.
+) -> RewardBaselines:
+    """The intrinsic reward beside two scales of it, where no visits can be counted.
 
     Args:
         step: rows of each environment that were collected so far.
@@ -153,7 +154,7 @@ def disagreement_baselines(
     assert agent.intrinsic is not None
     intrinsic = agent.intrinsic.measured
     untrained = intrinsic.untrained(config, env.obs_space, env.action_space, key=key_members)
-    return DisagreementBaselines(
+    return RewardBaselines(
         _mean_novelty(intrinsic, agent.model, recent, present, hypers),
         _mean_novelty(untrained, agent.model, recent, present, hypers),
         _mean_novelty(intrinsic, agent.model, fresh, ~fresh.is_last, hypers),

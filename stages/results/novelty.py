@@ -1,7 +1,7 @@
-"""Novelty: what a sweep has covered, and whether disagreement falls with visits. On the host.
+"""Novelty: what a sweep has covered, and whether the intrinsic reward falls with visits. On the host.
 
-If the ensemble's disagreement stands for novelty, it ranks (state, action) pairs against their visits: the rank
-correlation of the two is -1 at best, and 0 if disagreement says nothing about what was tried.
+If the reward stands for novelty, it ranks (state, action) pairs against their visits: the rank correlation of the two
+is -1 at best, and 0 if the reward says nothing about what was tried.
 
 Axes: S seeds, X states, U actions that are told apart, P points of a run.
 """
@@ -35,34 +35,34 @@ def rank_correlation(x: ArrayLike, y: ArrayLike) -> float:
     return float(np.asarray(stats.spearmanr(x, y))[0])  # scipy's versions type it in different ways
 
 
-def novelty_metrics(visits: ArrayLike, disagreement: ArrayLike) -> dict[str, Floats]:
-    """Each seed's coverage, and its disagreement by visits.
+def novelty_metrics(visits: ArrayLike, reward: ArrayLike) -> dict[str, Floats]:
+    """Each seed's coverage, and its intrinsic reward by visits.
 
     Args:
         visits: [S, X, U].
-        disagreement: [S, X, U]; NaN where there is none, which leaves the pair out.
+        reward: the measured one, [S, X, U]; NaN where there is none, which leaves the pair out.
 
     Returns:
-        name -> [S]. visited_states, visited_pairs; correlation (Spearman's, of disagreement with visits; -1 is best);
-        disagreement_BIN, the mean of the measured reward over the pairs of a bin of visits. NaN where there is nothing
+        name -> [S]. visited_states, visited_pairs; correlation (Spearman's, of the reward with visits; -1 is best);
+        reward_BIN, the mean of the reward over the pairs of a bin of visits. NaN where there is nothing
         to average.
     """
-    per_seed = [_metrics(*pair) for pair in zip(np.asarray(visits), np.asarray(disagreement, np.float64), strict=True)]
+    per_seed = [_metrics(*pair) for pair in zip(np.asarray(visits), np.asarray(reward, np.float64), strict=True)]
     return {name: np.array([metrics[name] for metrics in per_seed]) for name in per_seed[0]}
 
 
-def _metrics(visits: Ints, disagreement: Floats) -> dict[str, float]:
+def _metrics(visits: Ints, reward: Floats) -> dict[str, float]:
     """The same of one seed, [X, U]."""
-    known = np.isfinite(disagreement)
-    tried, seen = visits[known], disagreement[known]
+    known = np.isfinite(reward)
+    tried, paid = visits[known], reward[known]
     metrics = {
         "visited_states": float((visits.sum(1) > 0).sum()),
         "visited_pairs": float((visits > 0).sum()),
-        "correlation": rank_correlation(tried, seen),
+        "correlation": rank_correlation(tried, paid),
     }
     for name, (low, high) in BINS.items():
         inside = (tried >= low) & (tried <= high)
-        metrics[f"disagreement_{name}"] = float(seen[inside].mean()) if inside.any() else float("nan")
+        metrics[f"reward_{name}"] = float(paid[inside].mean()) if inside.any() else float("nan")
     return metrics
 
 
@@ -77,15 +77,15 @@ def median_episode(episodes: ArrayLike) -> float:
 
 
 def contrast_metrics(collected: ArrayLike, untrained: ArrayLike, random: ArrayLike) -> dict[str, Floats]:
-    """Each seed's disagreement where states cannot be counted, all [S], by name; and the share of the first two.
+    """Each seed's intrinsic reward where states cannot be counted, all [S], by name; and the share of the first two.
 
-    The share falls from 1 as the ensemble learns what is collected. If explorers go where it is high, their newest rows
+    The share falls from 1 as the reward learns what is collected. If explorers go where it is high, their newest rows
     have more of it than those that random actions collect.
     """
     means = {"collected": collected, "untrained": untrained, "random": random}
-    metrics = {f"disagreement_{name}": np.asarray(values, np.float64) for name, values in means.items()}
+    metrics = {f"reward_{name}": np.asarray(values, np.float64) for name, values in means.items()}
     with np.errstate(invalid="ignore", divide="ignore"):
-        share = metrics["disagreement_collected"] / metrics["disagreement_untrained"]
+        share = metrics["reward_collected"] / metrics["reward_untrained"]
     return metrics | {"untrained_share": share}
 
 
@@ -94,19 +94,19 @@ class Map(NamedTuple):
 
     step: int
     visits: Ints  # [X], of all actions
-    disagreement: Floats  # [X], mean over actions; NaN where there is none
+    reward: Floats  # [X], mean over actions; NaN where there is none
 
     @staticmethod
     def from_json(saved: Sequence) -> Map:
         """A map from its JSON, where NaN is null."""
-        step, visits, disagreement = saved
-        return Map(step, np.array(visits, np.int64), np.array(disagreement, np.float64))
+        step, visits, reward = saved
+        return Map(step, np.array(visits, np.int64), np.array(reward, np.float64))
 
     @staticmethod
-    def of(step: int, visits: ArrayLike, disagreement: ArrayLike) -> Map:
-        """From visits and disagreement [X, U] after `step` env steps of the seed."""
-        # A state has the disagreement of all its actions, or of none.
-        return Map(step, np.asarray(visits).sum(1), np.asarray(disagreement, np.float64).mean(1))
+    def of(step: int, visits: ArrayLike, reward: ArrayLike) -> Map:
+        """From visits and the measured reward, [X, U], after `step` env steps of the seed."""
+        # A state has the reward of all its actions, or of none.
+        return Map(step, np.asarray(visits).sum(1), np.asarray(reward, np.float64).mean(1))
 
 
 @dataclass
