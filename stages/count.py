@@ -24,14 +24,14 @@ from envs.environment import ActionSpace, Space
 from stages.config import Config, EnsembleConfig, Hypers
 from stages.ensemble import own_optimizer, own_step
 from stages.imagine import posterior
-from stages.intrinsic import IntrinsicReward, VisitCounts
+from stages.intrinsic import ObsReward, VisitCounts, normalize_by
 from stages.networks.layers import Head
 from stages.obs_numbers import ObsNumbers, input_size, state_action_inputs
 from stages.replay import Row
 from stages.world_model import Observed, WorldModel
 
 
-class CountBonus(IntrinsicReward):
+class CountBonus(ObsReward):
     """A prediction of 1 / sqrt(1 + n), cut off at 0 and 1."""
 
     predictor: Head  # of the bonus less 1
@@ -48,23 +48,11 @@ class CountBonus(IntrinsicReward):
         self.numbers = ObsNumbers(obs, settings, key=key_numbers)
         self.config = settings
 
-    @property
-    def obs_numbers(self) -> ObsNumbers:
-        return self.numbers
-
-    @property
-    def updates(self) -> int:
-        return self.config.updates
-
     def __call__(
         self, model: WorldModel, feat: Float[Array, "*b F"], action: Float[Array, "*b A"], hypers: Hypers
     ) -> Float[Array, "*b"]:
         inputs = state_action_inputs(self.numbers, self.config, model, feat, action, hypers)
         return sg(jnp.clip(self._predict(inputs), 0.0, 1.0))
-
-    @property
-    def measured(self) -> "CountBonus":
-        return self
 
     def loss(
         self, model: WorldModel, observed: Observed, rows: Row, action: Float[Array, "T B A"], hypers: Hypers
@@ -81,13 +69,12 @@ class CountBonus(IntrinsicReward):
     ) -> tuple["CountBonus", optax.OptState, Float[Array, ""]]:
         """One step towards the bonus of every action in the pairs' first states: those never taken pay 1 there."""
         assert counts.visits is not None, "validate.check_countable refuses other environments"
-        numbers = self.numbers.updated(model.decoder.space, jax.tree.map(lambda x: x[1], pairs.obs))
-        reward = eqx.tree_at(lambda reward: reward.numbers, self, numbers)
+        reward = normalize_by(self, model, pairs)
         feat = posterior(model, jax.tree.map(lambda x: x[0], pairs)).feat
 
         def inputs_of(action: Float[Array, " A"]) -> Float[Array, "n I"]:
             actions = jnp.broadcast_to(action, (*feat.shape[:-1], *action.shape))
-            return state_action_inputs(numbers, self.config, model, feat, actions, hypers)
+            return state_action_inputs(reward.numbers, self.config, model, feat, actions, hypers)
 
         inputs = jax.vmap(inputs_of, out_axes=1)(counts.actions)  # [n, U, I]
         target = jax.lax.rsqrt(1.0 + counts.visits)

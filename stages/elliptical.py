@@ -28,7 +28,7 @@ from envs.environment import ActionSpace, Space
 from stages.config import Config, EnsembleConfig, Hypers
 from stages.decode import decode_mean
 from stages.encode import number_count
-from stages.intrinsic import IntrinsicReward, VisitCounts
+from stages.intrinsic import ObsReward, VisitCounts, normalize_by
 from stages.obs_numbers import ObsNumbers
 from stages.replay import Row
 from stages.rssm import Latent, bound_action, latent_of
@@ -38,7 +38,7 @@ PASSES = 4
 """The moving average covers so many times all rows: fewer forget rows by chance, more lag behind the model."""
 
 
-class EllipticalBonus(IntrinsicReward):
+class EllipticalBonus(ObsReward):
     """ridge phi' A_a^-1 phi, in (0, 1]. It reads the decoded observation, whatever `--ensemble.input` says."""
 
     frequencies: Float[Array, "P W"]  # fixed and random
@@ -64,22 +64,10 @@ class EllipticalBonus(IntrinsicReward):
         self.numbers = ObsNumbers(obs, plain, key=key_numbers)
         self.actions, self.config = actions, config.ensemble
 
-    @property
-    def obs_numbers(self) -> ObsNumbers:
-        return self.numbers
-
-    @property
-    def updates(self) -> int:
-        return self.config.updates
-
     def __call__(
         self, model: WorldModel, feat: Float[Array, "*b F"], action: Float[Array, "*b A"], hypers: Hypers
     ) -> Float[Array, "*b"]:
         return self._bonus(*self._features(model, feat, action, hypers))
-
-    @property
-    def measured(self) -> "EllipticalBonus":
-        return self
 
     def loss(
         self, model: WorldModel, observed: Observed, rows: Row, action: Float[Array, "T B A"], hypers: Hypers
@@ -98,8 +86,7 @@ class EllipticalBonus(IntrinsicReward):
         """One step of the average towards the pairs that were drawn uniformly; the loss is their mean bonus before."""
         # The first quarter comes from the newest rows, and would count them many times.
         pairs = jax.tree.map(lambda x: x[:, x.shape[1] // 4 :], pairs)
-        numbers = self.numbers.updated(model.decoder.space, jax.tree.map(lambda x: x[1], pairs.obs))
-        reward = eqx.tree_at(lambda reward: reward.numbers, self, numbers)
+        reward = normalize_by(self, model, pairs)
         feat = Latent.stored(pairs.deter[0], pairs.stoch[0], model.rssm.classes, model.dtype).feat
         action, acted = action_vector(model, pairs.action[0]), ~pairs.is_last[0]
         phi, chosen = reward._features(model, feat, action, hypers)

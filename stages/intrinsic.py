@@ -7,15 +7,16 @@ Axes: T time, B windows, n pairs, F feat, A action vector, U actions that are to
 """
 
 import abc
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, TypeVar
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from envs.environment import ActionSpace, Space
-from stages.config import Config, Hypers
+from stages.config import Config, EnsembleConfig, Hypers
 from stages.ensemble import (
     Ensemble,
     disagreement,
@@ -96,6 +97,34 @@ class IntrinsicReward(eqx.Module):
     @abc.abstractmethod
     def untrained(self, config: Config, obs: Space, actions: ActionSpace, *, key: PRNGKeyArray) -> "IntrinsicReward":
         """This reward with new trainable weights; whatever does not learn by gradient stays."""
+
+
+class ObsReward(IntrinsicReward):
+    """A reward with `ObsNumbers` and settings of its own, which is itself what is measured."""
+
+    numbers: eqx.AbstractVar[ObsNumbers]
+    config: eqx.AbstractVar[EnsembleConfig]
+
+    @property
+    def obs_numbers(self) -> ObsNumbers:
+        return self.numbers
+
+    @property
+    def updates(self) -> int:
+        return self.config.updates
+
+    @property
+    def measured(self) -> "ObsReward":
+        return self
+
+
+SomeObsReward = TypeVar("SomeObsReward", bound=ObsReward)
+
+
+def normalize_by(reward: SomeObsReward, model: WorldModel, pairs: Row) -> SomeObsReward:
+    """The reward with its normaliser moved towards the second observations of pairs, [2, n, ...]."""
+    numbers = reward.numbers.updated(model.decoder.space, jax.tree.map(lambda x: x[1], pairs.obs))
+    return eqx.tree_at(lambda reward: reward.numbers, reward, numbers)
 
 
 class Disagreement(IntrinsicReward):

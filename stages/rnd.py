@@ -10,7 +10,6 @@ Axes: F feat, A action vector, I inputs, Q outputs, T time, B windows, n pairs. 
 from typing import ClassVar
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import jax.random as jr
 import optax
@@ -20,7 +19,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from envs.environment import ActionSpace, Space
 from stages.config import Config, EnsembleConfig, Hypers
 from stages.ensemble import own_optimizer, own_step
-from stages.intrinsic import IntrinsicReward, VisitCounts
+from stages.intrinsic import ObsReward, VisitCounts, normalize_by
 from stages.networks.layers import Head
 from stages.obs_numbers import ObsNumbers, input_size, state_action_inputs
 from stages.replay import Row
@@ -28,7 +27,7 @@ from stages.rssm import Latent
 from stages.world_model import Observed, WorldModel, action_vector
 
 
-class RND(IntrinsicReward):
+class RND(ObsReward):
     """Mean squared error of a network that learns the outputs of a frozen random one."""
 
     predictor: Head
@@ -47,22 +46,10 @@ class RND(IntrinsicReward):
         self.numbers = ObsNumbers(obs, settings, key=key_numbers)
         self.config = settings
 
-    @property
-    def obs_numbers(self) -> ObsNumbers:
-        return self.numbers
-
-    @property
-    def updates(self) -> int:
-        return self.config.updates
-
     def __call__(
         self, model: WorldModel, feat: Float[Array, "*b F"], action: Float[Array, "*b A"], hypers: Hypers
     ) -> Float[Array, "*b"]:
         return sg(self._error(state_action_inputs(self.numbers, self.config, model, feat, action, hypers)))
-
-    @property
-    def measured(self) -> "RND":
-        return self
 
     def loss(
         self, model: WorldModel, observed: Observed, rows: Row, action: Float[Array, "T B A"], hypers: Hypers
@@ -77,11 +64,10 @@ class RND(IntrinsicReward):
         self, opt_state: optax.OptState, model: WorldModel, pairs: Row, counts: VisitCounts, hypers: Hypers
     ) -> tuple["RND", optax.OptState, Float[Array, ""]]:
         del counts
-        numbers = self.numbers.updated(model.decoder.space, jax.tree.map(lambda x: x[1], pairs.obs))
-        reward = eqx.tree_at(lambda reward: reward.numbers, self, numbers)
+        reward = normalize_by(self, model, pairs)
         feat = Latent.stored(pairs.deter[0], pairs.stoch[0], model.rssm.classes, model.dtype).feat
         action = action_vector(model, pairs.action[0])
-        inputs = state_action_inputs(numbers, self.config, model, feat, action, hypers)
+        inputs = state_action_inputs(reward.numbers, self.config, model, feat, action, hypers)
 
         def loss(predictor: Head) -> Float[Array, ""]:
             error = reward._with_predictor(predictor)._error(inputs)
