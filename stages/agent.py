@@ -49,7 +49,7 @@ class Targets(eqx.Module):
 def update_targets(
     targets: Targets, agent: Agent, tasker_scale: ReturnScale, explorer_scale: ReturnScale | None, hypers: Hypers
 ) -> Targets:
-    """Slow critics one step towards the critics; return scales replaced by the new ones."""
+    """Slow critics one step towards the critics; return scales replaced."""
     tasker, explorer = update_target(targets.tasker, agent.tasker, tasker_scale, hypers.slow_rate), None
     if targets.explorer is not None and agent.explorer is not None and explorer_scale is not None:
         explorer = update_target(targets.explorer, agent.explorer, explorer_scale, hypers.slow_rate)

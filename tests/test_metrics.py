@@ -19,8 +19,8 @@ def test_the_page_is_the_table():
     ("key", "line", "label"),
     [
         (
-            "train/explorer_ret_scale_extrinsic", "train/[explorer_]ret_scale_NAME",
-            "explorer: divisor of advantages, extrinsic",
+            "train/explorer_ret_scale_disagreement", "train/[explorer_]ret_scale_NAME",
+            "explorer: divisor of advantages, disagreement",
         ),
         ("train/ret_extrinsic", "train/[explorer_]ret_NAME", "return, extrinsic"),
         ("train/explorer_replay_rew_rnd", "train/[explorer_]replay_rew_NAME", "explorer: replayed reward, rnd"),

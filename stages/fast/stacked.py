@@ -1,4 +1,4 @@
-"""N modules of one shape as one, computed together: ensemble members, and a behaviour's critics."""
+"""N modules of one shape as one, computed together: the members of an ensemble."""
 
 from collections.abc import Callable
 

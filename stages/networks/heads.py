@@ -38,7 +38,7 @@ class Actor(eqx.Module):
 
 class TwoHotHead(eqx.Module):
     """A scalar predicted as a distribution over symexp bins; the output layer starts at zero, so the first prediction
-    is exactly 0 (DreamerV3, Methods). Rewards have one hidden layer, critics as many as actors."""
+    is exactly 0 (DreamerV3, Methods). A reward head has one hidden layer, a critic as many as the actor."""
 
     head: Head
     bins: int = eqx.field(static=True)
