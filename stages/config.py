@@ -148,7 +148,7 @@ class Hypers(eqx.Module):
     """Smallest divisor of intrinsic advantages: disagreement shrinks as it is learned, a floor of 1 would hide it."""
     intrinsic_horizon: float = 0.0
     """Discount horizon of the intrinsic reward; 0: that of all rewards."""
-    tasker_share: float = 0.25
+    tasker_share: float = 0.5
     """Share of the episodes of mode mix in which the tasker acts."""
     scale_recon: float = 1.0
     """Loss scale: reconstruction."""
