@@ -131,12 +131,12 @@ def write_json(path: Path, value: Mapping[str, object]) -> None:
     write_whole(path, encode_json(value, indent=2))
 
 
-def make_folder(path: str | os.PathLike[str]) -> Path:
-    """A folder to write to, new or not. Raises RunFolderError."""
+def make_folder(path: str | os.PathLike[str], made: list[Path] | None = None) -> Path:
+    """A folder to write to, new or not; `made` gets those that were not there before. Raises RunFolderError."""
     folder = Path(os.path.expanduser(path))
     try:
         folder = folder.absolute()  # fails where the working directory is gone
-        make_folders(folder, [])
+        make_folders(folder, [] if made is None else made)
         remove_leftovers(folder)
         prove_writable(folder)
     except (OSError, ValueError) as error:
@@ -183,9 +183,8 @@ def disk_is_full(error: RunFolderError) -> bool:
 
 def write_error(path: Path, error: OSError | ValueError) -> RunFolderError:
     """The refusal in one line: which path, why, and what to do."""
-    code = error.errno if isinstance(error, OSError) else None
-    reason = " ".join(((error.strerror if isinstance(error, OSError) else None) or str(error)).split())
-    advice = _ADVICE.get(code, "choose another --logdir") if code is not None else "choose another --logdir"
+    code, reason = (error.errno, error.strerror) if isinstance(error, OSError) else (None, None)
+    reason, advice = " ".join((reason or str(error)).split()), _ADVICE.get(code or 0, "choose another --logdir")
     return RunFolderError(f"cannot write {str(path)!r}: {reason}; {advice}")
 
 

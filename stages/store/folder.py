@@ -12,16 +12,7 @@ import msgspec
 
 from stages.cli.arguments import MOST_SEEDS, Arguments
 from stages.cli.settings_file import JsonObject, Settings, flat
-from stages.store.files import (
-    RunFolderError,
-    encode_json,
-    make_folders,
-    prove_writable,
-    read_json,
-    remove_leftovers,
-    write_error,
-    write_json,
-)
+from stages.store.files import RunFolderError, encode_json, make_folder, read_json, write_error, write_json
 
 
 @dataclass(frozen=True)
@@ -55,22 +46,18 @@ class RunFolder:
         """
         if not os.fspath(path):
             raise RunFolderError("the run's folder has an empty name; choose another --logdir")
-        folder = Path(os.path.expanduser(path))
         made: list[Path] = []
-        lock = -1
+        folder, lock = Path(path), -1
         try:
-            folder = folder.absolute()  # fails where the working directory is gone
-            make_folders(folder, made)
+            folder = make_folder(path, made)
             lock = _lock(folder / cls.LOCK)
-            remove_leftovers(folder)
             if not (folder / cls.CONFIG).exists():
                 _refuse_a_run(folder, (cls.METRICS, cls.SUMMARY))
-            prove_writable(folder)
         except BaseException as error:
             cls(folder, tuple(made), lock).discard()
-            if isinstance(error, RunFolderError) or not isinstance(error, (OSError, ValueError)):
-                raise
-            raise write_error(folder, error) from error
+            if isinstance(error, OSError):
+                raise write_error(folder, error) from error
+            raise
         return cls(folder, tuple(made), lock)
 
     def close(self) -> None:

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import ArrayLike, PyTree
+from jaxtyping import ArrayLike, PRNGKeyArray, PyTree
 
 import envs
 from envs.envelope_suite import is_suites
@@ -236,12 +235,10 @@ def _group(checkpoints: Checkpoints, checkpoint: CheckpointId, path: Path, wante
 @functools.lru_cache(maxsize=1)  # tracing takes seconds, and a run at work may make us read again
 def _part(env: Environment, config: Config, hypers: Hypers, width: int, adapted: bool) -> Part:
     """The shapes of what is read of so many seeds."""
-    return jax.eval_shape(lambda: _part_of_seeds(env, config, hypers, width, adapted))
 
+    def part_of_seed(key: PRNGKeyArray) -> Part:
+        state = train.init(env, config, hypers, key=key)
+        state = train.adapt(state) if adapted else state
+        return Part(state.agent, state.hypers, state.env_params, state.diverged)
 
-def _part_of_seeds(env: Environment, config: Config, hypers: Hypers, width: int, adapted: bool) -> Part:
-    per_seed = jax.tree.map(lambda x: jnp.full(width, x, jnp.float32), hypers)
-    init = jax.vmap(lambda hypers, key: train.init(env, config, hypers, key=key))
-    state = init(per_seed, jr.split(jr.key(0), width))
-    state = jax.vmap(train.adapt)(state) if adapted else state
-    return Part(state.agent, state.hypers, state.env_params, state.diverged)
+    return jax.eval_shape(lambda: jax.vmap(part_of_seed)(jr.split(jr.key(0), width)))
