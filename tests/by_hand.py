@@ -51,6 +51,18 @@ def dense(layer, x):
     return norm_silu(linear(layer.linear, x), layer.norm.scale)
 
 
+def conv(x, layer):
+    """ "Same" convolution of [H, W, i], pixel by pixel."""
+    height, width, _ = x.shape
+    kernel, before = len(layer.weight), (len(layer.weight) - 1) // 2
+    weight, out = np.float64(layer.weight), np.tile(np.float64(layer.bias), (height, width, 1))
+    for h, w, i, j in np.ndindex(height, width, kernel, kernel):
+        row, column = h + i - before, w + j - before
+        if 0 <= row < height and 0 <= column < width:
+            out[h, w] += x[row, column] @ weight[i, j]
+    return out
+
+
 def categorical(probs) -> Categorical:
     """The record of given probabilities."""
     probs = jnp.asarray(probs, jnp.float32)

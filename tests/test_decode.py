@@ -19,7 +19,7 @@ from stages.config import ModelConfig
 from stages.decode import ConvDecoder, MLPDecoder
 from stages.encode import features, image_shape
 from stages.rssm import Latent
-from tests.by_hand import dense, linear, norm_silu, sigmoid
+from tests.by_hand import conv, dense, linear, norm_silu, sigmoid
 from tests.conftest import in_one_program, observations, scrambled
 
 D, S, K = 16, 3, 4
@@ -71,18 +71,6 @@ def table(space: ObsSpace, weight=None, bias=0.0) -> MLPDecoder:
 
 
 # ---- the same in numpy, one sample at a time, float64 --------------------------------------------------------------
-
-
-def conv(x, layer):
-    """ "Same" convolution of [H, W, i], pixel by pixel."""
-    height, width, _ = x.shape
-    kernel, before = len(layer.weight), (len(layer.weight) - 1) // 2
-    weight, out = np.float64(layer.weight), np.tile(np.float64(layer.bias), (height, width, 1))
-    for h, w, i, j in np.ndindex(height, width, kernel, kernel):
-        row, column = h + i - before, w + j - before
-        if 0 <= row < height and 0 <= column < width:
-            out[h, w] += x[row, column] @ weight[i, j]
-    return out
 
 
 def grown(x, height: int, width: int):

@@ -16,7 +16,7 @@ from envs.environment import ObsSpace
 from stages import encode
 from stages.config import ModelConfig
 from stages.encode import ConvEncoder, MLPEncoder
-from tests.by_hand import norm_silu
+from tests.by_hand import conv, norm_silu
 from tests.conftest import in_one_program, observations, scrambled
 
 MODEL = ModelConfig(units=6, depth=2, layers=3)
@@ -62,18 +62,6 @@ def numeric_by_hand(space: ObsSpace, obs: np.ndarray) -> np.ndarray:
     if space.kind == "real":
         return np.sign(obs) * np.log(1 + np.abs(obs))
     return obs / 255 - 0.5 if space.kind == "image" else obs
-
-
-def conv(x, layer):
-    """ "Same" convolution of [H, W, i], pixel by pixel."""
-    height, width, _ = x.shape
-    kernel, before = len(layer.weight), (len(layer.weight) - 1) // 2
-    weight, out = np.float64(layer.weight), np.tile(np.float64(layer.bias), (height, width, 1))
-    for h, w, i, j in np.ndindex(height, width, kernel, kernel):
-        row, column = h + i - before, w + j - before
-        if 0 <= row < height and 0 <= column < width:
-            out[h, w] += x[row, column] @ weight[i, j]
-    return out
 
 
 def pool(x):
