@@ -35,8 +35,8 @@ MODES = {
     "tasker",
     "explore, mix": "an ensemble of 5 members that read the decoded observation, predict a fixed projection of the "
     "next one, carry frozen random priors and have two updates of their own for each of the model's; advantages "
-    "divided by their own range; a reward that is less where the episode has been before, more where members disagree, centred, "
-    "and with a horizon of 30 steps; train ratio 64, 0.1 free nats, entropy bonus 0.05 for the explorer",
+    "divided by their own range; a reward that is less where the episode has been before, more where members disagree, "
+    "centred, and with a horizon of 30 steps; train ratio 64, 0.1 free nats, entropy bonus 0.05 for the explorer",
     "random": "train ratio 64 and 0.1 free nats, as the control of explore and mix",
 }
 
