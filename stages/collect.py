@@ -114,7 +114,7 @@ def take_turns(
     *,
     key: PRNGKeyArray,
 ) -> tuple[Float[Array, "N A"], Bool[Array, " N"]]:
-    """The action of whose turn it is, and whether it is the tasker's. An episode's turn is drawn at its first row."""
+    """The action of the behaviour whose turn it is, and whether that is the tasker: drawn at an episode's first row."""
     key_turn, key_action = jr.split(key)
     tasker_acts = jnp.where(is_first, jr.bernoulli(key_turn, hypers.tasker_share, is_first.shape), tasker_acts)
     explores, tasks = (
