@@ -64,7 +64,7 @@ def trainable(agent: Agent) -> Agent:
 
 
 def without_explorer(agent: Agent) -> Agent:
-    """The agent with which mode task goes on."""
+    """The agent without explorer and intrinsic reward, for a phase in mode task."""
     return eqx.tree_at(lambda a: (a.explorer, a.intrinsic), agent, (None, None), is_leaf=lambda x: x is None)
 
 

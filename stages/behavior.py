@@ -60,12 +60,12 @@ class Replayed(eqx.Module):
 
 
 class Objective(NamedTuple):
-    """How advantages enter what the actor maximises."""
+    """How a reward becomes advantages: its discount, and what divides them."""
 
     norm: Norm  # what divides them
     floor: Float[Array, ""] | float  # the smallest divisor
     debias: bool  # whether the range is corrected for the start of its averages at zero
-    shortening: Float[Array, ""] | float = 1.0  # the reward's discount over that of the continue head's
+    shortening: Float[Array, ""] | float = 1.0  # the reward's discount divided by the continue head's
 
 
 def behavior_loss(
@@ -78,8 +78,9 @@ def behavior_loss(
     entropy: Float[Array, ""] | float,
     hypers: Hypers,
 ) -> tuple[dict[str, Array], ReturnScale, dict[str, Array]]:
-    """Actor and critic losses, as the module says. `entropy` weighs the actor's, in continuous actions times
-    `hypers.continuous_entropy`.
+    """Actor and critic losses, as the module says.
+
+    `entropy` is the weight of the entropy bonus. Continuous actions multiply it by `hypers.continuous_entropy`.
 
     Returns:
         losses: policy [] and value [], means over imagined rows, and repval [T-1, B] (the last row has no successor).
@@ -138,8 +139,8 @@ def _critic_block_loss(critic: TwoHotHead, frozen, block):
 def _update_scale(scale: ReturnScale, returns, gain, weight, objective: Objective, hypers: Hypers) -> ReturnScale:
     """The new scale: the range of the returns, or the range or root mean square of the advantages `gain`.
 
-    Advantages count by their weight in the actor's loss: behind an imagined end no critic has learned, and its errors
-    there, which nothing is made of, would set the scale.
+    Advantages count by their weight in the actor's loss. Critics do not learn behind an imagined end: unweighted, their
+    errors there would set the scale.
     """
     if objective.norm == "advantages":
         return update_scale(scale, gain, hypers.return_rate, weight)

@@ -110,7 +110,6 @@ def take_turns(
     is_first: Bool[Array, " N"],
     tasker_acts: Bool[Array, " N"],
     hypers: Hypers,
-    greedy: bool,
     *,
     key: PRNGKeyArray,
 ) -> tuple[Float[Array, "N A"], Bool[Array, " N"]]:
@@ -118,7 +117,8 @@ def take_turns(
     key_turn, key_action = jr.split(key)
     tasker_acts = jnp.where(is_first, jr.bernoulli(key_turn, hypers.tasker_share, is_first.shape), tasker_acts)
     explores, tasks = (
-        choose_action(behavior, latent, hypers, greedy, key=key_action) for behavior in (turns.explorer, turns.tasker)
+        choose_action(behavior, latent, hypers, greedy=False, key=key_action)
+        for behavior in (turns.explorer, turns.tasker)
     )
     return jnp.where(tasker_acts[:, None], tasks, explores), tasker_acts
 
@@ -158,8 +158,7 @@ def collect(
     before = (actor_state.latent, actor_state.action, timestep.obs, timestep.is_first)
     latent = observe_row(agent.model, *before, hypers, key=key_latent)
     if isinstance(behavior, Turns):
-        turn = (timestep.is_first, tasker_acts)
-        action, tasker_acts = take_turns(behavior, latent, *turn, hypers, greedy, key=key_action)
+        action, tasker_acts = take_turns(behavior, latent, timestep.is_first, tasker_acts, hypers, key=key_action)
     else:
         action = choose_action(behavior, latent, hypers, greedy, key=key_action)
     executed_action = env_action(agent.model, action)

@@ -141,13 +141,13 @@ class Hypers(eqx.Module):
     return_rate: float = 0.01
     """Rate of the moving average of the returns' 5th and 95th percentile."""
     return_floor: float = 1.0
-    """Smallest divisor of extrinsic advantages that is a range of returns (DreamerV3, eq. 7)."""
+    """Smallest range of returns that divides advantages (DreamerV3, eq. 7)."""
     task_floor: float = 0.05
     """Smallest divisor of the tasker's advantages where --task-norm is not returns."""
     intrinsic_floor: float = 1e-8
-    """Smallest divisor of intrinsic advantages: disagreement shrinks as it is learned, a floor of 1 would hide it."""
+    """Smallest divisor of the explorer's advantages: disagreement shrinks, and a floor of 1 would hide it."""
     intrinsic_horizon: float = 0.0
-    """Discount horizon of the intrinsic reward; 0: that of all rewards."""
+    """Discount horizon of the explorer's reward; 0: discount_horizon."""
     tasker_share: float = 0.5
     """Share of the episodes of mode mix in which the tasker acts."""
     scale_recon: float = 1.0
@@ -181,8 +181,8 @@ class Hypers(eqx.Module):
     """How fast random Fourier features turn with the observation (--ensemble.input fourier, and the elliptical
     bonus). With 9, two observations whose mean squared difference is 0.025 have a kernel of a third."""
     novelty_limit: float = 5.0
-    """With --episodic-novelty: what is new over all of training is paid at most so many times as much as what is not
-    (Never Give Up's L)."""
+    """With --episodic-novelty: the largest factor by which the intrinsic reward raises it (Never Give Up's L).
+    With 1 it does not."""
     episodic_sharpness: float = 9.0
     """With --episodic-novelty: two states count as one where their observations differ little. The kernel is
     exp(-sharpness^2 d / 2); d is the mean squared difference of the observations' normalised numbers."""
@@ -223,8 +223,8 @@ class Config:
     actions, with the ensemble's inputs, sizes and updates; the elliptical bonus, in closed form, of random features of
     the decoded observation (--ensemble.frequencies, --ensemble.updates); 1 / sqrt(1 + n) after n visits, where states
     can be counted (count), learned from the latent with the ensemble's inputs, sizes and updates; or 1 for every step
-    (constant). The constant is a control, while the ensemble is measured: it pays episodic novelty alone, or, where
-    that is off, asks for long episodes and nothing new."""
+    (constant). The constant is a control, while the ensemble is measured: it pays episodic novelty alone. Where that is
+    off, it pays for long episodes, and is neither centred nor discounted by a horizon of its own."""
     intrinsic_centred: bool = False
     """Divide the intrinsic reward by its mean over imagined states, and subtract 1: the end of an episode then costs
     the explorer nothing. In modes explore and mix."""

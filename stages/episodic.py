@@ -4,24 +4,23 @@ The explorer is paid clip(1 + (r - mean) / std, 1, limit) / sqrt(1 + n) for arri
 
 - n counts the earlier states of the same episode: episodic novelty. Each counts by a kernel of both decoded
   observations: 1 where they are equal, exp(-sharpness^2 d / 2) where their normalised numbers have a mean squared
-  difference of d. Earlier states are the imagined ones, and the window's rows before their start.
+  difference of d. For an imagined state these are the imagined ones before it, and the window's rows before its start.
 - r is the intrinsic reward, which falls over all of training: life-long novelty. Alone it pays for one state again and
   again within an episode. Its mean and standard deviation are those of the batch's rows, so that it needs no unit.
   Below the mean it counts as 1: where it is noise, episodic novelty remains.
 
-Axes: T time, B windows, L = H + 1 imagined states, c starts of a block, F feat, A action vector, P numbers of an
-observation.
+Axes: T time, B windows, L = H + 1 imagined states, c starts of a block, F feat, P numbers of an observation.
 """
 
 import equinox as eqx
 import jax.numpy as jnp
 from jax.lax import stop_gradient as sg
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from stages.config import Hypers
 from stages.decode import decode_mean
-from stages.intrinsic import IntrinsicReward
 from stages.obs_numbers import ObsNumbers
+from stages.replay import Row
 from stages.rssm import latent_of
 from stages.world_model import WorldModel
 
@@ -30,7 +29,7 @@ LEAST_STD = 1e-8
 
 
 class Past(eqx.Module):
-    """A batch's rows, for comparison with states that come after them."""
+    """A batch's rows: what later states are compared with, and how large their intrinsic reward is."""
 
     read: Float[Array, "T B P"]
     episode: Int[Array, "T B"]  # counted from the window's first row
@@ -39,16 +38,18 @@ class Past(eqx.Module):
 
 
 def past_of(
-    model: WorldModel,
-    intrinsic: IntrinsicReward,
-    feat: Float[Array, "T B F"],
-    action: Float[Array, "T B A"],
-    is_first: Bool[Array, "T B"],
-    hypers: Hypers,
+    model: WorldModel, numbers: ObsNumbers, feat: Float[Array, "T B F"], rows: Row, reward: Float[Array, "T B"]
 ) -> Past:
-    """The rows of a batch with these features and actions."""
-    reward = sg(intrinsic(model, feat, action, hypers))
-    return Past(_read(model, intrinsic.obs_numbers, feat), jnp.cumsum(is_first, 0), reward.mean(), reward.std())
+    """The rows of a batch.
+
+    Args:
+        feat: their features.
+        reward: the intrinsic reward of their actions. That of an episode's last row leads nowhere: no network has
+            learned from it, and it does not count.
+    """
+    counts = ~rows.is_last
+    mean, std = sg(reward.mean(where=counts)), sg(reward.std(where=counts))
+    return Past(_read(model, numbers, feat), jnp.cumsum(rows.is_first, 0), mean, std)
 
 
 def modulator(past: Past, reward: Float[Array, "*b"], hypers: Hypers) -> Float[Array, "*b"]:

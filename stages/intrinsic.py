@@ -177,9 +177,8 @@ class Disagreement(IntrinsicReward):
 class ConstantReward(IntrinsicReward):
     """1 for every action: a control.
 
-    With episodic novelty, the default, that alone is paid. Without it, the explorer is paid for long episodes.
-
-    An ensemble learns beside it, so that the disagreement which it does not pay is measured all the same.
+    With episodic novelty, which modes explore and mix set, that alone is paid. Without it, long episodes are paid. An
+    ensemble learns beside it, so that disagreement can be measured though it is not paid.
     """
 
     unpaid: Disagreement

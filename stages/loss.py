@@ -95,7 +95,7 @@ def learn_behavior(
     Args:
         behavior: the agent's tasker or explorer.
         entropy: weight of its actor's entropy.
-        batch: its feat carries the gradient of the replayed values into the world model, if any.
+        batch: the gradient of the replayed values may pass through its feat into the world model.
     """
     model, intrinsic = sg((agent.model, agent.intrinsic))
     start = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch.latent)
@@ -106,7 +106,7 @@ def learn_behavior(
     else:
         paid = pay_tasker(model, trajectory, batch)
     means = {"rew": paid.imagined[:, 1:].mean(), "replay_rew": paid.replayed.mean()}
-    imagined, replayed = centre(paid, batch.rows.is_first) if reward.centred else paid
+    imagined, replayed = centre(paid, trajectory.cont, batch.rows.is_first) if reward.centred else paid
 
     replay = Replayed(batch.feat, replayed, batch.rows.is_last, batch.rows.is_terminal)
     losses, scale, metrics = behavior_loss(

@@ -57,11 +57,11 @@ PRESETS: dict[str, tuple[Config, Hypers, str]] = {
 
 
 def tiny_settings(config: Config, hypers: Hypers) -> tuple[Config, Hypers]:
-    """What every mode changes in preset tiny: extrinsic advantages in units of their own.
+    """What every mode changes in preset tiny: the tasker's advantages in units of their own.
 
     Beside DreamerV3's divisor no entropy bonus fits all tasks: Catch wants 0.06, with which a corridor of 8 cells is
     unlearned and the policy stays nearly uniform in DoorKey. Beside the root mean square of the advantages, 0.1 suits
-    Catch, the corridor and mode mix on Deep Sea (docs/experiments/recipe.md). A tenth of it suits continuous actions:
+    Catch, the corridor and Deep Sea (docs/experiments/recipe.md). A tenth of it suits continuous actions:
     with 0.1 the policy of Pendulum keeps its largest deviation, and learns nothing.
     """
     return replace(config, task_norm="rms"), replace(hypers, entropy=0.1, continuous_entropy=0.1)
@@ -72,11 +72,11 @@ def explore_settings(config: Config, hypers: Hypers) -> tuple[Config, Hypers]:
 
     Members that learn the posterior's probabilities with the model disagree more with more visits: their disagreement
     follows where the model has learned. Made as here, its rank correlation with visits is -0.87 after 100 episodes of
-    Deep Sea 10 (16 seeds, train ratio 64).
+    Deep Sea 10 (16 seeds, train ratio 64, without episodic novelty).
 
-    Where an episode may visit a state many times, that alone explores no better than chance. The explorer is paid again
-    and again for one rare state. Sums of small rewards over hundreds of steps hide what an action gives. Episodic
-    novelty, a centred reward and a short horizon change that (docs/experiments/recipe.md).
+    Where an episode may visit a state many times, disagreement alone explores no better than chance. The explorer is
+    paid again and again for one rare state. Sums of small rewards over hundreds of steps hide what an action gives.
+    Episodic novelty, a centred reward and a short horizon change that (docs/experiments/recipe.md).
     """
     ensemble = EnsembleConfig(
         members=5,

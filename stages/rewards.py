@@ -1,8 +1,8 @@
-"""Rewards: what each behaviour maximises, by mode.
+"""Rewards: what each behaviour maximises.
 
 A reward is computed twice: along imagined trajectories, for actor and critic, and on replayed rows, for the critic.
-Both are indexed by arrival: reward[t] came with state t. The intrinsic reward itself is in intrinsic.py, and episodic
-novelty, which it multiplies, in episodic.py.
+Both are indexed by arrival: reward[t] came with state t. The intrinsic reward itself is in intrinsic.py. episodic.py
+combines it with episodic novelty.
 
 Axes: T time, B windows, L = H + 1 imagined states, c starts of a block, F feat, A action vector.
 """
@@ -61,8 +61,8 @@ class Paid(NamedTuple):
 
 
 def tasker_reward(config: Config, hypers: Hypers) -> Reward:
-    """The environment's reward. Its advantages are divided as DreamerV3 does, or by what they are themselves, but by no
-    less than a floor."""
+    """The environment's reward. Its advantages are divided by the range of returns, or by their own range or root mean
+    square, but by no less than a floor."""
     if config.task_norm == "returns":
         return Reward("extrinsic", _like_dreamer(hypers))
     return Reward("extrinsic", Objective(config.task_norm, hypers.task_floor, debias=True))
@@ -75,7 +75,7 @@ def explorer_reward(config: Config, hypers: Hypers) -> Reward | None:
     name = config.explorer_reward
     if name == ConstantReward.name and not config.episodic_novelty:
         return Reward(name, _like_dreamer(hypers))
-    # Averages of small ranges show their start at zero: they are debiased.
+    # With so small a floor the averages' start at zero would show: they are debiased.
     objective = Objective(config.intrinsic_norm, hypers.intrinsic_floor, True, _shortening(hypers))
     return Reward(name, objective, config.intrinsic_centred)
 
@@ -105,13 +105,14 @@ def pay_explorer(
     config: Config,
     hypers: Hypers,
 ) -> Paid:
-    """The intrinsic reward of each action, as it arrives in the next state; or the product with episodic novelty.
+    """What the explorer is paid on arrival in a state: the intrinsic reward, or its modulator times episodic novelty.
 
     No action leads to the first state of a trajectory, of a window or of an episode: nothing arrives there.
     """
-    past = None
+    numbers, past = intrinsic.obs_numbers, None
+    reward = intrinsic(model, batch.feat, batch.action, hypers)
     if config.episodic_novelty:
-        past = past_of(model, intrinsic, batch.feat, batch.action, batch.rows.is_first, hypers)
+        past = past_of(model, numbers, batch.feat, batch.rows, reward)
 
     def imagined(inputs: tuple[Trajectory, Int[Array, " c"]]) -> Float[Array, "L c"]:
         block, start = inputs
@@ -119,29 +120,30 @@ def pay_explorer(
         reward = intrinsic(model, block.feat[:-1], block.action[:-1], hypers)
         if past is None:
             return shift_to_arrival(reward)
-        novelty = imagined_novelty(past, model, intrinsic.obs_numbers, block.feat, start, hypers)
+        novelty = imagined_novelty(past, model, numbers, block.feat, start, hypers)
         return shift_to_arrival(modulator(past, reward, hypers)) * novelty
 
-    def replayed() -> Float[Array, "T B"]:
-        reward = intrinsic(model, batch.feat, batch.action, hypers)[:-1]
-        if past is None:
-            return shift_to_arrival(reward)
-        return shift_to_arrival(modulator(past, reward, hypers)) * replayed_novelty(past, hypers)
-
+    replayed = shift_to_arrival(reward[:-1])
+    if past is not None:
+        replayed = shift_to_arrival(modulator(past, reward[:-1], hypers)) * replayed_novelty(past, hypers)
     blocks, _, width = trajectory.cont.shape
     starts = jnp.arange(blocks * width).reshape(blocks, width)
-    return Paid(lax.map(imagined, (trajectory, starts)), jnp.where(batch.rows.is_first, 0.0, replayed()))
+    return Paid(lax.map(imagined, (trajectory, starts)), jnp.where(batch.rows.is_first, 0.0, replayed))
 
 
-def centre(paid: Paid, is_first: Bool[Array, "T B"]) -> Paid:
-    """A reward divided by its mean along imagined trajectories, less 1; 0 where none arrives.
+def centre(paid: Paid, cont: Float[Array, "blocks L c"], is_first: Bool[Array, "T B"]) -> Paid:
+    """A reward divided by its mean along imagined trajectories, less 1; 0 at an episode's first row.
 
     An intrinsic reward is never negative, so that an uncentred sum of it is larger for whoever lives longer: the end of
     an episode costs the explorer all that follows. And where it differs by hundredths of a large sum, the critic's
     error hides what one action gives. A centred reward (as in average-reward learning: Mahadevan 1996) has neither
     fault.
+
+    Args:
+        cont: the trajectories' own. A reward counts by the probability that its action is reached, as in the losses.
     """
-    level = jnp.maximum(paid.imagined[:, 1:].mean(), LEAST_LEVEL)
+    weight = jnp.cumprod(cont, 1)[:, :-1]
+    level = jnp.maximum((weight * paid.imagined[:, 1:]).sum() / weight.sum(), LEAST_LEVEL)
     imagined = paid.imagined.at[:, 1:].set(paid.imagined[:, 1:] / level - 1)
     return Paid(imagined, jnp.where(is_first, 0.0, paid.replayed / level - 1))
 

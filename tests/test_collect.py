@@ -280,7 +280,7 @@ def test_explorer_and_tasker_take_turns_that_last_an_episode(mix_agent):
     @jax.jit
     def step(is_first, tasker_acts, key):
         hypers = dataclasses.replace(Hypers(), tasker_share=0.3)
-        return take_turns(turns, latent, is_first, tasker_acts, hypers, False, key=key)
+        return take_turns(turns, latent, is_first, tasker_acts, hypers, key=key)
 
     action, acts = step(jnp.ones(400, bool), jnp.zeros(400, bool), jr.key(0))
     np.testing.assert_array_equal(action.argmax(-1), np.where(acts, 2, 0))

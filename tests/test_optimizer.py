@@ -1,6 +1,6 @@
 """optimizer.py and fast/rows.py against plain numpy: tensors as rows, clipping, LaProp, warm-up.
 
-Axes: M members, R rewards.
+Axes: M members.
 """
 
 import chex

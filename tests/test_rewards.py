@@ -134,14 +134,19 @@ def test_an_intrinsic_reward_may_have_a_discount_of_its_own():
 def test_a_centred_reward_by_hand():
     assert explorer_reward(Config(mode="mix", intrinsic_centred=True), HYPERS).centred
     assert not explorer_reward(Config(mode="mix"), HYPERS).centred
-    # [blocks, L, c]: nothing arrives at the start. The mean of 1, 3, 2 and 6 is 3.
+    # [blocks, L, c]: nothing arrives at the start. The first trajectory ends at its start with
+    # a probability of a half: 1 and 3 count half, and the mean of 1, 3, 2 and 6 is (0.5 + 1.5 + 2 + 6) / 3.
     imagined = jnp.array([[[0.0], [1.0], [3.0]], [[0.0], [2.0], [6.0]]])
-    replayed, is_first = jnp.array([[0.0, 3.0], [6.0, 0.0]]), jnp.array([[1, 0], [0, 1]], bool)
-    made, rows = centre(Paid(imagined, replayed), is_first)
-    np.testing.assert_allclose(made[:, :, 0], [[0, -2 / 3, 0], [0, -1 / 3, 1]], rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(rows, [[0, 0], [1, 0]], atol=1e-6)
-    level = centre(Paid(jnp.zeros_like(imagined), replayed), is_first).imagined
-    assert np.isfinite(level).all()  # members that agree everywhere
+    cont = jnp.array([[[0.5], [1.0], [1.0]], [[1.0], [1.0], [0.2]]])
+    replayed, is_first = jnp.array([[0.0, 5.0], [10.0, 0.0]]), jnp.array([[1, 0], [0, 1]], bool)
+    made, rows = centre(Paid(imagined, replayed), cont, is_first)
+    level = 10 / 3
+    np.testing.assert_allclose(
+        made[:, :, 0], [[0, 1 / level - 1, 3 / level - 1], [0, 2 / level - 1, 6 / level - 1]], rtol=1e-6, atol=1e-6
+    )
+    np.testing.assert_allclose(rows, [[0, 0.5], [2, 0]], atol=1e-6)
+    agreed = centre(Paid(jnp.zeros_like(imagined), replayed), cont, is_first).imagined
+    assert np.isfinite(agreed).all()  # members that agree everywhere
 
 
 def test_a_reward_arrives_one_step_after_the_action_it_pays():

@@ -31,7 +31,7 @@ COMMANDS = {
     "export RUN": "a small copy of it, for these four and not for training",
 }
 MODES = {
-    "all, of preset tiny only": "extrinsic advantages divided by their root mean square, entropy bonus 0.1 for the "
+    "all, of preset tiny only": "the tasker's advantages divided by their root mean square, entropy bonus 0.1 for the "
     "tasker",
     "explore, mix": "an ensemble of 5 members that read the decoded observation, predict a fixed projection of the "
     "next one, carry frozen random priors and have two updates of their own for each of the model's; advantages "

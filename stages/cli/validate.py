@@ -51,7 +51,6 @@ _POSITIVE_HYPERS = (
     "elliptical_ridge",
     "fourier_sharpness",
     "episodic_sharpness",
-    "novelty_limit",
 )
 _UNIT_HYPERS = ("unimix", "policy_unimix", "lam", "slow_rate", "return_rate", "tasker_share")
 
@@ -126,6 +125,8 @@ def _check_hypers(hypers: Hypers) -> None:
             raise ConfigError(f"{flag} must be finite in 32 bits and 0 or more, not {value}")
         if f.name in _POSITIVE_HYPERS and value < LEAST_HYPER:
             raise ConfigError(f"{flag} must be positive in 32 bits, not {value}")
+        if f.name == "novelty_limit" and value < 1:
+            raise ConfigError(f"{flag} must be at least 1, not {value}")
         if f.name in _UNIT_HYPERS and value > 1:
             raise ConfigError(f"{flag} must lie between 0 and 1, not {value}")
 

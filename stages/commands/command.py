@@ -146,7 +146,7 @@ def video_run(
 
     The model sees 5 rows of an episode, predicts the next 15 with the true actions and without looking, and sees 5
     again. Below stand the error of the prediction and, where the run has an explorer, the novelty of the chosen action:
-    the ensemble's disagreement, or what else the explorer is paid.
+    the ensemble's disagreement, or the run's other intrinsic reward.
 
     Args:
         run: folder of a run, finished or not.

@@ -54,7 +54,7 @@ class Part:
     forward: int
     backward: int = 0
     into: bool = True  # whether a gradient goes on into the first layer's input
-    copies: int = 1  # members, or rewards
+    copies: int = 1  # members
 
     @property
     def flop(self) -> int:

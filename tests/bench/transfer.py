@@ -33,7 +33,7 @@ TASKS = {
 """Name -> the environment and how it is evaluated; N, rows of a seed before the reward is used."""
 EXPLORERS = {
     "explore": "--mode explore",
-    "constant": "--mode explore --explorer-reward constant",
+    "constant": "--mode explore --explorer-reward constant --episodic-novelty False",
     "random": "--mode random",
 }
 """Who collects the N rows: the explorer and its two controls."""
