@@ -37,7 +37,9 @@ def same(one, other):
             if isinstance(value, str) or value is None:
                 assert table_other[at][name] == value, (at, name)
             else:
-                np.testing.assert_allclose(table_other[at][name], value, rtol=1e-2, atol=1e-3, err_msg=f"{at} {name}")
+                # Advantages are differences of returns and values, divided by as little as 0.05.
+                least = 5e-3 if name.endswith("adv_mag") else 1e-3
+                np.testing.assert_allclose(table_other[at][name], value, rtol=1e-2, atol=least, err_msg=f"{at} {name}")
     for name in ("seeds", "score", "zero_shot", "untrained", "env_steps", "updates", "iqm", "ci_low", "ci_high"):
         assert summary[name] == summary_other[name], name
 
