@@ -148,7 +148,7 @@ class Hypers(eqx.Module):
     """Smallest divisor of the explorer's advantages: disagreement shrinks, and a floor of 1 would hide it."""
     intrinsic_horizon: float = 0.0
     """Discount horizon of the explorer's reward; 0: discount_horizon."""
-    tasker_share: float = 0.5
+    tasker_share: float = 0.25
     """Share of the episodes of mode mix in which the tasker acts."""
     scale_recon: float = 1.0
     """Loss scale: reconstruction."""
