@@ -10,7 +10,7 @@ from stages.behavior import Behavior, BehaviorTarget, update_target
 from stages.config import Config, Hypers, Mode
 from stages.intrinsic import IntrinsicReward
 from stages.returns import ReturnScale
-from stages.rewards import INTRINSIC_REWARDS, explorer_reward
+from stages.rewards import INTRINSIC_REWARDS
 from stages.uniform import RandomPolicy
 from stages.world_model import WorldModel
 
@@ -28,7 +28,7 @@ class Agent(eqx.Module):
         self.model = WorldModel(config, obs, actions, key=key_model)
         self.tasker = Behavior(config.model, actions, key=key_tasker)
         self.explorer = self.intrinsic = None
-        if explorer_reward(config, Hypers()) is not None:
+        if config.explores:
             self.explorer = Behavior(config.model, actions, key=key_explorer)
             self.intrinsic = INTRINSIC_REWARDS[config.explorer_reward](config, obs, actions, key=key_intrinsic)
 

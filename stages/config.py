@@ -250,6 +250,11 @@ class Config:
     replay: ReplayConfig = field(default_factory=ReplayConfig)
 
     @property
+    def explores(self) -> bool:
+        """Whether an explorer learns, and an intrinsic reward for it."""
+        return self.mode in ("explore", "mix")
+
+    @property
     def schedule(self) -> tuple[int, int]:
         """(env steps, updates) of one iteration: the smallest pair with updates * B * T = train_ratio * steps * N."""
         ratio = self.replay.train_ratio * self.envs / (self.replay.batch_size * self.replay.batch_length)

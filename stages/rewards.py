@@ -70,7 +70,7 @@ def tasker_reward(config: Config, hypers: Hypers) -> Reward:
 
 def explorer_reward(config: Config, hypers: Hypers) -> Reward | None:
     """The intrinsic reward; None where the mode has no explorer."""
-    if config.mode in ("task", "random"):
+    if not config.explores:
         return None
     name = config.explorer_reward
     if name == ConstantReward.name and not config.episodic_novelty:

@@ -1,4 +1,4 @@
-"""Settings: the schedule and the prefill, by hand."""
+"""Settings: the schedule, the prefill and who learns, by hand."""
 
 import pytest
 
@@ -26,3 +26,7 @@ def test_schedule_by_hand(ratio, batch, length, envs, steps, updates):
 )
 def test_prefill_is_a_window_and_its_context_or_what_was_asked(asked, envs, steps):
     assert Config(envs=envs, replay=ReplayConfig(prefill=asked)).prefill == steps
+
+
+def test_an_explorer_learns_in_two_modes():
+    assert {mode for mode in ("task", "explore", "mix", "random") if Config(mode=mode).explores} == {"explore", "mix"}

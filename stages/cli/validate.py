@@ -80,7 +80,7 @@ def check_env_module(name: str) -> None:
 
 def check_countable(config: Config, env: str, countable: bool) -> None:
     """Raises ConfigError where the explorer's reward counts visits, and the environment's states cannot be counted."""
-    if config.explorer_reward == "count" and config.mode in ("explore", "mix") and not countable:
+    if config.explorer_reward == "count" and config.explores and not countable:
         raise ConfigError(
             f"--explorer-reward count needs states that can be counted, and {env} has none: take elliptical, "
             "the bonus of a decoded observation"
@@ -142,16 +142,15 @@ def _check_model(config: Config) -> None:
 
 
 def _check_exploring(config: Config) -> None:
-    explores = config.mode in ("explore", "mix")
-    if explores and config.ensemble.members < 2:
+    if config.explores and config.ensemble.members < 2:
         raise ConfigError("--ensemble.members must be at least 2: one member alone cannot disagree")
-    if config.explorer_reward != "disagreement" and not explores:
+    if config.explorer_reward != "disagreement" and not config.explores:
         raise ConfigError(f"--explorer-reward {config.explorer_reward} is for --mode explore or mix, not {config.mode}")
-    if config.explorer_reward in ("elliptical", "count") and config.ensemble.updates == 0 and explores:
+    if config.explorer_reward in ("elliptical", "count") and config.ensemble.updates == 0 and config.explores:
         raise ConfigError(
             f"--explorer-reward {config.explorer_reward} needs --ensemble.updates 1 or more: it learns by them alone"
         )
-    if config.episodic_novelty and not explores:
+    if config.episodic_novelty and not config.explores:
         raise ConfigError(f"--episodic-novelty is of the explorer's reward: --mode explore or mix, not {config.mode}")
     if config.ensemble.updates and config.ensemble.target == "probs":
         raise ConfigError(

@@ -39,8 +39,8 @@ def start_lines(
     if changed := [name for name in beyond_preset(settings) if name not in IN_TITLE]:
         flags = ", ".join(f"{flag_of(name)} {settings[name]}" for name in changed)
         lines.append(_filled(f"beside the preset: {flags}"))
-    if arguments.config.mode in ("explore", "mix") and arguments.config.replay.train_ratio < LEAST_EXPLORING_RATIO:
-        ratio = arguments.config.replay.train_ratio
+    ratio = arguments.config.replay.train_ratio
+    if arguments.config.explores and ratio < LEAST_EXPLORING_RATIO:
         lines.append(
             _filled(
                 f"warning: with --replay.train-ratio {ratio:g} disagreement falls too slowly to explore by; "
