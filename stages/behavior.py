@@ -25,6 +25,8 @@ from stages.imagine import Trajectory
 from stages.networks.heads import Actor, TwoHotHead
 from stages.returns import ReturnScale, divisor, lambda_return, update_rms, update_scale
 
+Scalar = Float[Array, ""] | float
+
 
 class Behavior(eqx.Module):
     """An actor and its critic."""
@@ -60,12 +62,15 @@ class Replayed(eqx.Module):
 
 
 class Objective(NamedTuple):
-    """How a reward becomes advantages: its discount, and what divides them."""
+    """What a behaviour maximises: a reward, and how it becomes the actor's loss."""
 
-    norm: Norm  # what divides them
-    floor: Float[Array, ""] | float  # the smallest divisor
+    reward: str  # its name in metrics
+    entropy: Scalar  # weight of the entropy bonus; continuous actions multiply it by `hypers.continuous_entropy`
+    norm: Norm  # what divides advantages
+    floor: Scalar  # the smallest divisor
     debias: bool  # whether the range is corrected for the start of its averages at zero
-    shortening: Float[Array, ""] | float = 1.0  # the reward's discount divided by the continue head's
+    shortening: Scalar = 1.0  # the reward's discount divided by the continue head's
+    centred: bool = False  # see `rewards.centre`
 
 
 def behavior_loss(
@@ -75,12 +80,9 @@ def behavior_loss(
     reward: Float[Array, "blocks L c"],
     replayed: Replayed,
     objective: Objective,
-    entropy: Float[Array, ""] | float,
     hypers: Hypers,
 ) -> tuple[dict[str, Array], ReturnScale, dict[str, Array]]:
     """Actor and critic losses, as the module says.
-
-    `entropy` is the weight of the entropy bonus. Continuous actions multiply it by `hypers.continuous_entropy`.
 
     Returns:
         losses: policy [] and value [], means over imagined rows, and repval [T-1, B] (the last row has no successor).
@@ -98,7 +100,9 @@ def behavior_loss(
     gain = returns - value[:, :-1]
     scale = _update_scale(target.scale, returns, gain, weight[:, :-1], objective, hypers)
     advantage = gain / divisor(scale, objective.floor, objective.debias)
-    bonus = entropy * hypers.continuous_entropy if behavior.actor.actions.kind == "continuous" else entropy
+    bonus = objective.entropy
+    if behavior.actor.actions.kind == "continuous":
+        bonus = bonus * hypers.continuous_entropy
     policy_loss, entropy_sum = _actor_loss(behavior.actor, trajectory, advantage, weight, bonus, hypers)
 
     # Blocks hold consecutive starts, and a start is a replayed row: [blocks, c] is [T, B].

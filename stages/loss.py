@@ -4,6 +4,8 @@ borders between the parts.
 Axes: T time, B windows, n = T B starts of imagination.
 """
 
+from typing import NamedTuple
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -12,14 +14,15 @@ from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from stages.agent import Agent, Targets
-from stages.behavior import Behavior, BehaviorTarget, Replayed, behavior_loss
+from stages.behavior import Behavior, BehaviorTarget, Objective, Replayed, Scalar, behavior_loss
 from stages.config import Config, Hypers
 from stages.imagine import draw_noise, imagine
+from stages.intrinsic import IntrinsicReward
 from stages.replay import Row
 from stages.returns import ReturnScale
-from stages.rewards import Batch, Reward, Scalar, centre, explorer_reward, pay_explorer, pay_tasker, tasker_reward
+from stages.rewards import Batch, centre, explorer_objective, pay_explorer, pay_tasker, tasker_objective
 from stages.rssm import Latent
-from stages.world_model import action_vector, model_loss, observe
+from stages.world_model import WorldModel, action_vector, model_loss, observe
 
 OF_REWARD = ("rew", "replay_rew", "ret", "ret_scale", "val")
 """Metrics that bear the name of the reward."""
@@ -48,6 +51,7 @@ def agent_loss(
     key_observe, key_imagine = jr.split(key)
     key_tasker, key_explorer = jr.split(key_imagine)
     model, reward_free = agent.model, config.mode == "explore"
+    tasker, explorer = learners(agent, targets, config, hypers)
 
     context = Latent.stored(rows.deter[0], rows.stoch[0], model.rssm.classes, model.dtype)
     action, rows = action_vector(model, rows.action), jax.tree.map(lambda x: x[1:], rows)
@@ -59,16 +63,13 @@ def agent_loss(
         losses[agent.intrinsic.loss_name] = loss
 
     # Of the behaviours' losses only the tasker's replayed values shape the model; none does where it is reward-free.
-    tasker_batch = sg(batch) if reward_free else batch
-    reward = tasker_reward(config, hypers)
     tasker_losses, tasker_scale, tasker_metrics = learn_behavior(
-        agent, agent.tasker, targets.tasker, reward, hypers.entropy, tasker_batch, config, hypers, key=key_tasker
+        model, tasker, sg(batch) if reward_free else batch, config, hypers, key=key_tasker
     )
     losses, metrics, explorer_scale = losses | tasker_losses, metrics | tasker_metrics, None
-    reward, bonus = explorer_reward(config, hypers), hypers.explorer_entropy
-    if agent.explorer is not None and targets.explorer is not None and reward is not None:
+    if explorer is not None:
         explorer_losses, explorer_scale, explorer_metrics = learn_behavior(
-            agent, agent.explorer, targets.explorer, reward, bonus, sg(batch), config, hypers, key=key_explorer
+            model, explorer, sg(batch), config, hypers, key=key_explorer
         )
         losses |= {f"explorer_{name}": loss for name, loss in explorer_losses.items()}
         metrics |= {f"explorer_{name}": value for name, value in explorer_metrics.items()}
@@ -78,41 +79,46 @@ def agent_loss(
     return total, Outcome(sg(observed.latent), tasker_scale, explorer_scale, metrics)
 
 
+class Learner(NamedTuple):
+    """A behaviour and what it learns from."""
+
+    behavior: Behavior
+    target: BehaviorTarget
+    objective: Objective
+    intrinsic: IntrinsicReward | None  # what pays it; None: the environment does
+
+
+def learners(agent: Agent, targets: Targets, config: Config, hypers: Hypers) -> tuple[Learner, Learner | None]:
+    """The tasker and, where the agent has one, the explorer."""
+    tasker = Learner(agent.tasker, targets.tasker, tasker_objective(config, hypers), None)
+    if agent.explorer is None or targets.explorer is None:
+        return tasker, None
+    return tasker, Learner(agent.explorer, targets.explorer, explorer_objective(config, hypers), agent.intrinsic)
+
+
 def learn_behavior(
-    agent: Agent,
-    behavior: Behavior,
-    target: BehaviorTarget,
-    reward: Reward,
-    entropy: Scalar,
-    batch: Batch,
-    config: Config,
-    hypers: Hypers,
-    *,
-    key: PRNGKeyArray,
+    model: WorldModel, learner: Learner, batch: Batch, config: Config, hypers: Hypers, *, key: PRNGKeyArray
 ) -> tuple[dict[str, Array], ReturnScale, dict[str, Array]]:
     """Imagine from every replayed state, compute the reward, and learn from it: losses, the new scale, metrics.
 
     Args:
-        behavior: the agent's tasker or explorer.
-        entropy: weight of its actor's entropy.
         batch: the gradient of the replayed values may pass through its feat into the world model.
     """
-    model, intrinsic = sg((agent.model, agent.intrinsic))
+    behavior, target, objective, _ = learner
+    model, intrinsic = sg((model, learner.intrinsic))
     start = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch.latent)
     noise = draw_noise(model, behavior.actor, config.horizon, start.deter.shape[0], key=key)
     trajectory = imagine(model, behavior.actor, start, noise, hypers.unimix, hypers.policy_unimix, config.imagine_batch)
-    if behavior is agent.explorer and intrinsic is not None:
+    if intrinsic is not None:
         paid = pay_explorer(model, intrinsic, trajectory, batch, config, hypers)
     else:
         paid = pay_tasker(model, trajectory, batch)
     means = {"rew": paid.imagined[:, 1:].mean(), "replay_rew": paid.replayed.mean()}
-    imagined, replayed = centre(paid, trajectory.cont, batch.rows.is_first) if reward.centred else paid
+    imagined, replayed = centre(paid, trajectory.cont, batch.rows.is_first) if objective.centred else paid
 
     replay = Replayed(batch.feat, replayed, batch.rows.is_last, batch.rows.is_terminal)
-    losses, scale, metrics = behavior_loss(
-        behavior, target, trajectory, imagined, replay, reward.objective, entropy, hypers
-    )
-    named = {f"{name}_{reward.name}" if name in OF_REWARD else name: x for name, x in (means | metrics).items()}
+    losses, scale, metrics = behavior_loss(behavior, target, trajectory, imagined, replay, objective, hypers)
+    named = {f"{name}_{objective.reward}" if name in OF_REWARD else name: x for name, x in (means | metrics).items()}
     return losses, scale, named
 
 

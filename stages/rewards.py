@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from stages.behavior import Objective
+from stages.behavior import Objective, Scalar
 from stages.config import Config, Hypers
 from stages.count import CountBonus
 from stages.elliptical import EllipticalBonus
@@ -26,22 +26,12 @@ from stages.rnd import RND
 from stages.rssm import Latent
 from stages.world_model import WorldModel
 
-Scalar = Float[Array, ""] | float
-
 LEAST_LEVEL = 1e-8
 """Smallest divisor of a centred reward, whose mean is 0 where all members agree."""
 INTRINSIC_REWARDS: dict[str, type[IntrinsicReward]] = {
     reward.name: reward for reward in (Disagreement, ConstantReward, RND, EllipticalBonus, CountBonus)
 }
 """Config.explorer_reward -> its class."""
-
-
-class Reward(NamedTuple):
-    """What a behaviour is paid."""
-
-    name: str  # in the names of metrics
-    objective: Objective
-    centred: bool = False  # see `centre`
 
 
 class Batch(eqx.Module):
@@ -60,29 +50,33 @@ class Paid(NamedTuple):
     replayed: Float[Array, "T B"]
 
 
-def tasker_reward(config: Config, hypers: Hypers) -> Reward:
+def tasker_objective(config: Config, hypers: Hypers) -> Objective:
     """The environment's reward. Its advantages are divided by the range of returns, or by their own range or root mean
     square, but by no less than a floor."""
     if config.task_norm == "returns":
-        return Reward("extrinsic", _like_dreamer(hypers))
-    return Reward("extrinsic", Objective(config.task_norm, hypers.task_floor, debias=True))
+        return _like_dreamer("extrinsic", hypers.entropy, hypers)
+    return Objective("extrinsic", hypers.entropy, config.task_norm, hypers.task_floor, debias=True)
 
 
-def explorer_reward(config: Config, hypers: Hypers) -> Reward | None:
-    """The intrinsic reward; None where the mode has no explorer."""
-    if not config.explores:
-        return None
-    name = config.explorer_reward
+def explorer_objective(config: Config, hypers: Hypers) -> Objective:
+    """The intrinsic reward, for modes with an explorer."""
+    name, entropy = config.explorer_reward, hypers.explorer_entropy
     if name == ConstantReward.name and not config.episodic_novelty:
-        return Reward(name, _like_dreamer(hypers))
-    # With so small a floor the averages' start at zero would show: they are debiased.
-    objective = Objective(config.intrinsic_norm, hypers.intrinsic_floor, True, _shortening(hypers))
-    return Reward(name, objective, config.intrinsic_centred)
+        return _like_dreamer(name, entropy, hypers)
+    return Objective(
+        name,
+        entropy,
+        config.intrinsic_norm,
+        hypers.intrinsic_floor,
+        debias=True,  # with so small a floor the averages' start at zero would show
+        shortening=_shortening(hypers),
+        centred=config.intrinsic_centred,
+    )
 
 
-def _like_dreamer(hypers: Hypers) -> Objective:
+def _like_dreamer(name: str, entropy: Scalar, hypers: Hypers) -> Objective:
     """Advantages divided by the range of returns, but by no less than the floor (DreamerV3, eq. 7)."""
-    return Objective("returns", hypers.return_floor, debias=False)
+    return Objective(name, entropy, "returns", hypers.return_floor, debias=False)
 
 
 def _shortening(hypers: Hypers) -> Scalar:

@@ -87,18 +87,18 @@ def in_blocks(imagined, count):
     return Trajectory(feat, action, cont), reward
 
 
-def given_loss(behavior, target, imagined, replayed, objective, hypers, count=1, entropy=ENTROPY):
+def given_loss(behavior, target, imagined, replayed, objective, hypers, count=1):
     """behavior_loss of imagined experience in `count` blocks."""
-    return behavior_loss(behavior, target, *in_blocks(imagined, count), replayed, objective, entropy, hypers)
+    return behavior_loss(behavior, target, *in_blocks(imagined, count), replayed, objective, hypers)
 
 
 CASES = {
-    "returns": (DISCRETE, Objective("returns", 1.0, False)),
-    "returns, below the floor": (DISCRETE, Objective("returns", 6.0, False)),
-    "advantages, continuous": (CONTINUOUS, Objective("advantages", 1e-8, True)),
-    "advantages, a shorter horizon": (DISCRETE, Objective("advantages", 1e-8, True, shortening=0.9)),
-    "root mean square": (DISCRETE, Objective("rms", 1e-8, True)),
-    "root mean square, below the floor": (DISCRETE, Objective("rms", 50.0, True)),
+    "returns": (DISCRETE, Objective("paid", ENTROPY, "returns", 1.0, False)),
+    "returns, below the floor": (DISCRETE, Objective("paid", ENTROPY, "returns", 6.0, False)),
+    "advantages, continuous": (CONTINUOUS, Objective("paid", ENTROPY, "advantages", 1e-8, True)),
+    "advantages, a shorter horizon": (DISCRETE, Objective("paid", ENTROPY, "advantages", 1e-8, True, shortening=0.9)),
+    "root mean square": (DISCRETE, Objective("paid", ENTROPY, "rms", 1e-8, True)),
+    "root mean square, below the floor": (DISCRETE, Objective("paid", ENTROPY, "rms", 50.0, True)),
 }
 
 
@@ -328,12 +328,12 @@ def policy_gradient(arrival, lam):
     reward = jnp.zeros((H + 1, 1)).at[arrival].set(1.0)
     imagined = Imagined(feat, action, reward, jnp.ones((H + 1, 1)))
     replayed = Replayed(feat[:1], jnp.zeros((1, 1)), jnp.zeros((1, 1), bool), jnp.zeros((1, 1), bool))
-    objective = Objective("returns", 1.0, False)
+    objective = Objective("paid", 0.0, "returns", 1.0, False)
     hypers = Hypers(lam=lam, policy_unimix=0.0)
 
     def loss(behavior):
         target = BehaviorTarget.of(behavior)
-        losses, _, _ = given_loss(behavior, target, imagined, replayed, objective, hypers, entropy=0.0)
+        losses, _, _ = given_loss(behavior, target, imagined, replayed, objective, hypers)
         return H * losses["policy"]
 
     return jax.grad(loss)(actor_critic).actor.head.out.weight

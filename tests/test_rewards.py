@@ -20,13 +20,12 @@ from stages.rewards import (
     INTRINSIC_REWARDS,
     Batch,
     Paid,
-    Reward,
     centre,
-    explorer_reward,
+    explorer_objective,
     pay_explorer,
     pay_tasker,
     shift_to_arrival,
-    tasker_reward,
+    tasker_objective,
 )
 from stages.rnd import RND
 from stages.rssm import Latent
@@ -37,7 +36,7 @@ SIZES = ModelConfig(deter=2, stoch=1, classes=2, units=2, hidden=2, blocks=1, la
 OBS, ACTIONS = ObsSpace((3,), "real"), ActionSpace("discrete", 2)
 MODEL = arbitrary(lambda: WorldModel(Config(model=SIZES), OBS, ACTIONS, key=jr.key(0)))
 HYPERS = Hypers(return_floor=2.0, intrinsic_floor=1e-3)
-DREAMER = Objective("returns", 2.0, debias=False)  # DreamerV3's divisor
+DREAMER = Objective("extrinsic", HYPERS.entropy, "returns", 2.0, debias=False)  # with DreamerV3's divisor
 
 
 class FeatureReward(ConstantReward):
@@ -80,16 +79,16 @@ def batch_of(is_first, feat, reward=0.0) -> Batch:
     ids=str,
 )
 def test_what_the_explorer_is_paid(settings, name):
-    paid = explorer_reward(Config(**settings), HYPERS)
-    assert name == (paid and paid.name)
+    config = Config(**settings)
+    assert name == (explorer_objective(config, HYPERS).reward if config.explores else None)
     # The tasker is paid alike in all modes.
-    assert tasker_reward(Config(**settings), HYPERS) == Reward("extrinsic", DREAMER)
+    assert tasker_objective(config, HYPERS) == DREAMER
 
 
 @pytest.mark.parametrize("norm", ["advantages", "rms"])
 def test_the_taskers_advantages_may_be_divided_by_what_they_are_themselves(norm):
-    paid = tasker_reward(Config(mode="mix", task_norm=norm), Hypers(task_floor=0.5))
-    assert paid.objective == Objective(norm, 0.5, debias=True)
+    objective = tasker_objective(Config(mode="mix", task_norm=norm), Hypers(entropy=0.2, task_floor=0.5))
+    assert objective == Objective("extrinsic", 0.2, norm, 0.5, debias=True)
 
 
 REWARD_CLASSES = [("disagreement", Disagreement), ("constant", ConstantReward), ("rnd", RND), ("count", CountBonus)]
@@ -114,26 +113,26 @@ def test_an_agent_has_the_intrinsic_reward_of_its_config(mode, name, cls):
 @pytest.mark.parametrize("norm", ["returns", "advantages"])
 @pytest.mark.parametrize("mode", ["explore", "mix"])
 def test_divisors_are_the_configs_and_the_hypers(norm, mode):
-    config = Config(mode=mode, intrinsic_norm=norm)
-    paid = explorer_reward(config, HYPERS)
-    assert paid.objective == Objective(norm, 1e-3, debias=True)
+    config, hypers = Config(mode=mode, intrinsic_norm=norm), dataclasses.replace(HYPERS, explorer_entropy=0.2)
+    objective = explorer_objective(config, hypers)
+    assert objective == Objective("disagreement", 0.2, norm, 1e-3, debias=True)
     constant = dataclasses.replace(config, explorer_reward="constant")
-    assert explorer_reward(constant, HYPERS).objective == DREAMER
+    assert explorer_objective(constant, hypers) == DREAMER._replace(reward="constant", entropy=0.2)
     episodic = dataclasses.replace(constant, episodic_novelty=True)  # a constant, and so episodic novelty alone
-    assert explorer_reward(episodic, HYPERS).objective == paid.objective
+    assert explorer_objective(episodic, hypers) == objective._replace(reward="constant")
 
 
 def test_an_intrinsic_reward_may_have_a_discount_of_its_own():
     hypers = Hypers(discount_horizon=100.0, intrinsic_horizon=20.0)
     for mode in ("explore", "mix"):
-        paid = explorer_reward(Config(mode=mode), hypers)
-        np.testing.assert_allclose(paid.objective.shortening, 0.95 / 0.99, rtol=1e-6)
-    assert explorer_reward(Config(mode="mix"), HYPERS).objective.shortening == 1.0
+        objective = explorer_objective(Config(mode=mode), hypers)
+        np.testing.assert_allclose(objective.shortening, 0.95 / 0.99, rtol=1e-6)
+    assert explorer_objective(Config(mode="mix"), HYPERS).shortening == 1.0
 
 
 def test_a_centred_reward_by_hand():
-    assert explorer_reward(Config(mode="mix", intrinsic_centred=True), HYPERS).centred
-    assert not explorer_reward(Config(mode="mix"), HYPERS).centred
+    assert explorer_objective(Config(mode="mix", intrinsic_centred=True), HYPERS).centred
+    assert not explorer_objective(Config(mode="mix"), HYPERS).centred
     # [blocks, L, c]: nothing arrives at the start. The first trajectory ends at its start with
     # a probability of a half: 1 and 3 count half, and the mean of 1, 3, 2 and 6 is (0.5 + 1.5 + 2 + 6) / 3.
     imagined = jnp.array([[[0.0], [1.0], [3.0]], [[0.0], [2.0], [6.0]]])
