@@ -113,7 +113,8 @@ def learn_behavior(
         paid = pay_explorer(model, intrinsic, trajectory, batch, config, hypers)
     else:
         paid = pay_tasker(model, trajectory, batch)
-    means = {"rew": paid.imagined[:, 1:].mean(), "replay_rew": paid.replayed.mean()}
+    # No return has the reward that arrives with a first state, and no intrinsic reward arrives there.
+    means = {"rew": paid.imagined[:, 1:].mean(), "replay_rew": paid.replayed[1:].mean()}
     imagined, replayed = centre(paid, trajectory.cont, batch.rows.is_first) if objective.centred else paid
 
     replay = Replayed(batch.feat, replayed, batch.rows.is_last, batch.rows.is_terminal)

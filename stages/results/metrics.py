@@ -134,7 +134,7 @@ METRICS = (
         Metric("train/[explorer_]rew_NAME", "reward", "imagined reward, NAME",
                "mean imagined reward, before it is centred", "loss.py"),
         Metric("train/[explorer_]replay_rew_NAME", "reward", "replayed reward, NAME",
-               "mean reward of replayed rows, before it is centred", "loss.py"),
+               "mean reward of replayed rows but a window's first, before it is centred", "loss.py"),
         Metric("train/[explorer_]ret_NAME", "return", "return, NAME", "mean lambda-return", "behavior.py"),
         Metric("train/[explorer_]ret_scale_NAME", "return", "divisor of advantages, NAME",
                "5 to 95 % of returns or of advantages, or the root mean square of advantages, before the floor",
