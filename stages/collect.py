@@ -3,6 +3,7 @@
 Axes: N environments.
 """
 
+import dataclasses
 import functools
 
 import equinox as eqx
@@ -41,6 +42,8 @@ class Episodes(eqx.Module):
     score: Float[Array, ""]
     length: Float[Array, ""]
     events: dict[str, Float[Array, ""]] = eqx.field(default_factory=dict)  # episodes in which each happened
+    tasker_count: Float[Array, ""] | None = None  # episodes in which the tasker acted, where it takes turns
+    tasker_score: Float[Array, ""] | None = None
 
 
 def start(env: Environment, model: WorldModel, envs: int, *, key: PRNGKeyArray) -> ActorState:
@@ -177,6 +180,9 @@ def collect(
     events = {name: count + timestep.events[name].astype(jnp.int32) for name, count in actor_state.events.items()}
     happened = {name: (ended * (count > 0)).sum() for name, count in events.items()}
     episodes = Episodes(ended.sum(), (ended * score).sum(), (ended * length).sum(), happened)
+    if isinstance(behavior, Turns):
+        of_tasker = ended * tasker_acts
+        episodes = dataclasses.replace(episodes, tasker_count=of_tasker.sum(), tasker_score=(of_tasker * score).sum())
     keys = jr.split(key_env, timestep.reward.shape[0])
     step = jax.vmap(functools.partial(env_step, env, resets=resets))
     env_state, following = step(keys, actor_state.env_state, timestep, executed_action)

@@ -123,6 +123,7 @@ def test_episodes_count_what_their_rows_sum_to(case, name):
             begin = np.flatnonzero(rows.is_first[: t + 1, n])[-1]
             count, score, length = count + 1, score + rows.reward[begin : t + 1, n].sum(), length + t + 1 - begin
         np.testing.assert_allclose([episodes.count, episodes.score, episodes.length], [count, score, length], rtol=1e-5)
+        assert episodes.tasker_count is episodes.tasker_score is None  # nobody takes turns
     assert sum(float(e.count) for e in case(name).episodes) == N * (S // (10 if name == "Catch" else 6))
 
 
@@ -291,3 +292,22 @@ def test_explorer_and_tasker_take_turns_that_last_an_episode(mix_agent):
     _, drawn = step(jnp.arange(400) < 200, acts, jr.key(2))
     np.testing.assert_array_equal(drawn[200:], acts[200:])
     assert (drawn[:200] != acts[:200]).any()
+
+
+def test_the_taskers_episodes_are_counted_apart(mix_agent, env):
+    """In Catch the last of an episode's 10 rows has all of its reward."""
+    turns = collector(mix_agent, "mix")
+
+    def step(actor_state, key):
+        later, row, episodes = collect(env, mix_agent, turns, actor_state, Hypers(tasker_share=0.5), key=key)
+        return later, (row.is_last, row.reward, later.tasker_acts, episodes)
+
+    @jax.jit
+    def play(key):
+        return jax.lax.scan(step, start(env, mix_agent.model, 4, key=key), jr.split(key, 30))[1]
+
+    is_last, reward, acts, episodes = jax.device_get(play(jr.key(3)))
+    np.testing.assert_array_equal(episodes.count, 4.0 * (np.arange(30) % 10 == 9))
+    np.testing.assert_array_equal(episodes.tasker_count, (is_last & acts).sum(1))
+    np.testing.assert_array_equal(episodes.tasker_score, (reward * (is_last & acts)).sum(1))
+    assert 0 < episodes.tasker_count.sum() < episodes.count.sum()

@@ -64,10 +64,19 @@ def at(step):
     return StepCounters(jnp.int32(step), jnp.int32(0))
 
 
-def progress(scores, counts, loss=(), diverged=()):
-    """What a chunk reports: each seed's sum of scores over its episodes, of 9 steps each, one loss, and its end."""
-    each = [Episodes(*map(jnp.float32, (n, score, 9.0 * n))) for n, score in zip(counts, scores, strict=True)]
-    episodes = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+def progress(scores, counts, loss=(), diverged=(), turns=None):
+    """What a chunk reports: each seed's sum of scores over its episodes, of 9 steps each, one loss, and its end.
+
+    Args:
+        turns: each seed's count and sum of scores of the tasker's episodes, if it takes turns.
+    """
+    sums = [(n, score, 9.0 * n) for n, score in zip(counts, scores, strict=True)]
+    turns = turns or [()] * len(counts)
+    seeds = [
+        Episodes(*map(jnp.float32, of_all), {}, *map(jnp.float32, of_tasker))
+        for of_all, of_tasker in zip(sums, turns, strict=True)
+    ]
+    episodes = jax.tree.map(lambda *leaves: jnp.stack(leaves), *seeds)
     metrics = {"loss/recon": jnp.array(loss or [0.5] * len(counts)), "opt/norm": jnp.array([2.0] * len(counts))}
     return Progress(episodes, metrics, jnp.array(diverged or [0] * len(counts)))
 
@@ -95,6 +104,16 @@ def test_rows_by_hand(clock):
     assert found[0] == first | {"train/loss/recon": 0.25, "train/opt/norm": 2.0} | speed
     assert found[1]["seed"] == 9 and found[1]["episode/count"] == 0 and found[1]["train/loss/recon"] == 0.75
     assert math.isnan(found[1]["episode/score"]) and math.isnan(found[1]["episode/length"])
+
+
+def test_rows_have_the_scores_of_both_actors_where_they_take_turns():
+    """Episodes of three seeds: 4, 2 and 1, of which the tasker acted in 1, 0 and 1."""
+    chunk = progress([3.0, 1.0, 0.1], [4, 2, 1], turns=[(1, 1.0), (0, 0.0), (1, 0.1)])
+    rows = metric_rows(chunk, [0, 1, 2], make().setup.arguments.config, 1, 1, NOW - 1)
+    names = ("episode/tasker_count", "episode/tasker_score", "episode/explorer_score")
+    np.testing.assert_allclose(
+        [[row[name] for name in names] for row in rows], [[1, 1, 2 / 3], [0, NAN, 0.5], [1, 0.1, NAN]], rtol=1e-6
+    )
 
 
 def test_rows_leave_out_seeds_that_fill_a_place():

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import ArrayLike
 
 from stages.cli.settings_file import JsonObject
+from stages.collect import Episodes
 from stages.config import Config
 from stages.log.events import METRIC, EventLog
 from stages.results.novelty import NoveltyLog
@@ -171,7 +172,7 @@ def metric_rows(
 ) -> list[JsonObject]:
     """One metrics row for each seed, with DreamerV3's names.
 
-    `episode/score` and `event/NAME`, the share of episodes in which it happened, are NaN where no episode ended;
+    Scores and `event/NAME`, the share of episodes in which it happened, are NaN where no episode ended;
     `diverged` is the env step at which the seed did, else None.
     """
     episodes, metrics = progress.episodes, {name: shortest(value) for name, value in progress.metrics.items()}
@@ -179,6 +180,7 @@ def metric_rows(
     with np.errstate(invalid="ignore"):
         scores, lengths = np.asarray(episodes.score) / count, np.asarray(episodes.length) / count
         events = {METRIC + name: np.asarray(happened) / count for name, happened in episodes.events.items()}
+        turns = _scores_by_turn(episodes)
     spent, (steps, updates) = time.monotonic() - since, config.schedule
     shared = {
         "fps/policy": round(iterations * steps * config.envs / spent, 2),
@@ -189,9 +191,22 @@ def metric_rows(
         row = {"step": clock_step * config.envs, "seed": seed, "phase": config.mode}
         row["diverged"] = int(progress.diverged[i]) * config.envs or None
         row |= {"episode/score": float(scores[i]), "episode/length": float(lengths[i]), "episode/count": int(count[i])}
-        row |= {name: float(share[i]) for name, share in events.items()}
+        row |= {name: value[i].item() for name, value in (turns | events).items()}
         rows.append(row | {f"train/{name}": float(value[i]) for name, value in metrics.items()} | shared)
     return rows
+
+
+def _scores_by_turn(episodes: Episodes) -> dict[str, np.ndarray]:
+    """Mean scores [S] of the tasker's episodes and of the explorer's, where they take turns; NaN without one."""
+    if episodes.tasker_count is None or episodes.tasker_score is None:
+        return {}
+    count, score = np.asarray(episodes.tasker_count), np.asarray(episodes.tasker_score)
+    others, rest = np.asarray(episodes.count) - count, np.asarray(episodes.score) - score
+    return {
+        "episode/tasker_count": count.astype(int),
+        "episode/tasker_score": score / count,
+        "episode/explorer_score": np.where(others > 0, rest, np.nan) / others,
+    }
 
 
 def shortest(values: ArrayLike) -> np.ndarray:
