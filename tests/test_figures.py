@@ -48,6 +48,10 @@ def test_table_of_few_seeds_has_no_interval():
     assert "interval" not in printed(summarise([0.5], [3]), "t")
 
 
+def test_what_is_rounded_to_zero_has_no_minus():
+    assert [score_table.number(value, 2) for value in (-0.004, -0.006, 0.004)] == ["0.00", "-0.01", "0.00"]
+
+
 def test_table_marks_seeds_that_diverged():
     text = printed(summarise([0.5, NAN], [3, 4]), "t", {3: 1200, 4: 7})
     (line,) = [line for line in text.splitlines() if "diverged" in line]

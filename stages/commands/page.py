@@ -19,7 +19,7 @@ from stages.cli.arguments import mode_title
 from stages.cli.saved_settings import beyond_preset
 from stages.commands.page_frame import PAGE
 from stages.figures.curves import curves_figure
-from stages.figures.metric import ARRIVALS, metric_figure
+from stages.figures.metric import ARRIVALS, MOST_STROKES, metric_figure
 from stages.report.compare import NO_SETTING, Line, compare, described, show_value
 from stages.report.score_table import NO_INTERVAL_WORDS, decimals, number
 from stages.results.metrics import METRICS, MetricGroup, find_metric, label_of
@@ -43,6 +43,7 @@ def page(run: Result) -> str:
         _head(run),
         *(f'<p class="note">{escape(note)}</p>' for note in group.notes),
         _cards(run, line),
+        _reading(run),
         *(_section(run, group) for group in METRICS if group.title == FIRST_GROUP),
         _curves(run),
         *(_section(run, group) for group in METRICS if group.title != FIRST_GROUP),
@@ -85,8 +86,8 @@ def _cards(run: Result, line: Line) -> str:
             cards.append((label, number(estimate.value, digits), between))
     gap = line.estimates.get("optimality_gap")
     if gap is not None and np.isfinite(gap.value):
-        between = f"{gap.low:.0%} to {gap.high:.0%} of the scale" if line.seeds >= LEAST_SEEDS else "of the scale"
-        cards.append(("optimality gap", f"{gap.value:.0%}", between))
+        between = f"{gap.low:.0%} to {gap.high:.0%}, " if line.seeds >= LEAST_SEEDS else ""
+        cards.append(("optimality gap", f"{gap.value:.0%}", between + "short of the best score"))
     if np.isfinite(untrained := run.per_seed("untrained")).any():
         cards.append(("untrained", number(float(np.nanmean(untrained)), digits), "mean over seeds"))
     if np.isfinite(zero_shot := run.per_seed("zero_shot")).any():
@@ -101,8 +102,16 @@ def _cards(run: Result, line: Line) -> str:
     if peak := run.summary.get("peak_memory_mb"):
         cards.append(("peak memory", f"{peak / 1000:,.1f} GB", "of the leading process"))
     cells = "".join(f"<div><dt>{a}</dt><dd>{escape(b)}</dd><small>{escape(c)}</small></div>" for a, b, c in cards)
-    heading = "<h2>Final scores</h2><p>evaluation episodes after training; 95 % bootstrap intervals over seeds</p>"
-    return f'<section>{heading}<dl class="cards">{cells}</dl></section>'
+    words = "of the tasker's evaluation episodes after training; 95 % bootstrap intervals over seeds"
+    return f'<section><h2>Final scores</h2><p>{words}</p><dl class="cards">{cells}</dl></section>'
+
+
+def _reading(run: Result) -> str:
+    """What the small pictures draw: see `metric_figure`."""
+    faint = "each seed faint" if len(run.seeds) <= MOST_STROKES else "10 to 90 % of them shaded"
+    seeds = "the seed" if len(run.seeds) == 1 else f"the median over seeds bold, {faint}"
+    words = f"Small pictures: {seeds}, over rows of replay. The pointer on one shows its name in metrics.jsonl."
+    return f'<p class="reading">{words}</p>'
 
 
 def _curves(run: Result) -> str:

@@ -14,6 +14,7 @@ header p, section > p { margin: .1rem 0 .8rem; color: var(--grey); }
 section, details { margin-top: 2.2rem; }
 pre { margin: 0; padding: .6rem .8rem; background: var(--paper); border: 1px solid var(--line); border-radius: 8px;
   white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; }
+.reading { margin: 2.2rem 0 -1.6rem; color: var(--grey); }
 .note { margin: .8rem 0 0; color: var(--warn); }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(10.5rem, 1fr)); gap: .7rem; margin: .8rem 0 0; }
 .cards div, figure { background: var(--paper); border: 1px solid var(--line); border-radius: 8px; }

@@ -75,5 +75,5 @@ def decimals(extreme: float) -> int:
 
 
 def number(value: float, decimals: int) -> str:
-    """A score for people; a dash for none."""
-    return "-" if math.isnan(value) else f"{value:,.{decimals}f}"
+    """A score for people; a dash for none, and no minus before what is rounded to zero."""
+    return "-" if math.isnan(value) else f"{value:z,.{decimals}f}"
