@@ -143,6 +143,14 @@ def test_the_table_says_what_was_explored(tmp_path):
     assert table.rows[0][-4:] == ["10.5\nof 21", "by 1 of 2\nmedian not yet", "by 2 of 2\nepisode 35", "-0.62"]
 
 
+def test_the_title_is_of_the_trials_and_not_of_a_run_beside_them(tmp_path):
+    write_run(tmp_path / "a", ["--mode", "random"])
+    write_grid(tmp_path, [{"lr": "1e-3"}], [(1.0, 1.0)])
+    runs = read_runs([tmp_path])
+    assert runs[0].settings["config.mode"] == "random"
+    assert grid_of(runs).title == "Catch-bsuite, task: final scores after 200 steps a seed"
+
+
 def test_what_is_not_finished_is_said(tmp_path):
     write_grid(tmp_path, [{"lr": "1e-3"}], [(0.5, 0.7)])
     write_run(tmp_path / "lr=1e-2", ["--hypers.lr", "1e-2"], final=None)

@@ -52,7 +52,7 @@ def plot_grid(path: Path, grid: Grid) -> None:
     panels = 1 if mapped else max(1, len(grid.names))
     heights = [max(2.4, 0.5 * len(values[0]) + 1.0) if mapped else 2.9, 2.9]
     figure = new_figure(PICTURE_WIDTH, sum(heights) + 0.4)
-    figure.suptitle(wrapped(grid.title, 90), fontsize=11, color=INK, x=0.01, ha="left", parse_math=False)
+    figure.suptitle(wrapped(grid.title, 100), fontsize=11, color=INK, x=0.01, ha="left", parse_math=False)
     above, below = np.asarray(figure.subfigures(2, 1, height_ratios=heights))
     axes, scale = above.subplots(1, panels, squeeze=False)[0], _scale(grid)
     if mapped:

@@ -38,7 +38,7 @@ class Grid:
 
 
 def grid_of(runs: Sequence[Result]) -> Grid:
-    """The sweep that these runs are the trials of."""
+    """The sweep that these runs are the trials of. Runs without swept settings are no part of it."""
     cells, names = [], {}
     for run in runs:
         settings = run.summary.get("settings", {})
@@ -46,7 +46,8 @@ def grid_of(runs: Sequence[Result]) -> Grid:
         if run.finished and settings:
             cells.append(Cell(settings, summarise(run.per_seed("score"), run.seeds), novelty_of(run), run))
     cells.sort(key=lambda cell: -cell.summary.iqm if math.isfinite(cell.summary.iqm) else math.inf)
-    first, steps = runs[0], max((run.done for run in runs if run.finished), default=runs[0].done)
+    trials = [cell.run for cell in cells] or runs
+    first, steps = trials[0], max(run.done for run in trials)
     title = f"{first.env}, {mode_title(first.settings)}: final scores after {steps:,} steps a seed"
     untrained = np.concatenate([cell.run.per_seed("untrained") for cell in cells] or [np.zeros(0)])
     untrained = float(untrained[np.isfinite(untrained)].mean()) if np.isfinite(untrained).any() else math.nan
