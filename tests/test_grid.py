@@ -151,6 +151,20 @@ def test_the_title_is_of_the_trials_and_not_of_a_run_beside_them(tmp_path):
     assert grid_of(runs).title == "Catch-bsuite, task: final scores after 200 steps a seed"
 
 
+@pytest.mark.parametrize(
+    ("trials", "title"),
+    [
+        ([["--mode", "explore"], ["--mode", "explore", "--explorer-reward", "constant"]], "Catch-bsuite, explore: "),
+        ([["--mode", "explore", "--explorer-reward", "rnd"]] * 2, "Catch-bsuite, explore (rnd reward): "),
+        ([["--mode", "task"], ["--mode", "random"]], "Catch-bsuite: "),
+    ],
+)
+def test_the_title_has_what_was_not_swept(tmp_path, trials, title):
+    for name, words in zip("ab", trials, strict=True):
+        write_run(tmp_path / name, words, settings={"trial": name})
+    assert grid_of(read_runs([tmp_path])).title.startswith(title)
+
+
 def test_what_is_not_finished_is_said(tmp_path):
     write_grid(tmp_path, [{"lr": "1e-3"}], [(0.5, 0.7)])
     write_run(tmp_path / "lr=1e-2", ["--hypers.lr", "1e-2"], final=None)

@@ -47,11 +47,18 @@ def grid_of(runs: Sequence[Result]) -> Grid:
             cells.append(Cell(settings, summarise(run.per_seed("score"), run.seeds), novelty_of(run), run))
     cells.sort(key=lambda cell: -cell.summary.iqm if math.isfinite(cell.summary.iqm) else math.inf)
     trials = [cell.run for cell in cells] or runs
-    first, steps = trials[0], max(run.done for run in trials)
-    title = f"{first.env}, {mode_title(first.settings)}: final scores after {steps:,} steps a seed"
+    steps = max(run.done for run in trials)
+    title = f"{trials[0].env}{_shared_mode(trials)}: final scores after {steps:,} steps a seed"
     untrained = np.concatenate([cell.run.per_seed("untrained") for cell in cells] or [np.zeros(0)])
     untrained = float(untrained[np.isfinite(untrained)].mean()) if np.isfinite(untrained).any() else math.nan
     return Grid(title, list(names), cells, [run.name for run in runs if not run.finished], untrained)
+
+
+def _shared_mode(trials: Sequence[Result]) -> str:
+    """What of mode and reward all trials have, after a comma; nothing where modes were swept."""
+    titles = {mode_title(run.settings) for run in trials}
+    modes = {run.settings["config.mode"] for run in trials}
+    return next((f", {shared}" for (shared, *others) in (titles, modes) if not others), "")
 
 
 def table_of(grid: Grid) -> Table:
