@@ -326,7 +326,8 @@ def test_the_numbers_that_change_most_are_drawn():
     obs[:, 29] = [3, 3, 4, 4, 4]
     layout = layout_of(scene_of(ObsSpace((30,), "real"), obs, obs))
     assert layout.board is None
-    assert [number.name for number in layout.numbers] == ["0", "1", "2", "3", "4", "5", "20", "29"]
+    names = [number.name for number in layout.numbers]
+    assert names == [f"observation {index}" for index in (0, 1, 2, 3, 4, 5, 20, 29)]
     np.testing.assert_array_equal(layout.numbers[-1].truth, obs[:, 29])
 
 

@@ -70,7 +70,7 @@ def layout_of(scene: Scene) -> Layout:
     entries = list(zip_entries(scene.env.obs_space, scene.obs, scene.predicted))
     board = next((name for name, space, *_ in entries if is_board(space)), None)
     numbers = [
-        Series(name if truth.size == len(truth) else f"{name} {index}".strip(), *(x.astype(np.float64) for x in pair))
+        Series(_label(name, index, truth.size > len(truth)), *(x.astype(np.float64) for x in pair))
         for name, _, truth, predicted in entries
         if name != board
         for index, pair in enumerate(zip(_columns(truth), _columns(predicted), strict=True))
@@ -78,6 +78,12 @@ def layout_of(scene: Scene) -> Layout:
     changes = np.array([_changes(number, scene) for number in numbers])
     most = MOST_PLOTS if board is None else min(MOST_BESIDE, int((changes > 0).sum()))
     return Layout(board, [numbers[index] for index in sorted(np.argsort(-changes, kind="stable")[:most])])
+
+
+def _label(entry: str, index: int, of_several: bool) -> str:
+    """What a line is called: its entry, and which of the entry's numbers it is."""
+    entry = entry or "observation"  # an observation that is no dictionary has no name
+    return f"{entry} {index}" if of_several else entry
 
 
 def _columns(x: NDArray) -> NDArray:
