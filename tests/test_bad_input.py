@@ -238,3 +238,10 @@ def test_the_compilers_banners_are_silenced_unless_asked_for():
         assert done.returncode == 0, done.stderr
         said[level] = "Constant folding" in done.stderr
     assert said == {"": False, "0": True}
+
+
+@pytest.mark.parametrize("entrance", ["run.py", "stages/library/__init__.py"])
+def test_every_way_into_the_program_is_quiet_before_it_imports_jax(entrance):
+    starts = ("import stages", "from stages", "import jax", "from jax")
+    lines = [line for line in (ROOT / entrance).read_text().splitlines() if line.startswith(starts)]
+    assert lines[0].startswith("import stages.cli.quiet")
