@@ -126,6 +126,15 @@ def test_a_seed_that_has_not_arrived_is_later_in_the_picture():
     np.testing.assert_array_equal(median(False), [9.0, 20.0])
 
 
+def test_the_band_of_arrivals_is_open_above():
+    """Of ten seeds four have arrived: 10 % of them by episode 9, and the latest in 40."""
+    episodes = np.full((10, 2), NAN)
+    episodes[:4, 1] = 5, 9, 20, 40
+    [band] = metric_figure(np.arange(2.0), episodes, None, True).axes[0].collections
+    drawn = band.get_paths()[0].vertices[:, 1]
+    assert (drawn.min(), drawn.max()) == (9, 40)
+
+
 def test_many_seeds_are_a_band():
     count = lambda seeds: len(metric_figure(np.arange(3.0), np.ones((seeds, 3))).axes[0].lines)
     assert (count(8), count(9)) == (9, 1)

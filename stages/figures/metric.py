@@ -44,6 +44,8 @@ def metric_figure(steps: Floats, values: Floats, marker: float | None = None, ar
     has_value = np.isfinite(values).any(0)
     steps, values = steps[has_value], values[:, has_value]
     low, median, high = _percentiles(np.where(np.isfinite(values), values, np.inf) if arrival else values)
+    if arrival:  # the band is open above as long as a tenth of the seeds has not arrived
+        high = np.where(np.isfinite(low) & ~np.isfinite(high), np.nanmax(values), high)
     if len(values) <= MOST_STROKES:
         for seed_values in values:
             axes.plot(steps, seed_values, color=BLUE, alpha=0.35, linewidth=0.8)
