@@ -1,7 +1,7 @@
 """One small agent for all tests, and what costs a compile made once per session."""
 
 import os
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -230,54 +230,6 @@ WIDTHS = [(3, 11), (11, 3), (5, 5), (1, 4), (4, 1)]
 def draw(*shape: int, seed: int = 1) -> np.ndarray:
     """Standard normal numbers."""
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-def in_one_program(calls: Mapping[Hashable, tuple], options: dict[str, Any] | None = None) -> dict[Hashable, Any]:
-    """What functions return, by name, as numpy has it: all computed in one compiled program.
-
-    Args:
-        calls: by name, a function and its arguments. Arguments are the program's inputs, so that XLA's own evaluator
-            does not compute the results while it compiles.
-        options: those of the compiler.
-    """
-
-    def compute(arguments):
-        return [function(*args) for (function, *_), args in zip(calls.values(), arguments, strict=True)]
-
-    results = jax.jit(compute, compiler_options=options)([args for _, *args in calls.values()])
-    return dict(zip(calls, jax.tree.map(np.asarray, results), strict=True))
-
-
-def both_forms(calls: Mapping[Hashable, tuple]) -> dict[str, dict[Hashable, Any]]:
-    """`in_one_program` under "jit", and each function called as it stands under "eager"."""
-    eager = lambda function, *args: jax.tree.map(np.asarray, function(*jax.device_put(args)))
-    return {"jit": in_one_program(calls), "eager": {name: eager(*call) for name, call in calls.items()}}
-
-
-def value_and_grads(function: Callable) -> Callable:
-    """(cotangent, *arguments) -> the value of `function` and the gradients of its arguments."""
-
-    def both(out, *args):
-        value, back = jax.vjp(function, *args)
-        return value, back(jax.tree.map(lambda x, like: x.astype(like.dtype), out, value))
-
-    return both
-
-
-def compare(cases: Mapping[Hashable, tuple]) -> dict[Hashable, tuple]:
-    """Values and gradients of functions and of their plain forms, all in one program.
-
-    Args:
-        cases: by name, the function, its plain form, their arguments and the value's cotangent.
-
-    Returns:
-        by name, (value, gradients) of the function, and of its plain form.
-    """
-    calls = {}
-    for name, (fast, plain, args, out) in cases.items():
-        calls[name, "fast"], calls[name, "plain"] = ((value_and_grads(f), out, *args) for f in (fast, plain))
-    results = in_one_program(calls)
-    return {name: (results[name, "fast"], results[name, "plain"]) for name in cases}
 
 
 def scrambled(make: Callable, seed: int = 0):

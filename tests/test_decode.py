@@ -20,7 +20,8 @@ from stages.decode import ConvDecoder, MLPDecoder
 from stages.encode import features, image_shape
 from stages.rssm import Latent
 from tests.by_hand import conv, dense, linear, norm_silu, sigmoid
-from tests.conftest import in_one_program, observations, scrambled
+from tests.conftest import observations, scrambled
+from tests.programs import in_one_program
 
 D, S, K = 16, 3, 4
 MODEL = ModelConfig(deter=D, stoch=S, classes=K, units=6, depth=2, layers=3)

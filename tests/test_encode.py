@@ -17,7 +17,8 @@ from stages import encode
 from stages.config import ModelConfig
 from stages.encode import ConvEncoder, MLPEncoder
 from tests.by_hand import conv, norm_silu
-from tests.conftest import in_one_program, observations, scrambled
+from tests.conftest import observations, scrambled
+from tests.programs import in_one_program
 
 MODEL = ModelConfig(units=6, depth=2, layers=3)
 FLOAT = jnp.dtype(jnp.float32)

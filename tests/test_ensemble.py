@@ -31,7 +31,7 @@ from stages.ensemble import (
 from stages.loss import agent_loss
 from stages.replay import Row
 from stages.rssm import Latent
-from tests.conftest import AS_IN_A_RUN, arbitrary, in_one_program, observations, pick, to_device
+from tests.conftest import AS_IN_A_RUN, arbitrary, observations, pick, to_device
 from tests.ensembles import (
     HYPERS,
     MODEL,
@@ -51,6 +51,7 @@ from tests.ensembles import (
     model_of,
     observed,
 )
+from tests.programs import in_one_program
 
 
 def read(feat, action):

@@ -13,7 +13,8 @@ import pytest
 
 from stages.fast import kernels
 from tests.by_hand import softmax
-from tests.conftest import WIDTHS, both_forms, compare, draw, in_one_program, value_and_grads
+from tests.conftest import WIDTHS, draw
+from tests.programs import both_forms, compare, in_one_program, value_and_grads
 
 close = chex.assert_trees_all_close
 either = pytest.mark.parametrize("form", ["eager", "jit"])

@@ -16,7 +16,8 @@ import pytest
 
 from stages.networks import convolution, layers
 from stages.networks.recurrent import BlockGRU
-from tests.conftest import WIDTHS, both_forms, compare, draw, in_one_program, scrambled
+from tests.conftest import WIDTHS, draw, scrambled
+from tests.programs import both_forms, compare, in_one_program
 
 close = chex.assert_trees_all_close
 either = pytest.mark.parametrize("form", ["eager", "jit"])

@@ -12,7 +12,8 @@ import pytest
 from stages.networks.symlog import symexp, symlog
 from stages.networks.two_hot import cross_entropy, symexp_bins, two_hot, two_hot_loss, two_hot_mean
 from tests.by_hand import close, either, softmax
-from tests.conftest import AS_IN_A_RUN, in_one_program, value_and_grads
+from tests.conftest import AS_IN_A_RUN
+from tests.programs import in_one_program, value_and_grads
 
 BINS = symexp_bins(255)
 
