@@ -201,11 +201,11 @@ def _scores_by_turn(episodes: Episodes) -> dict[str, np.ndarray]:
     if episodes.tasker_count is None or episodes.tasker_score is None:
         return {}
     count, score = np.asarray(episodes.tasker_count), np.asarray(episodes.tasker_score)
-    others, rest = np.asarray(episodes.count) - count, np.asarray(episodes.score) - score
+    explorer_count, explorer_score = np.asarray(episodes.count) - count, np.asarray(episodes.score) - score
     return {
         "episode/tasker_count": count.astype(int),
         "episode/tasker_score": score / count,
-        "episode/explorer_score": np.where(others > 0, rest, np.nan) / others,
+        "episode/explorer_score": np.where(explorer_count > 0, explorer_score, np.nan) / explorer_count,
     }
 
 
