@@ -14,9 +14,9 @@ def _model(deter: int, width: int, classes: int, depth: int) -> ModelConfig:
 
 
 # Found by measurement on Catch (CPU, 8 to 32 seeds, 1,500 to 2,000 updates each): with entropy 3e-3 the actor commits
-# before the model is worth trusting, and with 0.03 six of 32 seeds stayed near 0.6 for good; 16 replayed rows a step beat
-# 32 at equal updates. The width and its learning rate are from DoorKey: 32 units, which had suited Catch, do not hold
-# such a view, and the tasker learned little from the goals that were found (docs/experiments/recipe.md).
+# before the model is worth trusting, and with 0.03 six of 32 seeds stayed near 0.6 for good; 16 replayed rows a step
+# beat 32 at equal updates. The width and its learning rate are from DoorKey: 32 units, which had suited Catch, do not
+# hold such a view, and the tasker learned little from the goals that were found (docs/experiments/recipe.md).
 _TINY = Config(
     steps=16_000,
     model=ModelConfig(deter=64, blocks=4, hidden=64, units=64, stoch=8, classes=4, depth=4, bins=63),
