@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 WORDS = [
     *("--seeds 4 --env DeepSea-bsuite --env.size 6 --env.action_map_per_seed true --preset tiny".split()),
-    *("--mode explore --steps 1200 --log-points 6".split()),
+    *("--mode explore --steps 1500 --log-points 6".split()),
 ]
 
 
