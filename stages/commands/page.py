@@ -102,16 +102,16 @@ def _cards(run: Result, line: Line) -> str:
     if peak := run.summary.get("peak_memory_mb"):
         cards.append(("peak memory", f"{peak / 1000:,.1f} GB", "of the leading process"))
     cells = "".join(f"<div><dt>{a}</dt><dd>{escape(b)}</dd><small>{escape(c)}</small></div>" for a, b, c in cards)
-    words = "of the tasker's evaluation episodes after training; 95 % bootstrap intervals over seeds"
-    return f'<section><h2>Final scores</h2><p>{words}</p><dl class="cards">{cells}</dl></section>'
+    caption = "of the tasker's evaluation episodes after training; 95 % bootstrap intervals over seeds"
+    return f'<section><h2>Final scores</h2><p>{caption}</p><dl class="cards">{cells}</dl></section>'
 
 
 def _reading(run: Result) -> str:
     """What the small pictures draw: see `metric_figure`."""
     faint = "each seed faint" if len(run.seeds) <= MOST_STROKES else "10 to 90 % of them shaded"
     seeds = "the seed" if len(run.seeds) == 1 else f"the median over seeds bold, {faint}"
-    words = f"Small pictures: {seeds}, over rows of replay. The pointer on one shows its name in metrics.jsonl."
-    return f'<p class="reading">{words}</p>'
+    legend = f"Small pictures: {seeds}, over rows of replay. The pointer on one shows its name in metrics.jsonl."
+    return f'<p class="reading">{legend}</p>'
 
 
 def _curves(run: Result) -> str:

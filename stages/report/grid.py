@@ -58,7 +58,7 @@ def _shared_mode(trials: Sequence[Result]) -> str:
     """What of mode and reward all trials have, after a comma; nothing where modes were swept."""
     titles = {mode_title(run.settings) for run in trials}
     modes = {run.settings["config.mode"] for run in trials}
-    return next((f", {shared}" for (shared, *others) in (titles, modes) if not others), "")
+    return next((f", {next(iter(texts))}" for texts in (titles, modes) if len(texts) == 1), "")
 
 
 def table_of(grid: Grid) -> Table:
