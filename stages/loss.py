@@ -104,8 +104,8 @@ def learn_behavior(
     Args:
         batch: the gradient of the replayed values may pass through its feat into the world model.
     """
-    behavior, target, objective, _ = learner
-    model, intrinsic = sg((model, learner.intrinsic))
+    behavior, target, objective, intrinsic = learner
+    model, intrinsic = sg((model, intrinsic))
     start = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch.latent)
     noise = draw_noise(model, behavior.actor, config.horizon, start.deter.shape[0], key=key)
     trajectory = imagine(model, behavior.actor, start, noise, hypers.unimix, hypers.policy_unimix, config.imagine_batch)

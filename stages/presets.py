@@ -13,10 +13,10 @@ def _model(deter: int, width: int, classes: int, depth: int) -> ModelConfig:
     return ModelConfig(deter=deter, hidden=width, units=width, classes=classes, depth=depth)
 
 
-# Found by measurement on Catch (CPU, 8 to 32 seeds, 1,500 to 2,000 updates each): with entropy 3e-3 the actor commits
-# before the model is worth trusting, and with 0.03 six of 32 seeds stayed near 0.6 for good; 16 replayed rows a step
-# beat 32 at equal updates. The width and its learning rate are from DoorKey: 32 units, which had suited Catch, do not
-# hold such a view, and the tasker learned little from the goals that were found (docs/experiments/recipe.md).
+# Found by measurement on Catch (CPU, 32 units, 8 to 32 seeds, 1,500 to 2,000 updates each): with entropy 3e-3 the actor
+# commits before the model is worth trusting, and with 0.03 six of 32 seeds stayed near 0.6 for good; 16 replayed rows a
+# step beat 32 at equal updates. The width and its learning rate are from DoorKey: 32 units reconstruct its view three
+# times worse, and the tasker learned less from the same goals (docs/experiments/recipe.md).
 _TINY = Config(
     steps=16_000,
     model=ModelConfig(deter=64, blocks=4, hidden=64, units=64, stoch=8, classes=4, depth=4, bins=63),
@@ -73,7 +73,7 @@ def explore_settings(config: Config, hypers: Hypers) -> tuple[Config, Hypers]:
 
     Members that learn the posterior's probabilities with the model disagree more with more visits: their disagreement
     follows where the model has learned. Made as here, its rank correlation with visits is -0.87 after 100 episodes of
-    Deep Sea 10 (16 seeds, train ratio 64, without episodic novelty).
+    Deep Sea 10 (16 seeds, 32 units, train ratio 64, without episodic novelty).
 
     Where an episode may visit a state many times, disagreement alone explores no better than chance. The explorer is
     paid again and again for one rare state. Sums of small rewards over hundreds of steps hide what an action gives.

@@ -95,7 +95,7 @@ def test_a_page_is_whole_and_needs_nothing_else(tmp_path):
     said = " ".join(elements.words)
     assert "the median over seeds bold, each seed faint, over rows of replay" in said
     assert "--mode task" in said and "--env DeepSea-bsuite --env.size 6 --steps 200 --hypers.lr 0.001" in said
-    assert re.search(r"<td>hypers.lr</td><td>0.001</td><td>0.005</td>", text)
+    assert re.search(r"<td>hypers.lr</td><td>0.001</td><td>0.002</td>", text)
     assert "<td>4</td><td>0.99</td><td>0</td><td>12</td><td>-</td><td>8</td>" in text, "seed 4's numbers"
 
 

@@ -172,7 +172,7 @@ def test_a_finished_run_is_left_alone(whole, capsys):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--hypers.lr", "0.5"], "--hypers.lr 0.005 (now 0.5)"),
+        (["--hypers.lr", "0.5"], "--hypers.lr 0.002 (now 0.5)"),
         (["--seeds", "3"], "--seeds 2 (now 3)"),
         (["--steps", "24"], "--steps 25 (now 24)"),
         (["--horizon", "3", "--env", "CartPole-v1"], "--env Catch-bsuite (now CartPole-v1), --horizon 2 (now 3)"),

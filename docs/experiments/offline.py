@@ -2,19 +2,20 @@
 
     python docs/experiments/offline.py RUN --updates 6000 --every 2000 [FLAGS OF run.py: --preset, --model.units, ...]
 
-The rows of RUN's newest checkpoint are the replay of new agents, one for each of its seeds, and nothing is added to
-them. They learn in mode task with the environment of RUN, and with the preset and the other flags that are given. So
-sizes and learning rates are compared on the same rows in minutes, where a run that explores takes an hour. A line for
-each evaluation:
+The rows of RUN's newest checkpoint are the replay of new agents, one for each seed of its newest round, and nothing is
+added to them. They learn in mode task with the environment of RUN, and with the preset and the other flags that are
+given. So sizes and learning rates are compared on the same rows in minutes, where a run that explores takes an hour. A
+line for each evaluation:
 
-- score: of the tasker, each seed's mean.
-- value, imagined reward, replayed reward: means over the updates since the line before. Where the goal pays 1 and ends
-  the episode, a value above 1 is wrong, and imagination finds the goal too often where its reward is larger than what
-  the tasker's own episodes earn.
+- score: of the tasker, the mean over seeds and each seed's own. earned: its reward a row in those episodes.
+- value, imagined reward, replayed reward: means over the updates since the line before. Imagined states behind an end
+  count in full. Where the goal pays 1 and ends the episode, a value above 1 is wrong. Where imagination pays far more
+  than is earned, the model errs.
 - recon, kl: nats of a row.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import sys
 from pathlib import Path
@@ -25,27 +26,25 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "bench"))
 
 from common import table
 
-import envs  # by the path that common adds
-from envs.environment import Environment
+from envs.environment import Environment  # by the path that common adds
 from stages import train
 from stages.cli.parse import parse
 from stages.cli.processes import Processes
 from stages.config import Config, Hypers
 from stages.evaluate import evaluate
 from stages.replay import StepCounters
-from stages.store.checkpoint import Checkpoints
-from stages.store.files import RunFolderError
-from stages.store.folder import read_config
+from stages.store.arrays import leaves_by_path
+from stages.store.checkpoint import CheckpointId, Checkpoints
+from stages.store.load import load_run
 from stages.train import TrainState
 
-LATENTS = ("deter", "stoch")  # of the ring: of the agent that collected, and of its sizes
 CHUNK = 250  # updates of one call
 SHOWN = {
     "value": "val_extrinsic",
@@ -61,42 +60,42 @@ class Bench(NamedTuple):
     """What is learned, and from what."""
 
     env: Environment
+    env_params: PyTree[Array]  # [S, ...], what the run's environments drew
     config: Config
     hypers: Hypers
-    rows: dict[str, NDArray[np.generic]]  # [S, C, N, ...], fields of replay.Row
-
-
-def rows_of(folder: Path) -> dict[str, NDArray[np.generic]]:
-    """The replay of a run's newest checkpoint without its latents. Raises RunFolderError where there is none."""
-    checkpoints = Checkpoints(folder, Processes(), keep=1, reads=True)
-    if (newest := checkpoints.newest()) is None:
-        raise RunFolderError(f"{str(folder)!r} has no checkpoint")
-    fields = {name.rpartition(".ring.")[2]: x for name, x in checkpoints.arrays(newest).items() if ".ring." in name}
-    return {name: np.asarray(x) for name, x in fields.items() if name not in LATENTS}
+    rows: dict[str, NDArray[np.generic]]  # [S, C, N, ...], fields of replay.Row by their paths, without the latents
+    collected: int  # rows of each environment: fewer than C where the run is unfinished, more where the ring is full
 
 
 def bench_of(folder: Path, flags: list[str]) -> Bench:
     """The environment and rows of a run, with the settings of `flags`. Raises RunFolderError, ConfigError, EnvError."""
-    saved, rows = read_config(folder)["config"], rows_of(folder)
-    env_args = [word for name, value in saved["env_args"] for word in (f"--env.{name}", value)]
-    capacity = rows["reward"].shape[1] * rows["reward"].shape[2]
-    arguments = parse(["--env", saved["env"], *env_args, "--mode", "task", "--steps", str(capacity), *flags])
-    config = dataclasses.replace(arguments.config, envs=rows["reward"].shape[2])
-    return Bench(envs.make(config.env, dict(config.env_args)), config, arguments.hypers, rows)
+    loaded = load_run(folder, trust=True)
+    group = loaded.groups[-1]
+    with contextlib.closing(Checkpoints(loaded.path, Processes(), keep=0, reads=True)) as checkpoints:
+        arrays = checkpoints.arrays(CheckpointId(len(loaded.groups) - 1, group.step))
+    paths = {name: name.removeprefix("[0].ring") for name in arrays if name.startswith("[0].ring")}
+    rows = {path: np.asarray(arrays[name]) for name, path in paths.items() if path not in (".deter", ".stoch")}
+    capacity, envs = rows[".reward"].shape[1:]
+    env_args = [word for name, value in group.config.env_args for word in (f"--env.{name}", value)]
+    words = ["--env", group.config.env, *env_args, "--mode", "task", "--steps", str(capacity * envs), *flags]
+    arguments = parse(words)
+    config = dataclasses.replace(arguments.config, envs=envs)
+    return Bench(group.env, group.env_params, config, arguments.hypers, rows, group.step // envs)
 
 
 def learn(bench: Bench, updates: int, every: int) -> list[dict[str, str | float | int]]:
     """The table's lines, each printed when it is known."""
-    env, config, hypers, rows = bench
-    seeds, capacity = rows["reward"].shape[:2]
-    filled = jnp.asarray(capacity, jnp.int32)
-    clock = StepCounters(filled, filled)  # no window is new: all are drawn uniformly
+    env, _, config, hypers, rows, collected = bench
+    seeds = rows[".reward"].shape[0]
+    step = jnp.asarray(collected, jnp.int32)
+    clock = StepCounters(step, step * config.envs)  # no window is new: all are drawn uniformly
 
     def start(inputs):
-        key, stored = inputs
+        key, stored, env_params = inputs
         state = train.init(env, config, hypers, key=key)
-        ring = dataclasses.replace(state.ring, **stored)
-        return dataclasses.replace(state, ring=ring)
+        leaves = [stored.get(path, leaf) for path, leaf in leaves_by_path(state.ring).items()]
+        ring = jax.tree.unflatten(jax.tree.structure(state.ring), leaves)
+        return dataclasses.replace(state, ring=ring, env_params=env_params)
 
     def update(carry, _):
         state, clock, metrics = train.update(config, *carry)
@@ -106,20 +105,23 @@ def learn(bench: Bench, updates: int, every: int) -> list[dict[str, str | float 
         (state, _), metrics = lax.scan(update, (state, clock), length=CHUNK)
         return state, jax.tree.map(jnp.mean, metrics)
 
-    def score(inputs):
+    def play(inputs):
         state, key = inputs
-        return evaluate(env.with_params(state.env_params), state.agent, config, state.hypers, key=key)[0].mean()
+        score, length = evaluate(env.with_params(state.env_params), state.agent, config, state.hypers, key=key)
+        return score.mean(), score.sum() / length.sum()
 
     # Seeds one after the other, as run.py computes them on a core.
-    states = jax.jit(lambda inputs: lax.map(start, inputs))((jr.split(jr.key(0), seeds), rows))
-    chunks, scores = jax.jit(lambda states: lax.map(chunk, states)), jax.jit(lambda inputs: lax.map(score, inputs))
+    started = (jr.split(jr.key(0), seeds), rows, bench.env_params)
+    states = jax.jit(lambda inputs: lax.map(start, inputs))(started)
+    chunks, plays = jax.jit(lambda states: lax.map(chunk, states)), jax.jit(lambda inputs: lax.map(play, inputs))
     lines, means = [], []
     for done in range(CHUNK, updates + 1, CHUNK):
         states, metrics = chunks(states)
         means.append({name: np.asarray(x).mean() for name, x in metrics.items()})
         if done % every == 0:
-            reached = np.asarray(scores((states, jr.split(jr.key(done), seeds))))
-            line = {"updates": done, "score": f"{reached.mean():.2f} ({', '.join(f'{x:.2f}' for x in reached)})"}
+            score, earned = map(np.asarray, plays((states, jr.split(jr.key(done), seeds))))
+            line = {"updates": done, "score": f"{score.mean():.2f} ({', '.join(f'{x:.2f}' for x in score)})"}
+            line |= {"earned": float(earned.mean())}
             lines.append(line | {name: float(np.mean([mean[name] for mean in means])) for name in SHOWN})
             print(lines[-1], flush=True)
             means = []
@@ -133,6 +135,8 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=6000)
     parser.add_argument("--every", type=int, default=2000, help="updates between two evaluations")
     words, flags = parser.parse_known_args()
+    if words.every % CHUNK or words.updates % words.every:
+        parser.error(f"--every must be a multiple of {CHUNK}, and --updates a multiple of --every")
     try:
         bench = bench_of(words.run, flags)
     except ValueError as error:  # all errors of the program's are
