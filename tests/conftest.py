@@ -75,7 +75,9 @@ if version("jaxlib").startswith("0.10."):
 
 # Modules, and tests of other modules, whose runs are of one configuration go to one process. Others go by module.
 GROUPS = {
-    **dict.fromkeys(["test_best", "test_grid", "test_library", "test_novelty", "test_resume"], "rounds"),
+    **dict.fromkeys(
+        ["test_best", "test_grid", "test_library", "test_novelty", "test_offline", "test_resume"], "rounds"
+    ),
     "test_metrics::test_every_key_of_a_run_is_in_the_table[explore, then adapt]": "rounds",
     "test_run::test_a_run_leaves_its_files": "rounds",
     "test_run::test_explore_then_adapt": "rounds",

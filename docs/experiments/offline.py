@@ -41,7 +41,8 @@ from stages.config import Config, Hypers
 from stages.evaluate import evaluate
 from stages.replay import StepCounters
 from stages.store.arrays import leaves_by_path
-from stages.store.checkpoint import CheckpointId, Checkpoints
+from stages.store.checkpoint import FOLDER, CheckpointId, Checkpoints
+from stages.store.files import RunFolderError
 from stages.store.load import load_run
 from stages.train import TrainState
 
@@ -71,10 +72,16 @@ def bench_of(folder: Path, flags: list[str]) -> Bench:
     """The environment and rows of a run, with the settings of `flags`. Raises RunFolderError, ConfigError, EnvError."""
     loaded = load_run(folder, trust=True)
     group = loaded.groups[-1]
+    if not (loaded.path / FOLDER).exists():
+        raise RunFolderError(
+            f"{str(folder)!r} is a trial of a sweep, whose rows are not saved by trial: name another run"
+        )
     with contextlib.closing(Checkpoints(loaded.path, Processes(), keep=0, reads=True)) as checkpoints:
         arrays = checkpoints.arrays(CheckpointId(len(loaded.groups) - 1, group.step))
     paths = {name: name.removeprefix("[0].ring") for name in arrays if name.startswith("[0].ring")}
-    rows = {path: np.asarray(arrays[name]) for name, path in paths.items() if path not in (".deter", ".stoch")}
+    # Behind the seeds there may be some that fill up a round.
+    seeds = slice(len(group.seeds))
+    rows = {path: np.asarray(arrays[name])[seeds] for name, path in paths.items() if path not in (".deter", ".stoch")}
     capacity, envs = rows[".reward"].shape[1:]
     env_args = [word for name, value in group.config.env_args for word in (f"--env.{name}", value)]
     words = ["--env", group.config.env, *env_args, "--mode", "task", "--steps", str(capacity * envs), *flags]
