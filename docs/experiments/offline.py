@@ -142,7 +142,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=6000)
     parser.add_argument("--every", type=int, default=2000, help="updates between two evaluations")
     words, flags = parser.parse_known_args()
-    if words.every % CHUNK or words.updates % words.every:
+    if min(words.every, words.updates) < CHUNK or words.every % CHUNK or words.updates % words.every:
         parser.error(f"--every must be a multiple of {CHUNK}, and --updates a multiple of --every")
     try:
         bench = bench_of(words.run, flags)
