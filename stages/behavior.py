@@ -19,13 +19,11 @@ from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from envs.environment import ActionSpace
-from stages.config import Hypers, ModelConfig, Norm
+from stages.config import Hypers, ModelConfig, Norm, Scalar
 from stages.fast import blocks
 from stages.imagine import Trajectory
 from stages.networks.heads import Actor, TwoHotHead
 from stages.returns import ReturnScale, divisor, lambda_return, update_rms, update_scale
-
-Scalar = Float[Array, ""] | float
 
 
 class Behavior(eqx.Module):

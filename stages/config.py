@@ -10,11 +10,14 @@ from fractions import Fraction
 from typing import Literal
 
 import equinox as eqx
+from jaxtyping import Array, Float
 from tyro.conf import Suppress
 
 Mode = Literal["task", "explore", "mix", "random"]
 Norm = Literal["returns", "advantages", "rms"]
 ExplorerReward = Literal["disagreement", "constant", "rnd", "elliptical", "count"]
+Scalar = Float[Array, ""] | float
+"""A hyperparameter where it is used: a Python number, or an array without axes, as a sweep has it."""
 
 MOST_STEPS = 4096  # of one iteration, and so the least frequent schedule: one update after so many steps
 

@@ -13,6 +13,7 @@ from jax import lax
 from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from stages.config import Scalar
 from stages.fast import blocks
 from stages.networks.heads import Actor
 from stages.replay import Row
@@ -47,8 +48,8 @@ def imagine(
     actor: Actor,
     start: Latent,
     noise: Noise,
-    unimix: Float[Array, ""] | float,
-    policy_unimix: Float[Array, ""] | float,
+    unimix: Scalar,
+    policy_unimix: Scalar,
     block: int = 0,
 ) -> Trajectory:
     """Imagine from each start, which is step 0 of its trajectory.
@@ -100,7 +101,7 @@ def posterior(model: WorldModel, rows: Row) -> Latent:
 
 
 def open_loop(
-    model: WorldModel, rows: Row, observed: Bool[Array, "T N"], unimix: Float[Array, ""] | float, *, key: PRNGKeyArray
+    model: WorldModel, rows: Row, observed: Bool[Array, "T N"], unimix: Scalar, *, key: PRNGKeyArray
 ) -> Latent:
     """The model's states at rows of which it sees some: [T, N, ...].
 

@@ -14,8 +14,8 @@ from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from stages.agent import Agent, Targets
-from stages.behavior import Behavior, BehaviorTarget, Objective, Replayed, Scalar, behavior_loss
-from stages.config import Config, Hypers
+from stages.behavior import Behavior, BehaviorTarget, Objective, Replayed, behavior_loss
+from stages.config import Config, Hypers, Scalar
 from stages.imagine import draw_noise, imagine
 from stages.intrinsic import IntrinsicReward
 from stages.replay import Row

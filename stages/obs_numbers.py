@@ -14,7 +14,7 @@ from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from envs.environment import Obs, Space, obs_entries
-from stages.config import Config, EnsembleConfig, Hypers
+from stages.config import Config, EnsembleConfig, Hypers, Scalar
 from stages.decode import decode_mean
 from stages.encode import flat_numbers, join, number_count
 from stages.rssm import bound_action, latent_of
@@ -84,7 +84,7 @@ class ObsNumbers(eqx.Module):
         assert self.projection is not None
         return numbers @ self.projection / math.sqrt(numbers.shape[-1])
 
-    def fourier(self, numbers: Float[Array, "... P"], sharpness: Float[Array, ""] | float) -> Float[Array, "... V"]:
+    def fourier(self, numbers: Float[Array, "... P"], sharpness: Scalar) -> Float[Array, "... V"]:
         """Random Fourier features of normalised numbers, V = 2 W, of mean square 1 (Rahimi & Recht 2007).
 
         Their product for two observations is exp(-sharpness^2 d / 2) in expectation, where d is the mean squared

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from stages.config import Hypers
+from stages.config import Hypers, Scalar
 from stages.fast.kernels import last_sum
 from stages.fast.rows import WIDTH, from_rows, tensor_rows, tensor_sums, to_rows
 
@@ -44,7 +44,7 @@ def adaptive_clip(
     grads: Float[Array, "R 64"],
     params: Float[Array, "R 64"],
     counts: np.ndarray,
-    clip: Float[Array, ""] | float,
+    clip: Scalar,
     floor: float = 1e-3,
 ) -> Float[Array, "R 64"]:
     """Scale each tensor's gradient so that its norm is at most `clip` times the parameter's (at least `floor`) norm.

@@ -10,13 +10,15 @@ from jax import lax
 from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Bool, Float
 
+from stages.config import Scalar
+
 
 def lambda_return(
     reward: Float[Array, "T *b"],
     value: Float[Array, "T *b"],
     discount: Float[Array, "T *b"],
     last: Bool[Array, "T *b"] | Float[Array, "T *b"],
-    lam: Float[Array, ""] | float,
+    lam: Scalar,
 ) -> Float[Array, "T-1 *b"]:
     """R_t = r_{t+1} + d_{t+1} ((1 - l_{t+1}) v_{t+1} + l_{t+1} R_{t+1}), l = lam (1 - last) (DreamerV3, eq. 5).
 
@@ -53,7 +55,7 @@ class ReturnScale(eqx.Module):
 def update_scale(
     scale: ReturnScale,
     returns: Float[Array, "..."],
-    rate: Float[Array, ""] | float,
+    rate: Scalar,
     weight: Float[Array, "..."] | None = None,
 ) -> ReturnScale:
     """One step of the moving averages towards the percentiles of `returns`; sends no gradient.
@@ -72,7 +74,7 @@ def update_scale(
 def update_rms(
     scale: ReturnScale,
     advantages: Float[Array, "..."],
-    rate: Float[Array, ""] | float,
+    rate: Scalar,
     weight: Float[Array, "..."],
 ) -> ReturnScale:
     """The root mean square of `advantages`, which rises at once and falls slowly; sends no gradient.
@@ -99,7 +101,7 @@ def weighted_percentiles(
     return x.ravel()[order][jnp.minimum(at, x.size - 1)]
 
 
-def divisor(scale: ReturnScale, floor: Float[Array, ""] | float, debias: bool) -> Float[Array, ""]:
+def divisor(scale: ReturnScale, floor: Scalar, debias: bool) -> Float[Array, ""]:
     """max(floor, S). `debias` corrects the averages for their start at zero, which a floor of 1 hides (DreamerV3)
     and a small one does not."""
     spread = scale.high - scale.low

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from stages.behavior import Objective, Scalar
-from stages.config import Config, Hypers
+from stages.behavior import Objective
+from stages.config import Config, Hypers, Scalar
 from stages.count import CountBonus
 from stages.elliptical import EllipticalBonus
 from stages.episodic import imagined_novelty, modulator, past_of, replayed_novelty

@@ -15,14 +15,12 @@ from jax.lax import stop_gradient as sg
 from jax.nn import one_hot
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt8
 
-from stages.config import ModelConfig
+from stages.config import ModelConfig, Scalar
 from stages.fast.kernels import norm_silu, product
 from stages.fast.scan import scan
 from stages.networks.distributions import Categorical
 from stages.networks.layers import MLP, Dense, Linear
 from stages.networks.recurrent import BlockGRU, PackedGRU
-
-Unimix = Float[Array, ""] | float
 
 
 class Latent(eqx.Module):
@@ -99,7 +97,7 @@ def observe_embeds(
     action: Float[Array, "T B A"],
     is_first: Bool[Array, "T B"],
     uniform: Float[Array, "T B S"],
-    unimix: Unimix,
+    unimix: Scalar,
 ) -> tuple[Latent, Categorical, Categorical]:
     """Run the posterior through a window.
 
@@ -136,7 +134,7 @@ def observe_step(
     action: Float[Array, "*b A"],
     is_first: Bool[Array, "*b"],
     uniform: Float[Array, "*b S"],
-    unimix: Unimix,
+    unimix: Scalar,
 ) -> Latent:
     """One step with an observation: the posterior state. Arguments as in observe_embeds, of one row."""
     dynamics = _pack(rssm)
@@ -150,7 +148,7 @@ def imagine_step(
     latent: Latent,
     action: Float[Array, "*b A"],
     uniform: Float[Array, "*b S"],
-    unimix: Unimix,
+    unimix: Scalar,
 ) -> Latent:
     """One step without an observation: a state sampled from the prior. Arguments as in observe_embeds, of one row."""
     dynamics = _pack(rssm)

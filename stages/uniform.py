@@ -9,6 +9,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from envs.environment import ActionSpace
+from stages.config import Scalar
 from stages.networks.distributions import ActionDistribution, policy_at
 
 
@@ -31,7 +32,7 @@ class UniformActor(eqx.Module):
 
     actions: ActionSpace = eqx.field(static=True)
 
-    def __call__(self, feat: Float[Array, "... F"], unimix: Float[Array, ""] | float) -> ActionDistribution | Box:
+    def __call__(self, feat: Float[Array, "... F"], unimix: Scalar) -> ActionDistribution | Box:
         """The same distribution at every feature."""
         del unimix
         zeros = jnp.zeros((*feat.shape[:-1], self.actions.size))

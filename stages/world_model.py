@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
 from envs.environment import ActionSpace, Obs, Space
 from stages import rssm
-from stages.config import Config, Hypers
+from stages.config import Config, Hypers, Scalar
 from stages.decode import Decoder, make_decoder, recon_losses, sum_entries
 from stages.encode import Encoder, embed_size, make_encoder
 from stages.networks.distributions import Categorical, kl
@@ -74,7 +74,7 @@ def observe(
     action: Float[Array, "T B A"],
     obs: Obs,
     is_first: Bool[Array, "T B"],
-    unimix: Float[Array, ""] | float,
+    unimix: Scalar,
     *,
     key: PRNGKeyArray,
 ) -> Observed:
@@ -136,7 +136,7 @@ def model_loss(
 
 
 def balanced_kl(
-    post: Categorical, prior: Categorical, free_nats: Float[Array, ""] | float
+    post: Categorical, prior: Categorical, free_nats: Scalar
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     """The two KL losses of DreamerV3, eq. 3: dynamics (moves the prior) and representation (moves the posterior).
 

@@ -19,7 +19,7 @@ from envs.environment import Environment, Obs, obs_entries, zip_entries
 from stages.agent import Agent
 from stages.behavior import Behavior
 from stages.collect import collect, start
-from stages.config import Hypers
+from stages.config import Hypers, Scalar
 from stages.decode import Decoder, recon_loss, reconstruct
 from stages.encode import join
 from stages.imagine import open_loop, posterior
@@ -98,7 +98,7 @@ def open_loop_errors(
     model: WorldModel,
     rows: Row,
     ahead: tuple[int, ...],
-    unimix: Float[Array, ""] | float,
+    unimix: Scalar,
     context: int = CONTEXT,
     present: Int[Array, ""] | int | None = None,
     *,

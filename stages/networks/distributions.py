@@ -18,6 +18,7 @@ from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from envs.environment import ActionSpace
+from stages.config import Scalar
 from stages.fast.kernels import matmul_highest, softmax
 
 MIN_STD, MAX_STD = 0.1, 1.0
@@ -81,7 +82,7 @@ class BoundedNormal(eqx.Module):
     parts: ClassVar = 2  # the reference's mean and standard deviation come from a layer each
 
     @staticmethod
-    def from_outputs(outputs: Float[Array, "... O"], unimix: Float[Array, ""] | float) -> "BoundedNormal":
+    def from_outputs(outputs: Float[Array, "... O"], unimix: Scalar) -> "BoundedNormal":
         """The first half of the outputs gives the mean, the second the standard deviation; no uniform share."""
         del unimix
         mean, std = jnp.split(outputs, 2, -1)
@@ -155,9 +156,7 @@ POLICIES: dict[str, type[ActionDistribution]] = {
 """Kind of action space -> the distribution that an actor has over it."""
 
 
-def policy_at(
-    actions: ActionSpace, outputs: Float[Array, "... O"], unimix: Float[Array, ""] | float
-) -> ActionDistribution:
+def policy_at(actions: ActionSpace, outputs: Float[Array, "... O"], unimix: Scalar) -> ActionDistribution:
     """The distribution over actions that an actor's outputs stand for."""
     if actions.kind == "multi_discrete":
         return MultiCategorical.from_outputs(outputs, unimix, actions)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from envs.environment import ActionSpace
-from stages.config import ModelConfig
+from stages.config import ModelConfig, Scalar
 from stages.networks.distributions import POLICIES, ActionDistribution, policy_at
 from stages.networks.layers import Head
 from stages.networks.two_hot import symexp_bins, two_hot_loss, two_hot_mean
@@ -27,7 +27,7 @@ class Actor(eqx.Module):
         self.head = Head(*sizes, scale=0.01, parts=policy.parts, key=key)
         self.actions = actions
 
-    def __call__(self, feat: Float[Array, "... F"], unimix: Float[Array, ""] | float) -> ActionDistribution:
+    def __call__(self, feat: Float[Array, "... F"], unimix: Scalar) -> ActionDistribution:
         """The policy at these features; `unimix` is the uniform share of a categorical one."""
         return policy_at(self.actions, self.head(feat), unimix)
 
@@ -59,7 +59,7 @@ class TwoHotHead(eqx.Module):
         self,
         logits: Float[Array, "*b I"],
         *targets: Float[Array, "*b"],
-        weights: tuple[Float[Array, ""] | float, ...] = (1.0,),
+        weights: tuple[Scalar, ...] = (1.0,),
     ) -> Float[Array, "*b"]:
         """Cross-entropy to the two-hot of each target, weighted and summed, nats; no gradient to targets."""
         return two_hot_loss(logits, jnp.stack(targets), jnp.stack([jnp.float32(w) for w in weights]), self.bins)
