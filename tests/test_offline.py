@@ -1,13 +1,18 @@
 """Learning from the rows of a run: what docs/experiments/offline.py takes from its folder."""
 
+import dataclasses
 import sys
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 import pytest
 
-from stages import library
+from stages import library, train
 from stages.config import ConfigError
+from stages.networks.two_hot import symexp_bins
 from stages.store.files import RunFolderError
 from tests.runs import ROOT, ROUNDS, rows
 
@@ -50,3 +55,18 @@ def test_what_cannot_be_read_is_said_in_one_line(recorded, tmp_path):
         offline.bench_of(tmp_path, [])
     with pytest.raises(ConfigError, match=r"--hypers\.lr"):
         offline.bench_of(recorded(*ROUNDS)[0], ["--hypers.lr", "-1"])
+
+
+@pytest.mark.parametrize(("share", "logit", "expected"), [(1.0, 30.0, 4.0), (1.0, 0.0, 1.875), (0.5, -30.0, 0.5)])
+def test_an_imagined_score_is_what_the_heads_pay_until_the_end(bench, share, logit, expected):
+    """Heads that say the same everywhere, and four steps: a geometric sum of the reward of one bin."""
+    env, hypers = dataclasses.replace(bench.env, time_limit=4), dataclasses.replace(bench.hypers, discount_horizon=1e9)
+    state = train.init(env, bench.config, hypers, key=jr.key(0))
+    ring = dataclasses.replace(state.ring, is_last=state.ring.is_last.at[::3].set(True))
+    head, zero = state.agent.model.reward, state.agent.model.reward.bins // 2
+    rewards = jnp.full(head.bins, -1e9).at[zero].set(jnp.log(1 - share)).at[zero + 1].set(jnp.log(share))
+    biases = lambda agent: (agent.model.reward.head.out.bias, agent.model.cont.head.out.bias)
+    agent = eqx.tree_at(biases, state.agent, (rewards, jnp.full((1,), logit)))
+    agent = eqx.tree_at(lambda agent: agent.model.cont.head.out.weight, agent, replace_fn=jnp.zeros_like)
+    found = offline.imagined_score(dataclasses.replace(state, agent=agent, ring=ring), 8, env, key=jr.key(1))
+    assert float(found) == pytest.approx(expected * symexp_bins(head.bins)[zero + 1], rel=1e-4)

@@ -8,6 +8,8 @@ given. So sizes and learning rates are compared on the same rows in minutes, whe
 line for each evaluation:
 
 - score: of the tasker, the mean over seeds and each seed's own. earned: its reward a row in those episodes.
+- imagined score: what the world model says that the tasker scores from replayed rows on, within the time limit. A model
+  that is right says about as much as the score.
 - value, imagined reward, replayed reward: means over the updates since the line before. Imagined states behind an end
   count in full. Where the goal pays 1 and ends the episode, a value above 1 is wrong. Where imagination pays far more
   than is earned, the model errs.
@@ -26,7 +28,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "bench"))
@@ -39,6 +41,7 @@ from stages.cli.parse import parse
 from stages.cli.processes import Processes
 from stages.config import Config, Hypers
 from stages.evaluate import evaluate
+from stages.imagine import draw_noise, imagine, posterior
 from stages.replay import StepCounters
 from stages.store.arrays import leaves_by_path
 from stages.store.checkpoint import FOLDER, CheckpointId, Checkpoints
@@ -55,6 +58,9 @@ SHOWN = {
     "kl": "kl",
 }
 """Column -> metric of an update."""
+
+
+IMAGINED = 256  # replayed rows that an imagined score starts from
 
 
 class Bench(NamedTuple):
@@ -90,6 +96,24 @@ def bench_of(folder: Path, flags: list[str]) -> Bench:
     return Bench(group.env, group.env_params, config, arguments.hypers, rows, group.step // envs)
 
 
+def imagined_score(state: TrainState, collected: int, env: Environment, *, key: PRNGKeyArray) -> Float[Array, ""]:
+    """The undiscounted rewards that model and tasker expect, each times the probability that the episode goes on."""
+    key_rows, key_noise = jr.split(key)
+    model, actor, hypers = state.agent.model, state.agent.tasker.actor, state.hypers
+    capacity, envs = state.ring.reward.shape
+    chosen = jr.randint(key_rows, (IMAGINED,), 0, min(collected, capacity) * envs)
+    rows = jax.tree.map(lambda x: x.reshape(capacity * envs, *x.shape[2:])[chosen], state.ring)
+    noise = draw_noise(model, actor, env.time_limit, IMAGINED, key=key_noise)
+    start, shares = posterior(model, rows), (hypers.unimix, hypers.policy_unimix)
+    trajectory = imagine(model, actor, start, noise, *shares, block=IMAGINED)
+    reward = model.reward.mean(model.reward(trajectory.feat[0]))
+    goes_on = jnp.minimum(1.0, trajectory.cont[0] / (1 - 1 / hypers.discount_horizon))
+    # Nothing follows a replayed last row; every other start goes on, whatever the head says.
+    before = jnp.concatenate([(~rows.is_last)[None].astype(jnp.float32), goes_on[1:-1]])
+    total = (reward[1:] * jnp.cumprod(before, 0)).sum(0)
+    return total.sum() / (~rows.is_last).sum()
+
+
 def learn(bench: Bench, updates: int, every: int) -> list[dict[str, str | float | int]]:
     """The table's lines, each printed when it is known."""
     env, _, config, hypers, rows, collected = bench
@@ -115,7 +139,8 @@ def learn(bench: Bench, updates: int, every: int) -> list[dict[str, str | float 
     def play(inputs):
         state, key = inputs
         score, length = evaluate(env.with_params(state.env_params), state.agent, config, state.hypers, key=key)
-        return score.mean(), score.sum() / length.sum()
+        imagined = imagined_score(state, collected, env, key=jr.fold_in(key, 0))
+        return score.mean(), score.sum() / length.sum(), imagined
 
     # Seeds one after the other, as run.py computes them on a core.
     started = (jr.split(jr.key(0), seeds), rows, bench.env_params)
@@ -126,9 +151,9 @@ def learn(bench: Bench, updates: int, every: int) -> list[dict[str, str | float 
         states, metrics = chunks(states)
         means.append({name: np.asarray(x).mean() for name, x in metrics.items()})
         if done % every == 0:
-            score, earned = map(np.asarray, plays((states, jr.split(jr.key(done), seeds))))
+            score, earned, imagined = map(np.asarray, plays((states, jr.split(jr.key(done), seeds))))
             line = {"updates": done, "score": f"{score.mean():.2f} ({', '.join(f'{x:.2f}' for x in score)})"}
-            line |= {"earned": float(earned.mean())}
+            line |= {"earned": float(earned.mean()), "imagined score": float(imagined.mean())}
             lines.append(line | {name: float(np.mean([mean[name] for mean in means])) for name in SHOWN})
             print(lines[-1], flush=True)
             means = []
