@@ -2,7 +2,7 @@
 
 In each cell one of the two actions goes right. gymnax's DeepSea has one mapping for all seeds (or, with
 `sample_action_map`, a new one at every reset, so that nothing can be learned). Here a mapping is drawn once for a seed,
-for all its environments, its training and its evaluations, and goes before gymnax's settings of the mapping.
+for all its environments, its training and its evaluations. It replaces gymnax's settings of the mapping.
 Source: the `mapping_seed` of bsuite's DeepSea (Osband et al. 2020, "Behaviour Suite for Reinforcement Learning").
 """
 
@@ -54,6 +54,6 @@ class DeepSeaPerSeed(Environment):
 
 
 def per_seed(plain: Environment) -> DeepSeaPerSeed:
-    """gymnax's Deep Sea, behind our interface -> the same with a mapping of each seed."""
+    """gymnax's Deep Sea, behind our interface -> the same with a mapping for each seed."""
     spaces = plain.name, plain.obs_space, plain.action_space, plain.time_limit
     return DeepSeaPerSeed(plain, *spaces, plain.states, plain.goal)

@@ -1,8 +1,8 @@
-"""What can go wrong when an environment is made; every message is one line that says what to do."""
+"""Errors of making an environment; every message is one line that says what to do."""
 
 
 class EnvError(ValueError):
-    """An environment cannot be made as asked; catch this one for all of the below."""
+    """An environment cannot be made as asked; the base class of the errors below."""
 
 
 class UnknownEnvironment(EnvError):
@@ -14,4 +14,4 @@ class UnavailableEnvironment(EnvError):
 
 
 class BadOverride(EnvError):
-    """A setting does not exist, or its value is no good."""
+    """A setting does not exist, or cannot have the value that was given."""

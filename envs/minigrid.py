@@ -1,8 +1,9 @@
 """MiniGrid's tasks of navix (https://github.com/epignatelli/navix, 4.0): how they are made, and their countable states.
 
-jax-envelope gives every navix task 100 steps, whatever navix says, and takes its penalty for late goals away with its
-time limit; here navix keeps its own. `symbolic_first_person` is declared with 256 classes and has 11. The picture that
-rendering starts from, 0.2 MB of a board of 8 x 8, is carried only where observations are pictures.
+jax-envelope differs from navix in three ways, which are undone here. It gives every task 100 steps and removes navix's
+time limit, on which the penalty for late goals depends. It declares `symbolic_first_person` with 256 classes, of which
+there are 11. And every state carries the picture that rendering starts from, 0.2 MB for a board of 8 x 8; here only
+where observations are pictures.
 """
 
 import dataclasses

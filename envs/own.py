@@ -1,7 +1,7 @@
-"""Environments of one's own, by "package.module:factory".
+"""Custom environments, named "package.module:factory".
 
-The module is imported; the factory, a function or a class in it, is called with the settings that are given and
-returns an `envs.Environment`, a gymnax environment, or (gymnax environment, parameters). Or the part after the colon is
+The module is imported. The factory, a function or a class in it, is called with the settings that are given. It returns
+an `envs.Environment`, a gymnax environment, or (gymnax environment, parameters). The part after the colon may also be
 an id that the module registers with `gymnax.register`.
 """
 
@@ -54,7 +54,7 @@ def is_own(name: str) -> bool:
 
 
 def make_own(name: str, overrides: Mapping[str, Value]) -> Environment:
-    """Make the environment that `name` says how to make.
+    """Make the environment of `name`, "package.module:factory".
 
     Overrides: arguments of the factory that have a plain default; of a gymnax environment its parameters, too.
     Errors: `UnknownEnvironment` without such a module or attribute; `BadOverride`; `UnavailableEnvironment` where the
@@ -103,7 +103,7 @@ def checked(name: str, made: object) -> Environment:
 
 @contextlib.contextmanager
 def _explained(name: str, module: ModuleType | None) -> Iterator[None]:
-    """What another's program raises, and it may be anything, as one line. Errors: `UnavailableEnvironment`."""
+    """Raise whatever the custom module raises as one line. Errors: `UnavailableEnvironment`."""
     try:
         yield
     except EnvError:

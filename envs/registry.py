@@ -27,13 +27,13 @@ SUITES: tuple[Suite, ...] = (
 
 
 def ids() -> tuple[str, ...]:
-    """All ids that `make` accepts, but those of the suites in envs/envelope_suite.py. Imports gymnax: seconds, the
-    first time."""
+    """All ids that `make` accepts, except those of the suites in envs/envelope_suite.py. Imports gymnax, which takes
+    seconds the first time."""
     return tuple(name for suite in SUITES for name in suite.ids())
 
 
 def make(name: str, overrides: Mapping[str, Value] | None = None) -> Environment:
-    """Make an environment; do it once a run, since two objects of one name are two for the compiler's cache.
+    """Make an environment. Make it once in a run: jit compiles anew for a second object of the same name.
 
     Name: one of `ids()`, for example "Catch-bsuite"; of another suite, "navix::Navix-DoorKey-8x8-v0"
     (envs/envelope_suite.py); or of the caller's own, "package.module:factory" (envs/own.py).

@@ -47,7 +47,7 @@ def goal_of(name: str, params: GymnaxParams) -> float | None:
 
 
 def deep_sea(inner: GymnaxEnv, params: GymnaxParams) -> StateSpace:
-    """Cells (row, column) of the triangle that a dive can pass: column <= row. Below the last row there is no state."""
+    """Cells (row, column) of the triangle that an episode can pass: column <= row. Below the last row is no state."""
     size = inner.size
     rows = min(size, int(params.max_steps_in_episode))
 
@@ -187,7 +187,7 @@ def _binned(
     grid: tuple[int, int],
     labels: tuple[str, str],
 ) -> StateSpace:
-    """`count` was searched with the default physics, and is `size` with any other."""
+    """The space of `size` bins. `count` is how many the default physics reaches; with other physics all bins count."""
     usual = repr(params) == repr(inner.default_params)
     return StateSpace(size, count if usual else size, index, grid, labels)
 

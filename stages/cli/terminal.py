@@ -1,4 +1,4 @@
-"""Terminal: lines for whoever reads along. Whatever becomes of the reader, printing never ends a run."""
+"""Terminal: what a run prints. Printing never ends a run, even where a pipe is closed or a disk is full."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:  # imported where a table is printed, so that `--help` stays f
 
 
 def replace_unencodable() -> None:
-    """Print another character, from now on, for each that the terminal does not have.
+    """From now on, print a replacement for each character that the terminal's encoding lacks.
 
-    A stream that was closed before the program began leads nowhere from now on. Else the next file that is opened
-    would be taken for it.
+    A stream that was closed before the program began is opened on the null device. Otherwise the next file that is
+    opened would get its number, and be written to.
     """
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
@@ -37,7 +37,7 @@ def printing() -> Iterator[None]:
 
 
 def discard_unflushed() -> None:
-    """From now on nothing is printed where nothing can be: not by the interpreter either, which flushes at its end."""
+    """Send streams that cannot be written to the null device: the interpreter would fail when it flushes them at exit."""
     for name in ("stdout", "stderr"):
         try:
             getattr(sys, name).flush()
@@ -46,7 +46,7 @@ def discard_unflushed() -> None:
 
 
 def console() -> Console:
-    """rich's console on standard output. Its own would end the program where nobody reads; use it inside `printing`."""
+    """rich's console on standard output, which raises where a pipe is closed (rich exits). Use it inside `printing`."""
     from rich.console import Console
 
     class Printer(Console):

@@ -1,4 +1,4 @@
-"""Trackers: the packages that metrics can go to as well, `--log`."""
+"""Trackers: packages to which metrics can go beside metrics.jsonl (`--log`)."""
 
 import importlib.util
 from typing import Literal
@@ -10,7 +10,7 @@ PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "trackio": "trackio
 
 
 def check_sink(kind: Kind) -> None:
-    """Raises ConfigError if its package is not installed."""
+    """Raises ConfigError if the tracker's package is not installed."""
     if kind != "none" and importlib.util.find_spec(PACKAGES[kind]) is None:
         package = PACKAGES[kind]
         raise ConfigError(f"--log {kind} needs {package}, which is not installed: python -m pip install {package}")

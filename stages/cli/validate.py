@@ -21,8 +21,8 @@ _NON_NEGATIVE = {
     "ensemble": ("units", "prior_layers", "updates"),
     "replay": ("prefill",),
 }
-# Far above what anyone means: beyond it are arrays that no index counts, compilers at work for hours, or updates that
-# never end. Below it, sweep/rounds.py says what does not fit.
+# Limits far above any useful value. Beyond them an array has more entries than an index can count, compiling takes
+# hours, or an update never ends. What is below them and still does not fit into memory, sweep/rounds.py refuses.
 _MOST = {
     "": {"envs": 65_536, "horizon": 1_000, "eval_episodes": 65_536, "eval_steps": MOST_ROWS},
     "model": {
@@ -62,11 +62,11 @@ def _setting(config: Config, group: str, name: str) -> tuple[str, float]:
 
 
 def check_pictures() -> None:
-    """Raises ConfigError where matplotlib does not start: pictures come last, and would cost what came before."""
-    os.environ["MPLBACKEND"] = "agg"  # the only one that is used, whatever the user's notebooks take
+    """Raises ConfigError where matplotlib does not start: pictures come last, so a run would fail after training."""
+    os.environ["MPLBACKEND"] = "agg"  # the only backend that is used, whatever the user's environment names
     try:
         import matplotlib  # noqa: F401
-    except Exception as error:  # it reads files of the user's
+    except Exception as error:  # it reads the user's matplotlibrc
         why = " ".join(str(error).split())
         raise ConfigError(f"matplotlib does not start ({why}): correct or remove its matplotlibrc") from error
 

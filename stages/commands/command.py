@@ -103,16 +103,16 @@ def eval_run(
 ) -> None:
     """Let a run's agents play again, from their newest checkpoints. Leaves eval.json in the run's folder.
 
-    It shows the scores of each seed, and how well the world model predicts. The model sees 5 rows of an episode. The
-    errors are of the observations 1, 5 and 15 rows later, with the true actions and without looking. Beside them stand
-    the errors where the model looks.
+    It shows the scores of each seed, and how well the world model predicts. The model sees 5 rows of an episode and is
+    then run forward with the actions that were taken. The errors are of the observations 1, 5 and 15 rows later. Beside
+    them stand the errors where the model sees those rows, too.
 
     Args:
         run: folder of a run, finished or not.
         episodes: of each seed.
         policy: who plays: the tasker, the explorer, or uniformly random actions.
-        eval_seed: draws the episodes: another number, other ones. If it is not given, they are those of the run's own
-            evaluation at that step, if they are as many.
+        eval_seed: the number from which the episodes are drawn. If it is not given, they are those of the run's own
+            evaluation at that step, provided that --episodes is as many.
     """
     _check_count("--episodes", episodes)
     if eval_seed is not None and not 0 <= eval_seed < 2**31 - 1:
@@ -144,9 +144,9 @@ def video_run(
 ) -> None:
     """A GIF of an agent playing, from a run's newest checkpoint, and beside it what its world model expects.
 
-    The model sees 5 rows of an episode, predicts the next 15 with the true actions and without looking, and sees 5
-    again. Below stand the error of the prediction and, where the run has an explorer, the novelty of the chosen action:
-    the ensemble's disagreement, or the run's other intrinsic reward.
+    The model sees 5 rows of an episode, predicts the next 15 from the actions that were taken, and sees 5 again. Below
+    stand the error of the prediction and, where the run has an explorer, the novelty of the chosen action: the
+    ensemble's disagreement, or the run's other intrinsic reward.
 
     Args:
         run: folder of a run, finished or not.
@@ -155,7 +155,7 @@ def video_run(
         out: the file, a .gif; RUN/seed-N-POLICY.gif if empty.
         rows: length of the film; short episodes follow each other.
         fps: rows a second.
-        eval_seed: draws the episodes: another number, other ones.
+        eval_seed: the number from which the episodes are drawn.
     """
     _check_count("--rows", rows)
     if not 1 <= fps <= 50:
@@ -239,7 +239,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 
 def command(argv: Sequence[str]) -> int | None:
-    """Do what the first word says; the exit code, or None if it is no command."""
+    """Run the command that the first word names. Returns the exit code, or None if the word is no command."""
     if not argv or argv[0] not in COMMANDS:
         return None
     terminal.replace_unencodable()
@@ -250,7 +250,7 @@ def command(argv: Sequence[str]) -> int | None:
         terminal.say(f"run.py: error: {error}", error=True)
         return 2
     except RunFolderError as error:
-        # A folder that cannot be written is another flag's here, or none's.
+        # The message names --logdir; in a command it is another flag's folder, or the argument's.
         flag = "--out" if "out" in inspect.signature(COMMANDS[argv[0]]).parameters else "folder"
         terminal.say(f"run.py: error: {str(error).replace('--logdir', flag)}", error=True)
         return 2

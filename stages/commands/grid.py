@@ -1,4 +1,4 @@
-"""Grid: what a sweep leaves over all of its trials: a table, a picture and one long table."""
+"""Grid: the files of a sweep over all of its trials: a table, a picture, and every score as a csv file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stages.store.files import write_whole
 
 
 def leave_grid(folder: str | os.PathLike[str]) -> None:
-    """sweep.md, sweep.png and results.csv in a sweep's folder, and the table on the terminal.
+    """Write sweep.md, sweep.png and results.csv to a sweep's folder, and print the table.
 
     Raises:
         RunFolderError: a run cannot be read, or the disk refuses.

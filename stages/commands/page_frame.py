@@ -1,4 +1,4 @@
-"""Page: the frame and the looks of a report, in light and in dark."""
+"""Page frame: the HTML around a report, and its style, in light and in dark."""
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #ffffff; --back: #f5f6f8; --ink: #1d2430; --grey: #667080;

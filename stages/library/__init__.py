@@ -1,4 +1,4 @@
-"""Library: the program from Python, without a folder and without printing. docs/library.md has an example."""
+"""Library: the program from Python. It prints nothing, and writes files only if asked. See docs/library.md."""
 
 import stages.cli.quiet  # noqa: F401, before all that imports jax
 from stages.library.agents import load

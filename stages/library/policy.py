@@ -1,4 +1,4 @@
-"""Policy: a trained agent in a loop of one's own.
+"""Policy: a trained agent in a loop of your own.
 
     policy = policy_of(agents, seed=0)
     state = policy.reset()
@@ -35,9 +35,9 @@ class PolicyState(eqx.Module):
 
 
 class Policy(eqx.Module):
-    """A trained agent that acts: its world model, and who of its behaviours plays.
+    """A trained agent that acts: its world model, and the behaviour that chooses actions.
 
-    Of all seeds, each array has the axis S in front; then vmap over it:
+    In the policy of all seeds each array has the axis S in front; vmap over it:
     `jax.vmap(Policy.act)(policies, states, obs, is_first, key=keys)`.
     """
 
@@ -49,7 +49,7 @@ class Policy(eqx.Module):
     def reset(self, lead: tuple[int, ...] = ()) -> PolicyState:
         """The state before the first row, [*lead, ...]: () for one environment, (N,) for N, (S, N) for N of each seed.
 
-        Once is enough: where an episode begins, `is_first` makes `act` forget the one before.
+        Call it once, not for each episode: where one begins, `is_first` makes `act` forget the episode before.
         """
         action = jnp.zeros((*lead, self.model.actions.size))
         return PolicyState(initial(self.model.rssm, lead, self.model.dtype), action)
@@ -60,12 +60,12 @@ class Policy(eqx.Module):
         """Look at a row and choose an action there.
 
         Args:
-            state: of `reset`, or of `act` at the row before, whose action was really taken.
+            state: what `reset` returned, or `act` at the row before. Its action must be the one that was taken.
             obs: [..., *obs], of the shape and meaning that the agent was trained on, or a dict of such arrays; numpy
                 will do. Images are bytes, 0 to 255. Under jit and vmap the values are not known: there only shape and
                 type are checked.
             is_first: [...] of bools, whether the row begins an episode.
-            key: of the samples of latent and action; a new one at each row.
+            key: for the samples of latent and action; a new one at each row.
 
         Returns:
             (action, state at this row). The action is an int32 index [...], int32 [..., D] of several choices, or

@@ -1,7 +1,7 @@
-"""Training: the loop of run.py without its lines, and with files if asked: agents and numbers come back as arrays.
+"""Training: run.py's loop from Python. It prints nothing, writes files only if asked, and returns agents and numbers.
 
-jax is used as it is. What run.py does before it starts, `stages.sweep.start.start_jax()` does here too, if it is called
-before jax makes its first array: a virtual device for each core, and a cache for compiled programs.
+jax is used as it was set up. Call `stages.sweep.start.start_jax()` before jax makes its first array to get what run.py
+has: a virtual device for each core, and a cache for compiled programs.
 
 Axes: S seeds, P log points.
 """
@@ -41,7 +41,7 @@ from stages.train import TrainState
 class Training(NamedTuple):
     """What `train` returns; numbers as numpy, NaN where there is none."""
 
-    agents: AgentBatch  # their `seeds` are S numbers; every array of theirs is [S, ...]
+    agents: AgentBatch  # of all seeds: every array is [S, ...]
     steps: NDArray[np.int64]  # [P], rows of a seed
     phases: list[str]  # [P], the mode: after exploring, adapt_steps are in mode task
     metrics: dict[str, Floats]  # by their names in metrics.jsonl, such as "episode/score", [S, P]
