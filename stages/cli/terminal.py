@@ -37,7 +37,7 @@ def printing() -> Iterator[None]:
 
 
 def discard_unflushed() -> None:
-    """Send streams that cannot be written to the null device: the interpreter would fail when it flushes them at exit."""
+    """Send streams that cannot be written to the null device: the interpreter would fail as it flushes them at exit."""
     for name in ("stdout", "stderr"):
         try:
             getattr(sys, name).flush()

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 EPSILON = 1e-4  # of every RMSNorm
 
 matmul_highest = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
-"""A sum taken as a product, which no GPU may shorten."""
+"""A product in full float32 on every device: sums are taken as products, and a GPU would round their factors."""
 
 
 def last_sum(x: Float[Array, "... K"]) -> Float[Array, "..."]:
@@ -59,7 +59,7 @@ def last_max(x: Float[Array, "... K"]) -> Float[Array, "..."]:
 
 @jax.custom_vjp
 def product(x: Float[Array, "... i"], weight: Float[Array, "i o"]) -> Float[Array, "... o"]:
-    """x W. The gradient of W asks for a transposed copy of the narrower of its two factors only."""
+    """x W. The gradient of W needs a transposed copy of only the narrower of its two factors."""
     return x @ weight
 
 
@@ -115,8 +115,8 @@ def split_blocks(x: Float[Array, "... D"], blocks: int) -> Float[Array, "G n o"]
 @jax.custom_vjp
 def merge_blocks(x: Float[Array, "G n o"]) -> Float[Array, "n D"]:
     """The inverse of split_blocks: the blocks of each row concatenated."""
-    # Transposed, what computes x would be computed in transposed order, at a twentieth of its speed. Cut into blocks,
-    # x has several readers.
+    # As one transposing copy, XLA would compute x itself in transposed order, at a twentieth of the speed. Joined slice
+    # by slice x has several readers, and so is computed before them.
     return jnp.concatenate(list(x), -1)
 
 

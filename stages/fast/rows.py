@@ -1,8 +1,8 @@
 """All tensors of a module as one array of rows, so that an optimiser's elementwise work compiles to a few operations.
 
 Axes: R rows of 64 numbers, K tensors. A tensor begins on a row of its own, and zeros fill its last one. Each array
-of each module in a `Stacked` one is a tensor of its own. A tenth of the operations that leaf after leaf would take is
-compiled and run.
+of each module in a `Stacked` one is a tensor of its own. This compiles and runs a tenth of the operations that the same
+work leaf by leaf would take.
 """
 
 from typing import Any

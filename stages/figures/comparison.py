@@ -1,4 +1,4 @@
-"""The picture of a comparison: for each environment the curves, the final scores and what is probably better.
+"""The picture of a comparison: for each environment curves, final scores and probabilities of improvement.
 
 Host side only; matplotlib is imported where it draws.
 
@@ -41,8 +41,8 @@ def plot_comparison(path: Path, comparison: Comparison) -> None:
     """Two rows of panels for each environment: curves above, final scores and improvement below.
 
     Curves are interquartile means over seeds, of the tasker's evaluation where all runs have it, with their 95 %
-    bootstrap intervals, or with their seeds where these are few. Final scores, where a run has come to its end, are
-    every seed's, with the same of them. The probability of improvement is drawn of more than two runs.
+    bootstrap intervals, or with single seeds where these are few. Final scores are those of every seed of a finished
+    run, with their interquartile mean and interval. The probability of improvement is drawn for more than two runs.
 
     Raises:
         RunFolderError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""Hooks: what the training loop calls: lines on the terminal, metrics.jsonl, summary.json, and at the end pictures.
+"""Hooks: the functions with which the training loop prints, and writes metrics.jsonl, summary.json and pictures.
 
 With several processes, all gather what is logged, and the first one prints and writes it. Of several trials, each has a
 folder of its own, as if it were a run alone.
@@ -197,7 +197,7 @@ def about_finished(log: RunLog, cost: JsonObject) -> JsonObject:
 
 @contextlib.contextmanager
 def _disk_may_be_full() -> Iterator[None]:
-    """Then a warning says so and the run goes on: lines of metrics.jsonl wait for the next log point."""
+    """Turn a full disk into a warning: lines of metrics.jsonl wait for the next log point."""
     try:
         yield
     except RunFolderError as error:

@@ -18,7 +18,7 @@ Columns = dict[str, list[float] | list[int | None]]
 def measured_columns(
     measured: Measurement, log: RoundLog, step: int, half: int, has_goal: bool, processes: Processes
 ) -> Columns:
-    """Name -> a value for each of S seeds. What the pictures and the summary need is added to the round's log.
+    """Columns by name, a value for each of S seeds. Adds what the pictures and the summary need to the round's log.
 
     Args:
         measured: of this process's slots, [P, ...].

@@ -1,6 +1,6 @@
-"""Summary: summary.json of a trial at work, and what it leaves when it ends: that, pictures, lines on the terminal.
+"""Summary: summary.json of a trial in training; and summary.json, pictures and printed scores when it ends.
 
-`about` is what summary.json says of the run around the trial: rounds, processes, seconds, versions, whether it is
+`about` has the keys of summary.json that concern the whole run: rounds, processes, seconds, versions, whether it is
 finished.
 """
 
@@ -55,7 +55,7 @@ def write_finished(
 ) -> None:  # fmt: skip
     """summary.json, curves.png, and novelty.png where states can be counted, at the end of a run.
 
-    A disk that is full costs the pictures.
+    Where the disk is full the pictures are left out, with a warning.
 
     Raises:
         RunFolderError: the disk refuses.
@@ -112,7 +112,7 @@ def _plot(folder: RunFolder, trial: Trial, log: RoundLog, states: StateSpace | N
 
 
 def _measured(trial: Trial) -> str:
-    """The intrinsic reward that is held beside visits: of the constant one, its ensemble's disagreement."""
+    """The intrinsic reward that is compared with visits: disagreement, where the explorer is paid a constant."""
     reward = trial.arguments.config.explorer_reward
     return "disagreement" if reward == "constant" else reward
 

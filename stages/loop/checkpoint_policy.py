@@ -1,4 +1,4 @@
-"""Checkpoint policy: where a run goes on, when it saves, and when it stops because a signal asks."""
+"""Checkpoint policy: from where a run resumes, when it saves, and when it stops because a signal asks."""
 
 import time
 from collections.abc import Callable
@@ -25,8 +25,8 @@ from stages.train import TrainState
 
 
 class CheckpointPolicy:
-    """Saves the state between chunks, beside training. A save that fails does not end the run; where it is
-    the last of a round, `close` says so."""
+    """Saves the state between chunks, beside training. A save that fails does not stop training; where it was the
+    last of a round, `close` raises."""
 
     def __init__(
         self,
@@ -40,8 +40,8 @@ class CheckpointPolicy:
         """
         Raises:
             RunFolderError: the newest checkpoint cannot be read, or none can be saved in this folder.
-            ConfigError: the run had another number of processes or an environment with other spaces, or is a copy of
-                its agents alone.
+            ConfigError: the run had another number of processes or an environment with other spaces, or the folder is
+                a copy that holds agents alone.
         """
         self._minutes, self._processes, self._signals, self._log = arguments.checkpoint_minutes, processes, signals, log
         self._checkpoints = Checkpoints(folder, processes, arguments.checkpoint_keep)
@@ -57,7 +57,7 @@ class CheckpointPolicy:
         except BaseException:
             log.on_abort()
             raise
-        self.chunks: list[int] = []  # iterations of a chunk, in each phase, of a run that goes on
+        self.chunks: list[int] = []  # of a resumed run: iterations of a chunk, in each phase
         self.side_by_side = 0  # seeds that it trains at once, in all processes
         if newest := self._checkpoints.newest():
             self._resume(newest, env)

@@ -1,7 +1,7 @@
 """Coverage: how often each action was taken in each countable state, and when the goal was reached.
 
-Rows are counted as they are collected, on the device. There is no record of an environment whose states cannot be
-counted (envs/states.py says which can).
+Rows are counted as they are collected, on the device. Environments whose states cannot be counted have no record;
+envs/states.py and envs/minigrid.py have those whose states can.
 
 Axes: X states, U actions that are told apart, N environments, C capacity of the ring, n rows, A action vector.
 """

@@ -1,9 +1,9 @@
 """Measure: what exploration has covered, whether the explorer's reward stands for novelty, and how far the model sees.
 
 If the intrinsic reward stands for novelty, it falls with visits: it is measured for each action in each countable
-state. Where states cannot be counted, it is held beside what an untrained one would pay, and what random actions would
-earn. Measured is the reward that is paid; with `constant`, a control, it is the disagreement that is not paid. How far
-the model foresees is its open-loop error on replayed rows, beside the posterior's.
+state. Where states cannot be counted, it is compared with what an untrained one would pay, and with what random actions
+would earn. The measured reward is the one that is paid. With `constant`, a control, it is disagreement, which is not
+paid. How far the model foresees is its open-loop error on replayed rows, beside the posterior's error.
 
 Axes: X states, U actions that are told apart, C capacity, N environments, K rows of a state, A action vector, H rows
 ahead.
@@ -56,7 +56,7 @@ class RewardBaselines(eqx.Module):
     """One seed's mean intrinsic reward of the action taken, at one point of its training; NaN where there is no row."""
 
     collected: Float[Array, ""]  # at the newest rows of the ring
-    untrained: Float[Array, ""]  # there, of a reward that has learned nothing
+    untrained: Float[Array, ""]  # at the same rows, of a reward that has learned nothing
     random: Float[Array, ""]  # at rows that uniformly random actions collect, which nothing has learned from
 
 
@@ -95,9 +95,11 @@ def measure(
 def open_loop_error(
     model: WorldModel, ring: ReplayBuffer, step: Int[Array, ""], hypers: Hypers, *, key: PRNGKeyArray
 ) -> OpenLoopError:
-    """Errors from the stored state of a row on, over uniform windows of the ring, as far as their episode goes; NaN
-    where no episode goes so far. A ring that holds fewer rows has one window in each environment, and what is there of
-    it."""
+    """Errors of the model run forward from stored states, over uniform windows of the ring, within an episode.
+
+    NaN where no episode is so long. A ring with fewer rows than a window is read as one window of each environment, of
+    which the rows that are there count.
+    """
     (capacity, envs), length = ring.reward.shape, max(AHEAD)
     clock = StepCounters(step, jnp.zeros((), jnp.int32))
     rows = read(ring, choose(clock, capacity, envs, WINDOWS, length, online=False, key=key), length)

@@ -1,4 +1,4 @@
-"""Open loop: the world model run forward with the actions that were really taken, beside what really came.
+"""Open loop: the world model run forward with the actions that were taken, compared with what was observed.
 
 Rows are played first, with the posterior states that the agent had at them (`play_rows`). `imagine.open_loop` predicts
 the others.
@@ -29,8 +29,8 @@ from stages.uniform import RandomPolicy
 from stages.world_model import WorldModel
 
 CONTEXT = 5
-"""Rows of an episode that the model sees before it predicts, as in DreamerV3's figures; the reference's report of today
-observes half of the sequence."""
+"""Rows of an episode that the model sees before it predicts, as in DreamerV3's figures (the reference's code observes
+half of the sequence)."""
 AHEAD = (1, 5, 15)
 """Rows ahead at which predictions are measured."""
 
@@ -46,9 +46,9 @@ class Errors(eqx.Module):
     """How far predicted observations are from the real ones."""
 
     loss: Float[Array, "..."]  # in the decoder's terms, a mean over the observation's entries (decode.recon_loss)
-    right: Float[Array, "..."]  # share of the numbers whose likeliest value is the real one, of binary and categorical
-    # entries; NaN where there are none
-    exact: Float[Array, "..."]  # 1 where all of them are; NaN likewise
+    right: Float[Array, "..."]  # share of numbers whose likeliest value is the real one; NaN without binary or
+    # categorical entries, of which it is
+    exact: Float[Array, "..."]  # 1 where all of these numbers are right; NaN likewise
 
 
 def play_rows(

@@ -58,7 +58,7 @@ class Categorical(eqx.Module):
         return jax.nn.one_hot(sample_index(sg(self.probs), noise), self.probs.shape[-1], dtype=self.probs.dtype)
 
     def rsample(self, noise: Float[Array, "..."]) -> Float[Array, "... K"]:
-        """A one-hot sample with the gradient of the probabilities: straight-through (Bengio et al. 2013, 1308.3432)."""
+        """A one-hot sample with the gradient of the probabilities: straight-through (Bengio et al. 2013)."""
         return straight_through(sample_index(self.probs, noise), self.probs)
 
     def mode(self) -> Float[Array, "... K"]:

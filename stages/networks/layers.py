@@ -1,7 +1,7 @@
 """Layers: Linear, RMSNorm, Dense, MLP, Outputs, Head and BlockLinear, initialised as DreamerV3's.
 
-Every layer acts on the last axes and takes any leading ones. Parameters are float32; the input's type is the compute
-type, so one cast at the door decides the arithmetic. Source: DreamerV3's embodied/jax/nets.py, re-derived.
+Every layer acts on the last axes and takes any leading ones. Parameters are float32; a layer computes in its input's
+type. Source: DreamerV3's embodied/jax/nets.py, re-derived.
 """
 
 import math

@@ -40,7 +40,7 @@ class BlockGRU(eqx.Module):
         self.inputs = inputs
 
     def pack(self) -> "PackedGRU":
-        """The weights in the layout that the cell's products take: packed before a scan, each step finds them so."""
+        """The weights in the layout that the cell's products need. Pack them once, before a scan."""
         blocks, size, _ = self.gates.shape
         recurrent, from_input = jnp.split(self.hidden, [size])
         parts = jnp.split(from_input.reshape(-1, blocks * size), np.cumsum(self.inputs)[:-1])

@@ -1,4 +1,4 @@
-"""Advice: why nothing could be learned in a run as things stand, and what to try. One line at its end.
+"""Advice: a line at a run's end, where nothing was learned: the likely reasons, and what to try.
 
 Axes: S seeds, P log points.
 """
@@ -13,10 +13,10 @@ from stages.cli.saved_settings import flag_of
 from stages.results.read import Result
 from stages.results.statistics import Floats, summarise
 
-FULL_ENTROPY = 0.98  # share of the largest entropy from which on a policy is as good as uniform
-FAR_BELOW = 0.01  # of its floor: with a smaller scale, normalised advantages are too small to learn from
-FALLEN = 0.9  # share of its first loss to which a reconstruction has to fall
-LEAST_POINTS = 3  # of fewer there is no last third
+FULL_ENTROPY = 0.98  # share of the largest entropy above which a policy counts as uniform
+FAR_BELOW = 0.01  # share of its floor below which a return scale makes normalised advantages too small to learn from
+FALLEN = 0.9  # share of its first value to which the reconstruction loss has to fall
+LEAST_POINTS = 3  # log points, for a last third to exist
 
 
 class Finding(NamedTuple):
@@ -61,7 +61,7 @@ def findings(run: Result, max_entropy: float) -> list[Finding]:
 
 
 def _floor(run: Result) -> str:
-    """The hyperparameter that divides the tasker's advantages at least."""
+    """The hyperparameter that is the smallest divisor of the tasker's advantages."""
     like_dreamer = run.settings["config.task_norm"] == "returns"
     return "hypers.return_floor" if like_dreamer else "hypers.task_floor"
 

@@ -1,6 +1,6 @@
-"""Compare: runs -> what is known of them side by side, for each environment and over all of them.
+"""Compare: runs -> their scores side by side, for each environment and over all of them.
 
-Runs of one environment are compared with each other. What keeps a comparison from being fair is said in `notes`.
+Runs of one environment are compared with each other. `notes` say what keeps a comparison from being fair.
 
 Axes: S seeds.
 """
@@ -132,7 +132,7 @@ def _line(run: Result) -> Line:
 
 
 def _estimates(tasks: list[Floats], scales: Sequence[tuple[float, float] | None]) -> dict[str, Estimate]:
-    """In the score's unit for one task; between 0 and 1 for several. The gap is always a share of the scale."""
+    """Estimates in the score's unit for one task, as shares of the scale for several. The gap is always a share."""
     if not all(task.size for task in tasks):
         return {}
     shares = [normalised(task, scale) for task, scale in zip(tasks, scales, strict=True) if scale]

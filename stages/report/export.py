@@ -63,7 +63,7 @@ def write_scores(folder: Path, runs: Sequence[Result]) -> None:
     """A folder PROGRAM-TASK-METHOD-SEED for each seed, with scores.jsonl, as DreamerV3's plot.py finds and reads them.
 
     Lines have `step` and `episode/score` (what plot.py draws), and `eval/score` (which its --ykeys can ask for) where
-    there is one. Names have no hyphen inside, since that parts them.
+    there is one. The parts contain no hyphens, at which plot.py splits the name.
 
     Raises:
         RunFolderError: the disk refuses.

@@ -67,7 +67,7 @@ def _metrics(visits: Ints, reward: Floats) -> dict[str, float]:
 
 
 def median_episode(episodes: ArrayLike) -> float:
-    """The median over seeds of the episode in which each got somewhere, [S]; NaN or 0 for a seed that has not.
+    """The median over seeds of the episode in which each first reached something, [S]; NaN or 0 if it has not.
 
     Such a seed counts as later than all others. So the median is infinite where half of the seeds have not arrived, and
     it does not favour a run of which only a few lucky seeds have.
@@ -208,7 +208,7 @@ def coverage_summary(log: NoveltyLog | None, states: int | None) -> JsonObject:
 
 
 def novelty_line(log: NoveltyLog, states: int, has_goal: bool, novelty: str = "disagreement") -> str:
-    """The sweep's coverage in a line for the terminal. `novelty`: what was held beside visits."""
+    """The sweep's coverage in a line for the terminal. `novelty`: name of the reward that is compared with visits."""
     seeds = len(log.goal_episode)
     parts = [f"visited {np.median(log.metrics[-1]['visited_states']):,g} of {states:,} states"]
     if np.isfinite(log.correlation).any():

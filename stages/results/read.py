@@ -1,4 +1,4 @@
-"""Read: a run's folder -> its scores and metrics as arrays. Whatever is missing is said in one line.
+"""Read: a run's folder -> its scores and metrics as arrays. Errors name in one line what is missing.
 
 Axes: S seeds, P log points.
 """
@@ -73,7 +73,7 @@ class Summary(TypedDict, total=False):
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """A run as its files tell it. It may be at work still, or have been stopped."""
+    """A run as its files have it. It may still be training, or have been stopped."""
 
     path: Path
     name: str  # among the runs that are looked at
@@ -118,7 +118,7 @@ class Result:
     def per_seed(self, name: str) -> Floats:
         """A list of summary.json with a number for each seed, [S]; empty where it has none.
 
-        While a run in rounds is at work it has those of the present round: the others' are NaN.
+        While a run in rounds trains, the list has the seeds of the current round; those of other rounds are NaN.
         """
         values, seeds = self.summary.get(name), self.summary.get("seeds")
         if values is None or seeds is None:

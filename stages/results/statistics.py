@@ -149,7 +149,7 @@ def aggregates(tasks: Sequence[ArrayLike], best: float | None = None, resamples:
         iqm: the mean of the middle half of all scores.
         median: over tasks, of the means over their seeds; of one task, over its seeds.
         mean: over tasks, of the means over their seeds.
-        optimality_gap: what scores lack to `best`, on average; what is above it counts as `best`. NaN without one.
+        optimality_gap: mean distance of scores below `best`; scores above it count as `best`. NaN without `best`.
 
     Raises:
         ValueError: there is no task, or one without seeds.

@@ -1,4 +1,4 @@
-"""Fingerprint: what an environment is, in a few words, so that a run notices where its code has changed."""
+"""Fingerprint: an environment's spaces and a hash of its code, so that a run notices when these have changed."""
 
 import hashlib
 import re
@@ -38,7 +38,7 @@ def fingerprint(env: Environment) -> dict[str, str]:
 
 
 def spaces_of(env: Environment) -> dict[str, str]:
-    """What an agent is made for."""
+    """Spaces and time limit of an environment, as text: what an agent's networks are made for."""
     return {name: str(getattr(env, name)) for name in ("obs_space", "action_space", "time_limit")}
 
 

@@ -64,16 +64,16 @@ class AgentBatch:
 
 
 class Loaded(NamedTuple):
-    """A run that is looked at."""
+    """A run that was loaded."""
 
     path: Path
     config: Config  # as the run was started
     groups: list[AgentBatch]
-    missing: list[int]  # seeds without a checkpoint: their round has not come to its first
+    missing: list[int]  # seeds without a checkpoint, as their round has not saved one yet
 
 
 class Part(NamedTuple):
-    """What of a TrainState is read, [S, ...]. Fields are named as TrainState's: checkpoints store arrays by path."""
+    """The parts of a TrainState that are read, [S, ...]. They have its names: checkpoints store arrays by path."""
 
     agent: Agent | None  # None where the best agents are read instead
     hypers: Hypers
@@ -232,7 +232,7 @@ def _group(checkpoints: Checkpoints, checkpoint: CheckpointId, path: Path, wante
     )
 
 
-@functools.lru_cache(maxsize=1)  # tracing takes seconds, and a run at work may make us read again
+@functools.lru_cache(maxsize=1)  # tracing takes seconds, and checkpoints of a run at work may have to be read again
 def _part(env: Environment, config: Config, hypers: Hypers, width: int, adapted: bool) -> Part:
     """The shapes of what is read of so many seeds."""
 

@@ -109,14 +109,14 @@ class Room(NamedTuple):
 
     devices: Devices
     sharers: int  # processes that share the devices' memory
-    allowed: float  # bytes that the user allows; 0: what is free, of which a plan takes SHARE
+    allowed: float  # bytes that the user allows; 0: no limit but the free memory, of which a plan takes SHARE
 
     def free(self) -> float:
         """Bytes."""
         return self.allowed or free(self.devices) / self.sharers
 
     def usable(self) -> float:
-        """Bytes that a plan takes of them by itself."""
+        """Bytes that a plan may take: all that the user allows, or a share of what is free."""
         return self.allowed or SHARE * self.free()
 
     def words(self) -> str:

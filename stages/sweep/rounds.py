@@ -1,8 +1,8 @@
 """Rounds: how many seeds fit side by side, and how a sweep's seeds are assigned to rounds and processes.
 
-A round is P seeds of each process, trained side by side from their first step to their last evaluation. All rounds run
-the same executables. A slot without a seed trains the last seed once more; its results are dropped.
-Where several trials (settings) are trained, every trial has all seeds, and a slot is a seed of a trial.
+A round is P slots of each process, whose seeds are trained side by side from their first step to their last evaluation.
+All rounds run the same executables. A slot without a seed trains the last seed once more (padding); its results are
+dropped. Where several trials (settings) are trained, every trial has all seeds, and a slot is a seed of a trial.
 """
 
 import dataclasses

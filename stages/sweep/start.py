@@ -19,8 +19,8 @@ if TYPE_CHECKING:  # imports jax
 
 # What each of them gave is in docs/speed.md.
 XLA_FLAGS = {
-    # No products by YNNPACK: while all cores carry seeds, the help that each one calls for stays queued until the chunk
-    # ends, and memory grows with every update.
+    # No products by YNNPACK: each product asks other cores for help. While these carry seeds of their own, the requests
+    # stay queued until the chunk ends, and memory grows with every update.
     "xla_cpu_experimental_ynn_fusion_type": "",
     # No unrolled loops: a fifth of the compiler's work, and updates take from 10 % less (tiny, 32 units) to 5 % more
     # (micro).
@@ -31,7 +31,7 @@ XLA_FLAGS = {
 def start_jax(cache: bool = True) -> None:
     """One virtual CPU device for each core, and the compilation cache; before jax makes its first array.
 
-    XLA_FLAGS and JAX_COMPILATION_CACHE_DIR, where given, win.
+    Values that XLA_FLAGS and JAX_COMPILATION_CACHE_DIR already have are kept.
 
     Raises:
         ConfigError: an environment variable would end the run with a traceback later.

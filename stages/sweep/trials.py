@@ -1,8 +1,8 @@
 """Trials: what `--sweep` asks for -> the settings that are tried, and which of them one program trains side by side.
 
 A trial is one choice of settings, trained with every seed. Hyperparameters (`Hypers`) are arrays: trials that differ in
-nothing else are places of one compiled program, beside each other as seeds are. Other settings decide shapes: each
-choice of them is a program of its own, and they run one after the other.
+nothing else are slots of one compiled program, side by side as seeds are. Other settings decide shapes: each choice of
+them is a program of its own. Programs run one after the other.
 """
 
 from __future__ import annotations

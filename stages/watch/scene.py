@@ -1,4 +1,4 @@
-"""Scene: one agent plays, and its world model says beside it what it expects: observed for a while, then not.
+"""Scene: one agent plays, beside what its world model predicts: it sees some rows, and then predicts without seeing.
 
 Axes: T rows.
 """
@@ -37,7 +37,7 @@ class Scene:
     ahead: NDArray[np.int32]  # rows since it last saw one; 0 where it sees
     episode_step: NDArray[np.int32]  # rows before this one in its episode
     score: NDArray[np.float64]  # reward of the episode so far
-    disagreement: NDArray[np.float32] | None  # or the novelty paid instead, of the action taken; None without any
+    disagreement: NDArray[np.float32] | None  # or another measured intrinsic reward, of the action; None without one
     state: NDArray[np.int32] | None  # countable state; None where there are none
     action: NDArray  # chosen at the row: indices [T], or numbers [T, A]
 

@@ -1,4 +1,4 @@
-"""Scores: trained agents play fresh episodes, and their world models are run forward beside them.
+"""Scores: trained agents play fresh episodes, on which their world models are run forward.
 
 Axes: S seeds, E episodes, H rows ahead.
 """
@@ -150,7 +150,7 @@ def _prediction_table(loaded: Loaded, scores: Scores) -> Table:
 
 
 def notes(loaded: Loaded) -> list[str]:
-    """What a reader has to know of these agents, a line each."""
+    """Warnings about these agents, a line each."""
     planned = loaded.config.steps + loaded.config.adapt_steps
     lines = [
         f"{_seeds(group.seeds)}: at {group.step:,} of {planned:,} steps; the run is not finished"
