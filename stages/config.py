@@ -19,7 +19,7 @@ ExplorerReward = Literal["disagreement", "constant", "rnd", "elliptical", "count
 Scalar = Float[Array, ""] | float
 """A hyperparameter where it is used: a Python number, or an array without axes, as a sweep has it."""
 
-MOST_STEPS = 4096  # of one iteration, and so the least frequent schedule: one update after so many steps
+MOST_STEPS = 4096  # env steps of one iteration; so the least frequent schedule is one update after as many steps
 
 
 class ConfigError(ValueError):
@@ -70,25 +70,25 @@ class EnsembleConfig:
     units: int = 0
     """Units of the layers of a member and of its prior; 0 takes model.units."""
     input: Literal["feat", "decoded", "projected", "fourier"] = "feat"
-    """What members read besides the action: the model's feature (the paper's), or the observation that the decoder
-    makes of it. That one says where the agent is in terms that stay while the features are still being learned; in a
-    fixed random projection it costs as much for a large observation as for a small one; in random Fourier features of
-    it, one entry that differs is far."""
+    """What members read besides the action. feat: the model's feature (the paper's). decoded: the observation that the
+    decoder makes of it, whose meaning stays fixed while features are still being learned. projected: a fixed random
+    projection of that, which costs as much for a large observation as for a small one. fourier: random Fourier features
+    of it, in which observations that differ in one entry are far apart."""
     target: Literal["probs", "stoch", "embed", "deter", "projected"] = "probs"
     """What members predict of step t+1: the posterior's probabilities, its sample, the embedding, deter, or a fixed
     random projection of the observation, which does not move as the model learns."""
     projection: int = 32
-    """Numbers of an observation's fixed random projection, for input and target projected."""
+    """Size of an observation's fixed random projection, for input and target projected."""
     frequencies: int = 128
     """Random frequencies of input fourier and of the elliptical bonus; each gives a sine and a cosine."""
     prior_layers: int = 0
     """Hidden layers of the frozen random network that is added to each member (Osband et al. 2018, arXiv 1806.03335),
     so that members differ where nothing was learned; 0: none."""
     updates: int = 0
-    """Ensemble updates for each of the model's, by an optimiser and on replayed rows of their own; 0: the ensemble
-    learns with the model, in its batch and optimiser (the reference's)."""
+    """Updates of the ensemble for each update of the model, with an optimiser of its own and on replayed rows drawn for
+    it; 0: the ensemble learns with the model, from its batch and by its optimiser (the reference's)."""
     batch_size: int = 256
-    """Rows of an update of the ensemble's own."""
+    """Rows of each of the ensemble's own updates."""
     spread: Literal["std", "var"] = "std"
     """Disagreement over members: standard deviation (the reference's), or variance (the paper's eq. 2)."""
 
@@ -108,7 +108,7 @@ class ReplayConfig:
     prefill: int = 0
     """Rows collected before the first update; 0 takes the fewest that fill one window in each environment."""
     online: bool = True
-    """Serve each newest window once in the next batch, before uniform ones."""
+    """Put each new window once into the next batch, before uniformly drawn windows."""
 
 
 class Hypers(eqx.Module):
@@ -128,7 +128,7 @@ class Hypers(eqx.Module):
     """Share of the uniform distribution in discrete policies (the reference's code applies none, though its
     configuration says 0.01)."""
     discount_horizon: float = 333.0
-    """The continue head's target is 1 - 1/horizon while an episode goes on: the discount lives there."""
+    """The continue head's target is 1 - 1/horizon while an episode goes on: the head predicts the discount, too."""
     lam: float = 0.95
     """Lambda of the lambda-return."""
     entropy: float = 3e-4
@@ -190,8 +190,8 @@ class Hypers(eqx.Module):
     """With --episodic-novelty: two states count as one where their observations differ little. The kernel is
     exp(-sharpness^2 d / 2); d is the mean squared difference of the observations' normalised numbers."""
     action_scale: float = 1.0
-    """What members read of an action is multiplied by this: beside many other inputs a one-hot entry of 1 is little,
-    and members are slow to tell actions apart."""
+    """Factor of the action that members read: beside many other inputs a one-hot entry of 1 has little weight, and
+    members are slow to tell actions apart."""
 
 
 @dataclass(frozen=True)
@@ -226,24 +226,26 @@ class Config:
     actions, with the ensemble's inputs, sizes and updates; the elliptical bonus, in closed form, of random features of
     the decoded observation (--ensemble.frequencies, --ensemble.updates); 1 / sqrt(1 + n) after n visits, where states
     can be counted (count), learned from the latent with the ensemble's inputs, sizes and updates; or 1 for every step
-    (constant). The constant is a control, while the ensemble is measured: it pays episodic novelty alone. Where that is
-    off, it pays for long episodes, and is neither centred nor discounted by a horizon of its own."""
+    (constant). The constant is a control: it pays episodic novelty alone, while the ensemble learns and is measured.
+    Without episodic novelty it pays for long episodes, and is neither centred nor discounted by a horizon of its
+    own."""
     intrinsic_centred: bool = False
     """Divide the intrinsic reward by its mean over imagined states, and subtract 1: the end of an episode then costs
     the explorer nothing. In modes explore and mix."""
     episodic_novelty: bool = False
-    """Pay 1 / sqrt(1 + n), where n says how often the episode has been in such a state before, as far as a window of
-    replay reaches back; and up to five times as much where the intrinsic reward is above its average (Never Give Up;
-    episodic.py). Without it an explorer is paid for one state again and again, as long as the state is rare in
-    replay."""
+    """Pay 1 / sqrt(1 + n), where n counts the episode's earlier states that are like this one, as far back as a window
+    of replay reaches; and up to --hypers.novelty-limit times as much where the intrinsic reward is above its average
+    (Never Give Up; episodic.py). Without it an explorer is paid for one state again and again, as long as the state is
+    rare in replay."""
     imagine_batch: int = 0
-    """Starts imagined at once. It changes the speed, and numbers only by the order of sums; 0 takes 64 on a CPU and all
-    on accelerators."""
+    """Starts that are imagined at once. It changes the speed, and numbers only through the order of sums; 0 takes 64 on
+    a CPU and all on accelerators."""
     vmap_width: int = 0
-    """Seeds that a device computes at once. Only for speed; 0 takes what suits the machine: 1 on a core, else all."""
+    """Seeds that a device computes at once. It changes only the speed; 0 takes 1 on a CPU's core and all on
+    accelerators."""
     eval_episodes: int = 16
-    """Episodes of an evaluation of a seed, by the tasker: fewer where the time limit is long, so that it has at most
-    64,000 rows; with --eval-steps all of them."""
+    """Episodes that the tasker plays in each evaluation of a seed. Where the time limit is long they are fewer, so that
+    they have at most 64,000 rows together; with --eval-steps all are played."""
     eval_steps: int = 0
     """Longest evaluation episode, which cuts longer ones short; 0 takes the environment's own time limit."""
     eval_greedy: bool = False
@@ -259,7 +261,7 @@ class Config:
 
     @property
     def schedule(self) -> tuple[int, int]:
-        """(env steps, updates) of one iteration: the smallest pair with updates * B * T = train_ratio * steps * N."""
+        """(env steps, updates) of one iteration: the least with updates * B * T = train_ratio * steps * envs."""
         ratio = self.replay.train_ratio * self.envs / (self.replay.batch_size * self.replay.batch_length)
         pair = Fraction(ratio).limit_denominator(MOST_STEPS)
         return pair.denominator, pair.numerator

@@ -1,4 +1,4 @@
-"""Arguments: what a run is asked for, and what is refused. Raises ConfigError, one line that says what to change."""
+"""Arguments: all that a run can be asked for, and the check that refuses what cannot work."""
 
 import dataclasses
 import json
@@ -45,20 +45,21 @@ class Arguments:
     log_points: int = 20
     """How often in each phase metrics are written and a line is printed."""
     log: Kind = "none"
-    """Where metrics go as well: every metric's mean over seeds, and of scores the interquartile mean with its interval
-    and each seed's own. metrics.jsonl always has all of every seed."""
+    """A tracker that gets metrics, too: every metric's mean over seeds, and of scores the interquartile mean with its
+    interval and each seed's own. metrics.jsonl always has every metric of every seed."""
     devices: int = 0
     """Devices to share the seeds out over; 0 takes all (on a CPU: one virtual device for each core)."""
     parallel: Literal["auto"] | int = "auto"
-    """Seeds trained side by side (of all processes together), the others in further rounds; auto: as many as fit."""
+    """Seeds that are trained side by side, in all processes together; the others follow in further rounds; auto: as
+    many as fit into memory."""
     memory: float = 0.0
-    """GB that a process's agents may take by the compiler's account (on accelerators: of each device); 0: 80 % of what
-    is free."""
+    """GB that the agents of a process may take (on accelerators: on each device), as the compiler counts them; 0: 80 %
+    of the free memory."""
     checkpoint_minutes: float = 10.0
     """How often the whole state is saved beside training, at the end of a chunk; 0: after every chunk. The same command
-    with the same --logdir goes on from the newest."""
+    with the same --logdir resumes from the newest checkpoint."""
     checkpoint_keep: int = 2
-    """Checkpoints of a round that are kept while it trains, and one after it; 0: none is written."""
+    """Checkpoints that are kept of a round while it trains; after its end, one is. 0: none is written."""
     checkpoint_best: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Evaluate at every log point (mode task does not otherwise), and keep in each checkpoint every seed's agent as it
     was where it scored most: eval, video and export take it with --best."""
@@ -86,7 +87,7 @@ class Arguments:
 
     @property
     def flat(self) -> JsonObject:
-        """All of them by their paths, as JSON has them."""
+        """All arguments by their paths, such as config.replay.batch_size, with JSON's values."""
         return flat(json.loads(json.dumps(dataclasses.asdict(self))))
 
 
@@ -103,7 +104,7 @@ def mode_title(settings: Settings) -> str:
 
 
 DEFAULTS = Arguments(config=Config(), hypers=Hypers()).flat
-"""Arguments as no preset has changed them: those that are newer than a run count as these in it."""
+"""Arguments without any preset. A run that is older than an argument counts as having its value here."""
 NAMES = [name.removeprefix("config.") for name in flat(dataclasses.asdict(Arguments()))]
 """Every setting, by its name on the command line."""
 

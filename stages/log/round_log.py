@@ -68,7 +68,7 @@ class RoundLog:
     final: np.ndarray = field(default_factory=lambda: np.zeros(0))
     diverged: np.ndarray = field(default_factory=lambda: np.zeros(0, int))  # [seeds], env step; 0: it has not
     novelty: NoveltyLog = field(default_factory=NoveltyLog)  # empty where states cannot be counted
-    untrained_share: np.ndarray = field(default_factory=lambda: np.zeros(0))  # last novelty/untrained_share; likewise
+    untrained_share: np.ndarray = field(default_factory=lambda: np.zeros(0))  # empty where they can be
     events: EventLog = field(default_factory=EventLog)  # empty where the environment has none
     adapt_step: int | None = None  # the step from which mode task goes on with what was explored
     phase: int = 0  # the one at work
