@@ -2,8 +2,8 @@
 
 Binary observations are Bernoulli (a summed squared error learns them far more slowly: on Catch, with all else equal, a
 return of -0.56 against 0.84 after 2,048 updates), reals a squared error of their symlog, integers categorical, images a
-squared error of a sigmoid as in the reference. Of an observation of several entries each has outputs of its own: images
-are the channels of one image that convolutions make, all other entries have a linear layer each on one MLP.
+squared error of a sigmoid as in the reference. Where an observation has several entries, each has outputs of its own:
+images are channels of one image that convolutions make, all other entries have a linear layer each on one MLP.
 
 Axes: D deter, S categoricals, K classes; "..." are any leading axes.
 """

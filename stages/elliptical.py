@@ -35,7 +35,7 @@ from stages.rssm import Latent, bound_action, latent_of
 from stages.world_model import Observed, WorldModel, action_vector
 
 PASSES = 4
-"""The moving average covers so many times all rows: fewer forget rows by chance, more lag behind the model."""
+"""Passes over all rows that the moving average covers: fewer forget rows by chance, more lag behind the model."""
 
 
 class EllipticalBonus(ObsReward):

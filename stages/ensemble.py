@@ -2,8 +2,8 @@
 
 A member is a network that learns. With `prior_layers` a frozen random network is added to it, so that members differ
 where nothing was learned. Members learn with the world model (`ensemble_loss`) or by updates of their own on pairs of
-replayed rows (`update_ensemble`). Own updates may be more and faster: an explorer can follow disagreement only if it
-falls within a handful of visits. Members share no weights; each has its own keys.
+replayed rows (`update_ensemble`). Own updates may be more frequent and have a higher learning rate: an explorer can
+follow disagreement only if it falls within a handful of visits. Members share no weights; each has its own keys.
 
 Axes: M members, T time, B windows, n pairs, F feat, A action vector, I inputs, Y target dimensions. Source: Sekar et
 al. 2020 (arXiv 2005.05960), section 3 and eq. 1-2; priors: Osband et al. 2018 (arXiv 1806.03335).
@@ -85,7 +85,7 @@ def disagreement(
 def ensemble_inputs(
     ensemble: Ensemble, model: WorldModel, feat: Float[Array, "*b F"], action: Float[Array, "*b A"], hypers: Hypers
 ) -> Float[Array, "*b I"]:
-    """What members read of states and actions, see `state_action_inputs`. Sends no gradient."""
+    """What members read of states and actions: see `state_action_inputs`. Sends no gradient."""
     return state_action_inputs(ensemble.numbers, ensemble.config, model, feat, action, hypers)
 
 
@@ -97,7 +97,7 @@ def ensemble_target(
     post: Categorical | None,
     obs: Obs,
 ) -> Float[Array, "*b Y"]:
-    """What members predict of rows, one row earlier. Sends no gradient.
+    """What members predict of these rows from the rows before them. Sends no gradient.
 
     Args:
         post: the posterior of these rows, for target probs.
@@ -131,7 +131,7 @@ def ensemble_loss(
     The pair across an episode's end is masked out (its action leads to no observation), and the last row has no
     successor: both are 0. Gradients are stopped at inputs and target, so only the members learn from it.
     """
-    # Of all rows, though the last one's is not used: disagreement on the same rows then costs no second prediction.
+    # The last row's prediction is not used. It is made all the same: disagreement on the same rows then needs no other.
     inputs = ensemble_inputs(ensemble, model, observed.latent.feat, action, hypers)
     target = ensemble_target(ensemble, model, observed.latent, observed.embed, observed.post, rows.obs)
     error = 0.5 * jnp.square(predict(ensemble, inputs, hypers)[:, :-1] - target[1:]).sum(-1).mean(0)

@@ -67,9 +67,10 @@ class ObsNumbers(eqx.Module):
         self.normalizer = RunningNormalizer.zero(size) if any_real and config.updates else None
 
     def normalize(self, space: Space, numbers: Float[Array, "... P"]) -> Float[Array, "... P"]:
-        """Reals one by one, over what was seen; the numbers of an entry of another kind together.
+        """Real numbers one by one, by the running mean and variance; the numbers of any other entry together.
 
-        One cell of a grid of 100 is then as loud as a hundred cells, beside the action and to the prior networks.
+        A grid with one of 100 cells set then has the same mean square as a full one, beside the action and to the prior
+        networks.
         """
         reals = numbers if self.normalizer is None else self.normalizer(numbers)
         parts, start = [], 0

@@ -1,7 +1,7 @@
 """Random network distillation of states and actions: the reward is how badly a learned network predicts a random one.
 
 It reads what the ensemble reads (`--ensemble.input`) and has the ensemble's sizes, updates and learning rate, so that
-the two rewards differ in nothing else. Of states and actions, since the reward has to tell an untried action apart.
+the two rewards differ in nothing else. It reads actions, too, since the reward has to tell an untried action apart.
 
 Axes: F feat, A action vector, I inputs, Q outputs, T time, B windows, n pairs. Source: Burda et al. 2018 (arXiv
 1810.12894), section 2.2; of states and actions: Nikulin et al. 2023 (arXiv 2301.13616).

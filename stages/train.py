@@ -45,7 +45,7 @@ class TrainState(eqx.Module):
     key: PRNGKeyArray
     env_params: Any  # what the environment drew for this seed; None if it draws nothing
     coverage: Coverage | None  # None where the environment's states cannot be counted
-    diverged: Int[Array, ""]  # rows of each environment, the last one included, when it did; 0: it has not
+    diverged: Int[Array, ""]  # rows collected in each environment when the seed diverged, that row too; 0: it has not
 
 
 class Progress(eqx.Module):
