@@ -19,6 +19,7 @@ from stages.count import CountBonus
 from stages.elliptical import EllipticalBonus
 from stages.ensemble import disagreement
 from stages.measure.coverage import action_count, action_index, action_vectors
+from stages.measure.heads import HEADS_AHEAD
 from stages.measure.measurement import ROWS_PER_STATE, measure, novelty, rows_of_states
 from stages.measure.open_loop import AHEAD
 from stages.rnd import RND
@@ -170,7 +171,9 @@ def test_where_states_cannot_be_counted_there_is_no_record(env, config, hypers, 
     take = lambda s, step, key: measure(env, config, s.agent, s.ring, s.coverage, step, s.hypers, key=key)
     measured = jax.eval_shape(take, one, jnp.int32(9), jr.key(0))
     assert measured.novelty is None and (measured.baselines is None) == (mode == "task")
-    chex.assert_shape(jax.tree.leaves(measured.open_loop_error), (len(AHEAD),))
+    errors = measured.open_loop_error
+    chex.assert_shape([errors.open_loop, errors.posterior, errors.changed], [(len(AHEAD),), (len(AHEAD),), ()])
+    chex.assert_shape(jax.tree.leaves(measured.head_errors), (len(HEADS_AHEAD),))
 
 
 # ---- the measurement ------------------------------------------------------------------------------------------------

@@ -95,6 +95,31 @@ def test_foresight_of_a_short_ring_goes_as_far_as_its_rows(mix_agent, ring, fore
     assert ((low <= found.posterior[:2]) & (found.posterior[:2] <= high)).all(), "rows 1 and 5 of either environment"
 
 
+@pytest.mark.parametrize("step", [1, 2, 25, 53])
+def test_what_changes_in_a_row_and_how_much_of_it_is_predicted(mix_agent, ring, foresee, step):
+    """Against a loop over windows and numbers; the ring has hardly a row, is half full, or has wrapped."""
+    model, length = mix_agent.model, max(AHEAD)
+    windows = jax.jit(
+        lambda: choose(StepCounters(jnp.int32(step), jnp.int32(0)), CAPACITY, 2, WINDOWS, length, online=False, key=KEY)
+    )()
+    uniform = jr.uniform(jr.fold_in(KEY, 2), (WINDOWS, model.rssm.stoch))
+    predict = jax.jit(lambda *before: model.decoder(imagine_step(model.rssm, *before, HYPERS.unimix)))
+    known = (posterior(model, ring), action_vector(model, ring.action))
+    obs, first, right = np.asarray(ring.obs), np.asarray(ring.is_first), []
+    for w, (start, n) in enumerate(zip(np.asarray(windows.start), np.asarray(windows.env), strict=True)):
+        following = (start + 1) % CAPACITY
+        if step > 1 and not first[following, n]:
+            likeliest = np.asarray(predict(*pick(known, (start, n)), pick(uniform, w))) > 0
+            changed = obs[start, n] != obs[following, n]
+            right += (likeliest == obs[following, n])[changed].tolist()
+    found = foresee(model, ring, jnp.int32(step)).changed
+    if step == 1:
+        assert np.isnan(found)
+    else:
+        assert 0 < np.mean(right) < 1
+        np.testing.assert_allclose(found, np.mean(right), rtol=1e-6)
+
+
 # ---- rows of states -----------------------------------------------------------------------------------------------
 
 

@@ -3,26 +3,30 @@
 Axes: T rows, N environments.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
 
-from envs.environment import ObsSpace
-from stages.config import Hypers
+from envs.environment import ActionSpace, DictSpace, ObsSpace, map_entries
+from stages.config import Config, Hypers
 from stages.decode import make_decoder
 from stages.imagine import open_loop, posterior
 from stages.measure.open_loop import (
     CONTEXT,
+    changed_right,
     episode_step,
     errors,
     open_loop_errors,
     play_rows,
 )
+from stages.replay import Row
 from stages.rssm import Latent, imagine_step
-from stages.world_model import action_vector
-from tests.conftest import SMALL, arbitrary, observations
+from stages.world_model import WorldModel, action_vector
+from tests.conftest import SMALL, arbitrary, observations, to_device
 
 T, N, KEY, HYPERS = 14, 3, jr.key(5), Hypers(unimix=0.02)
 
@@ -118,3 +122,52 @@ def test_only_episodes_that_are_so_long_count(mix_agent, rows):
     np.testing.assert_allclose(observed.loss[:2], np.asarray(every.loss)[[CONTEXT, CONTEXT + 4]].mean(1), rtol=1e-5)
     assert np.isfinite(ours.loss[:2]).all() and np.isnan(ours.loss[2]) and np.isnan(observed.loss[2])
     assert (np.asarray(ours.loss)[:2] != np.asarray(observed.loss)[:2]).all()  # it did not look
+
+
+# ---- what changes --------------------------------------------------------------------------------------------------
+
+MIXED = DictSpace({
+    "camera": ObsSpace((4, 4, 3), "image"),
+    "lamp": ObsSpace((3,), "binary"),
+    "speed": ObsSpace((2,), "real"),
+    "tiles": ObsSpace((2, 2), "categorical", 5),
+})  # fmt: skip
+
+
+def two_rows(space, model) -> Row:
+    """Made-up rows [2, N]; the second one of environment 1 begins an episode."""
+    rng, never = np.random.default_rng(0), np.zeros((2, N), bool)
+    is_first = never.copy()
+    is_first[1, 1] = True
+    obs = map_entries(space, lambda entry: observations(entry, (2, N)))
+    action = to_device(rng.integers(0, model.actions.size, (2, N)), jnp.int32)
+    deter = to_device(rng.normal(size=(2, N, SMALL.deter)), jnp.float32)
+    stoch = to_device(rng.integers(0, SMALL.classes, (2, N, SMALL.stoch)), jnp.uint8)
+    return Row(obs, action, jnp.zeros((2, N)), *map(to_device, (is_first, never, never)), deter, stoch)
+
+
+@pytest.mark.parametrize("present", [1, 2])
+def test_only_binary_and_categorical_numbers_that_change_count(present):
+    model = arbitrary(lambda: WorldModel(Config(model=SMALL), MIXED, ActionSpace("discrete", 3), key=KEY))
+    rows = two_rows(MIXED, model)
+    found = jax.jit(lambda rows, present: changed_right(model, rows, 0.02, present, key=KEY))(rows, jnp.int32(present))
+    uniform = jr.uniform(KEY, (N, model.rssm.stoch))
+    known = jax.tree.map(lambda x: x[0], (posterior(model, rows), action_vector(model, rows.action)))
+    predict = jax.jit(lambda *before: model.decoder(imagine_step(model.rssm, *before, 0.02)))
+    right, obs = [], jax.tree.map(np.asarray, rows.obs)
+    for n in (0, 2):
+        raw = jax.tree.map(np.asarray, predict(*jax.tree.map(lambda x, n=n: x[n], known), uniform[n]))
+        for name, likeliest in (("lamp", raw["lamp"] > 0), ("tiles", raw["tiles"].argmax(-1))):
+            before, after = obs[name][:, n]
+            right += (likeliest == after)[before != after].tolist()
+    assert 0 < np.mean(right) < 1
+    np.testing.assert_allclose(found, np.mean(right) if present == 2 else np.nan, rtol=1e-6)
+
+
+@pytest.mark.parametrize("space", [ObsSpace((2,), "real"), ObsSpace((2,), "binary")], ids=["reals", "no change"])
+def test_where_nothing_changes_there_is_no_share(space):
+    model = arbitrary(lambda: WorldModel(Config(model=SMALL), space, ActionSpace("discrete", 3), key=KEY))
+    rows = two_rows(space, model)
+    if space.kind == "binary":
+        rows = dataclasses.replace(rows, obs=jnp.zeros_like(rows.obs))
+    assert np.isnan(jax.jit(lambda rows: changed_right(model, rows, 0.02, jnp.int32(2), key=KEY))(rows))

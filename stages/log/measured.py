@@ -8,6 +8,7 @@ import numpy as np
 
 from stages.cli.processes import Processes
 from stages.log.round_log import RoundLog, shortest
+from stages.measure.heads import HEADS_AHEAD
 from stages.measure.measurement import Measurement, Novelty, RewardBaselines
 from stages.measure.open_loop import AHEAD
 from stages.results.novelty import Map, contrast_metrics, novelty_metrics
@@ -25,10 +26,14 @@ def measured_columns(
         step: env steps of a seed.
         half: half the steps of the exploring phase.
     """
-    errors, columns = jax.tree.map(shortest, processes.gather(measured.open_loop_error)), {}
+    everyone, columns = processes.gather((measured.open_loop_error, measured.head_errors)), {}
+    errors, heads = jax.tree.map(shortest, everyone)
     for index, ahead in enumerate(AHEAD):
         columns[f"open_loop/error_{ahead}"] = errors.open_loop[:, index].tolist()
         columns[f"open_loop/posterior_{ahead}"] = errors.posterior[:, index].tolist()
+    columns["open_loop/changed_1"] = errors.changed.tolist()
+    for index, ahead in enumerate(HEADS_AHEAD):
+        columns |= {f"heads/{name}_{ahead}": values[:, index].tolist() for name, values in vars(heads).items()}
     if measured.baselines is not None:
         columns |= _contrast_columns(measured.baselines, log, processes)
     if measured.novelty is not None:

@@ -3,7 +3,8 @@
 If the intrinsic reward stands for novelty, it falls with visits: it is measured for each action in each countable
 state. Where states cannot be counted, it is compared with what an untrained one would pay, and with what random actions
 would earn. The measured reward is the one that is paid. With `constant`, a control, it is disagreement, which is not
-paid. How far the model foresees is its open-loop error on replayed rows, beside the posterior's error.
+paid. How far the model foresees is its open-loop error on replayed rows, beside the posterior's error. Errors of the
+reward and the continue head are measured at rewarded and terminal rows apart from all others.
 
 Axes: X states, U actions that are told apart, C capacity, N environments, K rows of a state, A action vector, H rows
 ahead.
@@ -23,7 +24,8 @@ from stages.config import Config, Hypers
 from stages.imagine import posterior
 from stages.intrinsic import IntrinsicReward
 from stages.measure.coverage import Coverage, action_vectors
-from stages.measure.open_loop import AHEAD, open_loop_errors
+from stages.measure.heads import HeadErrors, head_errors
+from stages.measure.open_loop import AHEAD, changed_right, open_loop_errors
 from stages.replay import ReplayBuffer, Row, StepCounters, capacity_of, choose, read
 from stages.rssm import Latent
 from stages.uniform import RandomPolicy
@@ -40,6 +42,7 @@ class OpenLoopError(eqx.Module):
 
     open_loop: Float[Array, " H"]  # the model run forward so many rows with the actions that were taken
     posterior: Float[Array, " H"]  # of the same rows, where the model saw them
+    changed: Float[Array, ""]  # share predicted right of the numbers that change in a row (open_loop.changed_right)
 
 
 class Novelty(eqx.Module):
@@ -64,6 +67,7 @@ class Measurement(eqx.Module):
     """One seed at one point of its training."""
 
     open_loop_error: OpenLoopError
+    head_errors: HeadErrors
     novelty: Novelty | None  # where states can be counted
     baselines: RewardBaselines | None  # where they cannot, and there is an intrinsic reward
 
@@ -85,11 +89,12 @@ def measure(
         step: rows of each environment that were collected so far.
     """
     ahead, by_state, beside = open_loop_error(agent.model, ring, step, hypers, key=jr.fold_in(key, 0)), None, None
+    heads = head_errors(agent.model, ring, step, hypers, key=jr.fold_in(key, 3))  # 0 to 2 are those of a split in three
     if coverage is not None:
         by_state = novelty(env, agent, ring, coverage, hypers, key=key)
     elif agent.intrinsic is not None:
         beside = reward_baselines(env, config, agent, ring, step, hypers, key=key)
-    return Measurement(ahead, by_state, beside)
+    return Measurement(ahead, heads, by_state, beside)
 
 
 def open_loop_error(
@@ -103,9 +108,10 @@ def open_loop_error(
     (capacity, envs), length = ring.reward.shape, max(AHEAD)
     clock = StepCounters(step, jnp.zeros((), jnp.int32))
     rows = read(ring, choose(clock, capacity, envs, WINDOWS, length, online=False, key=key), length)
-    present, key = jnp.minimum(step, capacity), jr.fold_in(key, 0)
-    ahead, observed, _ = open_loop_errors(model, rows, AHEAD, hypers.unimix, context=1, present=present, key=key)
-    return OpenLoopError(ahead.loss, observed.loss)
+    present, key_ahead, key_changed = jnp.minimum(step, capacity), jr.fold_in(key, 0), jr.fold_in(key, 2)
+    ahead, observed, _ = open_loop_errors(model, rows, AHEAD, hypers.unimix, context=1, present=present, key=key_ahead)
+    changed = changed_right(model, rows, hypers.unimix, present, key=key_changed)
+    return OpenLoopError(ahead.loss, observed.loss, changed)
 
 
 def novelty(

@@ -15,7 +15,7 @@ import jax.random as jr
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from envs.environment import Environment, Obs, obs_entries, zip_entries
+from envs.environment import Environment, Obs, Space, obs_entries, zip_entries
 from stages.agent import Agent
 from stages.behavior import Behavior
 from stages.collect import collect, start
@@ -24,9 +24,9 @@ from stages.decode import Decoder, recon_loss, reconstruct
 from stages.encode import join
 from stages.imagine import open_loop, posterior
 from stages.replay import Row
-from stages.rssm import Latent
+from stages.rssm import Latent, imagine_step
 from stages.uniform import RandomPolicy
-from stages.world_model import WorldModel
+from stages.world_model import WorldModel, action_vector
 
 CONTEXT = 5
 """Rows of an episode that the model sees before it predicts, as in DreamerV3's figures (the reference's code observes
@@ -83,15 +83,38 @@ def errors(decoder: Decoder, latent: Latent, obs: Obs) -> Errors:
     """Errors of the observations predicted from states [..., D] and [..., S, K], [...]."""
     space, lead = decoder.space, latent.deter.shape[:-1]
     loss = recon_loss(decoder, latent, obs) / sum(math.prod(entry.shape) for entry in obs_entries(space).values())
-    right = [
-        (jnp.round(likeliest) == array).reshape(*lead, -1).astype(jnp.float32)
-        for _, entry, likeliest, array in zip_entries(space, reconstruct(decoder, latent), obs)
-        if entry.kind in ("binary", "categorical")
-    ]
-    if not right:
+    right = _equal_numbers(space, jax.tree.map(jnp.round, reconstruct(decoder, latent)), obs, lead)
+    if right.shape[-1] == 0:
         nan = jnp.full(lead, jnp.nan)
         return Errors(loss, nan, nan)
-    return Errors(loss, join(right).mean(-1), join(right).min(-1))
+    return Errors(loss, right.mean(-1), right.min(-1))
+
+
+def _equal_numbers(space: Space, obs: Obs, other: Obs, lead: tuple[int, ...]) -> Float[Array, "..."]:
+    """1 where two observations agree, else 0: the numbers of binary and categorical entries, [*lead, numbers]."""
+    entries = zip_entries(space, obs, other)
+    equal = [(a == b).reshape(*lead, -1) for _, entry, a, b in entries if entry.kind in ("binary", "categorical")]
+    return join([x.astype(jnp.float32) for x in equal]) if equal else jnp.zeros((*lead, 0))
+
+
+def changed_right(
+    model: WorldModel, rows: Row, unimix: Float[Array, ""] | float, present: Int[Array, ""], *, key: PRNGKeyArray
+) -> Float[Array, ""]:
+    """Of the binary and categorical numbers that differ between row 0 and row 1 of an episode, the share that the prior
+    predicts right from row 0. NaN where none differs.
+
+    Args:
+        rows: [T, N, ...], with the posterior states.
+        present: how many of the T rows are there.
+    """
+    first, second = (jax.tree.map(lambda x, t=t: x[t], rows) for t in (0, 1))
+    lead, space = second.is_first.shape, model.decoder.space
+    uniform = jr.uniform(key, (*lead, model.rssm.stoch))
+    latent = imagine_step(model.rssm, posterior(model, first), action_vector(model, first.action), uniform, unimix)
+    likeliest = jax.tree.map(jnp.round, reconstruct(model.decoder, latent))
+    is_valid = ~second.is_first & (present > 1)
+    changed = (1 - _equal_numbers(space, first.obs, second.obs, lead)) * is_valid[:, None]
+    return (changed * _equal_numbers(space, likeliest, second.obs, lead)).sum() / changed.sum()
 
 
 def open_loop_errors(

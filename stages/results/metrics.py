@@ -124,6 +124,20 @@ METRICS = (
                "the same, 5 rows ahead", "measure/open_loop.py"),
         Metric("open_loop/posterior_15", "nats or squared error", "the row 15 ahead, seen",
                "the same, 15 rows ahead", "measure/open_loop.py"),
+        Metric("open_loop/changed_1", "share", "predicted right of what changes",
+               "of binary and categorical numbers that differ from the row before, the share predicted right 1 row "
+               "ahead; null where none differs", "measure/open_loop.py"),
+    )),
+    MetricGroup("Reward and continue heads", "mean errors at up to 64 replayed rows of a kind, seen and predicted", (
+        Metric("heads/reward_error_NAME", "reward", "reward head, rewarded rows, NAME ahead",
+               "absolute error of the expected reward where the real one is not 0; NAME: rows ahead that the state is "
+               "predicted (5), or 0 for the posterior's; null where there is no such row", "measure/heads.py"),
+        Metric("heads/reward_elsewhere_NAME", "reward", "reward head, rows without reward, NAME ahead",
+               "the same where the real one is 0", "measure/heads.py"),
+        Metric("heads/continue_at_terminal_NAME", "probability", "continue head, terminal rows, NAME ahead",
+               "probability that the episode goes on, without the discount, at terminal rows", "measure/heads.py"),
+        Metric("heads/terminal_elsewhere_NAME", "probability", "continue head, other rows, NAME ahead",
+               "probability that it does not, at rows that are not terminal", "measure/heads.py"),
     )),
     MetricGroup("Intrinsic reward", "what the ensemble, or another intrinsic reward, learns from", (
         Metric("train/loss/ensemble", "nats", "ensemble's loss", "loss of the ensemble's members", "ensemble.py"),

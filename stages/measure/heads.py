@@ -1,0 +1,90 @@
+"""Heads: errors of the reward and the continue head at rewarded and terminal rows, beside those at all others.
+
+A loss is a mean over all rows, where a few rows of a kind weigh little. Here each kind of row has a mean of its own,
+over rows drawn from the ring. The heads read the posterior state that the ring has of a row. They also read the state
+that the model reaches from an earlier row's, run forward by the prior with the actions that were taken: imagination
+gives them such states.
+
+Axes: C capacity, N environments, K kinds of rows, R rows of a kind, H rows ahead.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from stages.config import Hypers
+from stages.imagine import open_loop, posterior
+from stages.replay import ReplayBuffer, Windows, capacity_of, read
+from stages.rssm import Latent
+from stages.world_model import WorldModel
+
+ROWS = 64  # of each kind, at most
+HEADS_AHEAD = (0, 5)
+"""Rows that the model is run forward before the heads read; 0: they read the posterior state."""
+
+
+class HeadErrors(eqx.Module):
+    """One seed's mean errors over rows of each kind, by HEADS_AHEAD; NaN where there is none."""
+
+    reward_error: Float[Array, " H"]  # |expected reward - real one|, where the real one is not 0
+    reward_elsewhere: Float[Array, " H"]  # |expected reward|, where the real one is 0
+    continue_at_terminal: Float[Array, " H"]  # probability that the episode goes on, at terminal rows
+    terminal_elsewhere: Float[Array, " H"]  # probability that it does not, at all others
+
+
+def head_errors(
+    model: WorldModel, ring: ReplayBuffer, step: Int[Array, ""], hypers: Hypers, *, key: PRNGKeyArray
+) -> HeadErrors:
+    """The heads' errors at rows of the ring.
+
+    Rows ahead of another lie in the same episode, and all rows between them are in the ring.
+
+    Args:
+        step: rows of each environment that were collected so far.
+    """
+    key_rows, key_ahead = jr.split(key)
+    capacity, length = capacity_of(ring), max(HEADS_AHEAD)
+    stored, rewarded = (jnp.arange(capacity) < step)[:, None], ring.reward != 0
+    kinds = stored & jnp.stack([rewarded, ~rewarded, ring.is_terminal, ~ring.is_terminal])
+    index, is_drawn = draw_rows(kinds, ROWS, key=key_rows)
+    position, env = jnp.unravel_index(index.reshape(-1), ring.reward.shape)
+    rows = read(ring, Windows((position - length) % capacity, env), length)  # row [-1] is the one that was drawn
+    age = (position - jnp.maximum(0, step - capacity)) % capacity  # rows before it in the ring
+    is_reached = ((age >= length) & ~rows.is_first[1:].any(0)).reshape(index.shape)
+    observed = jnp.broadcast_to((jnp.arange(length + 1) == 0)[:, None], rows.reward.shape)
+    reward, goes_on = (x[-1].reshape(index.shape) for x in (rows.reward, ~rows.is_terminal))
+
+    def means(states: Latent, is_valid: Bool[Array, "K R"]) -> Float[Array, " K"]:
+        feat = states.feat[-1]
+        expected = model.reward.mean(model.reward(feat)).reshape(index.shape)
+        # The head's target carries the discount.
+        cont = (jax.nn.sigmoid(model.cont(feat)) / (1 - 1 / hypers.discount_horizon)).reshape(index.shape)
+        errors = jnp.concatenate([(expected - reward)[:2], (jnp.minimum(cont, 1) - goes_on)[2:]])
+        return jnp.where(is_valid, jnp.abs(errors), 0).sum(1) / is_valid.sum(1)
+
+    ahead = open_loop(model, rows, observed, hypers.unimix, key=key_ahead)
+    return HeadErrors(*jnp.stack([means(posterior(model, rows), is_drawn), means(ahead, is_drawn & is_reached)], 1))
+
+
+def draw_rows(
+    kinds: Bool[Array, "K C N"], count: int, *, key: PRNGKeyArray
+) -> tuple[Int[Array, "K R"], Bool[Array, "K R"]]:
+    """`count` rows of each kind, uniformly and none twice; all of a kind that has fewer, and of a smaller ring.
+
+    Args:
+        kinds: whether a row is of that kind.
+
+    Returns:
+        positions in the flattened ring; whether a row of that kind stands there (else the position means nothing).
+    """
+    priority = jr.uniform(key, (kinds[0].size,))
+
+    def draw(of_kind):
+        highest, index = lax.top_k(jnp.where(of_kind, priority, -1.0), min(count, priority.size))
+        return index, highest >= 0
+
+    # One kind after another: XLA's selection on a CPU has at most one axis of batch, which seeds take.
+    return lax.map(draw, kinds.reshape(kinds.shape[0], -1))
