@@ -139,7 +139,19 @@ def test_rows_are_drawn_uniformly():
 
 def test_a_ring_of_fewer_rows_gives_all_of_them():
     index, is_drawn = jax.jit(lambda kinds: draw_rows(kinds, ROWS, key=KEY))(np.ones((1, 4, 2), bool))
-    assert sorted(np.asarray(index)[0]) == list(range(8)) and is_drawn.all()
+    assert index.shape == (1, ROWS) and sorted(np.asarray(index)[is_drawn]) == list(range(8))
+
+
+@pytest.mark.parametrize("capacity", [5, 60])
+def test_a_longer_ring_of_the_same_rows_gives_the_same(capacity):
+    """As that of a run which is given more steps."""
+    kinds = np.zeros((1, 200, 2), bool)
+    kinds[:, :5] = np.random.default_rng(1).random((5, 2)) < 0.7
+    draw = jax.jit(lambda kinds: draw_rows(kinds, ROWS, key=KEY))
+    (index, is_drawn), (longer, is_longer) = draw(kinds[:, :capacity]), draw(kinds)
+    assert 0 < is_drawn.sum() < 10
+    np.testing.assert_array_equal(is_drawn, is_longer)
+    np.testing.assert_array_equal(np.asarray(index)[is_drawn], np.asarray(longer)[is_longer])
 
 
 def test_what_is_not_there_has_no_error(history, measured):

@@ -72,7 +72,9 @@ def head_errors(
 def draw_rows(
     kinds: Bool[Array, "K C N"], count: int, *, key: PRNGKeyArray
 ) -> tuple[Int[Array, "K R"], Bool[Array, "K R"]]:
-    """`count` rows of each kind, uniformly and none twice; all of a kind that has fewer, and of a smaller ring.
+    """`count` rows of each kind, uniformly and none twice; all of a kind that has fewer.
+
+    Neither rows nor their number depend on how long the ring is: a run that is given more steps has a longer one.
 
     Args:
         kinds: whether a row is of that kind.
@@ -80,11 +82,13 @@ def draw_rows(
     Returns:
         positions in the flattened ring; whether a row of that kind stands there (else the position means nothing).
     """
-    priority = jr.uniform(key, (kinds[0].size,))
+    size = kinds[0].size
+    priority = jax.vmap(lambda row: jr.uniform(jr.fold_in(key, row)))(jnp.arange(size))
 
     def draw(of_kind):
-        highest, index = lax.top_k(jnp.where(of_kind, priority, -1.0), min(count, priority.size))
-        return index, highest >= 0
+        present = jnp.pad(jnp.where(of_kind, priority, -1.0), (0, max(0, count - size)), constant_values=-1.0)
+        highest, index = lax.top_k(present, count)
+        return jnp.minimum(index, size - 1), highest >= 0
 
     # One kind after another: XLA's selection on a CPU has at most one axis of batch, which seeds take.
     return lax.map(draw, kinds.reshape(kinds.shape[0], -1))
