@@ -86,8 +86,8 @@ def draw_rows(
     priority = jax.vmap(lambda row: jr.uniform(jr.fold_in(key, row)))(jnp.arange(size))
 
     def draw(of_kind):
-        present = jnp.pad(jnp.where(of_kind, priority, -1.0), (0, max(0, count - size)), constant_values=-1.0)
-        highest, index = lax.top_k(present, count)
+        priorities = jnp.pad(jnp.where(of_kind, priority, -1.0), (0, max(0, count - size)), constant_values=-1.0)
+        highest, index = lax.top_k(priorities, count)
         return jnp.minimum(index, size - 1), highest >= 0
 
     # One kind after another: XLA's selection on a CPU has at most one axis of batch, which seeds take.

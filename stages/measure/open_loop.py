@@ -98,7 +98,7 @@ def _equal_numbers(space: Space, obs: Obs, other: Obs, lead: tuple[int, ...]) ->
 
 
 def changed_right(
-    model: WorldModel, rows: Row, unimix: Float[Array, ""] | float, present: Int[Array, ""], *, key: PRNGKeyArray
+    model: WorldModel, rows: Row, unimix: Scalar, present: Int[Array, ""], *, key: PRNGKeyArray
 ) -> Float[Array, ""]:
     """Of the binary and categorical numbers that differ between row 0 and row 1 of an episode, the share that the prior
     predicts right from row 0. NaN where none differs.
