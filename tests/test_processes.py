@@ -103,6 +103,26 @@ def test_a_coordinator_that_is_gone_is_one_line():
     assert "\n" not in str(caught.value)
 
 
+def test_the_coordinator_waits_for_who_is_slow_to_disconnect(monkeypatch):
+    """The store says that it has disconnected while it still waits for the answer: jax aborts it if process 0 leaves."""
+    monkeypatch.setattr(processes, "FAREWELL_S", 0.1)
+    store, left = Store(2), []
+
+    def disconnect():
+        store.disconnect(1)
+        time.sleep(1.0)
+        left.append(1)
+
+    def leave(index):
+        with Processes(index, 2, store, disconnect) as met:
+            met.exchange(b"done")
+        left.append(f"out {index}")
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(leave, range(2)))
+    assert left[0] == 1 and sorted(left[1:]) == ["out 0", "out 1"]
+
+
 def test_all_may_fail_at_once():
     assert all(isinstance(each, KeyError) for each in play(lambda processes: {}[processes.index]))
 
@@ -259,5 +279,5 @@ def test_a_signal_to_some_process_is_noted_by_all(count, receivers, number):
     for index in receivers:
         begun[index].send_signal(number)
     for index, (code, _, error) in enumerate(end_processes(*begun)):
-        assert code == 128 + number
+        assert code == 128 + number, error
         assert (f"run.py: {number.name}: will stop at the end of the chunk" in error) == (index in receivers)

@@ -12,7 +12,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -27,7 +27,8 @@ BEAT_S = 5.0  # how often a process says that it lives, beside its work
 SILENCE_S = 60.0  # a slower process is waited for; one without a beat for so long counts as dead
 STORE = ("key_value_set_bytes", "blocking_key_value_get_bytes", "get_live_nodes")  # what is asked of jax's client
 DEPARTURE_S = 20  # process 0 waits so long for the others to leave before it does
-FAREWELL_S = 2.0  # and then so long: a process still disconnecting would be aborted if the coordinator went first
+FAREWELL_S = 2.0  # and then so long for those that could not reach it to have disconnected
+EXIT_KEY = "dreamsweep/exit"
 
 
 class ProcessError(RuntimeError):
@@ -39,7 +40,8 @@ class Processes:
 
     All call `exchange`, `exchange_json` and `gather` equally often and in the same order. Used as a context manager:
     where one leaves with an exception, the others get a ProcessError at their next exchange instead of waiting.
-    Process 0 leaves last, since jax aborts whoever is still connected to a coordinator that is gone.
+    Process 0 leaves last, since jax aborts whoever is still connected to a coordinator that is gone, or is still
+    disconnecting from it. So the others hold a connection of their own to process 0 until they have disconnected.
     """
 
     def __init__(
@@ -55,6 +57,8 @@ class Processes:
         self._store, self._turn = store, 0
         self._beats: dict[int, tuple[bytes, float]] = {}  # last beat of each process that is waited for, and since when
         self._over = threading.Event()
+        self._beating = threading.Thread(target=self._beat, name="beat", daemon=True)
+        self._exit: socket.socket | None = None  # where process 0 sees that the others have disconnected
 
     @property
     def leads(self) -> bool:
@@ -92,20 +96,35 @@ class Processes:
 
     def __enter__(self) -> "Processes":
         if self.count > 1:
-            threading.Thread(target=self._beat, name="beat", daemon=True).start()
+            self._beating.start()
+            if self.leads:
+                self._exit = socket.create_server(("", 0), backlog=self.count)
+                place = [socket.gethostname(), self._exit.getsockname()[1]]
+                self._store.key_value_set_bytes(EXIT_KEY, json.dumps(place).encode(), allow_overwrite=True)
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
         self._over.set()
         if self.count == 1:
             return
+        self._beating.join(DEPARTURE_S)
         with contextlib.suppress(Exception):  # the coordinator has gone: what ended this process is what matters
             if kind is not None:
                 self._send(b"")
             if self.leads:
                 self._let_others_go()
             else:
-                self._disconnect()
+                with self._seen_by_leader():
+                    self._disconnect()
+
+    @contextlib.contextmanager
+    def _seen_by_leader(self) -> Iterator[None]:
+        """A connection to process 0 that ends with what happens inside, or with this process."""
+        with contextlib.ExitStack() as opened:
+            with contextlib.suppress(Exception):  # not reached: process 0 then sees by the coordinator alone who left
+                place = json.loads(self._store.blocking_key_value_get_bytes(EXIT_KEY, int(1000 * BEAT_S)))
+                opened.enter_context(socket.create_connection(tuple(place), timeout=BEAT_S))
+            yield
 
     def _let_others_go(self) -> None:
         """Wait until the others have disconnected, but not for ever."""
@@ -118,7 +137,12 @@ class Processes:
         waiting = threading.Thread(target=wait, name="departure", daemon=True)
         waiting.start()
         waiting.join(DEPARTURE_S)
-        time.sleep(FAREWELL_S)
+        with self._exit as server, contextlib.suppress(TimeoutError):
+            server.settimeout(FAREWELL_S)
+            for _ in living[1:]:
+                with server.accept()[0] as connection, contextlib.suppress(OSError):
+                    connection.settimeout(DEPARTURE_S)
+                    connection.recv(1)  # returns once the other side is closed
 
     def _key(self, index: int) -> str:
         return f"dreamsweep/{self._turn}/{index}"
