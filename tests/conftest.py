@@ -9,7 +9,8 @@ from typing import Any
 # Before jax starts. Four virtual CPU devices, so that sharding over devices is tested on any machine; and a compiler in
 # a hurry, since the tests' programs run for milliseconds: XLA's passes for that, level 0, one module of machine code,
 # since both cores have tests to run, and XLA's older emitters, which take half the time and memory, and which each
-# version asks for in its own way (unknown flags are fatal).
+# version asks for in its own way (unknown flags are fatal). The last ones a program started as its own process would
+# add (stages/sweep/start.py); flags are part of a compiled program's name, and so it finds what a test compiled.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
@@ -18,9 +19,10 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_backend_optimization_level=0",
         "--xla_cpu_parallel_codegen_split_count=1",
         {
-            "0.10": "--xla_cpu_use_fusion_emitters=false",
+            "0.10": "--xla_cpu_use_fusion_emitters=false --xla_backend_extra_options=xla_cpu_disable_loop_unrolling",
             "0.11": "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters=true",
         }.get(version("jaxlib").rpartition(".")[0], ""),
+        "--xla_cpu_experimental_ynn_fusion_type=",
     ]
 )
 os.environ.setdefault("MPLBACKEND", "Agg")

@@ -39,6 +39,11 @@ MIXED = [
 # Two chunks of two seeds: rows 5 to 15 to 25; saved after each.
 CATCH = [*TINY, *"--seeds 2 --devices 1 --steps 25 --checkpoint-minutes 0".split()]
 
+# The program, as a process of its own compiles it here: as conftest.py has it, so that what a test compiled is found.
+HURRIED = (
+    "import sys, run; from stages.sweep import sweep; sweep.EACH_CHUNK = sweep.ONCE; sys.exit(run.main(sys.argv[1:]))"
+)
+
 
 def start(tmp_path, *words, seeds=2):
     """Run in-process -> (exit code, folder)."""

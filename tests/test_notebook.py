@@ -15,6 +15,8 @@ ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "docs" / "quickstart.ipynb"
 # A run that other tests compile, in the place of the notebook's, which takes minutes.
 SETTINGS = f"""from stages.cli.parse import parse
+from stages.sweep import sweep
+sweep.EACH_CHUNK = sweep.ONCE  # as conftest.py has it
 arguments = parse({MIXED})
 config, hypers = arguments.config, arguments.hypers
 training = dict(seeds=2, log_points=2, devices=1, parallel=2)"""

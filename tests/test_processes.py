@@ -104,7 +104,7 @@ def test_a_coordinator_that_is_gone_is_one_line():
 
 
 def test_the_coordinator_waits_for_who_is_slow_to_disconnect(monkeypatch):
-    """The store says that it has disconnected while it still waits for the answer: jax aborts it if process 0 leaves."""
+    """It still waits for the answer when the store says that it has left: jax aborts it if process 0 leaves first."""
     monkeypatch.setattr(processes, "FAREWELL_S", 0.1)
     store, left = Store(2), []
 

@@ -27,7 +27,7 @@ from stages.store.fingerprint import COMPUTATION, fingerprint
 from stages.sweep import rounds, start
 from tests.bench.kills import differences
 from tests.corridor import Corridor
-from tests.runs import CATCH, PATIENCE, ROOT, ROUNDS, ask, at_chunk
+from tests.runs import CATCH, HURRIED, PATIENCE, ROOT, ROUNDS, ask, at_chunk, start_process
 from tests.runs import rows as logged
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -126,12 +126,7 @@ def test_before_the_first_chunk_a_signal_has_nothing_to_wait_for(tmp_path, monke
 def test_a_killed_run_goes_on_from_its_last_checkpoint(whole, tmp_path, capsys):
     """By SIGKILL, with a half-written line and one that the checkpoint does not know of."""
     folder = tmp_path / "run"
-    # Not as a script: that would set compiler flags of its own, and the run that goes on here could not equal it. Nor
-    # with a level of its own for what is compiled for each chunk: conftest.py has one level for all.
-    level = "from stages.sweep import sweep; sweep.EACH_CHUNK = sweep.ONCE"
-    program = f"import sys, run; {level}; sys.exit(run.main(sys.argv[1:]))"
-    command, environment = [sys.executable, "-c", program, *WORDS, str(folder)], {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    process = start_process(*WORDS, str(folder), program=("-c", HURRIED))
     begun = time.monotonic()
     saved = lambda: [path for path in folder.glob("checkpoints/round-*/process-0/*") if path.name.isdigit()]
     while not saved():

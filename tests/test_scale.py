@@ -11,7 +11,7 @@ import pytest
 
 import run
 from tests.bench.kills import free_place
-from tests.runs import ROOT, TINY, end_processes, rows, start_process
+from tests.runs import HURRIED, ROOT, TINY, end_processes, rows, start_process
 
 SEEDS = 7
 # The smallest program that explores.
@@ -96,8 +96,9 @@ def test_what_does_not_fit_is_one_line_and_leaves_nothing(tmp_path, capsys, word
 
 def both(*words, each=((), ())):
     """Two processes that meet at a free port -> what `end_processes` gives; `each` are words for one of them."""
-    place = ["--coordinator", free_place(), "--processes", "2"]
-    return end_processes(*(start_process(*words, *place, "--process", str(i), *each[i]) for i in range(2)))
+    place, program = ["--coordinator", free_place(), "--processes", "2"], ("-c", HURRIED)
+    begun = [start_process(*words, *place, "--process", str(i), *each[i], program=program) for i in range(2)]
+    return end_processes(*begun)
 
 
 def test_two_processes_give_the_same_numbers_in_one_folder(at_once, tmp_path):
