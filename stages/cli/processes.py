@@ -99,8 +99,8 @@ class Processes:
             self._beating.start()
             if self.leads:
                 self._exit = socket.create_server(("", 0), backlog=self.count)
-                place = [socket.gethostname(), self._exit.getsockname()[1]]
-                self._store.key_value_set_bytes(EXIT_KEY, json.dumps(place).encode(), allow_overwrite=True)
+                address = [socket.gethostname(), self._exit.getsockname()[1]]
+                self._store.key_value_set_bytes(EXIT_KEY, json.dumps(address).encode(), allow_overwrite=True)
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -122,8 +122,8 @@ class Processes:
         """A connection to process 0 that ends with what happens inside, or with this process."""
         with contextlib.ExitStack() as opened:
             with contextlib.suppress(Exception):  # not reached: process 0 then sees by the coordinator alone who left
-                place = json.loads(self._store.blocking_key_value_get_bytes(EXIT_KEY, int(1000 * BEAT_S)))
-                opened.enter_context(socket.create_connection(tuple(place), timeout=BEAT_S))
+                address = json.loads(self._store.blocking_key_value_get_bytes(EXIT_KEY, int(1000 * BEAT_S)))
+                opened.enter_context(socket.create_connection(tuple(address), timeout=BEAT_S))
             yield
 
     def _let_others_go(self) -> None:
