@@ -1,4 +1,4 @@
-"""Intrinsic rewards: what the explorer earns for novelty. Here disagreement becomes a reward.
+"""Intrinsic rewards: what the explorer is paid for novelty, such as the ensemble's disagreement.
 
 `IntrinsicReward` is the interface, `Disagreement` is Plan2Explore's reward, and `ConstantReward` is its control. To add
 one, write a class with these methods (rnd.py is an example) and add a line to `rewards.INTRINSIC_REWARDS`.
@@ -31,7 +31,7 @@ from stages.world_model import Observed, WorldModel
 
 
 class VisitCounts(NamedTuple):
-    """What is known about replayed pairs beside their rows."""
+    """What is known about replayed pairs of rows, in addition to the rows."""
 
     stored: Int[Array, ""]  # rows that replay holds
     actions: Float[Array, "U A"]  # a vector of each action that is told apart (measure/coverage.py)
@@ -39,7 +39,7 @@ class VisitCounts(NamedTuple):
 
 
 class IntrinsicReward(eqx.Module):
-    """A reward that the agent computes itself, with the networks it learns for that."""
+    """A reward that the agent computes itself, with the networks that it trains for that."""
 
     name: ClassVar[str]
     """Its key in INTRINSIC_REWARDS, and in the names of metrics."""
@@ -96,11 +96,11 @@ class IntrinsicReward(eqx.Module):
 
     @abc.abstractmethod
     def untrained(self, config: Config, obs: Space, actions: ActionSpace, *, key: PRNGKeyArray) -> "IntrinsicReward":
-        """This reward with new trainable weights; whatever does not learn by gradient stays."""
+        """This reward with new trainable weights; what is not trained by gradient is kept."""
 
 
 class ObsReward(IntrinsicReward):
-    """A reward with `ObsNumbers` and settings of its own, which is itself what is measured."""
+    """A reward that has `ObsNumbers` and an EnsembleConfig, and that is measured itself."""
 
     numbers: eqx.AbstractVar[ObsNumbers]
     config: eqx.AbstractVar[EnsembleConfig]
@@ -177,8 +177,8 @@ class Disagreement(IntrinsicReward):
 class ConstantReward(IntrinsicReward):
     """1 for every action: a control.
 
-    With episodic novelty, which modes explore and mix set, that alone is paid. Without it, long episodes are paid. An
-    ensemble learns beside it, so that disagreement can be measured though it is not paid.
+    With episodic novelty, which modes explore and mix set, the explorer is paid episodic novelty alone. Without it, the
+    explorer is paid for long episodes. An ensemble is trained as well, so that disagreement can be measured.
     """
 
     unpaid: Disagreement

@@ -1,8 +1,8 @@
 """Rewards: what each behaviour maximises.
 
 A reward is computed twice: along imagined trajectories, for actor and critic, and on replayed rows, for the critic.
-Both are indexed by arrival: reward[t] came with state t. The intrinsic reward itself is in intrinsic.py. episodic.py
-combines it with episodic novelty.
+Both are indexed by arrival: reward[t] arrives with state t. intrinsic.py has the intrinsic rewards. episodic.py has
+episodic novelty, which is combined with them here.
 
 Axes: T time, B windows, L = H + 1 imagined states, c starts of a block, F feat, A action vector.
 """
@@ -35,7 +35,7 @@ INTRINSIC_REWARDS: dict[str, type[IntrinsicReward]] = {
 
 
 class Batch(eqx.Module):
-    """A batch and the model's account of it: what behaviours learn from."""
+    """A batch and the model's posterior states of it: what behaviours learn from."""
 
     rows: Row  # [T, B, ...]
     action: Float[Array, "T B A"]  # vectors of the rows' actions
@@ -44,22 +44,22 @@ class Batch(eqx.Module):
 
 
 class Paid(NamedTuple):
-    """A reward in numbers."""
+    """A reward's values along imagined trajectories and on replayed rows."""
 
     imagined: Float[Array, "blocks L c"]
     replayed: Float[Array, "T B"]
 
 
 def tasker_objective(config: Config, hypers: Hypers) -> Objective:
-    """The environment's reward. Its advantages are divided by the range of returns, or by their own range or root mean
-    square, but by no less than a floor."""
+    """The tasker's objective: the environment's reward. Its advantages are divided by the range of returns, or by their
+    own range or root mean square, but by no less than a floor."""
     if config.task_norm == "returns":
         return _like_dreamer("extrinsic", hypers.entropy, hypers)
     return Objective("extrinsic", hypers.entropy, config.task_norm, hypers.task_floor, debias=True)
 
 
 def explorer_objective(config: Config, hypers: Hypers) -> Objective:
-    """The intrinsic reward, for modes with an explorer."""
+    """The explorer's objective: the intrinsic reward, in modes with an explorer."""
     name, entropy = config.explorer_reward, hypers.explorer_entropy
     if name == ConstantReward.name and not config.episodic_novelty:
         return _like_dreamer(name, entropy, hypers)
@@ -68,7 +68,7 @@ def explorer_objective(config: Config, hypers: Hypers) -> Objective:
         entropy,
         config.intrinsic_norm,
         hypers.intrinsic_floor,
-        debias=True,  # with so small a floor the averages' start at zero would show
+        debias=True,  # the floor is so small that the moving averages' start at zero would matter
         shortening=_shortening(hypers),
         centred=config.intrinsic_centred,
     )
@@ -80,7 +80,7 @@ def _like_dreamer(name: str, entropy: Scalar, hypers: Hypers) -> Objective:
 
 
 def _shortening(hypers: Hypers) -> Scalar:
-    """The intrinsic reward's discount over that of the continue head."""
+    """The ratio of the intrinsic reward's discount to the discount in the continue head."""
     ratio = (1 - 1 / jnp.maximum(hypers.intrinsic_horizon, 1.0)) / (1 - 1 / hypers.discount_horizon)
     return jnp.where(jnp.asarray(hypers.intrinsic_horizon) > 0, ratio, 1.0)
 
@@ -99,7 +99,8 @@ def pay_explorer(
     config: Config,
     hypers: Hypers,
 ) -> Paid:
-    """What the explorer is paid on arrival in a state: the intrinsic reward, or its modulator times episodic novelty.
+    """What the explorer is paid on arrival in a state: the intrinsic reward, or episodic novelty times a factor of it
+    (episodic.modulator).
 
     No action leads to the first state of a trajectory, of a window or of an episode: nothing arrives there.
     """
@@ -128,13 +129,13 @@ def pay_explorer(
 def centre(paid: Paid, cont: Float[Array, "blocks L c"], is_first: Bool[Array, "T B"]) -> Paid:
     """A reward divided by its mean along imagined trajectories, less 1; 0 at an episode's first row.
 
-    An intrinsic reward is never negative, so that an uncentred sum of it is larger for whoever lives longer: the end of
-    an episode costs the explorer all that follows. And where it differs by hundredths of a large sum, the critic's
-    error hides what one action gives. A centred reward (as in average-reward learning: Mahadevan 1996) has neither
-    fault.
+    An intrinsic reward is never negative, so its uncentred return grows with the length of an episode: the end of an
+    episode costs the explorer all later rewards. And where returns of actions differ by hundredths of a large sum, the
+    critic's error hides the difference. A centred reward (as in average-reward learning: Mahadevan 1996) avoids both.
 
     Args:
-        cont: the trajectories' own. A reward counts by the probability that its action is reached, as in the losses.
+        cont: of the same trajectories. A reward is weighted by the probability that its action is reached, as in the
+            losses.
     """
     weight = jnp.cumprod(cont, 1)[:, :-1]
     level = jnp.maximum((weight * paid.imagined[:, 1:]).sum() / weight.sum(), LEAST_LEVEL)

@@ -1,8 +1,9 @@
-"""Train: collect, sample, observe, imagine, update, as nested scans. All of it is one seed; sweep/sweep.py vmaps it.
+"""Train: collect, sample, observe, imagine, update, as nested scans. All code here is for one seed; sweep/sweep.py
+vmaps it.
 
 An iteration is `steps` env steps and then `updates` updates (`Config.schedule`). All seeds share the `StepCounters`.
-They never become batched, so that writes to the ring stay slices. `Hypers` are part of the state, so that each seed of
-a sweep may have other ones.
+These are never batched, so that a write to the ring compiles to a slice. `Hypers` are part of the state, so that each
+seed of a sweep can have its own.
 
 A seed diverges where an observation, a reward, a loss or a gradient is not finite. From then on it stays at its last
 finite state: its rows and updates are dropped, while the other seeds train on.
@@ -33,12 +34,12 @@ from stages.replay import ReplayBuffer, StepCounters
 
 
 class TrainState(eqx.Module):
-    """All of one seed. Every leaf is an array."""
+    """The whole state of one seed. Every leaf is an array."""
 
     agent: Agent
     targets: Targets
     opt_state: optax.OptState
-    intrinsic_opt_state: optax.OptState | None  # of an intrinsic reward with own updates
+    intrinsic_opt_state: optax.OptState | None  # None where the intrinsic reward has no updates of its own
     ring: ReplayBuffer
     actor_state: ActorState
     hypers: Hypers
@@ -49,7 +50,7 @@ class TrainState(eqx.Module):
 
 
 class Progress(eqx.Module):
-    """What a stretch of training reports: episodes that ended in it, and means over its updates by metric name.
+    """The report of an iteration or a chunk: episodes that ended in it, and means over its updates by metric name.
 
     Means are NaN where an update was not finite.
     """
@@ -66,7 +67,7 @@ def capacity(config: Config) -> int:
 
 
 def init(env: Environment, config: Config, hypers: Hypers, *, key: PRNGKeyArray) -> TrainState:
-    """A seed before its first step. Its randomness is all in `key`."""
+    """The state of a seed before its first step. All of its randomness comes from `key`."""
     key_agent, key_rollout, key_row, key_train, key_params = jr.split(key, 5)
     env_params = env.sample_params(key_params)
     env = env.with_params(env_params)
@@ -123,9 +124,9 @@ def collect_steps(
 def update(
     config: Config, state: TrainState, clock: StepCounters
 ) -> tuple[TrainState, StepCounters, dict[str, Float[Array, ""]]]:
-    """One batch, one gradient, one step of the optimiser, of the slow critics and of the return scales.
+    """Sample one batch, take one gradient, and step the optimiser, the slow critics and the return scales.
 
-    The fresh latents go back into the ring, and an intrinsic reward with updates of its own takes them.
+    The batch's new latents are written back to the ring. An intrinsic reward with updates of its own is updated last.
     """
     shape = (replay.capacity_of(state.ring), config.envs, config.replay.batch_size, config.replay.batch_length)
     key, key_choose, key_loss = jr.split(state.key, 3)
@@ -166,7 +167,7 @@ def update(
 def update_intrinsic(
     config: Config, state: TrainState, clock: StepCounters
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-    """The intrinsic reward's own updates, each on pairs of rows drawn for it."""
+    """Update the intrinsic reward by its own optimiser, each time on pairs of rows drawn for that update."""
     reward = state.agent.intrinsic
     assert reward is not None
     shape = (replay.capacity_of(state.ring), config.envs, config.ensemble.batch_size)

@@ -1,8 +1,8 @@
 """Many rows computed one block after another, so that what a block works on stays in a processor's cache.
 
-An imagined start needs no other start, but its activations are large: those of all starts at once go through main
-memory at every operation. `lax.map` over blocks computes a function block by block; `sum_over` sums a loss and takes
-its gradient within each block, so that what a block stored for its gradient is gone with it.
+Imagined starts do not depend on each other, but their activations are large: those of all starts at once do not fit
+into the cache, and go through main memory at every operation. `lax.map` over blocks computes a function block by block.
+`sum_over` sums a loss and takes its gradient within each block, so that a block's saved activations are freed with it.
 """
 
 from collections.abc import Callable

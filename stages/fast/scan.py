@@ -1,8 +1,9 @@
 """A scan whose weights get their gradient from all steps at once.
 
 Reverse mode through `lax.scan` adds to the gradient of every weight at every step: products of B rows, and a read and
-a write of all weights each time. Here the scan's own reverse pass carries back the states' gradients only; then one
-product over all T * B rows gives the weights'. The same numbers up to rounding, for one more evaluation of the steps.
+a write of all weights each time. Here the scan's reverse pass computes only the gradients of the states. One product
+over all T * B rows then gives the weights' gradient. The result is the same up to rounding, and the steps are evaluated
+once more.
 """
 
 from collections.abc import Callable
@@ -32,7 +33,7 @@ def scan(
             after, y = step(params, carry, x, fixed)
             return jax.tree.map(jnp.add, after, tap), (y, carry)
 
-        # What reaches a tap on the way back is the gradient of the state it was added to.
+        # A tap is a zero that is added to a state: the tap's gradient is the gradient of that state.
         steps = jax.tree.leaves(xs)[0].shape[0]
         taps = jax.tree.map(lambda x: jnp.zeros((steps, *x.shape), x.dtype), carry)
 

@@ -1,4 +1,4 @@
-"""N modules of one shape as one, computed together: the members of an ensemble."""
+"""Stacked: N modules of one shape as one module, computed together, such as the members of an ensemble."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from jaxtyping import Array, Key, PRNGKeyArray, PyTree
 class Stacked(eqx.Module):
     """N modules of one shape as one: every leaf has a leading axis [N, ...].
 
-    Its type tells the optimiser that each of the N trains as it would alone (fast/rows.py).
+    By this type the optimiser knows to clip the gradient of each of the N separately (fast/rows.py).
     """
 
     module: PyTree

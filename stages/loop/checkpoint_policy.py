@@ -1,4 +1,4 @@
-"""Checkpoint policy: from where a run resumes, when it saves, and when it stops because a signal asks."""
+"""Checkpoint policy: which checkpoint a run resumes from, when it saves, and when it stops on a signal."""
 
 import time
 from collections.abc import Callable
@@ -25,8 +25,8 @@ from stages.train import TrainState
 
 
 class CheckpointPolicy:
-    """Saves the state between chunks, beside training. A save that fails does not stop training; where it was the
-    last of a round, `close` raises."""
+    """Saves the state between chunks, while training goes on. A failed save does not stop training. If it was the last
+    save of a round, `close` raises."""
 
     def __init__(
         self,
@@ -57,8 +57,8 @@ class CheckpointPolicy:
         except BaseException:
             log.on_abort()
             raise
-        self.chunks: list[int] = []  # of a resumed run: iterations of a chunk, in each phase
-        self.side_by_side = 0  # seeds that it trains at once, in all processes
+        self.chunks: list[int] = []  # iterations of a chunk in each phase, if the run is resumed; else empty
+        self.side_by_side = 0  # seeds that a resumed run trains at once, in all processes; else 0
         if newest := self._checkpoints.newest():
             self._resume(newest, env)
         else:
@@ -86,12 +86,12 @@ class CheckpointPolicy:
         self.side_by_side = saved["width"] * processes.count
 
     def on_plan(self, phases: list[Phase]) -> None:
-        """All is compiled."""
+        """Note the phases, once all programs are compiled."""
         self._phases = phases
         self._saved_at = time.monotonic()
 
     def on_training(self) -> None:
-        """A round's state is there: from now on there is something to save, and a signal waits for the chunk's end.
+        """A round's training begins: from now on a signal stops the run at the end of a chunk, after a save.
 
         Raises:
             Stopped: a signal came since the last round ended. Only that round's checkpoint exists.
@@ -116,18 +116,18 @@ class CheckpointPolicy:
         return restored[:2]
 
     def on_adapt(self) -> None:
-        """The next phase begins, without the explorer."""
+        """The next phase begins: drop the explorer from the best agents."""
         self._best = None if self._best is None else without_explorer(self._best)
 
     def _update_best(self, agent: Agent) -> None:
-        """Take the agents of the seeds whose last evaluation is their best so far."""
+        """Keep the current agents of those seeds whose last evaluation is their best so far."""
         width, improved = len(self._log.round.round.mine), self._log.round.improved()
         slots = np.arange(width) + self._processes.index * width
         local = improved[np.minimum(slots, improved.size - 1)]  # padding trains the last seed once more
         self._best = keep_best(local, agent, agent if self._best is None else self._best)
 
     def on_chunk(self, state: TrainState, clock: StepCounters) -> None:
-        """Save if it is time. Raises Stopped, once all is saved, where a signal has asked any process to stop."""
+        """Save if it is time. If a signal has asked any process to stop, save and raise Stopped."""
         self._check_folder()
         if self._keeps_best:
             self._update_best(state.agent)
@@ -145,7 +145,7 @@ class CheckpointPolicy:
         self._chunk_at = time.monotonic()
 
     def on_round_end(self, index: int, state: TrainState, clock: StepCounters) -> None:
-        """Save the state at the end of a round, and keep that checkpoint alone; `close` raises where it failed."""
+        """Save the state at the end of a round, and remove the round's other checkpoints. If it fails, `close` raises."""
         self._check_folder()
         saved = self._save(state, clock)
         written = self._wait()  # in every process, whether or not its own save began
@@ -155,7 +155,7 @@ class CheckpointPolicy:
             self._lost.append(index)
 
     def close(self) -> None:
-        """All is written. Raises RunFolderError where the last agents of a round are not."""
+        """Close the checkpoints. Raises RunFolderError if the last agents of a round could not be saved."""
         self._checkpoints.close()
         if self._lost:
             rounds = len(self._log.rounds)
@@ -166,13 +166,13 @@ class CheckpointPolicy:
             )
 
     def _check_folder(self) -> None:
-        """Raises RunFolderError where the run's folder is gone: a checkpoint would make half a one in its place."""
+        """Raise RunFolderError if the run's folder is gone: a checkpoint would recreate it without its other files."""
         if self._log.setup.folder is not None and not (self._folder / RunFolder.CONFIG).exists():
             raise RunFolderError(f"{str(self._folder)!r} was removed or moved while the run was at work in it")
 
     def _save(self, state: TrainState, clock: StepCounters) -> bool:
-        """Whether the disk let it begin."""
-        self._wait()  # one before that failed must not cost this one
+        """Begin a save; returns whether that succeeded."""
+        self._wait()  # a failure of the save before must not make this one fail
         checkpoint = CheckpointId(self._log.current, self._log.round.step)
         progress = self._log.to_json([phase.iterations for phase in self._phases]) | {"environment": self._environment}
         best = () if self._best is None else (self._best,)
@@ -185,7 +185,7 @@ class CheckpointPolicy:
         return self._tried(self._checkpoints.wait)
 
     def _tried(self, act: Callable[[], None]) -> bool:
-        """Whether the disk let it; a warning says why not."""
+        """Call `act`; returns whether it succeeded. A failure is printed as a warning."""
         try:
             act()
         except RunFolderError as error:

@@ -1,4 +1,4 @@
-"""Open a run: its folder and its trials' folders, new or with the same run in them."""
+"""Open a run: its folder and its trials' folders, which are new or hold this run's earlier sessions."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -10,21 +10,21 @@ from stages.sweep.trials import Program
 
 
 class OpenedRun(NamedTuple):
-    """The run's folder."""
+    """The folders of a run, opened for this process."""
 
     folder: RunFolder | None  # None in processes that do not write
     trials: list[RunFolder]  # of each trial; the run's own where there is one; empty in processes that do not write
     path: Path
-    finished: bool  # the run that is there has come to its end
+    finished: bool  # the folder holds a finished run
 
     def close(self) -> None:
-        """Let others have the folders."""
+        """Release the folders' locks."""
         for folder in {*self.trials, *filter(None, [self.folder])}:
             folder.close()
 
 
 def open_run(program: Program, processes: Processes) -> OpenedRun:
-    """Open the run's folder, new or with the same run in it, and those of its trials.
+    """Open the folders of the run and of its trials. They are new, or hold a run with the same arguments.
 
     Raises:
         RunFolderError: the folder cannot be used, or another run is at work there.

@@ -1,6 +1,6 @@
-"""The training loop: rounds of seeds side by side, each through its phases in equal chunks.
+"""The training loop: rounds of seeds side by side, each round through its phases in equal chunks.
 
-`python run.py` trains with it into a folder (`train_program`), the library without one (`train_rounds`).
+`python run.py` calls `train_program`, which trains into a folder. The library calls `train_rounds`, which needs none.
 """
 
 import time
@@ -62,7 +62,7 @@ def train_program(program: Program, processes: Processes, signals: Signals, star
 def train_rounds(
     env: Environment, log: RunLog, saving: CheckpointPolicy | None = None, on_round_end: OnRoundEnd | None = None
 ) -> None:
-    """Plan which seeds fit side by side, train them round by round, and log what they do.
+    """Plan which seeds fit side by side, train them round by round, and log their metrics.
 
     Args:
         saving: saves checkpoints, and resumes from them; None: nothing is saved.
@@ -70,7 +70,7 @@ def train_rounds(
 
     Raises:
         ConfigError: not even one seed fits into memory.
-        Stopped: a signal asked for it, and all is saved.
+        Stopped: a signal has stopped the run, and its state is saved.
     """
     setup, arguments = log.setup, log.setup.arguments
     seeds = list(range(arguments.seed_start, arguments.seed_start + arguments.seeds))

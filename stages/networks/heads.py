@@ -1,4 +1,4 @@
-"""Heads: what reads a feature. Actor, two-hot scalars (rewards and values), and the continue head.
+"""Heads: networks that read a feature. The actor, two-hot scalars (rewards and values), and the continue head.
 
 Axes: F feature, I bins.
 """
@@ -32,7 +32,7 @@ class Actor(eqx.Module):
         return policy_at(self.actions, self.head(feat), unimix)
 
     def noise(self, lead: tuple[int, ...], *, key: PRNGKeyArray) -> Float[Array, "..."]:
-        """The random numbers that `lead` samples take, [*lead], [*lead, D] or [*lead, A]."""
+        """The random numbers for samples of leading axes `lead`, [*lead], [*lead, D] or [*lead, A]."""
         return POLICIES[self.actions.kind].noise(lead, self.actions, key=key)
 
 

@@ -51,8 +51,8 @@ class BlockGRU(eqx.Module):
 class PackedGRU(eqx.Module):
     """The cell: `h' = u tanh(sigmoid(reset) cand) + (1 - u) h`, `u = sigmoid(update - 1)`.
 
-    A block sees its own slice of h and the whole input. For the input, the hidden layer is an ordinary product, which
-    may be computed in parts, and before a scan.
+    A block sees its own slice of h and the whole input. The hidden layer's product with the input is dense. It may be
+    computed in parts, and before a scan.
     """
 
     recurrent: Float[Array, "G o o"]
@@ -69,7 +69,7 @@ class PackedGRU(eqx.Module):
     def __call__(self, deter: Float[Array, "... D"], projected: Float[Array, "... D"]) -> Float[Array, "... D"]:
         """One step. `projected` is the sum of `project` over all parts of the input."""
         blocks, dtype = len(self.recurrent), deter.dtype
-        # Blocks stay in front: products, norm and gates then read and write whole rows.
+        # The block axis stays in front, so that products, norm and gates read and write whole rows.
         old = split_blocks(deter, blocks)
         hidden = (
             block_product(old, self.recurrent.astype(dtype)) + split_blocks(projected, blocks) + self.bias.astype(dtype)

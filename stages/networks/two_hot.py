@@ -39,7 +39,7 @@ def two_hot_mean(logits: Float[Array, "... I"], bins: np.ndarray) -> Float[Array
     powers, total, _ = exponentials(logits)
     half = (len(bins) - 1) // 2
     low, high = powers[..., :half][..., ::-1], powers[..., half + 1 :]
-    # A product and no sum of products: on a CPU, XLA takes 3 times as long for the latter.
+    # A matrix product instead of a sum of products: on a CPU, XLA takes 3 times as long for the latter.
     return matmul_highest(high - low, bins[half + 1 :]) / total[..., 0]
 
 
@@ -49,7 +49,7 @@ def two_hot_loss(
 ) -> Float[Array, "..."]:
     """sum_n weights[n] * cross_entropy(logits, two_hot(targets[n], symexp_bins(count))), nats.
 
-    The same numbers as that sum without its vectors: a target has weight on two bins, so two logits are read.
+    Computed without the two-hot vectors: a target has weight on two bins, so only two logits are read.
     Sends gradient to the logits only.
     """
     return _two_hot_loss(logits, targets, weights, count)[0]
@@ -57,7 +57,7 @@ def two_hot_loss(
 
 def _two_hot_loss(logits, targets, weights, count):
     bins = symexp_bins(count)
-    # Bins are even in symlog. Where rounding names the bin beside the right one, the clipped share still is right.
+    # Bins are evenly spaced in symlog. If rounding picks the neighbouring bin, the clipped share is still right.
     index = jnp.floor((symlog(targets) + 20) * ((count - 1) / 40))
     index = jnp.clip(index, 0, count - 2).astype(jnp.int32)
     share = jnp.clip((targets - jnp.asarray(bins)[index]) / jnp.asarray(np.diff(bins))[index], 0, 1)
@@ -78,5 +78,5 @@ two_hot_loss.defvjp(_two_hot_loss, _two_hot_loss_grad)
 
 
 def cross_entropy(logits: Float[Array, "... I"], weights: Float[Array, "... I"]) -> Float[Array, "..."]:
-    """-sum(weights * log softmax(logits)), nats. Weights need not sum to one: losses on two targets add up in them."""
+    """-sum(weights * log softmax(logits)), nats. Weights need not sum to one: those of two targets may be added."""
     return -jnp.sum(weights * jax.nn.log_softmax(logits), -1)

@@ -12,7 +12,7 @@ import psutil
 Devices = Sequence[Any]
 """jax's devices, or stand-ins with a platform and memory_stats."""
 
-SHARE = 0.8  # of the free memory is used: the rest is for the compiler, the allocator's gaps and other people
+SHARE = 0.8  # of the free memory may be used: the rest is for the compiler, fragmentation and other programs
 
 
 class Need(NamedTuple):
@@ -23,7 +23,7 @@ class Need(NamedTuple):
 
 
 def need(program: Any) -> Need:
-    """The compiler's own account of a compiled program; zeros where it keeps none."""
+    """The memory of a compiled program as the compiler reports it; zeros if it reports nothing."""
     account = program.memory_analysis()
     if account is None:
         return Need(0, 0)
@@ -37,9 +37,9 @@ def shared(devices: Devices) -> bool:
 
 
 def free(devices: Devices) -> float:
-    """Free bytes: of the machine or container, if the devices share that, else of the device that has least.
+    """Free bytes: of the machine or container if the devices share its memory, else of the device with least.
 
-    Infinite where a device does not tell.
+    Infinite if a device does not report its memory.
     """
     if shared(devices):
         return min(psutil.virtual_memory().available, free_of_groups())
@@ -66,7 +66,7 @@ def free_of_groups(root: Path = Path("/")) -> float:
             names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
         else:
             continue
-        # A limit further up binds as well; and inside a container only the top may be there to be read.
+        # A parent group's limit applies as well, and inside a container only the top group may be readable.
         group = PurePosixPath(path)
         lowest = min(
             [lowest, *(_group_free(root / top / folder.relative_to("/"), *names) for folder in (group, *group.parents))]
@@ -80,7 +80,7 @@ def _group_free(group: Path, limit: str, usage: str, cache: str) -> float:
         if maximum == "max":
             return math.inf
         stats = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        # The page cache counts as used, but is given back when memory is short.
+        # The page cache counts as used, but is freed when memory is short.
         return max(0, int(maximum) - int((group / usage).read_text()) + int(stats.get(cache, 0)))
     except (OSError, ValueError):
         return math.inf
@@ -120,6 +120,6 @@ class Room(NamedTuple):
         return self.allowed or SHARE * self.free()
 
     def words(self) -> str:
-        """How much there is, for a line."""
+        """How much memory there is, as text for a message."""
         words = f"{format_bytes(self.free())} are {'allowed' if self.allowed else 'free'}"
         return words if shared(self.devices) else f"{words} on each device"

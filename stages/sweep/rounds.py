@@ -1,8 +1,8 @@
 """Rounds: how many seeds fit side by side, and how a sweep's seeds are assigned to rounds and processes.
 
 A round is P slots of each process, whose seeds are trained side by side from their first step to their last evaluation.
-All rounds run the same executables. A slot without a seed trains the last seed once more (padding); its results are
-dropped. Where several trials (settings) are trained, every trial has all seeds, and a slot is a seed of a trial.
+All rounds run the same executables. A slot without a seed trains the last seed once more (padding), and its results
+are dropped. With several trials (settings), every trial has all seeds, and a slot is a seed of a trial.
 """
 
 import dataclasses
@@ -68,7 +68,7 @@ class Fit(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What will run."""
+    """The compiled phases and the rounds of a run."""
 
     phases: list[Phase]  # compiled
     rounds: list[Round]
@@ -78,7 +78,7 @@ class Plan(NamedTuple):
 
 
 class Evaluator:
-    """Evaluations of one round's seeds. Each env step has episodes of its own, whatever was evaluated before."""
+    """Evaluations of one round's seeds. The env step alone decides which random stream draws the episodes."""
 
     def __init__(self, round: Round, processes: Processes):
         self.round, self.processes = round, processes
@@ -115,7 +115,7 @@ def phases_of(
 
     Args:
         points: chunks in each phase, at most.
-        iterations: of a chunk, in each phase; of a run that goes on with the chunks that it had.
+        iterations: of a chunk, in each phase, if a resumed run keeps its chunks; else empty.
     """
     mesh, task = mesh_for(width, devices), dataclasses.replace(config, mode="task")
     prefilled = config.prefill * config.envs
@@ -126,7 +126,7 @@ def phases_of(
         ]
     else:
         split = [split_chunks(phase_config, todo, points) for phase_config, todo in stretches]
-    # What is really collected, chunks being equal: so the ring holds all of it, and may grow if the run goes on.
+    # Rows that are collected, which may be more than asked for since chunks are equal: the ring must hold all of them.
     rows = [
         n * chunks * phase_config.schedule[0] * phase_config.envs
         for (phase_config, _), (n, chunks) in zip(stretches, split, strict=True)
@@ -155,7 +155,7 @@ def prepare(phases: list[Phase], width: int, usable: float) -> float:
         needs = [first.prepare(state, clock, iterations)]
         needs += [phase.compiled.prepare(state, clock, phase.iterations, adapts=True) for phase in adapting]
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):  # so says a TPU's compiler of a program too big for it
+        if "RESOURCE_EXHAUSTED" not in str(error):  # a TPU's compiler raises this for a program that does not fit
             raise
         return math.inf
     return max(needs) * pools
@@ -184,7 +184,7 @@ def fit_width(
     limit: float = math.inf,
     minimum: int = 1,
 ) -> Fit:
-    """The widest round that fits into `usable()` bytes, compiled. What fits at the first try is compiled once.
+    """The widest round that fits into `usable()` bytes, compiled. Narrower rounds are compiled until one fits.
 
     Args:
         seeds: of this process.
@@ -212,7 +212,7 @@ def fit_width(
 
 
 def assign(seeds: list[int], width: int, processes: Processes, trials: Sequence[int] = ()) -> list[Round]:
-    """The sweep's seeds, of each of these trials, in rounds of `width` slots for each process; trial by trial."""
+    """Assign the seeds of each trial to rounds of `width` slots for each process, trial by trial."""
     pairs = [(trial, seed) for trial in trials or [0] for seed in seeds]
     block, rounds = width * processes.count, []
     for start in range(0, len(pairs), block):
@@ -241,7 +241,7 @@ def plan(
         devices: of this process.
         build: width -> phases, not compiled.
         trials: settings that each of the seeds is trained with, by their numbers; empty: there is one.
-        parallel: seeds side by side in all processes together; then nothing narrower is tried.
+        parallel: seeds side by side in all processes together; a number is not reduced if it does not fit.
         allowed: bytes that a process may use, of each device where they have their own; 0: a share of what is free.
 
     Raises:
@@ -271,7 +271,7 @@ def _fewest(share: int, devices: Devices) -> int:
 
 
 def _narrowed(fitted: Fit, width: int, build: Callable[[int], list[Phase]]) -> Fit:
-    """The same for as many seeds as fit in every process; compiled anew where this one could have had more."""
+    """Reduce to as many seeds as fit in every process; compiles again if more would have fitted in this process."""
     if width == fitted.width:
         return fitted
     built = build(width)

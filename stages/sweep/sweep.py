@@ -31,11 +31,11 @@ from stages.sweep.start import usable_cores
 from stages.train import Progress, TrainState
 
 MEASURING = 2**31
-"""Streams of random numbers that measurements use are numbered from here."""
+"""The first number of the random streams that measurements use."""
 CPU_VMAP_WIDTH = 1
 """Seeds that a CPU device computes at once, measured: see docs/speed.md."""
 ONCE, EACH_CHUNK = 0, 1
-"""XLA's optimisation level, on a CPU, of what runs once, and of what runs after each chunk."""
+"""XLA's optimisation levels on a CPU: of programs that run once, and of programs that run after each chunk."""
 
 
 def mesh_for(seeds: int, devices: memory.Devices | None = None) -> Mesh:
@@ -46,16 +46,17 @@ def mesh_for(seeds: int, devices: memory.Devices | None = None) -> Mesh:
 
 
 def keys_of(seeds: Sequence[int], stream: int) -> jax.Array:
-    """One key a seed, for a stream of random numbers: 0 trains, from MEASURING on they measure, the others evaluate."""
+    """One key for each seed and a stream of random numbers: stream 0 is for training, those from MEASURING on are for
+    measuring, the others for evaluating."""
     keys = jax.vmap(jr.key)(jnp.asarray(seeds, jnp.uint32))
     return jax.vmap(jr.fold_in, (0, None))(keys, stream)
 
 
 def over_seeds(mesh: Mesh, fn: Callable, seed_args: int, clock: bool, vmap_width: int = 0) -> Callable:
-    """`fn` of one seed -> of a sweep: leading arguments carry a seed axis, and so do results.
+    """`fn` of one seed -> a function of a sweep: the first `seed_args` arguments have a seed axis, and so do results.
 
-    With `clock`, the last argument and the second result are the counters, the same for all seeds, never batched. With
-    `vmap_width`, a device computes at most so many seeds at once (in_lanes).
+    With `clock`, the last argument and the second result are the counters. They are the same for all seeds and never
+    batched. With `vmap_width`, a device computes at most that many seeds at once (in_lanes).
     """
     axes = (0,) * seed_args + ((None,) if clock else ())
     out_axes: Any = (0, None, 0) if clock else 0
@@ -68,12 +69,12 @@ def over_seeds(mesh: Mesh, fn: Callable, seed_args: int, clock: bool, vmap_width
 def in_lanes(fn: Callable, vmap_width: int) -> Callable:
     """`fn(state, clock) -> (state, clock, progress)` of one seed -> of seeds [S, ...], `vmap_width` of them at a time.
 
-    Each lane runs to the end before the next begins, so that a processor's cache holds all that it works on; its
-    state is copied from, and written back to, its place among all seeds'. A lane of one seed has no seed axis at all,
-    and a single lane works in place.
+    Each lane runs to the end before the next begins, so that a processor's cache holds the lane's whole state. That
+    state is sliced from the state of all seeds and written back to it. A lane of one seed has no seed axis. A single
+    lane works in place.
     """
 
-    # A lane's index is never negative. Else a check for that is compiled for every array.
+    # A lane's index is never negative. Without this argument XLA compiles a check of that for every array.
     take = functools.partial(lax.dynamic_index_in_dim, keepdims=False, allow_negative_indices=False)
     put = functools.partial(lax.dynamic_update_index_in_dim, allow_negative_indices=False)
 
@@ -102,8 +103,8 @@ def in_lanes(fn: Callable, vmap_width: int) -> Callable:
 
 
 def _row_major(x: jax.Array) -> jax.Array:
-    """`x` with a row-major layout: XLA may order axes of length 1 another way, and then copies a whole ring.
-    An array of one axis has one layout, and nothing is compiled for it."""
+    """`x` with a row-major layout: XLA may order axes of length 1 in another way, and then copies the whole ring.
+    An array of one axis has only one layout and is returned as it is."""
     if x.ndim < 2 or jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         return x
     return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
@@ -118,20 +119,20 @@ def _compiled_fast(mesh: Mesh, level: int) -> dict[str, int | bool] | None:
     """Compiler options for a program that runs seldom: on a CPU, optimising it takes longer than running it."""
     if mesh.devices.flat[0].platform != "cpu":
         return None
-    # jaxlib 0.10 has its older emitters still: half the compiler's work, and kernels that are slower in places.
+    # jaxlib 0.10 still has its older emitters: they compile in half the time, and some kernels are slower.
     emitters = {"xla_cpu_use_fusion_emitters": False} if version("jaxlib").startswith("0.10.") else {}
     return {"xla_backend_optimization_level": level} | emitters
 
 
 def _measured(state: TrainState) -> tuple[PyTree, ...]:
-    """What of a state is read where it is measured."""
+    """The parts of a state that measurements read."""
     return state.agent, state.ring, state.coverage, state.hypers, state.env_params
 
 
 class CompiledPhase:
-    """The programs that one phase of a run calls, compiled for one environment, Config and mesh; states are donated.
+    """The compiled programs of one phase of a run, for one environment, Config and mesh. States are donated.
 
-    `traces` counts how often each program was traced; a run asserts that `train_chunk` was traced once.
+    `traces` counts how often each program was traced. The training loop asserts that `train_chunk` was traced once.
     """
 
     def __init__(self, env: Environment, config: Config, mesh: Mesh):
@@ -188,11 +189,11 @@ class CompiledPhase:
         return parameter_counts(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state.agent))
 
     def least(self, state: TrainState) -> float:
-        """Bytes that one seed takes at the least over its state while it trains or is evaluated, from shapes alone.
+        """A lower bound of the bytes that one seed needs in addition to its state, from shapes alone.
 
-        A batch, its features, what two heads keep of them for their gradients, and imagination's noise are there at
-        once; and so is a row of each evaluation episode. What else is there the compiler knows; but where these do not
-        fit, there is no need to compile.
+        While it trains, these are in memory at once: a batch, its features, what two heads store for their gradients,
+        and imagination's noise. While it is evaluated, a row of each episode is. Only the compiler knows the exact
+        need, but if this bound does not fit there is no need to compile.
         """
         model, half = self.config.model, 2  # bytes of bfloat16
         row = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.ring)) / state.ring.reward.size
@@ -201,11 +202,11 @@ class CompiledPhase:
         return max(starts * (row + kept + noise), self.config.eval_episodes * row)
 
     def prepare(self, state: TrainState, clock: StepCounters, iterations: int, adapts: bool = False) -> float:
-        """Compile all programs from shapes alone; what is compiled already is not compiled again.
+        """Compile all programs from shapes alone, unless they are compiled already.
 
         Args:
-            adapts: whether this phase goes on from the state of an exploring one; then that state's shapes are given,
-                and `adapt` is compiled instead of `init` and `prefill`.
+            adapts: whether this phase continues from the state of an exploring phase. `state` then has the shapes of
+                that phase, and `adapt` is compiled instead of `init` and `prefill`.
 
         Returns:
             bytes of memory that a device needs at the most demanding moment.
@@ -216,7 +217,7 @@ class CompiledPhase:
         keys = self._key_shapes(seeds)
         state = self.adapted(before) if adapts else before
         step = self._placed(jax.ShapeDtypeStruct(keys.shape, jnp.int32), P("seeds"))
-        # The longest first, and one on each core, as each takes memory; tracing goes on while the compiler is at work.
+        # The longest first. One on each core, since each takes memory; the next is traced while one compiles.
         jobs = {
             "train_chunk": (self._train_chunk(iterations), state, clock),
             "evaluate": (self._jitted["evaluate"], state.agent, state.hypers, state.env_params, keys),
@@ -228,13 +229,13 @@ class CompiledPhase:
             jobs["init"] = (self._jitted["init"], state.hypers, keys)
             jobs["prefill"] = (self._jitted["prefill"], state, clock)
         with concurrent.futures.ThreadPoolExecutor(usable_cores()) as pool, warnings.catch_warnings():
-            # What `adapt` leaves behind is donated, and finds no place in what it returns.
+            # The buffers that `adapt` drops are donated, too, and cannot be reused for its results.
             warnings.filterwarnings("ignore", "Some donated buffers were not usable", UserWarning)
             compiling = {name: pool.submit(fn.lower(*shapes).compile) for name, (fn, *shapes) in jobs.items()}
             done = {name: job.result() for name, job in compiling.items()}
         self._compiled |= {iterations if name == "train_chunk" else name: program for name, program in done.items()}
         needs = {name: memory.need(program) for name, program in done.items()}
-        held = needs["train_chunk"].held  # the whole state; `init` makes it, the others find it there
+        held = needs["train_chunk"].held  # the whole state: `init` allocates it, the other programs are given it
         held_of = {name: need.held if name == "init" else max(held, need.held) for name, need in needs.items()}
         highest = max(need.extra + held_of[name] for name, need in needs.items())
         self._prepared = (seeds, iterations), highest
@@ -249,14 +250,14 @@ class CompiledPhase:
         """States of all seeds; all of a seed's randomness comes from its number.
 
         Args:
-            hypers: numbers, the same for all, or arrays [seeds]: each place of the sweep trains with its own.
+            hypers: numbers, the same for all seeds, or arrays [seeds].
         """
         hypers = jax.tree.map(lambda x: jnp.broadcast_to(jnp.asarray(x, jnp.float32), (len(seeds),)), hypers)
         hypers = jax.device_put(hypers, NamedSharding(self.mesh, P("seeds")))
         return self._run("init", hypers, self._keys(seeds))
 
     def prefill(self, state: TrainState) -> tuple[TrainState, StepCounters, Episodes]:
-        """Collect what the first batch needs. Consumes `state`."""
+        """Collect the rows that the first batch needs. Consumes `state`."""
         return self._run("prefill", state, StepCounters.zero())
 
     def train_chunk(
@@ -281,11 +282,11 @@ class CompiledPhase:
         return self._run("measure", *_measured(state), steps, self._keys(seeds, MEASURING + step))
 
     def _run(self, name: str, *args: PyTree) -> Any:
-        """Call a program as `prepare` compiled it, or compiled now."""
+        """Call a program. If `prepare` has not compiled it, it is compiled now."""
         return self._compiled.get(name, self._jitted[name])(*args)
 
     def _placed(self, shapes: PyTree, spec: P) -> Any:
-        """Shapes with their place on the devices, so that what is compiled for them takes what the programs return."""
+        """Shapes with their sharding, so that programs that are compiled for them accept other programs' results."""
         sharding = NamedSharding(self.mesh, spec)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
 
