@@ -1,11 +1,11 @@
 """A suite's observations entry by entry, and its actions as one vector.
 
-A suite describes what it gives as a tree of entries, each with its bounds. Each becomes one entry here, of the kind
-that its bounds say: numbers are real, integers of two values binary, of up to MOST_ENTRY_CLASSES values categorical and
-counted from their lowest, pictures images. Integers of more values are numbers. Nothing is lost, as long as a suite
-keeps to its bounds.
+A suite describes an observation as a tree of entries, each with bounds, which decide the kind of the entry here.
+Floats are real. Integers of two values are binary, those of up to MOST_ENTRY_CLASSES values categorical, counted from
+the lowest, and those of more values real. Pictures are images. No information is lost as long as a suite keeps to its
+bounds.
 
-Several discrete actions of one entry are one where they have few combinations, and else several choices at once.
+Several discrete actions of one entry become one action if they have few combinations, else several choices at once.
 
 Axes: A action dimensions, D choices.
 """
@@ -25,7 +25,7 @@ from envs.errors import EnvError
 from envs.gymnax_spaces import LARGEST_BOUND
 
 MOST_ENTRY_CLASSES = 64
-MOST_ACTIONS = 64  # combinations of several discrete actions that are one action
+MOST_ACTIONS = 64  # up to so many combinations, several discrete actions become one action
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ class Entry:
 
     @property
     def space(self) -> ObsSpace:
-        """What an agent sees. Of integers the span of the whole entry counts, from the lowest to the highest."""
+        """The space that the agent sees. Classes of integers span the whole entry, from the lowest to the highest."""
         if self._image_scale:
             return ObsSpace(self.low.shape, "image")
         if np.issubdtype(self.dtype, np.integer):
@@ -71,7 +71,7 @@ class Entry:
 
     @property
     def _image_scale(self) -> int:
-        """What brings a picture to bytes: 1, or 255 for one of floats in [0, 1]; 0 where it is none."""
+        """The factor from a picture to bytes: 1, or 255 for floats in [0, 1]; 0 if the entry is no picture."""
         if self.low.ndim != 3 or self.low.shape[-1] != 3 or self.low.any():
             return 0
         if self.dtype == np.uint8 and (self.high == 255).all():
@@ -88,7 +88,7 @@ def rescaled(name: str, entries: Mapping[str, Entry]) -> dict[str, Entry]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Actions:
-    """How our action becomes a suite's."""
+    """Converts an action of this program to a suite's action."""
 
     space: ActionSpace
     shape: tuple[int, ...]

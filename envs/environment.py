@@ -1,10 +1,10 @@
-"""What an environment is here: pure functions over one state, and rows that tell an end from a time limit.
+"""The environment interface: pure functions of one state, and rows that distinguish an end from a time limit.
 
 Axes: A action dimensions. Everything acts on ONE environment; the caller vmaps.
 
 An episode is `time_limit + 1` rows at most. The observation at its end is a row of its own (is_last); the
 row after it is the reset (is_first, reward 0). is_last is terminated or truncated, is_terminal is terminated
-only: a time limit ends an episode without making its last state worth nothing. An episode that runs into both
+only: after a time limit the last state keeps its value. An episode that runs into both
 at once (DeepSea) is terminal.
 Source: the row layout of DreamerV3 (Hafner et al., 2025) and of dm_env.
 """
@@ -84,14 +84,14 @@ def zip_entries(space: Space, *obs: Any) -> Iterator[tuple[str, ObsSpace, *tuple
 
 
 def map_entries(space: Space, function: Callable[..., Any], *obs: Any) -> Any:
-    """`function(space, array of each obs...)` of every entry: of the structure that observations of `space` have."""
+    """`function(space, array of each obs...)` of every entry, in the structure of an observation of `space`."""
     results = {name: function(entry, *arrays) for name, entry, *arrays in zip_entries(space, *obs)}
     return results[""] if isinstance(space, ObsSpace) else results
 
 
 @dataclasses.dataclass(frozen=True)
 class ActionSpace:
-    """What an environment takes, and the length of the vector as which the model reads it.
+    """The actions of an environment, and the length of the vector in which the model reads an action.
 
     - "discrete": an int32 scalar in [0, size).
     - "continuous": float32 [size] in [-1, 1].
@@ -129,8 +129,8 @@ class ActionSpace:
 class StateSpace:
     """Which of finitely many states an environment is in, for counting visits.
 
-    Only states in which an action is taken are counted: what is seen at an episode's last row alone (below the Deep
-    Sea, on a goal that ends the episode) is none.
+    Only states in which an action is taken are counted. A state that occurs only at an episode's last row (below Deep
+    Sea's last row, on a goal that ends the episode) is not counted.
     """
 
     size: int  # X: indices are in [0, X)
@@ -142,7 +142,7 @@ class StateSpace:
 
 
 class Timestep(eqx.Module):
-    """What the environment says at one row; the reward arrived with the observation."""
+    """The environment's output at one row; the reward arrived with the observation."""
 
     obs: Obs  # obs_space.shape and obs_space.dtype, of every entry
     reward: Float[Array, ""]
@@ -170,10 +170,10 @@ class Environment(abc.ABC):
     achievements: tuple[str, ...] = ()  # events that Crafter's score counts; without any there is no such score
     tiles: Callable[[PyTree[np.ndarray]], np.ndarray] | None = None
     """An observation, as numpy -> the board that films draw: colours [rows, columns, K, K, 3] in 0..1, K dots a side.
-    It is given a model's expectations too: means, and likeliest classes. None: films draw what the spaces say."""
+    It also draws the model's predictions: means, and likeliest classes. None: films draw entries by their spaces."""
 
     def sample_params(self, key: PRNGKeyArray) -> PyTree[Array]:
-        """Parameters that are drawn once for a seed's whole life, such as what its actions mean; None without any."""
+        """Parameters that are drawn once for each seed, such as an action mapping; None without any."""
         del key
         return None
 
@@ -200,10 +200,10 @@ def env_step(
 ) -> tuple[State, Timestep]:
     """Make the next row: the reset if `timestep` is its episode's last (`action` is ignored), else the step.
 
-    `state` and `timestep` belong together: the outputs of one `reset`, `step` or `env_step`. Shapes and dtypes
-    out are those that came in. Both branches are computed, since under vmap a condition would do so anyway; but a
-    costly reset is computed only when one of all environments side by side begins anew.
-    Without `resets` it is the step always: what comes after an episode's last row means nothing.
+    `state` and `timestep` are the outputs of one `reset`, `step` or `env_step`. Shapes and dtypes of the results are
+    the same. Step and reset are both computed, as they would be for a condition under vmap. But a costly reset is
+    computed only if at least one of the environments side by side begins an episode.
+    Without `resets` it is always the step: rows after an episode's last one mean nothing.
     """
     key_step, key_reset = jr.split(key)  # in gymnax's order, so that a test can compare with its own step
     stepped = env.step(key_step, state, action)
@@ -218,8 +218,8 @@ def env_step(
 def _reset_where(env: Environment, is_last: Array, key: PRNGKeyArray, stepped: PyTree) -> PyTree:
     """`stepped`, and a reset where `is_last`; under any number of vmaps one condition decides for all lanes.
 
-    vmap turns a condition on a batched value into both of its branches. So the batching rule here moves the lanes into
-    the arrays, [...], and asks whether any of them is last.
+    vmap of a condition on a batched value computes both branches. So the batching rule here makes the vmapped axis an
+    axis of the arrays, [...], and tests whether any element of `is_last` is true.
     """
 
     @jax.custom_batching.custom_vmap

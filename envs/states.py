@@ -1,9 +1,10 @@
 """Countable states of gymnax's environments, and their goals.
 
-Cells where the environment has cells; bins where its state is continuous. A state is read from the environment's own
-state and not from the observation, which does not always tell it (MetaMaze shows the agent's neighbourhood only).
-How many can be reached is counted: on maps by flooding them from the start; of bins by an exhaustive search of the
-default physics, which tests/test_states.py repeats. With other physics, all bins are counted as reachable.
+Countable states are cells where the environment has cells, and bins where its state is continuous. They are read from
+the environment's own state, since the observation may not determine them (MetaMaze shows only the agent's
+neighbourhood). The number of reachable cells is found by a flood fill from the start. The number of reachable bins was
+found by an exhaustive search with the default physics, which tests/test_states.py repeats. With other physics, all bins
+count as reachable.
 """
 
 import math
@@ -32,7 +33,7 @@ def goal_of(name: str, params: GymnaxParams) -> float | None:
     """The return above which an episode has reached the environment's goal; None where there is none to reach."""
     limit = float(params.max_steps_in_episode)
     match name:
-        case "DeepSea-bsuite":  # 1 in the far corner, less the cost of moving; the noise of the stochastic one hides it
+        case "DeepSea-bsuite":  # 1 in the far corner, less the cost of moving; the stochastic version's noise hides it
             return 0.5 if params.deterministic else None
         case "MountainCar-v0" | "Acrobot-v1":  # -1 a step until it is reached
             return -limit
@@ -60,7 +61,7 @@ def deep_sea(inner: GymnaxEnv, params: GymnaxParams) -> StateSpace:
 
 
 def four_rooms(inner: GymnaxEnv, params: GymnaxParams) -> StateSpace:
-    """Cells that are no wall; nor the goal, which ends the episode, unless it moves from episode to episode."""
+    """Cells that are no wall. The goal's cell ends the episode and is left out, unless the goal moves."""
     free = np.asarray(inner.env_map, bool)
     free = flood(free, _ints(inner.pos_fixed)) if not params.resample_init_pos else free
     goal = None if params.resample_goal_pos else _ints(inner.goal_fixed)
@@ -68,7 +69,7 @@ def four_rooms(inner: GymnaxEnv, params: GymnaxParams) -> StateSpace:
 
 
 def meta_maze(inner: GymnaxEnv, params: GymnaxParams) -> StateSpace:
-    """Cells that are no wall. Whoever reaches the goal goes on elsewhere, and each episode has a goal of its own."""
+    """Cells that are no wall. On reaching the goal the agent is moved elsewhere; each episode has its own goal."""
     del params
     return _maze(flood(np.asarray(inner.env_map, bool), _ints(inner.center_position)), None, lambda state: state.pos)
 

@@ -1,4 +1,4 @@
-"""Arguments: all that a run can be asked for, and the check that refuses what cannot work."""
+"""Arguments: all settings of a run, and the check that refuses those that cannot work."""
 
 import dataclasses
 import json
@@ -104,7 +104,7 @@ def mode_title(settings: Settings) -> str:
 
 
 DEFAULTS = Arguments(config=Config(), hypers=Hypers()).flat
-"""Arguments without any preset. A run that is older than an argument counts as having its value here."""
+"""Arguments without any preset. For a run that is older than an argument, this is the argument's value."""
 NAMES = [name.removeprefix("config.") for name in flat(dataclasses.asdict(Arguments()))]
 """Every setting, by its name on the command line."""
 

@@ -1,8 +1,8 @@
-"""Processes: several of them that train one sweep, each on its own devices, and the messages between them.
+"""Processes: several processes that train one sweep, each on its own devices, and the messages between them.
 
-Seeds are independent, so that nothing crosses between processes while they train. The few numbers that are logged go
-through the key-value store of `jax.distributed`'s coordinator rather than through a collective: this takes no device
-memory and no compilation, and a process that fails can tell those that wait for it.
+Seeds are independent, so processes exchange nothing while they train. The few numbers that are logged go through the
+key-value store of `jax.distributed`'s coordinator. Unlike a collective, that takes no device memory and no compilation,
+and a failing process can notify those that wait for it.
 
 Axes: W processes, P rows of one process.
 """
@@ -23,11 +23,11 @@ from stages.cli import meeting
 from stages.cli.terminal import say
 from stages.config import ConfigError
 
-BEAT_S = 5.0  # how often a process says that it lives, beside its work
-SILENCE_S = 60.0  # a slower process is waited for; one without a beat for so long counts as dead
-STORE = ("key_value_set_bytes", "blocking_key_value_get_bytes", "get_live_nodes")  # what is asked of jax's client
-DEPARTURE_S = 20  # process 0 waits so long for the others to leave before it does
-FAREWELL_S = 2.0  # and then so long for those that could not reach it to have disconnected
+BEAT_S = 5.0  # seconds between two heartbeats of a process, sent by a thread
+SILENCE_S = 60.0  # a process without a heartbeat for this long counts as dead; a slow one is waited for
+STORE = ("key_value_set_bytes", "blocking_key_value_get_bytes", "get_live_nodes")  # methods of jax's client
+DEPARTURE_S = 20  # seconds that process 0 waits for the others to leave
+FAREWELL_S = 2.0  # further seconds, for those that could not reach process 0 to disconnect
 EXIT_KEY = "dreamsweep/exit"
 
 
@@ -38,10 +38,10 @@ class ProcessError(RuntimeError):
 class Processes:
     """The processes of a run; without arguments, this one alone.
 
-    All call `exchange`, `exchange_json` and `gather` equally often and in the same order. Used as a context manager:
-    where one leaves with an exception, the others get a ProcessError at their next exchange instead of waiting.
-    Process 0 leaves last, since jax aborts whoever is still connected to a coordinator that is gone, or is still
-    disconnecting from it. So the others hold a connection of their own to process 0 until they have disconnected.
+    All processes call `exchange`, `exchange_json` and `gather` equally often and in the same order. Use it as a context
+    manager: if one process leaves with an exception, the others get a ProcessError at their next exchange.
+    Process 0 leaves last, since jax aborts a process that is connected to, or disconnecting from, a coordinator that is
+    gone. So each other process holds a second connection to process 0 until it has disconnected from the coordinator.
     """
 
     def __init__(
@@ -55,10 +55,10 @@ class Processes:
         self._disconnect = disconnect
         self._dead: set[int] = set()
         self._store, self._turn = store, 0
-        self._beats: dict[int, tuple[bytes, float]] = {}  # last beat of each process that is waited for, and since when
+        self._beats: dict[int, tuple[bytes, float]] = {}  # process waited for -> its last heartbeat, and when
         self._over = threading.Event()
         self._beating = threading.Thread(target=self._beat, name="beat", daemon=True)
-        self._exit: socket.socket | None = None  # where process 0 sees that the others have disconnected
+        self._exit: socket.socket | None = None  # the socket by which process 0 sees that the others have disconnected
 
     @property
     def leads(self) -> bool:
@@ -108,7 +108,7 @@ class Processes:
         if self.count == 1:
             return
         self._beating.join(DEPARTURE_S)
-        with contextlib.suppress(Exception):  # the coordinator has gone: what ended this process is what matters
+        with contextlib.suppress(Exception):  # the coordinator is gone: the first exception matters more
             if kind is not None:
                 self._send(b"")
             if self.leads:
@@ -119,7 +119,7 @@ class Processes:
 
     @contextlib.contextmanager
     def _seen_by_leader(self) -> Iterator[None]:
-        """A connection to process 0 that ends with what happens inside, or with this process."""
+        """Hold a connection to process 0 until the block, or this process, ends."""
         with contextlib.ExitStack() as opened:
             with contextlib.suppress(Exception):  # not reached: process 0 then sees by the coordinator alone who left
                 address = json.loads(self._store.blocking_key_value_get_bytes(EXIT_KEY, int(1000 * BEAT_S)))
@@ -127,7 +127,7 @@ class Processes:
             yield
 
     def _let_others_go(self) -> None:
-        """Wait until the others have disconnected, but not for ever."""
+        """Wait until the others have disconnected, for a limited time."""
         living = sorted(set(range(self.count)) - self._dead)
 
         def wait() -> None:
@@ -151,7 +151,7 @@ class Processes:
         self._store.key_value_set_bytes(self._key(self.index), message, allow_overwrite=True)
 
     def _receive(self, index: int) -> bytes:
-        """The message of a process, which is waited for as long as it lives. Raises ProcessError."""
+        """The message of a process; waits as long as that process is alive. Raises ProcessError."""
         while True:
             try:
                 return self._store.blocking_key_value_get_bytes(self._key(index), int(2000 * BEAT_S))
@@ -182,7 +182,7 @@ class Processes:
         return time_s - since > SILENCE_S
 
     def _beat(self) -> None:
-        """Say again and again that this process lives."""
+        """Send heartbeats until this process leaves."""
         count = 0
         while not self._over.wait(BEAT_S if count else 0):
             count += 1
@@ -214,7 +214,7 @@ def join_cluster(coordinator: str = "", count: int = 0, index: int = -1) -> Proc
         say(f"waiting for process 0 at {coordinator} ...")
         meeting.announce(coordinator, count, index)
         meeting.reach(coordinator).close()  # by now it is jax that listens there
-    # Else jax ends all processes where one has died, with a stack trace; and its handler of SIGTERM replaces ours.
+    # Without these jax ends all processes with a stack trace if one dies, and its handler of SIGTERM replaces ours.
     for name, value in {"jax_enable_recoverability": True, "jax_enable_preemption_service": False}.items():
         with contextlib.suppress(AttributeError):  # a version without it
             jax.config.update(name, value)

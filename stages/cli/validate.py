@@ -1,4 +1,4 @@
-"""Validate: settings that cannot work are refused in one line, before anything compiles."""
+"""Validate: refuse settings that cannot work with a message of one line, before anything compiles."""
 
 import dataclasses
 import os
@@ -6,7 +6,7 @@ import sys
 
 from stages.config import MOST_STEPS, Config, ConfigError, Hypers
 
-MOST_UPDATES = 4096  # after one step
+MOST_UPDATES = 4096  # updates after one env step
 MOST_HYPER, LEAST_HYPER = 2.0**128, 2.0**-126  # 32-bit floats: beyond them is infinity, and below them 0
 MOST_ROWS = 2_000_000_000  # of a seed: steps are counted in 32 bits, and a run's last chunk may go a little further
 
@@ -22,7 +22,7 @@ _NON_NEGATIVE = {
     "replay": ("prefill",),
 }
 # Limits far above any useful value. Beyond them an array has more entries than an index can count, compiling takes
-# hours, or an update never ends. What is below them and still does not fit into memory, sweep/rounds.py refuses.
+# hours, or an update never ends. sweep/rounds.py refuses settings below these limits that do not fit into memory.
 _MOST = {
     "": {"envs": 65_536, "horizon": 1_000, "eval_episodes": 65_536, "eval_steps": MOST_ROWS},
     "model": {
@@ -62,7 +62,7 @@ def _setting(config: Config, group: str, name: str) -> tuple[str, float]:
 
 
 def check_pictures() -> None:
-    """Raises ConfigError where matplotlib does not start: pictures come last, so a run would fail after training."""
+    """Raise ConfigError if matplotlib cannot be imported: pictures come last, so a run would fail after training."""
     os.environ["MPLBACKEND"] = "agg"  # the only backend that is used, whatever the user's environment names
     try:
         import matplotlib  # noqa: F401
@@ -72,7 +72,7 @@ def check_pictures() -> None:
 
 
 def check_env_module(name: str) -> None:
-    """Raises ConfigError for an environment "module:factory" in Python's standard library, where `os:abort` is one."""
+    """Raise ConfigError for a "module:factory" in Python's standard library, such as `os:abort`."""
     module, colon, _ = name.partition(":")
     if colon and module.partition(".")[0] in sys.stdlib_module_names:
         raise ConfigError(f"--env {name}: {module} is of Python's standard library, which has no environments")

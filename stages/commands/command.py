@@ -1,6 +1,6 @@
 """Commands: what `python run.py NAME ...` does beside training.
 
-Those that let agents play need jax, which is started and imported inside them: the others stay fast.
+Commands that let agents play import and start jax inside the function, so that the others start fast.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from stages.report.tables import comparison_json, markdown, print_tables, tables
 from stages.results.read import read_run, read_runs
 from stages.store.files import RunFolderError, make_folder, write_json, write_whole
 
-MOST_PLAYED = 65_536  # episodes of a seed side by side, or rows of a film: as many as of --eval-episodes
+MOST_PLAYED = 65_536  # episodes of a seed side by side, or rows of a film; the same limit as of --eval-episodes
 Run = Annotated[Path, tyro.conf.arg(metavar="RUN")]
 PolicyName = Literal["task", "explore", "random"]
 Trust = Annotated[
@@ -250,7 +250,7 @@ def command(argv: Sequence[str]) -> int | None:
         terminal.say(f"run.py: error: {error}", error=True)
         return 2
     except RunFolderError as error:
-        # The message names --logdir; in a command it is another flag's folder, or the argument's.
+        # The message names --logdir, but in a command the folder is an argument or another flag's value.
         flag = "--out" if "out" in inspect.signature(COMMANDS[argv[0]]).parameters else "folder"
         terminal.say(f"run.py: error: {str(error).replace('--logdir', flag)}", error=True)
         return 2

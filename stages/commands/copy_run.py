@@ -1,6 +1,6 @@
-"""Copy: a run with its agents alone, small enough to be kept or sent: no optimiser, no replay, no pictures.
+"""Copy: write a small copy of a run, with its agents but without optimiser, replay and pictures.
 
-`eval`, `video`, `report` and `compare` read it as they read the run; training cannot go on with it.
+`eval`, `video`, `report` and `compare` read the copy like the run. Training cannot be resumed from it.
 """
 
 import dataclasses
@@ -28,8 +28,8 @@ def copy_run(run: Path, out: str, seeds: int | None, trust: bool, best: bool = F
         trust, best: as in `load_run`.
 
     Raises:
-        RunFolderError: the run cannot be read; or `out` holds something already, or cannot be written.
-        ConfigError: the run has fewer seeds; or as `load_run`.
+        RunFolderError: the run cannot be read; or `out` is not empty, or cannot be written.
+        ConfigError: the run has fewer seeds; or as in `load_run`.
         EnvError: its environment cannot be made.
     """
     loaded = load_run(run, trust, best)
@@ -46,13 +46,13 @@ def copy_run(run: Path, out: str, seeds: int | None, trust: bool, best: bool = F
         write_whole(folder / RunFolder.METRICS, b"".join(encode_json(row) for row in rows if row["seed"] in kept))
     if summary := read_summary(loaded.path, trained):
         write_json(folder / RunFolder.SUMMARY, _summary_of(summary, trained, kept))
-    # Last: with it the folder is a run's. Where the run was is nobody else's concern.
+    # Written last, since config.json makes the folder a run's. The original path is left out.
     write_json(folder / RunFolder.CONFIG, config | {"seeds": len(kept), "logdir": ""})
     return folder
 
 
 def write_agents(folder: Path, loaded: Loaded, kept: Sequence[int]) -> None:
-    """Write a checkpoint of each group of seeds that has some of `kept`, with as much as `load` reads.
+    """Write a checkpoint of each group with seeds in `kept`, with the arrays that `load` reads.
 
     Raises:
         RunFolderError: the disk refuses.
@@ -78,12 +78,12 @@ def write_agents(folder: Path, loaded: Loaded, kept: Sequence[int]) -> None:
         checkpoints.wait()
     finally:
         checkpoints.close()
-    for note in folder.rglob("commit_success.txt"):  # orbax's; what it says is the path that it was written to
+    for note in folder.rglob("commit_success.txt"):  # orbax's: it has the path to which the checkpoint was written
         write_whole(note, b"")
 
 
 def _summary_of(summary: Settings, trained: Sequence[int], kept: Sequence[int]) -> JsonObject:
-    """A summary of some of its seeds; the scores' interval is taken again, over these."""
+    """The summary of the kept seeds alone; statistics of the scores are computed again."""
     seeds = summary.get("seeds", trained)
     indices = [index for index, seed in enumerate(seeds) if seed in kept]
     lists = {name: summary[name] for name in PER_SEED if summary.get(name) is not None}

@@ -56,4 +56,4 @@ PAGE = (
 </html>
 """
 )
-"""To be filled with `title` and `body`, both HTML."""
+"""The template of a page; `title` and `body` are HTML."""

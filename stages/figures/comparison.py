@@ -40,9 +40,10 @@ CURVES_HEIGHT = 3.1
 def plot_comparison(path: Path, comparison: Comparison) -> None:
     """Two rows of panels for each environment: curves above, final scores and improvement below.
 
-    Curves are interquartile means over seeds, of the tasker's evaluation where all runs have it, with their 95 %
-    bootstrap intervals, or with single seeds where these are few. Final scores are those of every seed of a finished
-    run, with their interquartile mean and interval. The probability of improvement is drawn for more than two runs.
+    Curves are interquartile means over seeds with 95 % bootstrap intervals; few seeds are drawn one by one. The curves
+    are of the tasker's evaluation if all runs have it, else of training. Final scores are those of every seed of a
+    finished run, with their interquartile mean and interval. The probability of improvement is drawn for three runs or
+    more.
 
     Raises:
         RunFolderError: the file cannot be written.
@@ -81,9 +82,9 @@ def _rows(group: Group, colours: Mapping[str, str]) -> list[PanelRow]:
 
 
 def group_colours(groups: Sequence[Group]) -> dict[str, str]:
-    """A colour for each run by its name: the same in every environment for what is learned in the same way.
+    """Run name -> colour. Runs with the same settings have the same colour in every environment.
 
-    Where there are more ways than colours, those of one environment still differ, as long as colours last for it alone.
+    If there are more settings than colours, colours repeat across environments, but within one only if it needs more.
     """
     varied = {name for group in groups for name in differing_settings(group.runs)} - LENGTH
     colours: dict[str, str] = {}
@@ -119,7 +120,7 @@ def _draw_visited(axes: Axes, runs: Sequence[Result], colours: Mapping[str, str]
 
 
 def _draw_band(axes: Axes, run: Result, values: Floats, colour: str) -> None:
-    """The interquartile mean over seeds [S, P] and its interval, or few seeds themselves; a point alone is a dot."""
+    """The interquartile mean over seeds [S, P] with its interval, or each seed if few; a single point is a dot."""
     if not run.steps.size:
         return
     curve = iqm_curve(values)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import ListedColormap, Normalize
 
-MOST_CELLS = 12  # of a side of the map: beyond, its numbers are too small to read
+MOST_CELLS = 12  # on a side of the map: with more its numbers are too small to read
 MOST_NAMES = 8  # of trials that are named beside their curves
 BRIGHTEST = 0.88  # of the colours' range: brighter ones cannot be seen on white
 STYLES = ("-", (0, (4, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))  # of curves that may have one colour
@@ -67,7 +67,7 @@ def plot_grid(path: Path, grid: Grid) -> None:
 
 
 def _scale(grid: Grid) -> Normalize:
-    """From the lowest to the highest of the trials' scores and the untrained one: trials may be worse than that."""
+    """Colours from the lowest to the highest of the trials' scores and the untrained score, which may lie between."""
     from matplotlib.colors import Normalize
 
     scores = [score for score in (*(cell.summary.iqm for cell in grid.cells), grid.untrained) if math.isfinite(score)]
@@ -76,7 +76,7 @@ def _scale(grid: Grid) -> Normalize:
 
 
 def _colours() -> ListedColormap:
-    """From dark to bright, as far as it can be seen on white."""
+    """Colours from dark to bright, without the brightest, which are invisible on white."""
     from matplotlib import colormaps
     from matplotlib.colors import ListedColormap
 

@@ -1,4 +1,4 @@
-"""The picture of novelty: where a run has been and what its intrinsic reward calls new, early, in the middle, late.
+"""The picture of novelty: visits and intrinsic reward of each state, early, in the middle and late in a run.
 
 Host side only; matplotlib is imported where it draws.
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
 
 WALL = "#c9c9c9"
-DECADES = 4  # of disagreement that colours tell apart
+DECADES = 4  # range of the colour scale of disagreement, in powers of ten
 SHADES = ("#b2182b", "#e08214", "#c9a400", "#4d9a4d", "#2b7bba", "#54278f")  # from never visited to often
 LABELS = ("never", "1 to 3", "4 to 15", "16 to 63", "64 to 255", "256 or more")
 
@@ -44,7 +44,7 @@ def plot_novelty(
         states: of the environment.
         title: plain text, wrapped.
         seed: the number of the seed that the maps are of.
-        reward: the intrinsic reward that was measured; another one than disagreement has no map of its own.
+        reward: name of the measured intrinsic reward. Only disagreement is drawn as a map.
 
     Raises:
         RunFolderError: the file cannot be written.
@@ -146,6 +146,6 @@ def _draw_bins(axes: Axes, log: NoveltyLog, reward: str) -> None:
         if has_value.any():
             steps, median = np.array(log.steps)[has_value], np.nanmedian(curves[:, has_value], 0)
             axes.plot(steps, median, color=colour, linewidth=1.6, marker="o", markersize=3, label=label)
-    axes.set_yscale("log")  # it falls by orders of magnitude, and what counts is the order of the bins
+    axes.set_yscale("log")  # the reward falls by orders of magnitude
     axes.set_ylabel(f"{reward} by visits of the pair", color=INK, fontsize=9)
     axes.legend(title="visits", frameon=False, fontsize=8, title_fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))

@@ -1,4 +1,4 @@
-"""Agents: those of all rounds of a run as one record, from its folder or as they were trained.
+"""Agents: the agents of all rounds of a run as one record, loaded from its folder or just trained.
 
 Axes: S seeds.
 """
@@ -16,15 +16,15 @@ from stages.store.load import AgentBatch, load_run
 
 
 def load(run: str | os.PathLike[str], *, trust: bool = False, best: bool = False) -> AgentBatch:
-    """The agents of a run's folder, [S, ...], from its newest checkpoints. Nothing in the folder is touched.
+    """The agents of a run's folder, [S, ...], from its newest checkpoints. Nothing in the folder is changed.
 
     Args:
         trust: import the module that the run's config.json names, where its environment is a user's own.
-        best: each seed's agent as it was where its evaluation scored most, of a run with `--checkpoint-best`.
+        best: load each seed's agent of its highest evaluation score; the run needs `--checkpoint-best`.
 
     Raises:
-        RunFolderError: there is no run, no checkpoint, no best agents, or it cannot be read; or its rounds are not
-            equally far.
+        RunFolderError: there is no run, no checkpoint, no best agents, or it cannot be read; or its rounds have
+            different numbers of steps.
         ConfigError: the run was made by another version of this program, or its environment is a user's own and is
             not trusted.
         EnvError: its environment cannot be made.
@@ -39,7 +39,7 @@ def load(run: str | os.PathLike[str], *, trust: bool = False, best: bool = False
 
 
 def joined(groups: Sequence[AgentBatch]) -> AgentBatch:
-    """Groups of one phase and step as one, in the seeds' order, on the first device."""
+    """Join groups of one phase and step into one, in the order of seeds, on the first device."""
     order = np.argsort([seed for group in groups for seed in group.seeds])
     steps = {seed: step for group in groups for seed, step in group.agent_steps.items()}
     parts = [(group.agent, group.hypers, group.env_params) for group in groups]

@@ -28,7 +28,7 @@ from stages.world_model import WorldModel
 
 
 class PolicyState(eqx.Module):
-    """What an agent remembers between two rows of an environment."""
+    """The state that an agent carries from one row of an environment to the next."""
 
     latent: Latent  # of the world model, at the row before
     action: Float[Array, "... A"]  # vector of the action taken there
@@ -49,7 +49,7 @@ class Policy(eqx.Module):
     def reset(self, lead: tuple[int, ...] = ()) -> PolicyState:
         """The state before the first row, [*lead, ...]: () for one environment, (N,) for N, (S, N) for N of each seed.
 
-        Call it once, not for each episode: where one begins, `is_first` makes `act` forget the episode before.
+        Call it once, not for each episode: at an episode's first row, `is_first` makes `act` reset the state.
         """
         action = jnp.zeros((*lead, self.model.actions.size))
         return PolicyState(initial(self.model.rssm, lead, self.model.dtype), action)
@@ -60,7 +60,7 @@ class Policy(eqx.Module):
         """Look at a row and choose an action there.
 
         Args:
-            state: what `reset` returned, or `act` at the row before. Its action must be the one that was taken.
+            state: returned by `reset`, or by `act` at the row before. The action in it must have been executed.
             obs: [..., *obs], of the shape and meaning that the agent was trained on, or a dict of such arrays; numpy
                 will do. Images are bytes, 0 to 255. Under jit and vmap the values are not known: there only shape and
                 type are checked.
@@ -87,7 +87,7 @@ class Policy(eqx.Module):
         latent, action = act(self.model, self.behavior, *before, self.hypers, self.greedy, key=key)
         chosen = env_action(self.model, action)
         if self.model.actions.kind == "continuous":
-            chosen = jnp.clip(chosen, -1.0, 1.0)  # as environments do; the model knows the sample as it was drawn
+            chosen = jnp.clip(chosen, -1.0, 1.0)  # as environments do; the state keeps the unclipped sample
         return chosen, PolicyState(latent, action)
 
 

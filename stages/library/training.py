@@ -1,7 +1,7 @@
 """Training: run.py's loop from Python. It prints nothing, writes files only if asked, and returns agents and numbers.
 
-jax is used as it was set up. Call `stages.sweep.start.start_jax()` before jax makes its first array to get what run.py
-has: a virtual device for each core, and a cache for compiled programs.
+jax is not configured here. Call `stages.sweep.start.start_jax()` before jax makes its first array to configure it as
+run.py does: a virtual device for each core, and a cache for compiled programs.
 
 Axes: S seeds, P log points.
 """
@@ -39,7 +39,7 @@ from stages.train import TrainState
 
 
 class Training(NamedTuple):
-    """What `train` returns; numbers as numpy, NaN where there is none."""
+    """What `train` returns. Numbers are numpy arrays, with NaN for missing values."""
 
     agents: AgentBatch  # of all seeds: every array is [S, ...]
     steps: NDArray[np.int64]  # [P], rows of a seed
@@ -59,12 +59,12 @@ def _trained(env: Environment, config: Config, log: RoundLog, state: TrainState,
 
 
 class TrainingProgress(NamedTuple):
-    """How far `train` is, at a log point of a round."""
+    """The progress of `train` at a log point of a round."""
 
     phase: str  # the mode
     step: int  # of a seed
     share: float  # of the phase that is done
-    seconds: float  # until the phase's end, about
+    seconds: float  # estimated, until the phase's end
     seeds: list[int]  # of the round, [R]
     metrics: dict[str, Floats]  # at this point, by their names in metrics.jsonl, [R]; NaN where there is none
 
@@ -83,26 +83,26 @@ def train(
     on_progress: Callable[[TrainingProgress], object] | None = None,
     save: str | os.PathLike[str] | None = None,
 ) -> Training:
-    """Train `seeds` agents, as `run.py` with the same settings does, to the bit; nothing is printed.
+    """Train `seeds` agents. Numbers equal those of `run.py` with the same settings bit for bit; nothing is printed.
 
     Args:
         config: of `configure`.
         hypers: of `configure`.
         seeds: how many; their numbers begin at `seed_start`.
-        env: an environment that was made already: an `envs.Environment`, a gymnax environment, or (gymnax environment,
+        env: an environment object: an `envs.Environment`, a gymnax environment, or (gymnax environment,
             parameters); None makes `config.env`.
         log_points: P, at most; of each phase.
         devices: to share the seeds out over; 0 takes all.
         parallel: seeds side by side, the others in further rounds; "auto": as many as fit.
-        memory: GB that all may take (on accelerators: of each device); 0: 80 % of what is free.
-        on_progress: called at each log point of each round; what it raises ends the training.
-        save: an empty folder, or one to be made, that holds the run at its end: `load`, eval, video, report and compare
+        memory: GB that training may take (on accelerators: on each device); 0: 80 % of the free memory.
+        on_progress: called at each log point of each round; an exception that it raises ends the training.
+        save: an empty or new folder that holds the finished run at the end: `load`, eval, video, report and compare
             read it. Without it nothing is written.
 
     Raises:
         ConfigError: an argument that cannot work, or not even one seed fits into the memory.
         RunFolderError: the folder to save in is not empty, or cannot be written.
-        EnvError: the environment cannot be made, or is none.
+        EnvError: the environment cannot be made, or `env` is no environment.
     """
     where = {"devices": devices, "parallel": parallel, "memory": memory}
     arguments = _arguments(config, hypers, {"seeds": seeds, "seed_start": seed_start, "log_points": log_points}, where)
@@ -131,7 +131,7 @@ def _folder(save: str | os.PathLike[str], env: object) -> Path:
 
 
 def _result(log: RunLog, agents: AgentBatch) -> Training:
-    """What a training that has ended gives back."""
+    """The result of a finished training."""
     merged = RoundLog.of_all(log.rounds)
     steps, phases, metrics = tabulated(log.table or [], agents.seeds)
     zero_shot = merged.zero_shot if log.setup.arguments.config.mode == "explore" else None
@@ -139,7 +139,7 @@ def _result(log: RunLog, agents: AgentBatch) -> Training:
 
 
 def _arguments(config: object, hypers: object, counts: Mapping[str, Any], where: Mapping[str, Any]) -> Arguments:
-    """The command line's arguments that these are.
+    """The same settings as the command line's arguments.
 
     Args:
         counts: seeds, seed_start and log_points.

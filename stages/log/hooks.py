@@ -1,10 +1,11 @@
 """Hooks: the functions with which the training loop prints, and writes metrics.jsonl, summary.json and pictures.
 
-With several processes, all gather what is logged, and the first one prints and writes it. Of several trials, each has a
-folder of its own, as if it were a run alone.
+With several processes, all gather what is logged, and the first one prints and writes it. Each of several trials has a
+folder of its own, like a run.
 
-The loop calls `log_start`, `log_plan`, for each round `log_round`, before the untrained and the final evaluation
-`log_evaluation`, after each chunk `chunk_rows`, `with_measurements` and `log_chunk`, and at the end `log_finish`.
+The loop calls `log_start` and `log_plan` once, and `log_round` for each round. Before the untrained and the final
+evaluation it calls `log_evaluation`. After each chunk it calls `chunk_rows`, `with_measurements` and `log_chunk`. At
+the end it calls `log_finish`.
 """
 
 import contextlib
@@ -34,7 +35,7 @@ from stages.train import Progress
 
 
 def log_start(log: RunLog, seeds: Sequence[int], devices: Devices) -> None:
-    """The first lines; compiling begins."""
+    """Print the first lines, before compiling begins."""
     run = log.setup
     if run.folder is not None:
         trials, processes = len(run.trials), run.processes.count
@@ -42,7 +43,7 @@ def log_start(log: RunLog, seeds: Sequence[int], devices: Devices) -> None:
 
 
 def log_plan(log: RunLog, plan: Plan, compile_seconds: float) -> None:
-    """All is compiled: say what will run side by side, write config.json, and open the tracker.
+    """Print what will run side by side, write config.json, and open the tracker, once all is compiled.
 
     Args:
         compile_seconds: of this session.
@@ -56,19 +57,19 @@ def log_plan(log: RunLog, plan: Plan, compile_seconds: float) -> None:
     _say(plan_lines(plan, config.steps + config.adapt_steps, compile_seconds))
     config = dataclasses.asdict(run.arguments) | {"versions": versions()}
     for folder in {run.folder, *run.folders}:
-        if (old := folder.summary or {}).get("finished"):  # it is prolonged: killed from here on, it is not at its end
+        if (old := folder.summary or {}).get("finished"):  # given more steps: from here on it is not finished
             folder.write_summary(old | {"finished": False})
     run.folder.write_config(config)
     if run.trials[0].name:
         for trial, folder in zip(run.trials, run.folders, strict=True):
             folder.write_config(dataclasses.asdict(trial.arguments) | {"versions": versions()})
-    # A tracker may drop what came after the resumed step. With several rounds steps begin again: it may drop nothing.
+    # A tracker may drop steps after the resumed one. With several rounds steps repeat, so it must not drop any.
     last = log.rounds[-1].step if log.rounds and log.planned_rounds == 1 else 0
     log.tracker = Tracker.open(run.arguments.log, run.folder.path, config, last)
 
 
 def log_round(log: RunLog, index: int, round: Round) -> RoundLog:
-    """A round begins, or goes on; returns its log."""
+    """Begin or resume a round; returns its log."""
     log.current = index
     if index == len(log.rounds):
         log.rounds.append(RoundLog(round))
@@ -82,7 +83,7 @@ def log_round(log: RunLog, index: int, round: Round) -> RoundLog:
 
 
 def log_evaluation(log: RunLog, agents: str) -> None:
-    """Agents are evaluated now, of this kind: it may take as long as a chunk."""
+    """Announce an evaluation of agents of this kind, which may take as long as a chunk."""
     run = log.setup
     if run.folder is not None:
         asked, played = run.arguments.config.eval_episodes, run.eval_episodes
@@ -158,7 +159,7 @@ def log_chunk(
 
 
 def log_finish(log: RunLog) -> None:
-    """The files of each trial, over the seeds of all rounds together; of a run that is no sweep the table."""
+    """Write each trial's files, over the seeds of all rounds. A run that is no sweep also prints its table."""
     run = log.setup
     if run.folder is None:
         return
@@ -170,7 +171,7 @@ def log_finish(log: RunLog) -> None:
         of_trial = merged.of_trial(index)
         if names == [""]:
             print_finished(trial, of_trial, run)  # first: the disk may be full
-        folder.append_metrics([])  # what it refused before
+        folder.append_metrics([])  # lines that the disk refused before
         write_finished(folder, trial, of_trial, run.states, run.achievements, about)
         if names == [""] and (advice := advice_line(read_run(folder.path), run.max_entropy)):
             terminal.say(advice)
@@ -207,7 +208,7 @@ def _disk_may_be_full() -> Iterator[None]:
 
 
 def _write_unfinished(log: RunLog, folder: RunFolder) -> None:
-    """summary.json says how far the run has come, should it be killed before its end."""
+    """Write to summary.json how far the run has come, in case it is killed."""
     run, current = log.setup, log.round
     about = {"round": log.current + 1, "rounds": log.planned_rounds, "wall_seconds": log.wall_seconds}
     about |= {"versions": versions()}

@@ -1,4 +1,4 @@
-"""Lines: what a run says on the terminal, as text; the log prints it."""
+"""Lines: the text that a run prints on the terminal. log/hooks.py prints it."""
 
 import textwrap
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ from stages.sweep.rounds import Plan, Round
 from stages.sweep.trials import Trial
 
 LEAST_EXPLORING_RATIO = 32
-"""Train ratio below which exploring is not worth while: of Deep Sea 10, 2 of 8 seeds reached the corner with 16, where
-chance gives 1.4 (docs/experiments/ensemble.md)."""
+"""Train ratio below which exploring hardly beats random actions. On Deep Sea 10, 2 of 8 seeds reached the corner with a
+ratio of 16, where 1.4 are expected of random actions (docs/experiments/ensemble.md)."""
 IN_TITLE = ("config.env", "config.env_args", "config.mode")
 """Settings that the run's title has."""
 
@@ -26,7 +26,7 @@ IN_TITLE = ("config.env", "config.env_args", "config.mode")
 def start_lines(
     arguments: Arguments, trials: int, seeds: Sequence[int], devices: Devices, processes: int, folder: Path
 ) -> list[str]:
-    """What is trained, on what, and what differs from the preset; before anything is compiled."""
+    """The first lines: what is trained, on which devices, and which settings differ from the preset."""
     hardware = f"{len(devices)} {devices[0].platform} device(s)"
     if processes > 1:
         hardware += f" of each of {processes} processes"
@@ -87,12 +87,12 @@ class Pace(NamedTuple):
     """How far a phase is, and how fast it goes."""
 
     share: float  # of the phase that is done
-    speed: float  # rows of a seed in a second, evaluations included, since the phase began or went on
+    speed: float  # rows of a seed in a second, evaluations included, since the phase began or was resumed
     seconds: float  # until the phase's end, at that speed
 
     @staticmethod
     def of(done: int, first: int, total: int, rows: int, seconds: float) -> "Pace":
-        """After `done` iterations of `total`, of which `first` were done when the phase began or went on.
+        """After `done` iterations of `total`, of which `first` were done before this session.
 
         Args:
             rows: that an iteration collects.
@@ -113,7 +113,7 @@ def explored_words(log: NoveltyLog, states: StateSpace | None, has_goal: bool) -
 def progress_line(
     mode: str, pace: Pace, steps: tuple[int, int], scores: np.ndarray, tasker: np.ndarray | None, explored: list[str]
 ) -> str:
-    """How far a phase is. Steps, speed and time left are of one seed; all go on side by side.
+    """How far a phase is. Steps, speed and time left are those of one seed, since all seeds train side by side.
 
     Args:
         steps: of a seed so far, and at the end.

@@ -20,7 +20,7 @@ from stages.train import Progress
 
 @dataclass
 class ScoreCurve:
-    """Points of the picture: env steps of a seed, and every seed's score there."""
+    """A learning curve: env steps of a seed, and every seed's score at them."""
 
     steps: list[int] = field(default_factory=list)
     scores: list[np.ndarray] = field(default_factory=list)
@@ -41,7 +41,7 @@ class ScoreCurve:
         return ScoreCurve(list(saved["steps"]), [np.array(scores, np.float64) for scores in saved["scores"]])
 
     def best(self) -> BestPoints:
-        """Where each seed scored most."""
+        """The step and score of each seed's highest score."""
         return best_points(self.steps, self.scores)
 
     def of_slots(self, slots: list[int]) -> "ScoreCurve":
@@ -68,11 +68,11 @@ class RoundLog:
     final: np.ndarray = field(default_factory=lambda: np.zeros(0))
     diverged: np.ndarray = field(default_factory=lambda: np.zeros(0, int))  # [seeds], env step; 0: it has not
     novelty: NoveltyLog = field(default_factory=NoveltyLog)  # empty where states cannot be counted
-    untrained_share: np.ndarray = field(default_factory=lambda: np.zeros(0))  # empty where they can be
+    untrained_share: np.ndarray = field(default_factory=lambda: np.zeros(0))  # empty where states can be counted
     events: EventLog = field(default_factory=EventLog)  # empty where the environment has none
-    adapt_step: int | None = None  # the step from which mode task goes on with what was explored
-    phase: int = 0  # the one at work
-    done: int = 0  # iterations of it
+    adapt_step: int | None = None  # the step at which mode task began, after exploring
+    phase: int = 0  # index of the current phase
+    done: int = 0  # iterations of that phase so far
     step: int = 0
     updates: int = 0
 
@@ -118,7 +118,7 @@ class RoundLog:
         return dataclasses.replace(self, round=round, novelty=self.novelty.of_slots(slots), **curves, **scores)
 
     def finished(self, phases: list[Phase]) -> bool:
-        """Whether the round has come to the end of these phases, and was evaluated there."""
+        """Whether the round has ended the last of these phases and had its final evaluation."""
         return bool(self.final.size) and self.phase == len(phases) - 1 and self.done >= phases[-1].total
 
     def on_adapt(self) -> None:
@@ -157,13 +157,13 @@ class RoundLog:
         return np.array(self.evaluation.best().step) == self.step
 
     def on_diverged(self, steps: np.ndarray) -> list[int]:
-        """Notes at which env step each seed diverged, [seeds], 0 for none; returns the slots of new ones."""
+        """Note the env step at which each seed diverged, [seeds], 0 for none; returns the slots of new ones."""
         before = self.diverged if self.diverged.size else np.zeros_like(steps)
         self.diverged = steps
         return np.flatnonzero((steps > 0) & (before == 0)).tolist()
 
     def carried_forward(self, scores: np.ndarray) -> np.ndarray:
-        """Training scores, with a seed's last one where no episode of it ended since (metrics.jsonl keeps the gap)."""
+        """Training scores; a seed without a new episode keeps its last score (metrics.jsonl has null there)."""
         return np.where(np.isnan(scores), self.training.scores[-1], scores) if self.training.scores else scores
 
 
@@ -210,5 +210,5 @@ def _scores_by_turn(episodes: Episodes) -> dict[str, np.ndarray]:
 
 
 def shortest(values: ArrayLike) -> np.ndarray:
-    """The shortest decimals that are the same float32: as float64 they would be twice as long, and say no more."""
+    """The shortest decimals that equal the float32 values: as float64 they would be twice as long."""
     return np.asarray(values, np.float32).astype(str).astype(np.float64)

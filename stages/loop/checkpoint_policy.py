@@ -145,7 +145,7 @@ class CheckpointPolicy:
         self._chunk_at = time.monotonic()
 
     def on_round_end(self, index: int, state: TrainState, clock: StepCounters) -> None:
-        """Save the state at the end of a round, and remove the round's other checkpoints. If it fails, `close` raises."""
+        """Save the state at a round's end, and remove the round's other checkpoints. If that fails, `close` raises."""
         self._check_folder()
         saved = self._save(state, clock)
         written = self._wait()  # in every process, whether or not its own save began

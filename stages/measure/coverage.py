@@ -1,7 +1,7 @@
 """Coverage: how often each action was taken in each countable state, and when the goal was reached.
 
-Rows are counted as they are collected, on the device. Environments whose states cannot be counted have no record;
-envs/states.py and envs/minigrid.py have those whose states can.
+Rows are counted as they are collected, on the device. envs/states.py and envs/minigrid.py define the countable states
+of environments. Other environments have no record.
 
 Axes: X states, U actions that are told apart, N environments, C capacity of the ring, n rows, A action vector.
 """
@@ -15,16 +15,16 @@ from envs.environment import ActionSpace, Environment
 from stages.collect import ActorState
 from stages.replay import Row, write_row
 
-ACTION_BINS = 5  # of a continuous action's first dimension, equal ones of [-1, 1]
-SOLVED_TENTHS = 9  # a seed has solved its task once fewer tenths of its episodes have missed the goal
+ACTION_BINS = 5  # equal bins of [-1, 1] for the first dimension of a continuous action
+SOLVED_TENTHS = 9  # a seed has solved its task once less than this many tenths of its episodes missed the goal
 
 
 class Coverage(eqx.Module):
-    """Counts of one seed, over all its environments. Episodes are numbered from 1 in the order in which they end, those
-    of one step in the order of the environments; 0 means not yet, or that the environment has no goal."""
+    """Counts of one seed, over all its environments. Episodes are numbered from 1 in the order in which they end; those
+    that end in the same step, in the order of the environments. 0 means not yet, or that there is no goal."""
 
-    visits: Int[Array, "X U"]  # actions taken; the action at an episode's last row leads nowhere and is none
-    where: Int[Array, "C N"]  # the state of each row of the ring; -1 where none is, or no action was taken
+    visits: Int[Array, "X U"]  # actions taken; the action at an episode's last row is not executed and not counted
+    where: Int[Array, "C N"]  # the state of each row of the ring; -1: no row yet, or no action was taken there
     episodes: Int[Array, ""]  # that have ended
     misses: Int[Array, ""]  # of them, those that did not reach the goal
     goal_episode: Int[Array, ""]  # the first that reached the goal
@@ -54,7 +54,7 @@ def count_row(
         actor_state: as it was at this row, before the step.
         row: [N, ...].
         step: the number of the row, as the ring counts; not batched.
-        is_kept: whether the ring kept it; else the record stays unchanged.
+        is_kept: whether the ring kept the row; if not, the record is returned unchanged.
 
     `solved_episode` is bsuite's rule for Deep Sea (Osband et al. 2020): the first episode at which the average regret
     is below 0.9. An episode without the goal has regret 1. All episodes are looked at, not only the logged ones.
@@ -62,7 +62,7 @@ def count_row(
     if coverage is None or env.states is None:
         return coverage
     state = jnp.where(row.is_last, -1, jax.vmap(env.states.index)(actor_state.env_state))
-    # Out of range, and so dropped, where no action was taken: -1 would be the last state.
+    # Where no action was taken, an index out of range, which `drop` ignores; -1 would be the last state.
     visited = jnp.where(row.is_last | ~is_kept, env.states.size, state), action_index(env.action_space, row.action)
     visits = coverage.visits.at[visited].add(1, mode="drop")
     states = write_row(coverage.where, state, step, is_kept)
@@ -83,7 +83,7 @@ def visits_at(coverage: Coverage | None, position: Int[Array, " n"], env: Int[Ar
     """How often each action was taken in the states of these rows of the ring; 0 where none was taken at the row.
 
     Args:
-        position: counted on beyond the ring's end.
+        position: of the row; positions beyond the ring's end wrap around.
         env: which environment's row it is.
     """
     if coverage is None:
@@ -102,8 +102,8 @@ def _first(before: Int[Array, ""], event: Bool[Array, " N"], number: Int[Array, 
 
 
 def action_count(actions: ActionSpace) -> int:
-    """U: discrete actions are told apart, several choices by the first, continuous ones by the bin of their first
-    dimension."""
+    """U, the number of actions that are told apart: each discrete action, the options of the first of several choices,
+    or the bins of a continuous action's first dimension."""
     if actions.kind == "continuous":
         return ACTION_BINS
     return actions.choices[0] if actions.choices else actions.size
@@ -118,8 +118,8 @@ def action_index(actions: ActionSpace, action: Array) -> Int[Array, "..."]:
 
 
 def action_vectors(actions: ActionSpace) -> Float[Array, "U A"]:
-    """An action vector of each: one-hot, with the first option of all other choices; or the middle of the bin, and 0 in
-    all other dimensions."""
+    """An action vector for each of the U actions: one-hot, where all other choices take their first option, or the
+    middle of the bin, with 0 in all other dimensions."""
     if actions.kind == "discrete":
         return jnp.eye(actions.size)
     if actions.kind == "multi_discrete":

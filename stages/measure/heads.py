@@ -1,9 +1,8 @@
 """Heads: errors of the reward and the continue head at rewarded and terminal rows, beside those at all others.
 
-A loss is a mean over all rows, where a few rows of a kind weigh little. Here each kind of row has a mean of its own,
-over rows drawn from the ring. The heads read the posterior state that the ring has of a row. They also read the state
-that the model reaches from an earlier row's, run forward by the prior with the actions that were taken: imagination
-gives them such states.
+A loss is a mean over all rows, in which rare kinds of rows have little weight. Here each kind of row has a mean of its
+own, over rows drawn from the ring. The heads read the posterior state that the ring stores for a row. They also read
+the state that the prior predicts from an earlier row with the actions that were taken, as in imagination.
 
 Axes: C capacity, N environments, K kinds of rows, R rows of a kind, H rows ahead.
 """

@@ -1,10 +1,10 @@
-"""Measure: what exploration has covered, whether the explorer's reward stands for novelty, and how far the model sees.
+"""Measure: coverage, whether the intrinsic reward falls with visits, and the world model's prediction errors.
 
-If the intrinsic reward stands for novelty, it falls with visits: it is measured for each action in each countable
-state. Where states cannot be counted, it is compared with what an untrained one would pay, and with what random actions
-would earn. The measured reward is the one that is paid. With `constant`, a control, it is disagreement, which is not
-paid. How far the model foresees is its open-loop error on replayed rows, beside the posterior's error. Errors of the
-reward and the continue head are measured at rewarded and terminal rows apart from all others.
+The intrinsic reward is measured for each action in each countable state. Where states cannot be counted, it is compared
+with the same reward before learning, and with its mean at rows of random actions. The measured reward is the one that
+the explorer is paid; with `constant`, a control, it is disagreement. The model's open-loop error on replayed rows is
+measured beside the posterior's error. Errors of the reward and the continue head are measured at rewarded and terminal
+rows apart from all others.
 
 Axes: X states, U actions that are told apart, C capacity, N environments, K rows of a state, A action vector, H rows
 ahead.
@@ -38,15 +38,15 @@ WINDOWS = 64  # of replayed rows that the model is run forward through
 
 
 class OpenLoopError(eqx.Module):
-    """One seed's prediction errors on replayed rows, in the decoder's terms (open_loop.Errors.loss)."""
+    """One seed's prediction errors on replayed rows (open_loop.Errors.loss)."""
 
     open_loop: Float[Array, " H"]  # the model run forward so many rows with the actions that were taken
-    posterior: Float[Array, " H"]  # of the same rows, where the model saw them
+    posterior: Float[Array, " H"]  # the posterior's at the same rows, which the model saw
     changed: Float[Array, ""]  # share predicted right of the numbers that change in a row (open_loop.changed_right)
 
 
 class Novelty(eqx.Module):
-    """One seed's visits of countable states, and what its intrinsic reward says of them."""
+    """One seed's visits of countable states, and its intrinsic reward for each state and action."""
 
     visits: Int[Array, "X U"]
     reward: Float[Array, "X U"]  # the measured one; NaN where the ring holds no row of the state, and without a reward
@@ -59,8 +59,8 @@ class RewardBaselines(eqx.Module):
     """One seed's mean intrinsic reward of the action taken, at one point of its training; NaN where there is no row."""
 
     collected: Float[Array, ""]  # at the newest rows of the ring
-    untrained: Float[Array, ""]  # at the same rows, of a reward that has learned nothing
-    random: Float[Array, ""]  # at rows that uniformly random actions collect, which nothing has learned from
+    untrained: Float[Array, ""]  # at the same rows, of the same reward before it has learned anything
+    random: Float[Array, ""]  # at rows that uniformly random actions collect and that are never trained on
 
 
 class Measurement(eqx.Module):
@@ -89,7 +89,7 @@ def measure(
         step: rows of each environment that were collected so far.
     """
     ahead, by_state, beside = open_loop_error(agent.model, ring, step, hypers, key=jr.fold_in(key, 0)), None, None
-    heads = head_errors(agent.model, ring, step, hypers, key=jr.fold_in(key, 3))  # 0 to 2 are those of a split in three
+    heads = head_errors(agent.model, ring, step, hypers, key=jr.fold_in(key, 3))  # split(key, 3) has 0 to 2
     if coverage is not None:
         by_state = novelty(env, agent, ring, coverage, hypers, key=key)
     elif agent.intrinsic is not None:
@@ -102,8 +102,8 @@ def open_loop_error(
 ) -> OpenLoopError:
     """Errors of the model run forward from stored states, over uniform windows of the ring, within an episode.
 
-    NaN where no episode is so long. A ring with fewer rows than a window is read as one window of each environment, of
-    which the rows that are there count.
+    NaN if no episode is long enough. If the ring has fewer rows than a window, one window of each environment is read,
+    and only its stored rows count.
     """
     (capacity, envs), length = ring.reward.shape, max(AHEAD)
     clock = StepCounters(step, jnp.zeros((), jnp.int32))
@@ -117,7 +117,7 @@ def open_loop_error(
 def novelty(
     env: Environment, agent: Agent, ring: ReplayBuffer, coverage: Coverage, hypers: Hypers, *, key: PRNGKeyArray
 ) -> Novelty:
-    """Coverage as it is, and the reward of every action at stored rows of each state, averaged over them.
+    """Visits as counted, and the reward of every action in each state, averaged over stored rows of the state.
 
     Rows are read with their stored latents. Each state has the same number of them, however seldom it was visited.
     """
@@ -142,7 +142,7 @@ def reward_baselines(
     *,
     key: PRNGKeyArray,
 ) -> RewardBaselines:
-    """The intrinsic reward beside two scales of it, where no visits can be counted.
+    """The intrinsic reward and two baselines, for environments whose states cannot be counted.
 
     Args:
         step: rows of each environment that were collected so far.
@@ -172,7 +172,7 @@ def reward_baselines(
 def _mean_novelty(
     reward: IntrinsicReward, model: WorldModel, rows: Row, present: Bool[Array, "R N"], hypers: Hypers
 ) -> Float[Array, ""]:
-    """Over the rows that are there. An episode's last row has no action that was taken."""
+    """The mean over stored rows. An episode's last row is left out, since no action was taken there."""
     feat = posterior(model, rows).feat
     by_row = reward(model, feat, action_vector(model, rows.action), hypers)
     return jnp.where(present, by_row, 0.0).sum() / present.sum()
@@ -197,7 +197,7 @@ def _novelty_of_rows(
 
 
 def rows_of_states(row_states: Int[Array, "C N"], states: int, *, key: PRNGKeyArray) -> tuple[Int[Array, "X K"], Array]:
-    """K rows of each state, spread evenly over all its rows in the ring by age: none twice where there are as many.
+    """K rows of each state, spread evenly by age over all its rows in the ring. With K rows or more none is repeated.
 
     Args:
         row_states: the state of each row of the ring, -1 for none.

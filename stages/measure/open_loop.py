@@ -1,7 +1,7 @@
 """Open loop: the world model run forward with the actions that were taken, compared with what was observed.
 
-Rows are played first, with the posterior states that the agent had at them (`play_rows`). `imagine.open_loop` predicts
-the others.
+`play_rows` collects rows, with the agent's posterior state at each. `imagine.open_loop` predicts later rows from the
+states of the first ones.
 
 Axes: T rows, N environments, D deter, S categoricals, K classes. Source: the open-loop report of DreamerV3.
 """
@@ -45,10 +45,10 @@ class Played(eqx.Module):
 class Errors(eqx.Module):
     """How far predicted observations are from the real ones."""
 
-    loss: Float[Array, "..."]  # in the decoder's terms, a mean over the observation's entries (decode.recon_loss)
-    right: Float[Array, "..."]  # share of numbers whose likeliest value is the real one; NaN without binary or
-    # categorical entries, of which it is
-    exact: Float[Array, "..."]  # 1 where all of these numbers are right; NaN likewise
+    loss: Float[Array, "..."]  # the decoder's loss, a mean over the observation's numbers (decode.recon_loss)
+    right: Float[Array, "..."]  # share of the binary and categorical numbers whose likeliest value is the real one;
+    # NaN if the observation has none
+    exact: Float[Array, "..."]  # 1 where all of these numbers are right, else 0; NaN as above
 
 
 def play_rows(
@@ -74,7 +74,7 @@ def play_rows(
 
 
 def episode_step(is_first: Bool[Array, "T N"]) -> Int[Array, "T N"]:
-    """Rows before each one in its episode. The first row of all begins one."""
+    """How many rows of its episode come before each row. The first row counts as the first of an episode."""
     rows = jnp.arange(is_first.shape[0])[:, None]
     return rows - lax.cummax(jnp.where(is_first, rows, 0))
 
@@ -127,15 +127,15 @@ def open_loop_errors(
     *,
     key: PRNGKeyArray,
 ) -> tuple[Errors, Errors, Int[Array, " H"]]:
-    """Errors so many rows `ahead` [H] of the first `context` rows, which the model sees, in the same episode as they.
+    """Errors at the rows `ahead` [H] of the first `context` rows, which the model sees. Both are in one episode.
 
     Args:
         rows: [T, N, ...], T at least context + max(ahead).
         present: how many of the T rows are there; None: all.
 
     Returns:
-        (of the model run forward, of the posterior that sees those rows, windows whose episode reaches that row), [H]:
-        means over these windows. NaN where there is none.
+        (errors of the model run forward, errors of the posterior that sees those rows, number of windows whose episode
+        is long enough), each [H]. Errors are means over these windows; NaN without one.
     """
     target = jnp.array(ahead) + context - 1
     same_episode = jnp.cumsum(rows.is_first, 0) == rows.is_first[0]

@@ -1,4 +1,4 @@
-"""Advice: a line at a run's end, where nothing was learned: the likely reasons, and what to try.
+"""Advice: a line at the end of a run that learned nothing, with the likely reasons and what to try.
 
 Axes: S seeds, P log points.
 """
@@ -14,7 +14,7 @@ from stages.results.read import Result
 from stages.results.statistics import Floats, summarise
 
 FULL_ENTROPY = 0.98  # share of the largest entropy above which a policy counts as uniform
-FAR_BELOW = 0.01  # share of its floor below which a return scale makes normalised advantages too small to learn from
+FAR_BELOW = 0.01  # share of its floor: with a divisor below it, advantages over the floor are too small to learn from
 FALLEN = 0.9  # share of its first value to which the reconstruction loss has to fall
 LEAST_POINTS = 3  # log points, for a last third to exist
 
@@ -27,7 +27,7 @@ class Finding(NamedTuple):
 
 
 def advice_line(run: Result, max_entropy: float) -> str:
-    """What to try where a finished run learned nothing; empty where it learned, or where nothing is known to be wrong.
+    """What to try after a finished run that learned nothing. Empty if it learned, or if no reason is found.
 
     Args:
         max_entropy: of the policy, nats; NaN where it has none.

@@ -34,11 +34,11 @@ class Grid:
     names: list[str]  # of the swept settings
     cells: list[Cell]
     unfinished: list[str]
-    untrained: float  # mean score over seeds and trials before the first update; NaN if nobody knows
+    untrained: float  # mean score over seeds and trials before the first update; NaN if unknown
 
 
 def grid_of(runs: Sequence[Result]) -> Grid:
-    """The sweep that these runs are the trials of. Runs without swept settings are no part of it."""
+    """The grid of these runs, a sweep's trials. Runs without swept settings are left out."""
     cells, names = [], {}
     for run in runs:
         settings = run.summary.get("settings", {})
@@ -55,7 +55,7 @@ def grid_of(runs: Sequence[Result]) -> Grid:
 
 
 def _shared_mode(trials: Sequence[Result]) -> str:
-    """What of mode and reward all trials have, after a comma; nothing where modes were swept."""
+    """The mode, and the explorer's reward, if all trials share them; starts with a comma. Empty where modes differ."""
     titles = {mode_title(run.settings) for run in trials}
     modes = {run.settings["config.mode"] for run in trials}
     return next((f", {next(iter(texts))}" for texts in (titles, modes) if len(texts) == 1), "")

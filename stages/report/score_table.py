@@ -1,4 +1,4 @@
-"""Score table: the scores of a sweep's seeds on the terminal, and numbers as people read them.
+"""Score table: the scores of a sweep's seeds on the terminal, and how numbers are formatted.
 
 Host side only, without jax. rich is imported by the functions that print, so that `--help` stays fast.
 """
@@ -31,7 +31,7 @@ def table(summary: ScoreSummary, title: str, diverged: Mapping[int, int]) -> Tab
     from rich.text import Text
 
     seeds = "seed" if summary.count == 1 else "seeds"
-    # Text, not str: a title such as "Catch[bsuite]" is not markup. As wide as the title, so that it is not folded.
+    # Text, not str: a title such as "Catch[bsuite]" is not markup. As wide as the title, which else would wrap.
     style = {"title_justify": "left", "title_style": "bold", "min_width": len(title)}
     result = Table(title=Text(title), box=box.SIMPLE_HEAD, **style)
     result.add_column(f"over {summary.count} {seeds}")
@@ -75,5 +75,5 @@ def decimals(extreme: float) -> int:
 
 
 def number(value: float, decimals: int) -> str:
-    """A score for people; a dash for none, and no minus before what is rounded to zero."""
+    """A score as text: a dash for NaN, and no minus before a score that is rounded to zero."""
     return "-" if math.isnan(value) else f"{value:z,.{decimals}f}"

@@ -1,7 +1,7 @@
-"""Novelty: what a sweep has covered, and whether the intrinsic reward falls with visits. On the host.
+"""Novelty: a sweep's coverage, and whether the intrinsic reward falls with visits. On the host.
 
-If the reward stands for novelty, it ranks (state, action) pairs against their visits: the rank correlation of the two
-is -1 at best, and 0 if the reward says nothing about what was tried.
+A reward that measures novelty is the larger, the fewer visits a (state, action) pair has. Their rank correlation is -1
+at best, and 0 if the reward is unrelated to visits.
 
 Axes: S seeds, X states, U actions that are told apart, P points of a run.
 """
@@ -40,7 +40,7 @@ def novelty_metrics(visits: ArrayLike, reward: ArrayLike) -> dict[str, Floats]:
 
     Args:
         visits: [S, X, U].
-        reward: the measured one, [S, X, U]; NaN where there is none, which leaves the pair out.
+        reward: the measured intrinsic reward, [S, X, U]; pairs with NaN are left out.
 
     Returns:
         name -> [S]. visited_states, visited_pairs; correlation (Spearman's, of the reward with visits; -1 is best);
@@ -69,18 +69,18 @@ def _metrics(visits: Ints, reward: Floats) -> dict[str, float]:
 def median_episode(episodes: ArrayLike) -> float:
     """The median over seeds of the episode in which each first reached something, [S]; NaN or 0 if it has not.
 
-    Such a seed counts as later than all others. So the median is infinite where half of the seeds have not arrived, and
-    it does not favour a run of which only a few lucky seeds have.
+    A seed that has not reached it counts as later than all others. So the median is infinite if half of the seeds have
+    not, and a run in which only few seeds have reached it gains nothing.
     """
     values = np.asarray(episodes, np.float64)
     return float(np.median(np.where(values > 0, values, np.inf))) if values.size else math.nan
 
 
 def contrast_metrics(collected: ArrayLike, untrained: ArrayLike, random: ArrayLike) -> dict[str, Floats]:
-    """Each seed's intrinsic reward where states cannot be counted, all [S], by name; and the share of the first two.
+    """Each seed's intrinsic reward where states cannot be counted, and the ratio collected / untrained; name -> [S].
 
-    The share falls from 1 as the reward learns what is collected. If explorers go where it is high, their newest rows
-    have more of it than those that random actions collect.
+    The ratio falls from 1 as the reward learns the collected rows. If the explorer seeks high rewards, the mean at its
+    newest rows is above that at rows of random actions.
     """
     means = {"collected": collected, "untrained": untrained, "random": random}
     metrics = {f"reward_{name}": np.asarray(values, np.float64) for name, values in means.items()}
@@ -90,7 +90,7 @@ def contrast_metrics(collected: ArrayLike, untrained: ArrayLike, random: ArrayLi
 
 
 class Map(NamedTuple):
-    """A trial's first seed at one point: what is drawn of its states."""
+    """Visits and reward of each state, of a trial's first seed at one point; they are drawn as maps."""
 
     step: int
     visits: Ints  # [X], of all actions
@@ -125,7 +125,7 @@ class Maps:
 
 @dataclass
 class NoveltyLog:
-    """What is kept of a round's measurements: numbers of every seed at every point, and maps of each trial's first."""
+    """A round's measurements: metrics of every seed at every point, and maps of each trial's first seed."""
 
     steps: list[int] = field(default_factory=list)  # [P]
     metrics: list[dict[str, Floats]] = field(default_factory=list)  # [P] of name -> [S]
@@ -171,7 +171,7 @@ class NoveltyLog:
 
     @property
     def correlation(self) -> Floats:
-        """Each seed's last correlation that there is, [S]; NaN where there never was one."""
+        """Each seed's last correlation that is not NaN, [S]; NaN if there is none."""
         last = np.full(len(self.goal_episode), np.nan)
         for point in self.metrics:
             last = np.where(np.isfinite(point["correlation"]), point["correlation"], last)

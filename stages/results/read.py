@@ -37,7 +37,7 @@ Numbers = list[Number | None] | None
 
 
 class RowHead(TypedDict):
-    """What every row of metrics.jsonl has; all else of it are numbers, or null."""
+    """The keys that every row of metrics.jsonl has; the values of all other keys are numbers or null."""
 
     step: Count
     seed: Count
@@ -73,7 +73,7 @@ class Summary(TypedDict, total=False):
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """A run as its files have it. It may still be training, or have been stopped."""
+    """A run as read from its files. It may still be training, or have been stopped."""
 
     path: Path
     name: str  # among the runs that are looked at
@@ -111,7 +111,7 @@ class Result:
 
     @property
     def adapt_step(self) -> int | None:
-        """The step from which mode task went on with what was explored."""
+        """The step at which mode task began, after exploring."""
         turns = [int(a) for a, p, q in zip(self.steps, self.phases, self.phases[1:], strict=False) if p != q]
         return turns[0] if turns else None
 
@@ -133,7 +133,7 @@ class Result:
             return values
         last = np.maximum.accumulate(np.where(np.isfinite(values), np.arange(values.shape[1]), 0), axis=1)
         started = np.logical_or.accumulate(np.isfinite(values), axis=1)
-        # A seed whose lines end earlier than others' (its round is at work) is not carried to where it has not been.
+        # A seed whose lines end earlier than others', since its round is training, is not carried beyond its last line.
         trained = np.isfinite(self.metrics["episode/count"])
         trained &= ~np.isfinite(self.metrics.get("diverged", np.full_like(values, np.nan)))
         return np.where(started & trained, np.take_along_axis(values, last, 1), np.nan)
@@ -152,10 +152,10 @@ class Result:
 
 
 def read_runs(paths: Sequence[str | os.PathLike[str]]) -> list[Result]:
-    """Runs by their folders, with names that tell them apart: as much of the path as that takes.
+    """Read runs, each with the shortest end of its path that distinguishes it as its name.
 
     Args:
-        paths: of runs; of a folder that is none itself, such as a sweep's, all runs in it are read.
+        paths: folders of runs. In a folder that is no run itself, such as a sweep's, all runs are read.
 
     Raises:
         RunFolderError: there is no run, the same one twice, or a file of it cannot be read.
@@ -232,7 +232,7 @@ def read_summary(folder: Path, seeds: Sequence[int]) -> Settings:
 
 
 def _read_metrics(path: Path, seeds: list[int]) -> tuple[NDArray[np.int64], list[str], dict[str, Floats]]:
-    """`tabulated` metrics.jsonl. A last line that is written just now is left for the next time."""
+    """`tabulated` metrics.jsonl. A last line that is not complete yet is left out."""
     rows = read_metrics(path)
     if foreign := {row["seed"] for row in rows} - set(seeds):
         raise RunFolderError(f"cannot read {str(path)!r} (it has seed {min(foreign)}, and config.json has not)")

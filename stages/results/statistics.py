@@ -1,9 +1,9 @@
 """Statistics over seeds and tasks, each with its bootstrap interval. Numpy only, on the host.
 
-The interquartile mean (IQM) is the mean of the middle half of the seeds: robust to a lucky or a broken seed,
-yet less wasteful than the median. Definition and bootstrap follow rliable: Agarwal et al. 2021, "Deep
-Reinforcement Learning at the Edge of the Statistical Precipice", arXiv 2108.13264: every task's seeds are resampled
-among themselves (stratified), which for one task is the plain bootstrap over seeds.
+The interquartile mean (IQM) is the mean of the middle half of the seeds. It is robust to outliers and uses more seeds
+than the median. Definition and bootstrap follow rliable (Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge
+of the Statistical Precipice", arXiv 2108.13264). The seeds of each task are resampled separately (stratified); for one
+task this is the plain bootstrap over seeds.
 
 Axes: T tasks, S and Q seeds, P points of a curve, R resamples.
 """
@@ -23,7 +23,7 @@ Floats = NDArray[np.float64]
 
 CONFIDENCE = 0.95
 LEAST_SEEDS = 5
-"""Seeds from which on an interval is shown: of fewer it runs from the lowest to the highest."""
+"""The fewest seeds for which an interval is shown: with fewer it spans the whole range."""
 BOOTSTRAP_SEED = 0  # fixed, so that the same scores always print the same interval
 CHUNK_ELEMENTS = 4_000_000  # of a chunk of the bootstrap, over seeds, points and resamples: 32 MB of float64
 
@@ -51,7 +51,7 @@ class ScoreSummary:
 
 
 class Estimate(NamedTuple):
-    """A number with its 95 % bootstrap interval; NaN where there is nothing to take it of."""
+    """A number with its 95 % bootstrap interval; NaN without data."""
 
     value: float
     low: float
@@ -143,7 +143,7 @@ def aggregates(tasks: Sequence[ArrayLike], best: float | None = None, resamples:
     Args:
         tasks: [T] of [S], in one unit: of one task, or normalised. A score that is not finite counts as absent. The
             numbers of seeds may differ; a task weighs in the IQM and in the optimality gap by its seeds.
-        best: the score that nothing is better than, if known.
+        best: the highest possible score, if known.
 
     Returns:
         iqm: the mean of the middle half of all scores.

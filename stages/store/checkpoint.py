@@ -1,9 +1,9 @@
-"""Checkpoints: the whole state of a round on disk, written beside training, and what of it is good after a crash.
+"""Checkpoints: the whole state of a round on disk, written while training goes on.
 
-One folder a round and process, `checkpoints/round-0000/process-0/STEP`, by orbax: a checkpoint is there whole or not at
-all. It holds every array of the state (parameters, optimiser, targets, replay, environments, keys), the clock, as JSON
-the log so far with the run's arguments and versions, and checksums of its files, which are compared before anything is
-read. Processes agree on the newest that all of them have.
+Orbax writes them to one folder for each round and process, `checkpoints/round-0000/process-0/STEP`. A checkpoint is
+either complete or does not exist. It holds every array of the state (parameters, optimiser, targets, replay,
+environments, keys) and the clock. It holds the log so far as JSON, with the run's arguments and versions. Checksums of
+its files are compared before anything is read. Processes resume from the newest checkpoint that all of them have.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ FOLDER = "checkpoints"
 CHECKSUMS = "checksums.json"
 """SHA-256 of each file of a checkpoint, by its path there. Older checkpoints have none."""
 TEMPORARY = ".orbax-checkpoint-tmp"
-"""What the name of a checkpoint has behind it until the checkpoint is whole; orbax's."""
+"""Orbax's suffix to the name of a checkpoint that is not complete yet."""
 REWRITTEN = ("_CHECKPOINT_METADATA", "commit_success.txt")
-"""Files that orbax writes once the checksums are known: they say when a checkpoint was written, and where."""
+"""Files that orbax rewrites after the checksums are computed: they have the checkpoint's time and path."""
 
 
 class CheckpointId(NamedTuple):
-    """Which checkpoint: the round, from 0, and the env step of a seed."""
+    """A checkpoint's round, from 0, and its env step of a seed."""
 
     round: int
     step: int
 
 
 class Checkpoints:
-    """The checkpoints of a run, as this process sees them."""
+    """The checkpoints of this process in a run's folder."""
 
     def __init__(self, folder: Path, processes: Processes, keep: int, reads: bool = False):
         """
         Args:
-            folder: the run's, which all processes reach.
-            keep: how many of a round are kept; 0: none is written.
+            folder: the run's folder, which all processes can access.
+            keep: how many checkpoints of a round are kept; 0: none is written.
             reads: only read checkpoints. Nothing is created or deleted, since a run may be using them.
         """
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax says there what it raises, too
@@ -64,10 +64,10 @@ class Checkpoints:
         self._intact: set[CheckpointId] = set()  # checkpoints whose files have been compared with their checksums
 
     def newest(self) -> CheckpointId | None:
-        """The one written last of those that every process has whole; None without one.
+        """The checkpoint written last of those that every process has complete; None without one.
 
-        Within a round it is the one of most steps, whatever the clock said. It need not be the last round's: a
-        finished sweep that is prolonged begins again with its first.
+        Within a round it is the checkpoint of most steps, whatever its time. It need not be of the last round: a
+        finished sweep that is given more steps continues with its first round.
         """
         local = [(round, step) for round in self._rounds() for step in self._manager(round).all_steps()]
         by_process = [{tuple(pair) for pair in pairs} for pairs in self.processes.exchange_json(local)]
@@ -86,7 +86,7 @@ class Checkpoints:
         return CheckpointId(*max(of_rounds, key=commit_time)) if common else None
 
     def newest_of_rounds(self) -> list[CheckpointId]:
-        """The newest of each round that this process has, whatever others have."""
+        """The newest checkpoint of each round that this process has; other processes are not asked."""
         steps = {round: self._manager(round).latest_step() for round in self._rounds()}
         return [CheckpointId(round, step) for round, step in steps.items() if step is not None]
 
@@ -104,13 +104,13 @@ class Checkpoints:
             return self._manager(checkpoint.round).restore(checkpoint.step, args=asked)["progress"]
 
     def restore(self, checkpoint: CheckpointId, shapes: PyTree, part: bool = False) -> PyTree:
-        """The arrays of a checkpoint, as `shapes` has them: a tree of jax.ShapeDtypeStruct with shardings.
+        """The arrays of a checkpoint in the structure of `shapes`, a tree of jax.ShapeDtypeStruct with shardings.
 
-        What has a slot for each row of the run (GROWABLE) may be larger than the saved one. Hyperparameters that are
-        newer than the checkpoint have their defaults.
+        Arrays with a slot for each row of the run (GROWABLE) may be larger than the saved ones. Hyperparameters that
+        are newer than the checkpoint get their defaults.
 
         Args:
-            part: `shapes` are of a part of the state, and the rest of it is not read.
+            part: `shapes` has only a part of the state, and only that part is read.
 
         Raises:
             RunFolderError: the checkpoint is damaged, or of a state of other parts, shapes or types.
@@ -136,13 +136,13 @@ class Checkpoints:
         return {name: x for name, x in saved.items() if isinstance(x, np.ndarray | jax.Array)}
 
     def save(self, checkpoint: CheckpointId, state: PyTree, progress: JsonObject) -> None:
-        """Write a checkpoint; returns once the arrays are copied, and writing goes on beside training.
+        """Write a checkpoint. Returns once the arrays are copied; a thread writes them while training goes on.
 
-        First waits until the one before is written in all processes, so that they always have one in common. Where the
-        disk may be too small, returns once all is written: what is logged meanwhile would find it full.
+        First waits until the checkpoint before is written in all processes, so that they always have one in common. If
+        the disk may be too small, returns once all is written: lines logged meanwhile would find the disk full.
 
         Raises:
-            RunFolderError: the one before, or this one, could not be written. Nothing of it is left then.
+            RunFolderError: the checkpoint before, or this one, could not be written. Its files are removed.
         """
         import orbax.checkpoint as ocp
 
@@ -172,7 +172,7 @@ class Checkpoints:
             raise RunFolderError(failures[0])
 
     def prune(self, round: int) -> None:
-        """Keep only the newest of a round that is over. Raises RunFolderError."""
+        """Remove all checkpoints of a finished round but its newest. Raises RunFolderError."""
         if not self.keep:
             return
         manager = self._manager(round)
@@ -184,7 +184,7 @@ class Checkpoints:
         """Write a small checkpoint beside the others, and remove it.
 
         Raises:
-            RunFolderError: none can be written here. In all processes, if not in the first one.
+            RunFolderError: no checkpoint can be written here. `wait` raises a failed write in all processes.
         """
         if not self.keep:
             return
@@ -203,7 +203,7 @@ class Checkpoints:
             shutil.rmtree(beside, ignore_errors=True)
 
     def close(self) -> None:
-        """Let go of the folder, once all is written."""
+        """Wait until all is written, and close the folder."""
         for manager in self._managers.values():
             manager.close()
         self._managers.clear()
@@ -212,7 +212,7 @@ class Checkpoints:
     def _removed_on_failure(self, checkpoint: CheckpointId) -> Iterator[None]:
         """If saving fails, raise one line and delete the partial checkpoint.
 
-        Orbax then reads the folder again: it wrongly counts older checkpoints as removed.
+        The manager is dropped, so that orbax reads the folder again: it counts older checkpoints as removed by mistake.
         """
         try:
             with explained(self._path(checkpoint), "written", "free the disk"):
@@ -249,7 +249,7 @@ class Checkpoints:
         self._intact.add(checkpoint)
 
     def _write_checksums(self, round: int) -> None:
-        """Add the checksums to a checkpoint that is written, and that orbax has not given its name yet."""
+        """Add the checksums to a checkpoint that is written but still has its temporary name."""
         (path,) = self._process_path(round).glob(f"*{TEMPORARY}*")
         files = sorted(file for file in path.rglob("*") if file.is_file() and file.name not in REWRITTEN)
         write_json(path / CHECKSUMS, {file.relative_to(path).as_posix(): checksum(file) for file in files})
@@ -261,7 +261,7 @@ class Checkpoints:
         return self.folder / f"round-{round:04}" / f"process-{self.processes.index}"
 
     def _manager(self, round: int) -> CheckpointManager:
-        """Orbax's manager of a round's checkpoints; a process is on its own there, whatever others do."""
+        """Orbax's manager of a round's checkpoints, which does not communicate with other processes."""
         import orbax.checkpoint as ocp
 
         if round not in self._managers:
@@ -270,8 +270,8 @@ class Checkpoints:
             if self.processes.count > 1:
                 act_as_process_zero()
                 multiprocessing = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
-            # Orbax's threads tell each other that a folder is made by keys in the store of all processes, numbered by
-            # each process's own count of operations: one process would delete what another still waits for.
+            # With several processes, orbax's threads signal that a folder exists by keys in a store that all processes
+            # share. Each process numbers its keys by itself, so one would delete a key that another waits for.
             no_signals = ocp.options.AsyncOptions(
                 create_directories_asynchronously=False,
                 post_finalization_callback=functools.partial(self._write_checksums, round),

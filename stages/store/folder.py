@@ -1,4 +1,4 @@
-"""The run's folder: configuration, metrics and summary on disk, whole or not at all. Host side only."""
+"""The run's folder: configuration, metrics and summary on disk. No file is ever half-written. Host side only."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class RunFolder:
 
     path: Path
     made: tuple[Path, ...] = ()  # the folders that `open` made for it, parents first
-    lock: int = -1  # open file whose lock says that a run is at work here; it ends with the process
+    lock: int = -1  # open file, locked while a run uses the folder; the lock ends with the process
     waiting: list[bytes] = field(default_factory=list, compare=False)  # lines of metrics.jsonl that the disk refused
 
     CONFIG = "config.json"
@@ -35,14 +35,14 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> RunFolder:
-        """Make the folder (and its parents) and prove that it can be written, before anything heavy runs.
+        """Make the folder and its parents, and check that it can be written, before anything compiles.
 
-        An existing folder will do: it may hold a run to go on with (`config` says which). It is this process's alone
-        until `close`. An opening that fails removes the folders that it made.
+        The folder may exist, and may hold a run to resume (`config`). It is locked for this process until `close`. If
+        opening fails, the folders that it made are removed.
 
         Raises:
-            RunFolderError: the path is empty or not a folder, a run is at work there, it holds part of a run without
-                its configuration, or it cannot be written.
+            RunFolderError: the path is empty or not a folder, another run uses it, it holds part of a run without its
+                configuration, or it cannot be written.
         """
         if not os.fspath(path):
             raise RunFolderError("the run's folder has an empty name; choose another --logdir")
@@ -61,12 +61,12 @@ class RunFolder:
         return cls(folder, tuple(made), lock)
 
     def close(self) -> None:
-        """Let others have the folder."""
+        """Release the folder's lock."""
         if self.lock >= 0:
             os.close(self.lock)
 
     def discard(self) -> None:
-        """Remove the folders that `open` made, but for those that hold something by now."""
+        """Remove the folders that `open` made, except those that are no longer empty."""
         if self.made and self.lock >= 0:
             with contextlib.suppress(OSError):
                 (self.path / self.LOCK).unlink()
@@ -96,14 +96,14 @@ class RunFolder:
         write_json(self.path / self.SUMMARY, summary)
 
     def append_metrics(self, rows: Sequence[Settings]) -> None:
-        """Append one line per row (one row per seed and log step) to `metrics.jsonl`, all of them or none.
+        """Append one line per row (one row per seed and log point) to `metrics.jsonl`, all of them or none.
 
-        The lines have left this process when the call returns. A half-written last line, as a killed process
-        leaves it, is cut off first.
+        When the call returns, the operating system has the lines. A half-written last line, which a killed process may
+        leave, is cut off first.
 
         Raises:
-            RunFolderError: the disk refuses; the file still ends with the last whole line before this call, and the
-                lines wait for the next one.
+            RunFolderError: the file cannot be written. It still ends with the last whole line before this call, and
+                these lines are written by the next call.
         """
         self.waiting.append(b"".join(encode_json(row) for row in rows))  # first: a bad row must not cost the file
         path = self.path / self.METRICS
@@ -124,7 +124,7 @@ class RunFolder:
         return path.stat().st_size if path.exists() else 0
 
     def cut_metrics(self, size: int) -> None:
-        """Take metrics.jsonl back to its first `size` bytes: what was logged after a checkpoint is logged again.
+        """Cut metrics.jsonl to its first `size` bytes: lines that were logged after a checkpoint are logged again.
 
         Raises:
             RunFolderError: the file is shorter than that, or the disk refuses.
@@ -171,7 +171,7 @@ def _refuse_a_run(folder: Path, names: Sequence[str]) -> None:
 
 
 def _append(file: int, lines: bytes) -> None:
-    """Append to an open descriptor, or leave it as it was: no buffer to be flushed later by surprise."""
+    """Append to an open file, or leave it as it was. Nothing is buffered in this process."""
     end = _end_of_last_line(file)
     os.ftruncate(file, end)
     os.lseek(file, end, os.SEEK_SET)

@@ -1,6 +1,6 @@
 """Load: a run's folder -> its trained agents, by config.json and the newest checkpoints alone.
 
-Nothing is trained, and nothing in the folder is touched: the run may be at work there. Axes: S seeds.
+Nothing is trained, and nothing in the folder is changed: the run may still be training. Axes: S seeds.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ from stages.store.folder import RunFolder, read_config
 from stages.uniform import RandomPolicy
 
 MOST_READS = 20
-"""How often a run at work may replace a checkpoint while it is read."""
+"""How often reading starts again because a run that is training has replaced a checkpoint."""
 POLICIES = ("task", "explore", "random")
 
 
@@ -45,7 +45,7 @@ POLICIES = ("task", "explore", "random")
 class AgentBatch:
     """Agents of seeds that were trained side by side, from their newest checkpoint: the last ones, or the best."""
 
-    env: Environment  # without what it drew for each seed: env_params
+    env: Environment  # without env_params, the parameters that it drew for each seed
     config: Config  # of the phase that they were in: mode task, after exploring
     seeds: list[int]  # [S]
     step: int  # rows that each seed has collected
@@ -54,12 +54,12 @@ class AgentBatch:
     agent: Agent  # [S, ...]
     hypers: Hypers  # [S]
     env_params: PyTree  # [S, ...]
-    best_steps: list[int] | None = None  # [S], where each agent is from, of each seed's best agent
-    environment: Mapping[str, str] = field(default_factory=dict)  # fingerprint of when they were saved
+    best_steps: list[int] | None = None  # [S], env step of each seed's best agent; None: these are the newest agents
+    environment: Mapping[str, str] = field(default_factory=dict)  # the environment's fingerprint when they were saved
 
     @property
     def agent_steps(self) -> dict[int, int]:
-        """Seeds, with the env step at which each one's agent is from."""
+        """Seed -> the env step at which its agent was kept."""
         return dict(zip(self.seeds, self.best_steps or [self.step] * len(self.seeds), strict=True))
 
 
@@ -73,7 +73,7 @@ class Loaded(NamedTuple):
 
 
 class Part(NamedTuple):
-    """The parts of a TrainState that are read, [S, ...]. They have its names: checkpoints store arrays by path."""
+    """The parts of a TrainState that are read, [S, ...]. Names are TrainState's: checkpoints store arrays by path."""
 
     agent: Agent | None  # None where the best agents are read instead
     hypers: Hypers
@@ -86,7 +86,7 @@ def load_run(run: str | os.PathLike[str], trust: bool = False, best: bool = Fals
 
     Args:
         trust: import the module that the run's config.json names, where its environment is a user's own.
-        best: each seed's agent as it was where its evaluation scored most, of a run with --checkpoint-best.
+        best: load each seed's agent of its highest evaluation score; the run needs --checkpoint-best.
 
     Raises:
         RunFolderError: there is no run, or no checkpoint, or it cannot be read; or it holds no best agents.
@@ -122,7 +122,7 @@ def load_run(run: str | os.PathLike[str], trust: bool = False, best: bool = Fals
 
 
 def _check_trusted(env: str, trust: bool, path: Path) -> None:
-    """Raises ConfigError where the run's folder alone would decide which code is imported and called."""
+    """Raise ConfigError if the run's folder names code to import and call, and the user has not given `trust`."""
     check_env_module(env)
     if is_own(env) and not is_suites(env) and not trust:
         raise ConfigError(
@@ -158,7 +158,7 @@ def select_behavior(agent: Agent, policy: str) -> Behavior | RandomPolicy:
 def take_seeds(tree: PyTree, slots: ArrayLike) -> PyTree:
     """The seeds in P slots of a tree of arrays, [S, ...] -> [P, ...], or the seed in one slot, [...].
 
-    It is one program: array by array, it would be hundreds.
+    Jitted as one program: indexing array by array would compile hundreds.
     """
     return jax.tree.map(operator.itemgetter(slots), tree)
 
@@ -174,7 +174,10 @@ class _Wanted(NamedTuple):
 
 
 def _groups(path: Path, process: int, wanted: _Wanted) -> list[AgentBatch]:
-    """What one process of the run has saved of a trial, round by round; a run at work may replace it meanwhile."""
+    """The agents of a trial that one process of the run has saved, round by round.
+
+    Reading starts again if the run replaces a checkpoint meanwhile.
+    """
     for _ in range(MOST_READS):
         with contextlib.closing(Checkpoints(path, Processes(process), keep=0, reads=True)) as checkpoints:
             newest = checkpoints.newest_of_rounds()
@@ -208,7 +211,7 @@ def _group(checkpoints: Checkpoints, checkpoint: CheckpointId, path: Path, wante
         return None
     part, best_steps = _part(env, config, hypers, width, adapted), log.get("best_steps")  # a copy may have them
     if best and best_steps is None:
-        # Beside the state and the clock stand the best agents.
+        # The checkpoint has the state, the clock and the best agents.
         without, _, agent = checkpoints.restore(checkpoint, (part._replace(agent=None), None, part.agent), part=True)
         part, evaluation = without._replace(agent=agent), log["evaluation"]
         points = best_points(evaluation["steps"], evaluation["scores"])

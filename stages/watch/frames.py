@@ -1,7 +1,7 @@
-"""Frames: a scene as pictures. Above what happened beside what the model expects; below error and disagreement.
+"""Frames: the pictures of a film. Above, what happens and what the model expects; below, error and disagreement.
 
-Boards are drawn as boards, as the environment says where it does (`Environment.tiles`), all else as lines over time,
-beside a map of the environment's states where there is one.
+Boards are drawn as cells, by `Environment.tiles` if the environment has that. All other observations are drawn as lines
+over time, beside a map of the environment's states if it has one.
 Axes: T rows, K dots of a tile's side.
 """
 
@@ -39,7 +39,7 @@ MOST_PLOTS = 8
 MOST_BESIDE = 4  # plots under a board
 PLOT = 40  # height of a plot under a board
 MOST_NUMBERS = 3  # of an action
-LONG_TITLE = 80  # letters of a line, where a title takes two
+LONG_TITLE = 80  # letters of a line of a title that takes two lines
 
 
 class Series(NamedTuple):
@@ -51,7 +51,7 @@ class Series(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """What of a film's observations is drawn how."""
+    """Which entry of an observation is drawn as a board, and which numbers as lines."""
 
     board: str | None  # name of the entry that is drawn as cells; None: there is none
     numbers: list[Series]  # drawn as lines
@@ -64,7 +64,7 @@ def draw_frames(scene: Scene, title: str) -> list[Image.Image]:
 
 
 def layout_of(scene: Scene) -> Layout:
-    """The first entry that can be drawn as cells, and of all others the numbers that change most often."""
+    """Choose the first entry that can be drawn as cells, and of all others the numbers that change most often."""
     if scene.env.tiles is not None:
         return Layout(None, [])
     entries = list(zip_entries(scene.env.obs_space, scene.obs, scene.predicted))
@@ -92,7 +92,7 @@ def _columns(x: NDArray) -> NDArray:
 
 
 def _changes(number: Series, scene: Scene) -> int:
-    """In how many rows a number is not what it was in the row before, within episodes."""
+    """The number of rows in which a number differs from the row before, within episodes."""
     return int(((np.diff(number.truth) != 0) & (scene.episode_step[1:] > 0)).sum())
 
 
@@ -155,7 +155,7 @@ def _boards(canvas: Canvas, scene: Scene, layout: Layout, t: int) -> None:
 
 
 def _tiles(scene: Scene, t: int) -> tuple[list[NDArray[np.float64]], int]:
-    """The three pictures as the environment draws them, and K: the last has what happened where another is expected."""
+    """The three pictures as the environment draws them, and K. The third shows the tiles that were predicted wrong."""
     assert scene.env.tiles is not None
     truth, predicted = (scene.env.tiles(jax.tree.map(lambda x: x[t], obs)) for obs in (scene.obs, scene.predicted))
     missed = np.where((truth != predicted).any((2, 3, 4), keepdims=True), truth, BLANK)
@@ -253,7 +253,7 @@ def _strip(canvas: Canvas, scene: Scene, t: int, top: float, values: NDArray, na
 
 
 def _ground(canvas: Canvas, scene: Scene, t: int, box) -> None:
-    """Shaded where the model does not look, a line where an episode begins."""
+    """Shade the rows that the model does not see, and draw a line where an episode begins."""
     x0, top, wide, tall = box
     canvas.box(box, "#f7f7f7")
     bar_width = wide / WINDOW

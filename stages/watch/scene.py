@@ -1,4 +1,4 @@
-"""Scene: one agent plays, beside what its world model predicts: it sees some rows, and then predicts without seeing.
+"""Scene: rows that one agent plays, with its world model's predictions. The model sees some rows and predicts the next.
 
 Axes: T rows.
 """
@@ -22,7 +22,7 @@ from stages.sweep.sweep import keys_of
 from stages.world_model import action_vector
 
 BLIND = 15
-"""Rows that the model predicts without looking, before it sees CONTEXT rows again."""
+"""Rows that the model predicts without seeing them, before it sees CONTEXT rows again."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,12 +32,12 @@ class Scene:
     env: Environment
     obs: PyTree[np.ndarray]  # every entry in storage type
     predicted: PyTree[np.ndarray]  # decode.reconstruct: probabilities of binary entries
-    error: NDArray[np.float32]  # in the decoder's terms, a mean over entries
+    error: NDArray[np.float32]  # the decoder's loss, a mean over the observation's numbers
     observed: NDArray[np.bool_]  # whether the model saw the row
-    ahead: NDArray[np.int32]  # rows since it last saw one; 0 where it sees
+    ahead: NDArray[np.int32]  # rows since the model last saw one; 0 where it sees the row
     episode_step: NDArray[np.int32]  # rows before this one in its episode
     score: NDArray[np.float64]  # reward of the episode so far
-    disagreement: NDArray[np.float32] | None  # or another measured intrinsic reward, of the action; None without one
+    disagreement: NDArray[np.float32] | None  # of the action, or another measured intrinsic reward; None without one
     state: NDArray[np.int32] | None  # countable state; None where there are none
     action: NDArray  # chosen at the row: indices [T], or numbers [T, A]
 

@@ -25,23 +25,23 @@ from stages.store.load import AgentBatch, Loaded, select_behavior
 from stages.sweep.sweep import keys_of, mesh_for, over_seeds
 
 KINDS = {"binary": "nats an entry", "categorical": "nats an entry", "real": "squared symlog", "image": "squared"}
-"""What a prediction's error is in, by the kind of observation (stages/decode.py)."""
+"""The unit of a prediction error, by the kind of observation (stages/decode.py)."""
 
 
 def error_unit(space: Space) -> str:
-    """What prediction errors of this observation are in."""
+    """The unit of prediction errors of this observation."""
     return " + ".join(dict.fromkeys(KINDS[entry.kind] for entry in obs_entries(space).values()))
 
 
 class Scores(NamedTuple):
-    """What the seeds of a run played and foresaw, as numpy."""
+    """Scores and prediction errors of a run's seeds, as numpy."""
 
     seeds: list[int]  # [S]
     score: Floats  # [S, E]; NaN where something was not finite
     length: Floats  # [S, E], rows
     open_loop: dict[str, Floats]  # loss, right and exact [S, H] of the model run forward (open_loop.Errors)
     posterior: dict[str, Floats]  # the same where the model sees the rows
-    episodes: Floats  # [S, H]: how many were so long
+    episodes: Floats  # [S, H]: how many episodes were long enough
 
 
 def play(loaded: Loaded, policy: str, episodes: int, eval_seed: int | None) -> Scores:
@@ -49,7 +49,7 @@ def play(loaded: Loaded, policy: str, episodes: int, eval_seed: int | None) -> S
 
     Args:
         policy: who plays, of load.POLICIES.
-        eval_seed: draws the episodes; None: those of the training's own last evaluation.
+        eval_seed: the number from which episodes are drawn; None: as in the run's own last evaluation.
 
     Raises:
         ConfigError: the run has no such policy.
@@ -73,7 +73,7 @@ def _play(group: AgentBatch, policy: str, episodes: int, eval_seed: int | None) 
         played = play_rows(env, agent, player, hypers, episodes, rows, config.eval_greedy, key=key_play)
         return score, length, *open_loop_errors(agent.model, played.rows, AHEAD, hypers.unimix, key=key_predict)
 
-    # As the run's own evaluations draw theirs: with as many episodes, the last one gives the score in summary.json.
+    # Drawn as in the run's own evaluations: with the same number of episodes, scores equal those in summary.json.
     keys = keys_of(group.seeds, (group.step // config.envs if eval_seed is None else eval_seed) + 1)
     run = jax.jit(over_seeds(mesh_for(len(group.seeds)), one, 4, False))
     score, length, ahead, observed, count = run(group.agent, group.hypers, group.env_params, keys)
@@ -133,7 +133,7 @@ def _seed_table(loaded: Loaded, scores: Scores) -> Table:
 
 
 def _prediction_table(loaded: Loaded, scores: Scores) -> Table:
-    """Errors and shares of rows predicted right, forward and observed; shares where entries can be exactly right."""
+    """Prediction errors of the model run forward and of the posterior; shares of exact rows where there are classes."""
     space = loaded.groups[0].env.obs_space
     exact = any(entry.kind in ("binary", "categorical") for entry in obs_entries(space).values())
     columns = ["run forward", "all right", "observed", "all right"] if exact else ["run forward", "observed"]
