@@ -112,10 +112,10 @@ def load_run(run: str | os.PathLike[str], trust: bool = False, best: bool = Fals
     what = _Wanted(env, config, hypers, trial, best)
     groups = [group for index in processes for group in _groups(saved_in, index, what)]
     if not groups:
-        why = "is written at the end of a chunk, every --checkpoint-minutes, and at the end of a round"
+        why = "one is written at the end of a chunk, every --checkpoint-minutes, and at the end of a round"
         if saved.get("checkpoint_keep") == 0:
-            why = "was written, since the run was started with --checkpoint-keep 0: train it again without that"
-        raise RunFolderError(f"{str(path)!r} holds no checkpoint; one {why}")
+            why = "the run was started with --checkpoint-keep 0; train it again without that"
+        raise RunFolderError(f"{str(path)!r} holds no checkpoint: {why}")
     asked = range(saved["seed_start"], saved["seed_start"] + saved["seeds"])
     loaded = {seed for group in groups for seed in group.seeds}
     return Loaded(path, config, groups, [seed for seed in asked if seed not in loaded])
