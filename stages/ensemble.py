@@ -131,7 +131,7 @@ def ensemble_loss(
     The pair across an episode's end is masked out (its action leads to no observation), and the last row has no
     successor: both are 0. Gradients are stopped at inputs and target, so only the members learn from it.
     """
-    # The last row's prediction is not used. It is made all the same: disagreement on the same rows then needs no other.
+    # The last row's prediction is unused here. Disagreement on the same rows needs it, and so shares the computation.
     inputs = ensemble_inputs(ensemble, model, observed.latent.feat, action, hypers)
     target = ensemble_target(ensemble, model, observed.latent, observed.embed, observed.post, rows.obs)
     error = 0.5 * jnp.square(predict(ensemble, inputs, hypers)[:, :-1] - target[1:]).sum(-1).mean(0)

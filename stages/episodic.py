@@ -2,12 +2,13 @@
 
 The explorer is paid clip(1 + (r - mean) / std, 1, limit) / sqrt(1 + n) for arriving in a state.
 
-- n counts the earlier states of the same episode: episodic novelty. Each counts by a kernel of both decoded
-  observations: 1 where they are equal, exp(-sharpness^2 d / 2) where their normalised numbers have a mean squared
-  difference of d. For an imagined state these are the imagined ones before it, and the window's rows before its start.
+- n counts the earlier states of the same episode: 1 / sqrt(1 + n) is episodic novelty. An earlier state counts by a
+  kernel of its decoded observation and this state's: 1 where they are equal, exp(-sharpness^2 d / 2) where their
+  normalised numbers have a mean squared difference of d. Earlier than an imagined state are the imagined ones before it
+  and the window's rows before its start.
 - r is the intrinsic reward, which falls over all of training: life-long novelty. Alone it pays for one state again and
-  again within an episode. Its mean and standard deviation are those of the batch's rows, so that it needs no unit.
-  Below the mean it counts as 1: where it is noise, episodic novelty remains.
+  again within an episode. Its mean and standard deviation are those of the batch's rows, so its scale does not matter.
+  Where r is below its mean the factor is 1: episodic novelty alone is paid.
 
 Axes: T time, B windows, L = H + 1 imagined states, c starts of a block, F feat, P numbers of an observation.
 """
@@ -40,12 +41,12 @@ class Past(eqx.Module):
 def past_of(
     model: WorldModel, numbers: ObsNumbers, feat: Float[Array, "T B F"], rows: Row, reward: Float[Array, "T B"]
 ) -> Past:
-    """The rows of a batch.
+    """The `Past` that a batch's rows make.
 
     Args:
         feat: their features.
-        reward: the intrinsic reward of their actions. That of an episode's last row leads nowhere: no network has
-            learned from it, and it does not count.
+        reward: the intrinsic reward of their actions. The action at an episode's last row leads nowhere: no network
+            has learned from it, and its reward does not count.
     """
     counts = ~rows.is_last
     mean, std = sg(reward.mean(where=counts)), sg(reward.std(where=counts))
@@ -82,13 +83,13 @@ def imagined_novelty(
 
 
 def _read(model: WorldModel, numbers: ObsNumbers, feat: Float[Array, "*b F"]) -> Float[Array, "*b P"]:
-    """What states are compared by. Sends no gradient."""
+    """The normalised decoded observations by which states are compared. Sends no gradient."""
     decoded = decode_mean(model.decoder, latent_of(model.rssm, feat))
     return sg(numbers.normalize(model.decoder.space, decoded).astype(jnp.float32))
 
 
 def _kernel(x: Float[Array, "X *b P"], y: Float[Array, "Y *b P"], hypers: Hypers) -> Float[Array, "X Y *b"]:
-    """How much each of X states is one of Y others: 0 to 1."""
+    """The similarity of each of X states to each of Y states: 0 to 1, and 1 where they are equal."""
     square = lambda x: jnp.square(x).mean(-1)
     distance = square(x)[:, None] + square(y) - 2 * jnp.einsum("x...p,y...p->xy...", x, y) / x.shape[-1]
     return jnp.exp(-0.5 * jnp.square(hypers.episodic_sharpness) * jnp.maximum(distance, 0.0))

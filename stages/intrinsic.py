@@ -3,7 +3,8 @@
 `IntrinsicReward` is the interface, `Disagreement` is Plan2Explore's reward, and `ConstantReward` is its control. To add
 one, write a class with these methods (rnd.py is an example) and add a line to `rewards.INTRINSIC_REWARDS`.
 
-Axes: T time, B windows, n pairs, F feat, A action vector, U actions that are told apart. "*b" are any leading axes.
+Axes: T time, B windows, n pairs, F feat, A action vector, U actions that are told apart (coverage.action_count). "*b"
+are any leading axes.
 """
 
 import abc
@@ -31,7 +32,7 @@ from stages.world_model import Observed, WorldModel
 
 
 class VisitCounts(NamedTuple):
-    """What is known about replayed pairs of rows, in addition to the rows."""
+    """Counts that an update may use beside its replayed pairs of rows."""
 
     stored: Int[Array, ""]  # rows that replay holds
     actions: Float[Array, "U A"]  # a vector of each action that is told apart (measure/coverage.py)

@@ -62,7 +62,7 @@ def agent_loss(
         loss = agent.intrinsic.loss(sg(model), observed, rows, batch.action, hypers)
         losses[agent.intrinsic.loss_name] = loss
 
-    # Of the behaviours' losses only the tasker's replayed values shape the model; none does where it is reward-free.
+    # Of the behaviours' losses only the tasker's critic loss on replayed rows moves the model, in mode explore none.
     tasker_losses, tasker_scale, tasker_metrics = learn_behavior(
         model, tasker, sg(batch) if reward_free else batch, config, hypers, key=key_tasker
     )
@@ -113,7 +113,7 @@ def learn_behavior(
         paid = pay_explorer(model, intrinsic, trajectory, batch, config, hypers)
     else:
         paid = pay_tasker(model, trajectory, batch)
-    # No return has the reward that arrives with a first state, and no intrinsic reward arrives there.
+    # Without the first state: its reward is in no return, and an intrinsic one is 0 there.
     means = {"rew": paid.imagined[:, 1:].mean(), "replay_rew": paid.replayed[1:].mean()}
     imagined, replayed = centre(paid, trajectory.cont, batch.rows.is_first) if objective.centred else paid
 

@@ -41,11 +41,12 @@ def lambda_return(
 
 
 class ReturnScale(eqx.Module):
-    """Moving averages of the 5th and 95th percentile of returns (DreamerV3, eq. 7); or 0 and a root mean square."""
+    """Moving averages of the 5th and 95th percentile of returns (DreamerV3, eq. 7) or of advantages; or 0 and the root
+    mean square of advantages."""
 
     low: Float[Array, "..."]
     high: Float[Array, "..."]
-    weight: Float[Array, "..."]
+    weight: Float[Array, "..."]  # of all that was averaged so far, 0 at first: `divisor` debiases by it
 
     @staticmethod
     def zero() -> "ReturnScale":
@@ -79,8 +80,8 @@ def update_rms(
 ) -> ReturnScale:
     """The root mean square of `advantages`, which rises at once and falls slowly; sends no gradient.
 
-    An average that rises slowly lets the first reward, which is many times what came before, decide the policy before
-    the critic is right.
+    If the average rose slowly, the advantages of the first reward would be many times the average. They would decide
+    the policy before the critic is right.
 
     Args:
         weight: how much each of them counts.
@@ -94,7 +95,7 @@ def update_rms(
 def weighted_percentiles(
     x: Float[Array, "..."], weight: Float[Array, "..."], percent: Float[np.ndarray, " q"]
 ) -> Float[Array, " q"]:
-    """The smallest numbers below which, themselves included, lies that percentage of all weight."""
+    """For each q the smallest number in x at and below which lies at least q percent of all weight."""
     order = jnp.argsort(x.ravel())
     below = jnp.cumsum(weight.ravel()[order])
     at = jnp.searchsorted(below, percent / 100 * below[-1])

@@ -4,7 +4,7 @@ A reward is computed twice: along imagined trajectories, for actor and critic, a
 Both are indexed by arrival: reward[t] arrives with state t. intrinsic.py has the intrinsic rewards. episodic.py has
 episodic novelty, which is combined with them here.
 
-Axes: T time, B windows, L = H + 1 imagined states, c starts of a block, F feat, A action vector.
+Axes: T time, B windows, L = H + 1 imagined states, c starts of a block (imagine.py), F feat, A action vector.
 """
 
 from typing import NamedTuple
@@ -59,7 +59,7 @@ def tasker_objective(config: Config, hypers: Hypers) -> Objective:
 
 
 def explorer_objective(config: Config, hypers: Hypers) -> Objective:
-    """The explorer's objective: the intrinsic reward, in modes with an explorer."""
+    """The explorer's objective, in modes with an explorer: what `pay_explorer` makes of the intrinsic reward."""
     name, entropy = config.explorer_reward, hypers.explorer_entropy
     if name == ConstantReward.name and not config.episodic_novelty:
         return _like_dreamer(name, entropy, hypers)
@@ -134,8 +134,8 @@ def centre(paid: Paid, cont: Float[Array, "blocks L c"], is_first: Bool[Array, "
     critic's error hides the difference. A centred reward (as in average-reward learning: Mahadevan 1996) avoids both.
 
     Args:
-        cont: of the same trajectories. A reward is weighted by the probability that its action is reached, as in the
-            losses.
+        cont: of the same trajectories. A reward is weighted by the discounted probability that its action is reached,
+            as in the losses.
     """
     weight = jnp.cumprod(cont, 1)[:, :-1]
     level = jnp.maximum((weight * paid.imagined[:, 1:]).sum() / weight.sum(), LEAST_LEVEL)
