@@ -57,7 +57,7 @@ class CheckpointPolicy:
         except BaseException:
             log.on_abort()
             raise
-        self.chunks: list[int] = []  # iterations of a chunk in each phase, if the run is resumed; else empty
+        self.chunks: list[int] = []  # for each phase the iterations of one chunk, if the run is resumed; else empty
         self.side_by_side = 0  # seeds that a resumed run trains at once, in all processes; else 0
         if newest := self._checkpoints.newest():
             self._resume(newest, env)
@@ -94,7 +94,7 @@ class CheckpointPolicy:
         """A round's training begins: from now on a signal stops the run at the end of a chunk, after a save.
 
         Raises:
-            Stopped: a signal came since the last round ended. Only that round's checkpoint exists.
+            Stopped: a signal came before this round's first chunk. Nothing is saved here: older checkpoints remain.
         """
         self._signals.between_chunks()
         if asked := max(self._processes.exchange_json(self._signals.asked)):
@@ -145,7 +145,7 @@ class CheckpointPolicy:
         self._chunk_at = time.monotonic()
 
     def on_round_end(self, index: int, state: TrainState, clock: StepCounters) -> None:
-        """Save the state at a round's end, and remove the round's other checkpoints. If that fails, `close` raises."""
+        """Save the state at a round's end, and remove the round's other checkpoints. `close` raises if a save fails."""
         self._check_folder()
         saved = self._save(state, clock)
         written = self._wait()  # in every process, whether or not its own save began

@@ -13,7 +13,7 @@ class OpenedRun(NamedTuple):
     """The folders of a run, opened for this process."""
 
     folder: RunFolder | None  # None in processes that do not write
-    trials: list[RunFolder]  # of each trial; the run's own where there is one; empty in processes that do not write
+    trials: list[RunFolder]  # of each trial; the run's own for a single trial; empty in processes that do not write
     path: Path
     finished: bool  # the folder holds a finished run
 
