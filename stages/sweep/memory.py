@@ -39,7 +39,7 @@ def shared(devices: Devices) -> bool:
 def free(devices: Devices) -> float:
     """Free bytes: of the machine or container if the devices share its memory, else of the device with least.
 
-    Infinite if a device does not report its memory.
+    Infinite if no device reports its memory.
     """
     if shared(devices):
         return min(psutil.virtual_memory().available, free_of_groups())
@@ -112,7 +112,7 @@ class Room(NamedTuple):
     allowed: float  # bytes that the user allows; 0: no limit but the free memory, of which a plan takes SHARE
 
     def free(self) -> float:
-        """Bytes."""
+        """Bytes: all that the user allows, or this process's share of what is free now."""
         return self.allowed or free(self.devices) / self.sharers
 
     def usable(self) -> float:

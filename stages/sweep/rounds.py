@@ -46,7 +46,7 @@ class Round:
 
 
 class Phase(NamedTuple):
-    """A stretch of a round in one mode: `chunks` calls of `iterations` iterations each."""
+    """A stretch of a round in one mode: `chunks` calls of `iterations` iterations each (Config.schedule)."""
 
     compiled: CompiledPhase
     iterations: int
@@ -141,8 +141,8 @@ def phases_of(
 def prepare(phases: list[Phase], width: int, usable: float) -> float:
     """Compile all that the phases run, and return the bytes needed: of all devices if they share memory, else of each.
 
-    Nothing is allocated. Nothing is compiled either if the seeds' states, and the least that one of them takes beside
-    its state, are more than `usable`.
+    Nothing is allocated. If a lower bound (the states of all seeds, and what one seed takes beside its state at least)
+    is above `usable`, nothing is compiled either, and the bound is returned.
     """
     (first, iterations, _), *adapting = phases
     pools = first.mesh.size if memory.shared(list(first.mesh.devices)) else 1
@@ -189,7 +189,7 @@ def fit_width(
     Args:
         seeds: of this process.
         build: width -> phases, not compiled.
-        usable: bytes; asked after compiling, since the compiler's leftovers count.
+        usable: bytes; asked again after compiling, since the compiler's leftovers count.
         limit: seeds side by side at most.
         minimum: give up where not even so many fit.
     """
@@ -240,7 +240,7 @@ def plan(
         seeds: of the whole sweep.
         devices: of this process.
         build: width -> phases, not compiled.
-        trials: settings that each of the seeds is trained with, by their numbers; empty: there is one.
+        trials: the trials' indices; each trains all of the seeds. Empty: there is one trial.
         parallel: seeds side by side in all processes together; a number is not reduced if it does not fit.
         allowed: bytes that a process may use, of each device where they have their own; 0: a share of what is free.
 

@@ -32,8 +32,8 @@ ALONE: JsonObject = {"sweep": (), "trials": 0}
 class Trial:
     """One choice of settings."""
 
-    name: str  # of its folder in its program's; empty where it is all that the program trains
-    arguments: Arguments  # of the run that it alone would be
+    name: str  # its folder's, inside its program's folder; empty where the program trains it alone
+    arguments: Arguments  # of a run that trains it alone
     settings: Mapping[str, str] = field(default_factory=dict)  # what was swept, as the command line has it
 
 
@@ -41,7 +41,7 @@ class Trial:
 class Program:
     """Trials that differ in hyperparameters alone."""
 
-    name: str  # of its folder in the sweep's; empty where there is one program
+    name: str  # its folder's, inside the sweep's folder; empty where there is one program
     arguments: Arguments
     trials: list[Trial]
 
@@ -157,7 +157,7 @@ def _grid(settings: Mapping[str, str]) -> list[dict[str, str]]:
 
 
 def _drawn(settings: Mapping[str, str], arguments: Arguments) -> list[dict[str, str]]:
-    """Random search: at most so many different trials, each with a value of every setting drawn by itself."""
+    """Random search: at most `arguments.trials` different trials. Every setting's value is drawn independently."""
     rng, integers = np.random.default_rng(DRAW_SEED), _whole_settings(arguments.config)
     trials = []
     for _ in range(arguments.trials):
