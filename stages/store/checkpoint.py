@@ -41,7 +41,7 @@ REWRITTEN = ("_CHECKPOINT_METADATA", "commit_success.txt")
 
 
 class CheckpointId(NamedTuple):
-    """A checkpoint's round, from 0, and its env step of a seed."""
+    """A checkpoint's round, from 0, and the env steps that each of its seeds had made."""
 
     round: int
     step: int
@@ -212,7 +212,8 @@ class Checkpoints:
     def _removed_on_failure(self, checkpoint: CheckpointId) -> Iterator[None]:
         """If saving fails, raise one line and delete the partial checkpoint.
 
-        The manager is dropped, so that orbax reads the folder again: it counts older checkpoints as removed by mistake.
+        The manager is dropped, so that orbax reads the folder again: after a failed save it takes older checkpoints for
+        removed, which they are not.
         """
         try:
             with explained(self._path(checkpoint), "written", "free the disk"):

@@ -78,7 +78,7 @@ class Part(NamedTuple):
     agent: Agent | None  # None where the best agents are read instead
     hypers: Hypers
     env_params: PyTree
-    diverged: jax.Array | np.ndarray  # rows of each environment
+    diverged: jax.Array | np.ndarray  # rows of each environment when the seed diverged; 0: it has not
 
 
 def load_run(run: str | os.PathLike[str], trust: bool = False, best: bool = False) -> Loaded:
@@ -205,11 +205,11 @@ def _group(checkpoints: Checkpoints, checkpoint: CheckpointId, path: Path, wante
     local = slice(process * width, (process + 1) * width)
     local_seeds = log["round"]["seeds"][local]  # without padding
     trials = log["round"].get("trials", [])[local] or [0] * len(local_seeds)
-    index = progress.get("trials", [""]).index(trial)  # a copy has one
+    index = progress.get("trials", [""]).index(trial)  # an exported copy has "" alone
     slots = np.flatnonzero(np.equal(trials, index))
     if not slots.size:
         return None
-    part, best_steps = _part(env, config, hypers, width, adapted), log.get("best_steps")  # a copy may have them
+    part, best_steps = _part(env, config, hypers, width, adapted), log.get("best_steps")  # in a copy of best agents
     if best and best_steps is None:
         # The checkpoint has the state, the clock and the best agents.
         without, _, agent = checkpoints.restore(checkpoint, (part._replace(agent=None), None, part.agent), part=True)
