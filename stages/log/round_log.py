@@ -68,7 +68,8 @@ class RoundLog:
     final: np.ndarray = field(default_factory=lambda: np.zeros(0))
     diverged: np.ndarray = field(default_factory=lambda: np.zeros(0, int))  # [seeds], env step; 0: it has not
     novelty: NoveltyLog = field(default_factory=NoveltyLog)  # empty where states cannot be counted
-    untrained_share: np.ndarray = field(default_factory=lambda: np.zeros(0))  # empty where states can be counted
+    # The last novelty/untrained_share of metrics.jsonl, [seeds]; empty where states can be counted:
+    untrained_share: np.ndarray = field(default_factory=lambda: np.zeros(0))
     events: EventLog = field(default_factory=EventLog)  # empty where the environment has none
     adapt_step: int | None = None  # the step at which mode task began, after exploring
     phase: int = 0  # index of the current phase
