@@ -3,7 +3,8 @@
 Rows are counted as they are collected, on the device. envs/states.py and envs/minigrid.py define the countable states
 of environments. Other environments have no record.
 
-Axes: X states, U actions that are told apart, N environments, C capacity of the ring, n rows, A action vector.
+Axes: X states, U actions that are told apart (`action_count`), N environments, C capacity of the ring, n rows, A action
+vector.
 """
 
 import equinox as eqx

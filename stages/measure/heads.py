@@ -4,7 +4,7 @@ A loss is a mean over all rows, in which rare kinds of rows have little weight. 
 own, over rows drawn from the ring. The heads read the posterior state that the ring stores for a row. They also read
 the state that the prior predicts from an earlier row with the actions that were taken, as in imagination.
 
-Axes: C capacity, N environments, K kinds of rows, R rows of a kind, H rows ahead.
+Axes: C capacity, N environments, K kinds of rows, R rows of a kind, H numbers of rows ahead.
 """
 
 import equinox as eqx
@@ -39,7 +39,7 @@ def head_errors(
 ) -> HeadErrors:
     """The heads' errors at rows of the ring.
 
-    Rows ahead of another lie in the same episode, and all rows between them are in the ring.
+    The prediction from an earlier row counts where both rows are of one episode, and the ring has all rows between.
 
     Args:
         step: rows of each environment that were collected so far.

@@ -80,7 +80,7 @@ def episode_step(is_first: Bool[Array, "T N"]) -> Int[Array, "T N"]:
 
 
 def errors(decoder: Decoder, latent: Latent, obs: Obs) -> Errors:
-    """Errors of the observations predicted from states [..., D] and [..., S, K], [...]."""
+    """Errors, each [...], of the observations predicted from states [..., D] and [..., S, K]."""
     space, lead = decoder.space, latent.deter.shape[:-1]
     loss = recon_loss(decoder, latent, obs) / sum(math.prod(entry.shape) for entry in obs_entries(space).values())
     right = _equal_numbers(space, jax.tree.map(jnp.round, reconstruct(decoder, latent)), obs, lead)
@@ -105,7 +105,7 @@ def changed_right(
 
     Args:
         rows: [T, N, ...], with the posterior states.
-        present: how many of the T rows are there.
+        present: how many of the T rows have been collected.
     """
     first, second = (jax.tree.map(lambda x, t=t: x[t], rows) for t in (0, 1))
     lead, space = second.is_first.shape, model.decoder.space
@@ -127,11 +127,11 @@ def open_loop_errors(
     *,
     key: PRNGKeyArray,
 ) -> tuple[Errors, Errors, Int[Array, " H"]]:
-    """Errors at the rows `ahead` [H] of the first `context` rows, which the model sees. Both are in one episode.
+    """Errors of predictions `ahead` [H] rows after the first `context` rows, which the model sees, in one episode.
 
     Args:
         rows: [T, N, ...], T at least context + max(ahead).
-        present: how many of the T rows are there; None: all.
+        present: how many of the T rows have been collected; None: all.
 
     Returns:
         (errors of the model run forward, errors of the posterior that sees those rows, number of windows whose episode
