@@ -14,7 +14,7 @@ from stages.results.read import Result
 from stages.results.statistics import Floats, summarise
 
 FULL_ENTROPY = 0.98  # share of the largest entropy above which a policy counts as uniform
-FAR_BELOW = 0.01  # share of its floor: with a divisor below it, advantages over the floor are too small to learn from
+FAR_BELOW = 0.01  # share of the divisor's floor; with a spread below it, advantages / floor are too small to learn from
 FALLEN = 0.9  # share of its first value to which the reconstruction loss has to fall
 LEAST_POINTS = 3  # log points, for a last third to exist
 
@@ -73,6 +73,6 @@ def _median(run: Result, name: str) -> Floats:
 
 
 def _last_third(run: Result, name: str) -> float:
-    """The median over the last third of the run; NaN, which is neither above nor below, of too few points."""
+    """The median over the last third of the run. With too few points NaN, for which every comparison is false."""
     values = _median(run, name)
     return float(np.median(values[-(values.size // 3) :])) if values.size >= LEAST_POINTS else np.nan

@@ -50,7 +50,7 @@ class Group:
 
     env: str
     runs: list[Result]
-    curve: str  # the metric that all of them have: of evaluation if they can, else of training
+    curve: str  # EVALUATION if all of the runs have it, else TRAINING
     lines: list[Line]
     pairs: list[Pair]
     notes: list[str]
@@ -63,7 +63,7 @@ class Comparison:
     runs: list[Result]
     differing: list[str]  # settings that are not the same in all of them
     groups: list[Group]  # one for each environment
-    over: list[Line]  # over environments: for each way of learning that more than one of them has
+    over: list[Line]  # over environments: one for each choice of settings that was run in several of them
     over_pairs: list[Pair]
     notes: list[str]
 
@@ -75,7 +75,7 @@ def compare(runs: Sequence[Result]) -> Comparison:
     for run in runs:
         by_env.setdefault(run.env, []).append(run)
     groups = [_group(env, members) for env, members in by_env.items()]
-    # Environments need different numbers of steps: these count as a setting only where one environment had several.
+    # Environments need different numbers of steps. So LENGTH counts as a setting only where it differs within one.
     varied = {name for group in groups for name in differing_settings(group.runs)}
     lines, pairs, notes = _over(groups, [name for name in differing if name not in LENGTH or name in varied])
     versions = {name for run in runs for name in run.settings if name.startswith("versions.")}

@@ -177,7 +177,7 @@ def explored(novelty: Mapping[str, float]) -> list[str]:
 
 
 def _episodes(reached: float, seeds: float, episode: float) -> str:
-    """By how many seeds, and the median over all of them of the episode; a seed that has not arrived is later."""
+    """How many seeds reached it, and the median episode over all seeds; one that has not counts as later than all."""
     if np.isnan(reached):
         return "-"
     when = f"\nepisode {episode:,g}" if np.isfinite(episode) else "\nmedian not yet" if reached else ""
@@ -189,13 +189,13 @@ def _value(line: Line, name: str) -> float:
 
 
 def _digits(estimates: Sequence[Estimate]) -> int:
-    """Decimals that show three digits of the largest, and two behind the point of a share."""
+    """Decimals that show three digits of the largest number; two where that is between 0.1 and 1."""
     extreme = max((abs(x) for estimate in estimates for x in estimate if np.isfinite(x)), default=0.0)
     return max(decimals(max(extreme, 1.0) if extreme > 0.1 else extreme) - 1, 0)
 
 
 def _cell(estimate: Estimate, digits: int, seeds: int, between: str = "\n") -> str:
-    """A number and, of enough seeds, its interval; nothing but a dash without one."""
+    """A number and, of enough seeds, its interval; a dash alone where there is no number."""
     value, low, high = (number(x, digits) for x in estimate)
     if not np.isfinite(estimate.value) or seeds < LEAST_SEEDS:
         return value
