@@ -3,7 +3,7 @@
 A reward that measures novelty is the larger, the fewer visits a (state, action) pair has. Their rank correlation is -1
 at best, and 0 if the reward is unrelated to visits.
 
-Axes: S seeds, X states, U actions that are told apart, P points of a run.
+Axes: S seeds, X states, U actions that are told apart (coverage.action_count), P points of a run.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ PER_SEED = (
 """What summary.json has of each seed, in lists."""
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Number = Annotated[float, msgspec.Meta(ge=-(2.0**128), le=2.0**128)]
-"""What a 32-bit float can hold: sums of a few beyond it would be infinite."""
+"""What a 32-bit float can hold: a file may have larger numbers, whose sums would be infinite."""
 Numbers = list[Number | None] | None
 
 

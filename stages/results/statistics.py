@@ -175,7 +175,7 @@ def mean_of(values: Sequence[float | None]) -> float:
 def improvement(ours: Sequence[ArrayLike], theirs: Sequence[ArrayLike], resamples: int = 2000) -> Estimate:
     """Probability that a seed of ours scores more than a seed of theirs, on average over tasks; equal ones count half.
 
-    This is the Mann-Whitney statistic, over its greatest value. Both sides' seeds are resampled, task by task.
+    This is the Mann-Whitney statistic divided by its greatest value. Both sides' seeds are resampled, task by task.
 
     Args:
         ours: [T] of [S].
