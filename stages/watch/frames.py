@@ -2,7 +2,7 @@
 
 Boards are drawn as cells, by `Environment.tiles` if the environment has that. All other observations are drawn as lines
 over time, beside a map of the environment's states if it has one.
-Axes: T rows, K dots of a tile's side.
+Axes: T rows, K dots of a tile's side, P numbers of an entry.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _label(entry: str, index: int, of_several: bool) -> str:
 
 
 def _columns(x: NDArray) -> NDArray:
-    """The numbers of an entry [T, ...], [P, T]."""
+    """An entry [T, ...] -> each of its numbers over time, [P, T]."""
     return x.reshape(len(x), -1).T
 
 
@@ -223,7 +223,7 @@ def _plot(canvas: Canvas, scene: Scene, t: int, box, number: Series) -> None:
 
 
 def _map(canvas: Canvas, scene: Scene, t: int, box) -> None:
-    """The states of the environment as cells: walls, the way so far in this episode, and where it is."""
+    """The states of the environment as cells: walls, states visited so far in this episode, and the present one."""
     states = scene.env.states
     assert states is not None and scene.state is not None
     cells = np.full((states.size, 3), 0.94)
