@@ -1,6 +1,7 @@
 """Meeting: processes of one run come together at the coordinator's port, before jax has it.
 
-jax itself takes all processes down, without a line, where the port is in use or their numbers do not fit.
+jax itself ends all processes without a message where the port is in use, or where their --processes or --process do not
+fit together.
 """
 
 import contextlib
@@ -27,7 +28,7 @@ def await_others(coordinator: str, count: int) -> None:
     """Wait for all other processes at the coordinator's port, and let them go on.
 
     Raises:
-        ConfigError: the port is in use, or somebody has not come or has come with another number.
+        ConfigError: the port is in use; or a process has not come, has come twice, or has another `count`.
     """
     dual, deadline = socket.has_dualstack_ipv6(), time.monotonic() + ARRIVAL_S
     family = socket.AF_INET6 if dual else socket.AF_INET
@@ -84,7 +85,7 @@ def reach(coordinator: str) -> socket.socket:
     while True:
         try:
             return socket.create_connection(endpoint, timeout=5)
-        except OSError as error:  # a name that is not known may be, too, once process 0's machine is up
+        except OSError as error:  # also of an unknown host name, which may be known once process 0's machine is up
             if time.monotonic() > started + ARRIVAL_S:
                 raise ConfigError(
                     f"--coordinator {coordinator} does not answer ({error}): start process 0 there, and see that its "

@@ -4,7 +4,7 @@ Seeds are independent, so processes exchange nothing while they train. The few n
 key-value store of `jax.distributed`'s coordinator. Unlike a collective, that takes no device memory and no compilation,
 and a failing process can notify those that wait for it.
 
-Axes: W processes, P rows of one process.
+Axes: W processes, P slots of one process (sweep/rounds.py).
 """
 
 import contextlib
@@ -131,7 +131,7 @@ class Processes:
         living = sorted(set(range(self.count)) - self._dead)
 
         def wait() -> None:
-            with contextlib.suppress(Exception):  # returns once all that live have asked; those that left do not live
+            with contextlib.suppress(Exception):  # returns once every process that still lives has asked
                 self._store.get_live_nodes(living)
 
         waiting = threading.Thread(target=wait, name="departure", daemon=True)
