@@ -53,7 +53,7 @@ def compare_runs(runs: Runs, /, out: str = "", format: Format = "png") -> None:
     aggregated over these.
 
     Args:
-        runs: folders of runs, finished or not; of a sweep, or of several runs, all that are in it.
+        runs: folders of runs, finished or not; the folder of a sweep, or of several runs, stands for all runs in it.
         out: folder for compare.png (and sweep.png, of a sweep's trials), compare.md, compare.json, results.csv (one
             long table for pandas) and scores/ (for DreamerV3's plotting script); runs/compare-TIME if empty.
         format: of the pictures.
@@ -112,7 +112,7 @@ def eval_run(
         episodes: of each seed.
         policy: who plays: the tasker, the explorer, or uniformly random actions.
         eval_seed: the number from which the episodes are drawn. If it is not given, they are those of the run's own
-            evaluation at that step, provided that --episodes is as many.
+            evaluation at that step, provided that --episodes equals the run's --eval-episodes.
     """
     _check_count("--episodes", episodes)
     if eval_seed is not None and not 0 <= eval_seed < 2**31 - 1:

@@ -55,7 +55,7 @@ def page(run: Result) -> str:
 
 
 def _head(run: Result) -> str:
-    # Environment and mode always: without them run.py takes its own.
+    # Environment and mode are always given: run.py has its own defaults for both.
     command = ["python", "run.py", "--seeds", str(len(run.seeds)), "--mode", str(run.settings["config.mode"])]
     if start := run.settings["seed_start"]:
         command += ["--seed-start", str(start)]
@@ -142,7 +142,7 @@ def learning_curves(run: Result, title: str = "") -> dict[str, Figure]:
 
 
 def _section(run: Result, group: MetricGroup, names: Sequence[str] | None = None) -> str:
-    """A group's metrics as small pictures; of exploration below the run's own picture of where it has been.
+    """A group's metrics as small pictures; for FIRST_GROUP the run's novelty.png stands above them.
 
     Args:
         names: of the metrics; None: the run's that belong to the group, in the group's order.
