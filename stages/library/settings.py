@@ -16,7 +16,8 @@ def configure(preset_name: str = "tiny", recipe: Recipe = "default", /, **settin
 
     Args:
         preset_name: a key of `stages.presets.PRESETS`.
-        recipe: published gives the exploring modes Plan2Explore's published form.
+        recipe: published gives the exploring modes Plan2Explore's published form, and `tiny` DreamerV3's divisor of
+            advantages.
         settings: fields of `Config` by their names, such as `env="DeepSea-bsuite"`, `mode="mix"`, `steps=2_000`; groups
             as mappings of theirs, `model={"units": 64}`, and so `ensemble`, `replay`, `hypers` and `env_args`.
 

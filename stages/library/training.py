@@ -86,12 +86,12 @@ def train(
     """Train `seeds` agents. Numbers equal those of `run.py` with the same settings bit for bit; nothing is printed.
 
     Args:
-        config: of `configure`.
-        hypers: of `configure`.
+        config: what `configure` returned.
+        hypers: what `configure` returned.
         seeds: how many; their numbers begin at `seed_start`.
         env: an environment object: an `envs.Environment`, a gymnax environment, or (gymnax environment,
             parameters); None makes `config.env`.
-        log_points: P, at most; of each phase.
+        log_points: of each phase, at most.
         devices: to share the seeds out over; 0 takes all.
         parallel: seeds side by side, the others in further rounds; "auto": as many as fit.
         memory: GB that training may take (on accelerators: on each device); 0: 80 % of the free memory.
