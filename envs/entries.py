@@ -1,9 +1,9 @@
 """A suite's observations entry by entry, and its actions as one vector.
 
 A suite describes an observation as a tree of entries, each with bounds, which decide the kind of the entry here.
-Floats are real. Integers of two values are binary, those of up to MOST_ENTRY_CLASSES values categorical, counted from
-the lowest, and those of more values real. Pictures are images. No information is lost as long as a suite keeps to its
-bounds.
+Entries of [height, width, 3] are images if they have bytes, or floats in [0, 1]. All other floats are real. Integers of
+two values are binary, those of up to MOST_ENTRY_CLASSES values categorical, counted from the lowest, and those of more
+values real. No information is lost as long as a suite keeps to its bounds.
 
 Several discrete actions of one entry become one action if they have few combinations, else several choices at once.
 

@@ -216,7 +216,7 @@ def env_step(
 
 
 def _reset_where(env: Environment, is_last: Array, key: PRNGKeyArray, stepped: PyTree) -> PyTree:
-    """`stepped`, and a reset where `is_last`; under any number of vmaps one condition decides for all lanes.
+    """`stepped`, and a reset where `is_last`; under any number of vmaps one condition decides for all elements.
 
     vmap of a condition on a batched value computes both branches. So the batching rule here makes the vmapped axis an
     axis of the arrays, [...], and tests whether any element of `is_last` is true.
