@@ -1,5 +1,7 @@
 """Evaluate: whole episodes with a policy, mostly the tasker's, in environments of their own."""
 
+from typing import NamedTuple
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -30,12 +32,21 @@ def episodes_of(env: Environment, config: Config) -> int:
     return min(config.eval_episodes, max(1, EVALUATION_ROWS // env.time_limit))
 
 
+class Evaluation(NamedTuple):
+    """Episodes that were played, [E]."""
+
+    score: Float[Array, " E"]
+    length: Float[Array, " E"]  # rows
+    expected: Float[Array, " E"]
+    """What the reward head expected in all, at the states that the agent had at these rows. Far above the score, the
+    policy seeks states whose reward the head overestimates."""
+
+
 class _Loop(eqx.Module):
     actor_state: ActorState
     step: Array
     done: Array
-    score: Array
-    length: Array
+    played: Evaluation
 
 
 def evaluate(
@@ -46,7 +57,7 @@ def evaluate(
     behavior: Behavior | RandomPolicy | None = None,
     *,
     key: PRNGKeyArray,
-) -> tuple[Float[Array, " E"], Float[Array, " E"]]:
+) -> Evaluation:
     """Score and length of first episodes, as many as `episodes_of` says, played side by side.
 
     An episode that `config.eval_steps` (or the environment's time limit) cuts short counts with what it has by then.
@@ -54,16 +65,14 @@ def evaluate(
 
     Args:
         behavior: who plays; None is the tasker.
-
-    Returns:
-        (scores, lengths in rows), [E].
     """
     key_start, key_loop = jr.split(key)
     player, episodes = behavior or agent.tasker, episodes_of(env, config)
     limit = (config.eval_steps or env.time_limit) + 1
     zeros = jnp.zeros(episodes)
     actor_state = start(env, agent.model, episodes, key=key_start)
-    loop = _Loop(actor_state, jnp.zeros((), jnp.int32), jnp.zeros(episodes, bool), zeros, zeros)
+    nothing = Evaluation(zeros, zeros, zeros)
+    loop = _Loop(actor_state, jnp.zeros((), jnp.int32), jnp.zeros(episodes, bool), nothing)
 
     def step(loop: _Loop) -> _Loop:
         key_step = jr.fold_in(key_loop, loop.step)
@@ -72,8 +81,12 @@ def evaluate(
         )
         counts = ~loop.done
         reward = jnp.where(jax.vmap(all_finite)(row), row.reward, jnp.nan)
-        score, length = loop.score + jnp.where(counts, reward, 0.0), loop.length + counts
-        return _Loop(actor_state, loop.step + 1, loop.done | row.is_last, score, length)
+        expected = agent.model.reward.mean(agent.model.reward(actor_state.latent.feat))
+        played = Evaluation(
+            loop.played.score + jnp.where(counts, reward, 0.0),
+            loop.played.length + counts,
+            loop.played.expected + jnp.where(counts, expected, 0.0),
+        )
+        return _Loop(actor_state, loop.step + 1, loop.done | row.is_last, played)
 
-    loop = lax.while_loop(lambda loop: (loop.step < limit) & ~loop.done.all(), step, loop)
-    return loop.score, loop.length
+    return lax.while_loop(lambda loop: (loop.step < limit) & ~loop.done.all(), step, loop).played

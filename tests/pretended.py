@@ -6,6 +6,7 @@ import threading
 import numpy as np
 
 from stages.cli.processes import Processes
+from stages.evaluate import Evaluation
 from stages.sweep.sweep import CompiledPhase
 from stages.train import TrainState
 
@@ -20,7 +21,7 @@ class Scored(CompiledPhase):
 
     def evaluate(self, state, seeds, evaluation):
         scores = np.array(seeds, float)[:, None] + evaluation + np.array([0.0, 1.0])
-        return scores, np.ones_like(scores)
+        return Evaluation(scores, np.ones_like(scores), scores)
 
 
 class Store:

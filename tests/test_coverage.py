@@ -146,7 +146,7 @@ def test_a_seeds_mapping_is_that_of_its_rows_and_of_its_evaluation(short):
     where = lambda s: s.agent.tasker.actor.head.out.bias
     ones = eqx.tree_at(where, state, jnp.tile(jnp.array([-50.0, 50.0]), (3, 1)))
     mappings = jnp.stack([jnp.ones((SIZE, SIZE), jnp.int32), jnp.zeros((SIZE, SIZE), jnp.int32), state.env_params[2]])
-    scores, _ = compiled.evaluate(eqx.tree_at(lambda s: s.env_params, ones, mappings), [0, 1, 2], 0)
+    scores, *_ = compiled.evaluate(eqx.tree_at(lambda s: s.env_params, ones, mappings), [0, 1, 2], 0)
     np.testing.assert_allclose(scores.mean(1)[:2], [0.99, 0.0], atol=0.02)
 
 

@@ -65,7 +65,7 @@ def play(env, config, agent=None, key=KEY, **settings):
     """(scores, lengths) of E episodes, as numpy."""
     config = dataclasses.replace(config, mode="mix", eval_episodes=E, **settings)
     agent = agent or untrained(config, env)
-    scores, lengths = jax.jit(lambda agent, key: evaluate(env, agent, config, HYPERS, key=key))(agent, key)
+    scores, lengths, _ = jax.jit(lambda agent, key: evaluate(env, agent, config, HYPERS, key=key))(agent, key)
     chex.assert_shape([scores, lengths], (E,))
     chex.assert_type([scores, lengths], jnp.float32)
     return np.asarray(scores), np.asarray(lengths)
@@ -105,6 +105,19 @@ def test_only_first_episodes_begin(config, monkeypatch):
     monkeypatch.setattr(Script, "reset", lambda env, key: traced.append(key) or reset(env, key))
     jax.eval_shape(lambda key: evaluate(RANDOM, untrained(config, RANDOM), config, HYPERS, key=key), KEY)
     assert len(traced) == 1
+
+
+@pytest.mark.parametrize("bin", [7, 8])
+def test_what_the_reward_head_expects_is_summed_over_the_same_rows(config, bin):
+    """A head that is sure of one bin, whatever it sees: the middle one is 0, the next one symexp(20 / 7)."""
+    agent, where = untrained(config, RANDOM), lambda agent: agent.model.reward.head.out
+    sure = jnp.full(config.model.bins, -1e4).at[bin].set(1e4)
+    out = eqx.tree_at(lambda out: (out.weight, out.bias), where(agent), (jnp.zeros_like(where(agent).weight), sure))
+    agent = eqx.tree_at(where, agent, out)
+    config = dataclasses.replace(config, mode="mix", eval_episodes=E)
+    played = jax.jit(lambda agent, key: evaluate(RANDOM, agent, config, HYPERS, key=key))(agent, KEY)
+    assert config.model.bins == 15 and len(set(played.length.tolist())) > 3
+    np.testing.assert_allclose(played.expected, np.expm1((bin - 7) * 20 / 7) * played.length, rtol=1e-5)
 
 
 @pytest.mark.parametrize("cut", [1, 3])
@@ -170,5 +183,5 @@ def test_where_the_time_limit_is_long_fewer_episodes_are_played(config, time_lim
     config = dataclasses.replace(config, mode="mix", eval_episodes=64, **settings)
     assert episodes_of(env, config) == episodes
     agent = jax.eval_shape(lambda: Agent(config, OBS, ACTIONS, key=KEY))
-    scores, lengths = jax.eval_shape(lambda agent: evaluate(env, agent, config, HYPERS, key=KEY), agent)
+    scores, lengths, _ = jax.eval_shape(lambda agent: evaluate(env, agent, config, HYPERS, key=KEY), agent)
     assert scores.shape == lengths.shape == (episodes,)

@@ -73,7 +73,7 @@ def play(compiled, hypers, wrong=(0.0, 0.0), **own):
     for _ in range(2):
         state, clock, progress = compiled.train_chunk(state, clock, ITERATIONS)
         chunks.append(numbers((state, progress)))
-    scores, _ = compiled.evaluate(state, SEEDS, 0)
+    scores, *_ = compiled.evaluate(state, SEEDS, 0)
     return chunks, np.asarray(scores), compiled.config.prefill
 
 

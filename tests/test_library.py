@@ -291,7 +291,7 @@ def test_a_python_loop_scores_what_evaluate_does(agents):
     key, episodes = jr.key(4), 6
     config = dataclasses.replace(agents.config, eval_episodes=episodes)
     agent, hypers = pick((agents.agent, agents.hypers), 2)
-    scores, lengths = jax.jit(lambda a, h: evaluate(agents.env, a, config, h, key=key))(agent, hypers)
+    scores, lengths, _ = jax.jit(lambda a, h: evaluate(agents.env, a, config, h, key=key))(agent, hypers)
 
     policy, act = library.policy_of(agents, 7), jax.jit(library.Policy.act)
     envs = [NumpyCorridor() for _ in range(episodes)]

@@ -250,8 +250,8 @@ def test_lane_of_suits_the_machine(config):
 
 def test_evaluation_is_repeatable_and_apart_from_training(together):
     compiled, state, _, _ = together
-    first, lengths = compiled.evaluate(state, [4, 5, 6, 7], 0)
-    again, _ = compiled.evaluate(state, [4, 5, 6, 7], 0)
+    first, lengths, _ = compiled.evaluate(state, [4, 5, 6, 7], 0)
+    again, *_ = compiled.evaluate(state, [4, 5, 6, 7], 0)
     np.testing.assert_array_equal(first, again)
     np.testing.assert_array_equal(lengths, 10)
     assert set(np.unique(first)) <= {-1.0, 1.0}

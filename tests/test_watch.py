@@ -102,6 +102,8 @@ def test_as_many_episodes_as_the_run_evaluated_give_its_scores(folder, capsys):
     np.testing.assert_allclose(result["score"], summary["score"], rtol=1e-6)
     assert result["seeds"] == [5, 6, 7] and result["finished"] and result["length"] == [5.0, 5.0, 5.0]
     assert result["iqm"] == pytest.approx(summary["iqm"])
+    assert len(result["expected_score"]) == 3 and np.isfinite(result["expected_score"]).all()
+    assert "expected" in said.out
     # Episodes of Deep Sea have 5 rows here: all of them are seen.
     assert result["prediction"]["episodes"] == [[0, 0, 0]] * 3
 

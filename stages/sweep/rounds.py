@@ -85,8 +85,8 @@ class Evaluator:
 
     def __call__(self, compiled: CompiledPhase, state: TrainState, clock: StepCounters) -> np.ndarray:
         """The tasker's mean score over evaluation episodes, [seeds] of all processes, without padding."""
-        scores, _ = compiled.evaluate(state, self.round.mine, int(clock.step))
-        return self.processes.gather(np.asarray(scores).mean(1))[: len(self.round.seeds)]
+        played = compiled.evaluate(state, self.round.mine, int(clock.step))
+        return self.processes.gather(np.asarray(played.score).mean(1))[: len(self.round.seeds)]
 
 
 def split_chunks(config: Config, todo: int, points: int) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from stages import train
 from stages.agent import parameter_counts
 from stages.collect import Episodes
 from stages.config import Config, Hypers
-from stages.evaluate import evaluate
+from stages.evaluate import Evaluation, evaluate
 from stages.measure.measurement import Measurement, measure
 from stages.replay import StepCounters
 from stages.sweep import memory
@@ -272,8 +272,8 @@ class CompiledPhase:
         """An exploring phase's state without the explorer, as mode task trains it. Consumes `state`."""
         return self._run("adapt", state)
 
-    def evaluate(self, state: TrainState, seeds: Sequence[int], evaluation: int) -> tuple[jax.Array, jax.Array]:
-        """Scores and lengths [seeds, E] of episodes. `evaluation` numbers the stream that draws them."""
+    def evaluate(self, state: TrainState, seeds: Sequence[int], evaluation: int) -> Evaluation:
+        """Episodes, [seeds, E]. `evaluation` numbers the stream that draws them."""
         return self._run("evaluate", state.agent, state.hypers, state.env_params, self._keys(seeds, evaluation + 1))
 
     def measure(self, state: TrainState, seeds: Sequence[int], step: int) -> Measurement:

@@ -39,6 +39,7 @@ class Scores(NamedTuple):
     seeds: list[int]  # [S]
     score: Floats  # [S, E]; NaN where something was not finite
     length: Floats  # [S, E], rows
+    expected: Floats  # [S, E], what the reward head expected of these episodes in all
     open_loop: dict[str, Floats]  # loss, right and exact [S, H] of the model run forward (open_loop.Errors)
     posterior: dict[str, Floats]  # the same where the model sees the rows
     episodes: Floats  # [S, H]: how many episodes were long enough
@@ -67,17 +68,17 @@ def _play(group: AgentBatch, policy: str, episodes: int, eval_seed: int | None) 
 
     def one(agent, hypers, env_params, key):
         env, player = group.env.with_params(env_params), select_behavior(agent, policy)
-        score, length = evaluate(env, agent, config, hypers, player, key=key)
+        played = evaluate(env, agent, config, hypers, player, key=key)
         key_play, key_predict = jax.random.split(jax.random.fold_in(key, 0))
         rows = CONTEXT + max(AHEAD)
-        played = play_rows(env, agent, player, hypers, episodes, rows, config.eval_greedy, key=key_play)
-        return score, length, *open_loop_errors(agent.model, played.rows, AHEAD, hypers.unimix, key=key_predict)
+        others = play_rows(env, agent, player, hypers, episodes, rows, config.eval_greedy, key=key_play)
+        return *played, *open_loop_errors(agent.model, others.rows, AHEAD, hypers.unimix, key=key_predict)
 
     # Drawn as in the run's own evaluations: with the same number of episodes, scores equal those in summary.json.
     keys = keys_of(group.seeds, (group.step // config.envs if eval_seed is None else eval_seed) + 1)
     run = jax.jit(over_seeds(mesh_for(len(group.seeds)), one, 4, False))
-    score, length, ahead, observed, count = run(group.agent, group.hypers, group.env_params, keys)
-    results = (score, length, vars(ahead), vars(observed), count)
+    score, length, expected, ahead, observed, count = run(group.agent, group.hypers, group.env_params, keys)
+    results = (score, length, expected, vars(ahead), vars(observed), count)
     return Scores(group.seeds, *jax.tree.map(lambda x: np.asarray(x, np.float64), results))
 
 
@@ -98,6 +99,7 @@ def scores_json(loaded: Loaded, scores: Scores, policy: str, eval_seed: int | No
         "diverged": _diverged(loaded),
         "score": scores.score.mean(1),
         "length": scores.length.mean(1),
+        "expected_score": scores.expected.mean(1),
         "episode_scores": scores.score,
         **dataclasses.asdict(summary),
         "prediction": {
@@ -126,10 +128,13 @@ def _seed_table(loaded: Loaded, scores: Scores) -> Table:
     rows = [
         [str(seed), f"{steps[seed]:,}"]
         + [number(value, digits) for value in (values.mean(), values.min(), values.max())]
-        + [f"{length.mean():.1f}"]
-        for seed, values, length in zip(scores.seeds, scores.score, scores.length, strict=True)
+        + [f"{length.mean():.1f}", number(expected.mean(), digits)]
+        for seed, values, length, expected in zip(
+            scores.seeds, scores.score, scores.length, scores.expected, strict=True
+        )
     ]
-    return Table("each seed", ["seed", "steps", "score", "worst episode", "best episode", "length"], rows, [])
+    columns = ["seed", "steps", "score", "worst episode", "best episode", "length", "expected"]
+    return Table("each seed", columns, rows, [])
 
 
 def _prediction_table(loaded: Loaded, scores: Scores) -> Table:
