@@ -128,6 +128,7 @@ class Processes:
 
     def _let_others_go(self) -> None:
         """Wait until the others have disconnected, for a limited time."""
+        assert self._exit is not None  # made on entering
         living = sorted(set(range(self.count)) - self._dead)
 
         def wait() -> None:
