@@ -48,6 +48,8 @@ class ModelConfig:
     """Two-hot bins of reward and critic, at symexp of -20 ... 20 evenly spaced; odd."""
     layers: int = 3
     """Layers of encoder, decoder, actor and critic (reward and continue heads have one)."""
+    outcome: Literal["separate", "joint"] = "separate"
+    """A reward head and a continue head (separate), or one distribution over both (joint: networks/heads.py)."""
     encoder: Literal["auto", "mlp", "conv"] = "auto"
     """Encoder and decoder: convolutions for (H, W, C) and MLP for all else (auto), or one of them by force."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

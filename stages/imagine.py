@@ -18,7 +18,7 @@ from stages.fast import blocks
 from stages.networks.heads import Actor
 from stages.replay import Row
 from stages.rssm import Latent, imagine_step
-from stages.world_model import WorldModel, action_vector
+from stages.world_model import WorldModel, action_vector, continue_logit
 
 
 class Noise(eqx.Module):
@@ -84,7 +84,7 @@ def _imagine_block(model: WorldModel, actor: Actor, start: Latent, noise: Noise,
 
     last, (feats, actions) = lax.scan(step, start, (noise.latent, noise.action[:-1]))
     feats, actions = _append(feats, last.feat), _append(actions, act(last.feat, noise.action[-1]))
-    return Trajectory(feats, actions, jax.nn.sigmoid(model.cont(feats)))
+    return Trajectory(feats, actions, jax.nn.sigmoid(continue_logit(model, feats)))
 
 
 def _append(xs, x):

@@ -16,7 +16,7 @@ from stages.config import Config, Hypers, Scalar
 from stages.decode import Decoder, make_decoder, recon_losses, sum_entries
 from stages.encode import Encoder, embed_size, make_encoder
 from stages.networks.distributions import Categorical, kl
-from stages.networks.heads import ContinueHead, TwoHotHead
+from stages.networks.heads import ContinueHead, OutcomeHead, TwoHotHead
 from stages.rssm import RSSM, Latent
 
 
@@ -26,8 +26,8 @@ class WorldModel(eqx.Module):
     encoder: Encoder
     rssm: RSSM
     decoder: Decoder
-    reward: TwoHotHead
-    cont: ContinueHead
+    reward: TwoHotHead | OutcomeHead
+    cont: ContinueHead | None  # None: an OutcomeHead says both
     actions: ActionSpace = eqx.field(static=True)
     dtype: jnp.dtype = eqx.field(static=True)
 
@@ -37,10 +37,21 @@ class WorldModel(eqx.Module):
         self.encoder = make_encoder(obs, model, key=key_encoder)
         self.rssm = RSSM(model, embed_size(obs, model), actions.size, key=key_rssm)
         self.decoder = make_decoder(obs, model, key=key_decoder)
-        self.reward = TwoHotHead(model.feat, model.units, 1, model.bins, key=key_reward)
-        self.cont = ContinueHead(model.feat, model.units, key=key_cont)
+        if model.outcome == "joint":
+            self.reward, self.cont = OutcomeHead(model.feat, model.units, model.bins, key=key_reward), None
+        else:
+            self.reward = TwoHotHead(model.feat, model.units, 1, model.bins, key=key_reward)
+            self.cont = ContinueHead(model.feat, model.units, key=key_cont)
         self.actions = actions
         self.dtype = compute_dtype(model.dtype)
+
+
+def continue_logit(model: WorldModel, feat: Float[Array, "... F"]) -> Float[Array, "..."]:
+    """The logit of the probability that the episode goes on behind a state, times the discount."""
+    if isinstance(model.reward, OutcomeHead):
+        return model.reward.continue_logit(model.reward(feat))
+    assert model.cont is not None
+    return model.cont(feat)
 
 
 def compute_dtype(name: str) -> jnp.dtype:
@@ -115,11 +126,15 @@ def model_loss(
     dyn, rep = balanced_kl(observed.post, observed.prior, hypers.free_nats)
     # The continue target carries the discount: imagined weights are then products of continues alone.
     target = (1 - is_terminal.astype(jnp.float32)) * (1 - 1 / hypers.discount_horizon)
-    logit = model.cont(head_feat)
+    logit = continue_logit(model, head_feat)
+    if isinstance(model.reward, OutcomeHead):
+        reward_loss = model.reward.loss(model.reward(head_feat), reward, target)
+    else:
+        reward_loss = model.reward.loss(model.reward(head_feat), reward)
     recon = recon_losses(model.decoder, observed.latent, obs)
     losses = {
         "recon": sum_entries(recon),
-        "reward": model.reward.loss(model.reward(head_feat), reward),
+        "reward": reward_loss,
         "cont": jax.nn.softplus(logit) - target * logit,
         "dyn": dyn,
         "rep": rep,

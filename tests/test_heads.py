@@ -16,8 +16,8 @@ from scipy import stats
 
 from envs.environment import ActionSpace
 from stages.config import ModelConfig
-from stages.networks.heads import Actor, ContinueHead, TwoHotHead
-from tests.by_hand import dense, linear
+from stages.networks.heads import Actor, ContinueHead, OutcomeHead, TwoHotHead
+from tests.by_hand import dense, linear, softmax
 from tests.conftest import arbitrary, scrambled, to_device
 
 SIZES = ModelConfig(deter=4, stoch=1, classes=2, units=8, layers=2)
@@ -190,3 +190,80 @@ def test_continue_head_agrees_with_numpy():
     logits = jax.jit(lambda head, feat: head(feat))(head, feat)
     chex.assert_shape(logits, (2, 3))
     close(logits, linear(head.head.out, dense(layer, np.float64(feat)))[..., 0], rtol=1e-4, atol=1e-4)
+
+
+# ---- reward and end as one distribution ------------------------------------------------------------------------------
+
+OUTCOME_BINS = 15
+
+
+@pytest.fixture(scope="module")
+def outcome():
+    return scrambled(lambda: OutcomeHead(7, 6, OUTCOME_BINS, key=jr.key(0)))
+
+
+@pytest.fixture(scope="module")
+def outcome_logits(outcome):
+    """Of four features, in numpy: [4, 2, I]."""
+    feat = np.random.default_rng(0).normal(size=(4, 7)).astype(np.float32)
+    (layer,) = outcome.head.mlp.layers
+    expected = linear(outcome.head.out, dense(layer, np.float64(feat))).reshape(4, 2, OUTCOME_BINS)
+    expected[:, 1] -= 5
+    close(jax.jit(lambda head, feat: head(feat))(outcome, feat), expected, rtol=1e-4, atol=1e-4)
+    return expected
+
+
+def all_probs(logits):
+    """Of bins x {goes on, ends}, [4, 2, I]."""
+    return softmax(logits.reshape(4, -1)).reshape(logits.shape)
+
+
+def test_an_outcome_has_the_marginals_of_one_distribution(outcome, outcome_logits):
+    points = np.linspace(-20, 20, OUTCOME_BINS)
+    probs, bins = all_probs(outcome_logits), np.sign(points) * np.expm1(np.abs(points))
+    said = jax.jit(lambda x: (outcome.mean(x), jax.nn.sigmoid(outcome.continue_logit(x))))(np.float32(outcome_logits))
+    close(said, ((probs * bins).sum((1, 2)), probs[:, 0].sum(1)), rtol=1e-3, atol=1e-4)
+
+
+def test_both_losses_are_the_cross_entropy_of_the_whole_distribution(outcome, outcome_logits):
+    """To targets of which two go on, with a discount of 0.9, and two end."""
+    reward, goes_on = jnp.float32([-3.3, 0.0, 1.0, 40.0]), jnp.float32([0.9, 0.9, 0.0, 0.0])
+
+    def whole(logits):
+        logit = outcome.continue_logit(logits)
+        return (outcome.loss(logits, reward, goes_on) + jax.nn.softplus(logit) - goes_on * logit).sum()
+
+    loss, slope = jax.jit(jax.value_and_grad(whole))(jnp.float32(outcome_logits))
+    two_hot = np.stack([two_hot_by_hand(float(x), OUTCOME_BINS) for x in reward])
+    share = np.stack([goes_on, 1 - goes_on], 1)  # [4, 2]
+    target = share[..., None] * two_hot[:, None]
+    probs = all_probs(outcome_logits)
+    close(loss, -(target * np.log(probs)).sum(), rtol=1e-4)
+    close(slope, probs - target, rtol=1e-3, atol=1e-5)
+
+
+def test_a_fresh_outcome_head_expects_no_reward_and_hardly_an_end():
+    head = jax.jit(lambda key: OutcomeHead(7, 6, OUTCOME_BINS, key=key))(jr.key(0))
+    logits = head(100 * jr.normal(jr.key(1), (5, 7)))
+    close((head.mean(logits), head.continue_logit(logits)), (np.zeros(5), np.full(5, 5.0)), atol=1e-6, rtol=1e-5)
+
+
+def test_what_pays_only_at_an_end_is_expected_with_its_probability():
+    """Learned from features that tell nothing: one row of four pays 1 and ends, so 0.25 is expected, as is an end."""
+    head, feat = jax.jit(lambda key: OutcomeHead(3, 6, OUTCOME_BINS, key=key))(jr.key(0)), jnp.ones((4, 3))
+    reward, goes_on = jnp.float32([0, 0, 0, 1]), jnp.float32([1, 1, 1, 0])
+
+    def loss(head):
+        logits = head(feat)
+        logit = head.continue_logit(logits)
+        return (head.loss(logits, reward, goes_on) + jax.nn.softplus(logit) - goes_on * logit).mean()
+
+    @jax.jit
+    def learned(head):
+        step = lambda _, head: jax.tree.map(lambda x, g: x - 0.2 * g, head, jax.grad(loss)(head))
+        head = jax.lax.fori_loop(0, 20_000, step, head)
+        logits = head(feat[0])
+        return head.mean(logits), jax.nn.sigmoid(-head.continue_logit(logits))
+
+    expected, ends = learned(head)
+    assert abs(ends - 0.25) < 0.01 and abs(expected - ends) < 0.01

@@ -19,7 +19,7 @@ from stages.imagine import Noise, draw_noise, imagine
 from stages.networks.heads import Actor
 from stages.rssm import Latent
 from stages.world_model import WorldModel
-from tests.by_hand import dense, linear, sigmoid
+from tests.by_hand import dense, linear, sigmoid, softmax
 from tests.conftest import arbitrary
 
 H, n, A, RATIO, SHARE = 4, 4, 3, 0.01, 0.2  # the uniform shares of the prior and of the policy
@@ -118,6 +118,20 @@ def test_cont_is_what_the_continue_head_says_of_each_feature(model, trajectory):
     expected = sigmoid(linear(model.cont.head.out, x)[..., 0])
     np.testing.assert_allclose(trajectory.cont, expected, rtol=1e-4, atol=1e-6)
     assert trajectory.cont.std() > 1e-3
+
+
+def test_cont_of_a_joint_outcome_is_the_share_of_bins_where_the_episode_goes_on(
+    config, env, run_model, actor, start, noise
+):
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, outcome="joint"))
+    model = arbitrary(lambda: WorldModel(config, env.obs_space, ACTIONS, key=jr.key(0)))
+    trajectory = run_model(model, actor, start, noise)
+    x = dense(model.reward.head.mlp.layers[0], np.asarray(trajectory.feat, np.float64))
+    logits = linear(model.reward.head.out, x)
+    logits[..., config.model.bins :] -= 5
+    expected = softmax(logits)[..., : config.model.bins].sum(-1)
+    np.testing.assert_allclose(trajectory.cont, expected, rtol=1e-4, atol=1e-6)
+    assert model.cont is None and trajectory.cont.std() > 1e-4
 
 
 @pytest.mark.parametrize("block, blocks", [(1, 4), (2, 2), (3, 2), (4, 1), (100, 1), (0, 1)])

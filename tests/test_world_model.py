@@ -294,6 +294,30 @@ def test_continue_loss_is_cross_entropy_to_the_discount(lose, model, seen, windo
     np.testing.assert_allclose(losses["cont"], expected, rtol=1e-4, atol=1e-6)
 
 
+def test_losses_of_a_joint_outcome_are_of_one_distribution(lose, config, env, seen, window):
+    """Cross-entropy to two-hot rewards, where the episode goes on with the discount, or where it ends."""
+    config, bins = (
+        dataclasses.replace(config, model=dataclasses.replace(config.model, outcome="joint")),
+        config.model.bins,
+    )
+    model = arbitrary(lambda: WorldModel(config, env.obs_space, env.action_space, key=jr.key(0)))
+    losses = losses_of(lose, model, seen, window, discount_horizon=10.0)
+    logits = np.asarray(model.reward(seen.latent.feat), np.float64)
+    logp = np.log(softmax(logits.reshape(T, B, -1))).reshape(logits.shape)
+    half = np.linspace(0, 20, bins // 2 + 1)
+    points = np.concatenate([-np.expm1(half[:0:-1]), np.expm1(half)])
+    expected = np.zeros((T, B))
+    for t in range(T):
+        for b in range(B):
+            reward = float(window.reward[t, b])
+            high = int(np.searchsorted(points, reward))
+            share = (reward - points[high - 1]) / (points[high] - points[high - 1])
+            for part, weight in enumerate([0.0, 1.0] if window.is_terminal[t, b] else [0.9, 0.1]):
+                expected[t, b] -= weight * ((1 - share) * logp[t, b, part, high - 1] + share * logp[t, b, part, high])
+    np.testing.assert_allclose(losses["reward"] + losses["cont"], expected, rtol=1e-4)
+    assert set(losses) == set(LOSSES)
+
+
 @pytest.mark.parametrize("horizon", [333.0, 10.0])
 def test_continue_loss_is_least_at_the_discount(lose, model, seen, window, horizon):
     stops = np.array([8, 4, 2, 1.3, 1.1, 1, 0.9, 0.7, 0.5, 0.1]) / horizon  # probabilities of an end, most first

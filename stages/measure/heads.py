@@ -18,7 +18,7 @@ from stages.config import Hypers
 from stages.imagine import open_loop, posterior
 from stages.replay import ReplayBuffer, Windows, capacity_of, read
 from stages.rssm import Latent
-from stages.world_model import WorldModel
+from stages.world_model import WorldModel, continue_logit
 
 ROWS = 64  # of each kind, at most
 HEADS_AHEAD = (0, 5)
@@ -60,7 +60,7 @@ def head_errors(
         feat = states.feat[-1]
         expected = model.reward.mean(model.reward(feat)).reshape(index.shape)
         # The head's target carries the discount.
-        cont = (jax.nn.sigmoid(model.cont(feat)) / (1 - 1 / hypers.discount_horizon)).reshape(index.shape)
+        cont = (jax.nn.sigmoid(continue_logit(model, feat)) / (1 - 1 / hypers.discount_horizon)).reshape(index.shape)
         errors = jnp.concatenate([(expected - reward)[:2], (jnp.minimum(cont, 1) - goes_on)[2:]])
         return jnp.where(is_valid, jnp.abs(errors), 0).sum(1) / is_valid.sum(1)
 

@@ -1,9 +1,11 @@
-"""Heads: networks that read a feature. The actor, two-hot scalars (rewards and values), and the continue head.
+"""Heads: networks that read a feature. The actor, two-hot scalars (rewards and values), the continue head, and reward
+and end as one distribution.
 
 Axes: F feature, I bins.
 """
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -76,3 +78,54 @@ class ContinueHead(eqx.Module):
     def __call__(self, feat: Float[Array, "... F"]) -> Float[Array, "..."]:
         """Logits."""
         return self.head(feat)[..., 0]
+
+
+FIRST_END = -5.0
+"""Added to an OutcomeHead's logits of an end: before it has learned, an end has a probability of 0.7 %."""
+
+
+class OutcomeHead(eqx.Module):
+    """The reward on arrival in a state, and whether the episode goes on, as one distribution over bins x {goes on,
+    ends}. It replaces the reward head and the continue head (`--model.outcome joint`; not in DreamerV3).
+
+    Separate heads need not agree about a goal that pays and ends the episode. In DoorKey, at imagined states that may
+    be the goal, one expected 0.7 of the reward and the other an end with 0.4. Imagination was then paid several times,
+    and states in front of the goal had values above what the goal pays (docs/experiments/recipe.md). Here a reward that
+    was only seen at ends is expected with the probability of an end.
+    """
+
+    head: Head
+    bins: int = eqx.field(static=True)
+
+    def __init__(self, inputs: int, units: int, bins: int, *, key: PRNGKeyArray):
+        self.head = Head(inputs, units, 1, 2 * bins, scale=0.0, key=key)
+        self.bins = bins
+
+    def __call__(self, feat: Float[Array, "... F"]) -> Float[Array, "... 2 I"]:
+        """Logits: of the bins where the episode goes on, and where it ends."""
+        logits = self.head(feat)
+        logits = logits.reshape(*logits.shape[:-1], 2, self.bins)
+        return logits + jnp.array([[0.0], [FIRST_END]])
+
+    def mean(self, logits: Float[Array, "... 2 I"]) -> Float[Array, "..."]:
+        """Expected reward."""
+        return two_hot_mean(jnp.logaddexp(logits[..., 0, :], logits[..., 1, :]), symexp_bins(self.bins))
+
+    def continue_logit(self, logits: Float[Array, "... 2 I"]) -> Float[Array, "..."]:
+        """The logit of the probability that the episode goes on, times the discount."""
+        goes_on, ends = jnp.moveaxis(jax.nn.logsumexp(logits, -1), -1, 0)
+        return goes_on - ends
+
+    def loss(
+        self, logits: Float[Array, "*b 2 I"], reward: Float[Array, "*b"], goes_on: Float[Array, "*b"]
+    ) -> Float[Array, "*b"]:
+        """Cross-entropy to the two-hot of the reward, given whether the episode goes on, nats.
+
+        With the cross-entropy of `continue_logit` it is that of the whole distribution.
+
+        Args:
+            goes_on: the probability that it does: 0 at an end, else the discount.
+        """
+        once = jnp.ones(1)
+        losses = jnp.stack([two_hot_loss(logits[..., i, :], reward[None], once, self.bins) for i in range(2)])
+        return (jnp.stack([goes_on, 1 - goes_on]) * losses).sum(0)
