@@ -126,11 +126,11 @@ def model_loss(
     dyn, rep = balanced_kl(observed.post, observed.prior, hypers.free_nats)
     # The continue target carries the discount: imagined weights are then products of continues alone.
     target = (1 - is_terminal.astype(jnp.float32)) * (1 - 1 / hypers.discount_horizon)
-    logit = continue_logit(model, head_feat)
+    logits = model.reward(head_feat)
     if isinstance(model.reward, OutcomeHead):
-        reward_loss = model.reward.loss(model.reward(head_feat), reward, target)
+        logit, reward_loss = model.reward.continue_logit(logits), model.reward.loss(logits, reward, target)
     else:
-        reward_loss = model.reward.loss(model.reward(head_feat), reward)
+        logit, reward_loss = continue_logit(model, head_feat), model.reward.loss(logits, reward)
     recon = recon_losses(model.decoder, observed.latent, obs)
     losses = {
         "recon": sum_entries(recon),

@@ -34,6 +34,17 @@ def softmax(logits):
     return exp / exp.sum(-1, keepdims=True)
 
 
+def two_hot_by_hand(value: float, count: int) -> np.ndarray:
+    """Weights [I] on the two of `count` bins, even in symlog, around `value`; float64."""
+    points = np.linspace(-20, 20, count)
+    bins, weights = np.sign(points) * np.expm1(np.abs(points)), np.zeros(count)
+    value = min(max(value, bins[0]), bins[-1])
+    high = max(1, int(np.searchsorted(bins, value)))
+    weights[high] = (value - bins[high - 1]) / (bins[high] - bins[high - 1])
+    weights[high - 1] = 1 - weights[high]
+    return weights
+
+
 def sigmoid(x):
     return 1 / (1 + np.exp(-np.float64(x)))
 

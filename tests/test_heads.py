@@ -17,7 +17,7 @@ from scipy import stats
 from envs.environment import ActionSpace
 from stages.config import ModelConfig
 from stages.networks.heads import Actor, ContinueHead, OutcomeHead, TwoHotHead
-from tests.by_hand import dense, linear, softmax
+from tests.by_hand import dense, linear, softmax, two_hot_by_hand
 from tests.conftest import arbitrary, scrambled, to_device
 
 SIZES = ModelConfig(deter=4, stoch=1, classes=2, units=8, layers=2)
@@ -126,17 +126,6 @@ def test_the_first_prediction_is_exactly_zero(run, depth, bins):
     chex.assert_trees_all_equal(logits, jnp.zeros((2, 3, bins)))
     chex.assert_trees_all_equal(mean, jnp.zeros((2, 3)))
     assert len(head.head.mlp.layers) == depth
-
-
-def two_hot_by_hand(value: float, count: int) -> np.ndarray:
-    """Weights [I] on the two of `count` bins, even in symlog, around `value`; float64."""
-    points = np.linspace(-20, 20, count)
-    bins, weights = np.sign(points) * np.expm1(np.abs(points)), np.zeros(count)
-    value = min(max(value, bins[0]), bins[-1])
-    high = max(1, int(np.searchsorted(bins, value)))
-    weights[high] = (value - bins[high - 1]) / (bins[high] - bins[high - 1])
-    weights[high - 1] = 1 - weights[high]
-    return weights
 
 
 VALUES = jnp.float32([-1e5, -3.3, 0, 0.01, 1, 777])

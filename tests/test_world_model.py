@@ -18,7 +18,7 @@ from stages.config import Hypers
 from stages.networks.distributions import Categorical
 from stages.rssm import Latent
 from stages.world_model import WorldModel, action_vector, balanced_kl, compute_dtype, model_loss, observe
-from tests.by_hand import categorical, close, either, softmax
+from tests.by_hand import categorical, close, either, softmax, two_hot_by_hand
 from tests.conftest import arbitrary
 
 T, B, RATIO = 6, 3, 0.01
@@ -255,17 +255,11 @@ def test_reconstruction_is_bernoulli_of_the_board(lose, model, seen, window):
 
 
 def test_reward_loss_is_cross_entropy_to_the_two_bins_around_it(lose, model, seen, window, config):
-    half = np.linspace(0, 20, config.model.bins // 2 + 1)
-    bins = np.concatenate([-np.expm1(half[:0:-1]), np.expm1(half)])
     logits = np.asarray(model.reward(seen.latent.feat), np.float64)
     logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     expected = np.zeros((T, B))
-    for t in range(T):
-        for b in range(B):
-            reward = float(window.reward[t, b])
-            high = int(np.searchsorted(bins, reward))
-            share = (reward - bins[high - 1]) / (bins[high] - bins[high - 1])
-            expected[t, b] = -(1 - share) * logp[t, b, high - 1] - share * logp[t, b, high]
+    for t, b in np.ndindex(T, B):
+        expected[t, b] = -two_hot_by_hand(float(window.reward[t, b]), config.model.bins) @ logp[t, b]
     np.testing.assert_allclose(losses_of(lose, model, seen, window)["reward"], expected, rtol=1e-4)
 
 
@@ -296,24 +290,17 @@ def test_continue_loss_is_cross_entropy_to_the_discount(lose, model, seen, windo
 
 def test_losses_of_a_joint_outcome_are_of_one_distribution(lose, config, env, seen, window):
     """Cross-entropy to two-hot rewards, where the episode goes on with the discount, or where it ends."""
-    config, bins = (
-        dataclasses.replace(config, model=dataclasses.replace(config.model, outcome="joint")),
-        config.model.bins,
-    )
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, outcome="joint"))
     model = arbitrary(lambda: WorldModel(config, env.obs_space, env.action_space, key=jr.key(0)))
     losses = losses_of(lose, model, seen, window, discount_horizon=10.0)
     logits = np.asarray(model.reward(seen.latent.feat), np.float64)
     logp = np.log(softmax(logits.reshape(T, B, -1))).reshape(logits.shape)
-    half = np.linspace(0, 20, bins // 2 + 1)
-    points = np.concatenate([-np.expm1(half[:0:-1]), np.expm1(half)])
     expected = np.zeros((T, B))
-    for t in range(T):
-        for b in range(B):
-            reward = float(window.reward[t, b])
-            high = int(np.searchsorted(points, reward))
-            share = (reward - points[high - 1]) / (points[high] - points[high - 1])
-            for part, weight in enumerate([0.0, 1.0] if window.is_terminal[t, b] else [0.9, 0.1]):
-                expected[t, b] -= weight * ((1 - share) * logp[t, b, part, high - 1] + share * logp[t, b, part, high])
+    for t, b in np.ndindex(T, B):
+        weights = [0.0, 1.0] if window.is_terminal[t, b] else [0.9, 0.1]
+        expected[t, b] = (
+            -np.array(weights) @ logp[t, b] @ two_hot_by_hand(float(window.reward[t, b]), config.model.bins)
+        )
     np.testing.assert_allclose(losses["reward"] + losses["cont"], expected, rtol=1e-4)
     assert set(losses) == set(LOSSES)
 

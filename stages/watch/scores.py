@@ -71,8 +71,8 @@ def _play(group: AgentBatch, policy: str, episodes: int, eval_seed: int | None) 
         played = evaluate(env, agent, config, hypers, player, key=key)
         key_play, key_predict = jax.random.split(jax.random.fold_in(key, 0))
         rows = CONTEXT + max(AHEAD)
-        others = play_rows(env, agent, player, hypers, episodes, rows, config.eval_greedy, key=key_play)
-        return *played, *open_loop_errors(agent.model, others.rows, AHEAD, hypers.unimix, key=key_predict)
+        forward = play_rows(env, agent, player, hypers, episodes, rows, config.eval_greedy, key=key_play)
+        return *played, *open_loop_errors(agent.model, forward.rows, AHEAD, hypers.unimix, key=key_predict)
 
     # Drawn as in the run's own evaluations: with the same number of episodes, scores equal those in summary.json.
     keys = keys_of(group.seeds, (group.step // config.envs if eval_seed is None else eval_seed) + 1)
