@@ -46,8 +46,7 @@ def mesh_for(seeds: int, devices: memory.Devices | None = None) -> Mesh:
 
 
 def keys_of(seeds: Sequence[int], stream: int) -> jax.Array:
-    """One key for each seed and a stream of random numbers: stream 0 is for training, those from MEASURING on are for
-    measuring, the others for evaluating."""
+    """A key for each seed. Random stream 0 is for training, MEASURING and above for measuring, others for evaluation."""
     keys = jax.vmap(jr.key)(jnp.asarray(seeds, jnp.uint32))
     return jax.vmap(jr.fold_in, (0, None))(keys, stream)
 
