@@ -46,7 +46,7 @@ def mesh_for(seeds: int, devices: memory.Devices | None = None) -> Mesh:
 
 
 def keys_of(seeds: Sequence[int], stream: int) -> jax.Array:
-    """A key for each seed. Random stream 0 is for training, MEASURING and above for measuring, others for evaluation."""
+    """A key for each seed. Random stream 0 is for training, MEASURING and above to measure, others to evaluate."""
     keys = jax.vmap(jr.key)(jnp.asarray(seeds, jnp.uint32))
     return jax.vmap(jr.fold_in, (0, None))(keys, stream)
 
