@@ -39,11 +39,15 @@ def test_modes_bring_the_recipe_at_every_size_and_change_no_size(name):
     task, task_hypers = PRESETS[name][:2]
     assert task.ensemble == EnsembleConfig() and preset(name, "task", "published") == (task, task_hypers)
     norm, entropy, continuous = ("rms", 0.1, 0.1) if name == "tiny" else ("returns", task_hypers.entropy, 1.0)
-    changed = dataclasses.replace(task_hypers, entropy=entropy, continuous_entropy=continuous)
-    assert preset(name, "task") == (dataclasses.replace(task, task_norm=norm), changed)
+    outcome, discount = ("joint", 100.0) if name == "tiny" else ("separate", 333.0)
+    changed = dataclasses.replace(
+        task_hypers, entropy=entropy, continuous_entropy=continuous, discount_horizon=discount
+    )
+    model = dataclasses.replace(task.model, outcome=outcome)
+    assert preset(name, "task") == (dataclasses.replace(task, task_norm=norm, model=model), changed)
     for mode in ("explore", "mix"):
         config, hypers = preset(name, mode)
-        assert (config.model, config.horizon, config.steps) == (task.model, task.horizon, task.steps)
+        assert (config.model, config.horizon, config.steps) == (model, task.horizon, task.steps)
         members = config.ensemble
         assert (members.members, members.input, members.target, members.updates) == (5, "decoded", "projected", 2)
         assert members.units == max(64, task.model.units) and members.prior_layers == 1 and members.spread == "var"
@@ -51,6 +55,7 @@ def test_modes_bring_the_recipe_at_every_size_and_change_no_size(name):
         assert (hypers.free_nats, hypers.action_scale, hypers.explorer_entropy) == (0.1, 10.0, 0.05)
         assert (config.intrinsic_norm, config.intrinsic_centred, hypers.intrinsic_horizon) == ("advantages", True, 30.0)
         assert (config.task_norm, hypers.entropy, hypers.continuous_entropy) == (norm, entropy, continuous)
+        assert hypers.discount_horizon == discount
         # The published form: the preset as it is.
         assert preset(name, mode, "published") == (dataclasses.replace(task, mode=mode), task_hypers)
     # The control trains its world model as the explorers do.
@@ -89,11 +94,11 @@ def said(words: str) -> str:
 
 def test_what_a_mode_sets_is_said_and_a_low_train_ratio_warns():
     assert set_by_mode(parse(["--preset", "micro", "--mode", "task"]).flat) == {}
-    entropies = {"hypers.entropy": 0.1, "hypers.continuous_entropy": 0.1}
-    assert set_by_mode(parse(["--mode", "task"]).flat) == {"config.task_norm": "rms"} | entropies
-    assert "set by mode task: --task-norm rms, --hypers.entropy 0.1, --hypers.continuous-entropy 0.1" in " ".join(
-        said("--mode task").split()
-    )
+    hypers = {"hypers.entropy": 0.1, "hypers.continuous_entropy": 0.1, "hypers.discount_horizon": 100.0}
+    set_by_tiny = {"config.task_norm": "rms", "config.model.outcome": "joint"} | hypers
+    assert set_by_mode(parse(["--mode", "task"]).flat) == set_by_tiny
+    flags = ["--task-norm rms", "--model.outcome joint", "--hypers.entropy 0.1", "--hypers.discount-horizon 100.0"]
+    assert all(flag in " ".join(said("--mode task").split()) for flag in flags)
     text = " ".join(said("--mode explore").split())
     assert "set by mode explore:" in text and "--replay.train-ratio 64.0" in text and "--hypers.free-nats 0.1" in text
     assert "--episodic-novelty True" in text and "--intrinsic-centred True" in text

@@ -32,7 +32,7 @@ COMMANDS = {
 }
 MODES = {
     "all, of preset tiny only": "the tasker's advantages divided by their root mean square, entropy bonus 0.1 for the "
-    "tasker",
+    "tasker, one distribution over reward and end, and a discount horizon of 100",
     "explore, mix": "an ensemble of 5 members that read the decoded observation, predict a fixed projection of the "
     "next one, carry frozen random priors and have two updates of their own for each of the model's; advantages "
     "divided by their own range; a reward that is less where the episode has been before, more where members disagree, "
