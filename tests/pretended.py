@@ -14,14 +14,14 @@ STATE = object.__new__(TrainState)  # for phases that never look at it
 
 
 class Scored(CompiledPhase):
-    """A phase whose evaluation episodes score seed + evaluation, and one more."""
+    """A phase whose evaluation episodes score seed + evaluation, and one more; expected is minus that."""
 
     def __init__(self):
         pass
 
     def evaluate(self, state, seeds, evaluation):
         scores = np.array(seeds, float)[:, None] + evaluation + np.array([0.0, 1.0])
-        return Evaluation(scores, np.ones_like(scores), scores)
+        return Evaluation(scores, np.ones_like(scores), -scores)
 
 
 class Store:

@@ -60,7 +60,8 @@ def test_each_seeds_agent_is_from_where_it_scored_most(tmp_path, monkeypatch):
     def scored(self, compiled, state, clock):
         for slot, seed in enumerate(self.round.seeds):
             agents[seed].append(jax.tree.map(lambda x, i=slot: np.array(x[i]), state.agent))
-        return np.array([float(made_up[seed][len(agents[seed]) - 1]) for seed in self.round.seeds])
+        scores = np.array([float(made_up[seed][len(agents[seed]) - 1]) for seed in self.round.seeds])
+        return rounds.TaskerScores(scores, scores)
 
     monkeypatch.setattr(rounds.Evaluator, "__call__", scored)
     folder = tmp_path / "run"

@@ -30,7 +30,7 @@ from stages.store import folder as folder_module
 from stages.store.files import RunFolderError, plain, write_error
 from stages.store.folder import RunFolder
 from stages.sweep.memory import peak_memory_mb
-from stages.sweep.rounds import Evaluator, Plan, Round
+from stages.sweep.rounds import Evaluator, Plan, Round, TaskerScores
 from stages.sweep.trials import Trial
 from stages.train import Progress
 from tests.pretended import STATE, Scored
@@ -166,13 +166,14 @@ def test_lines_and_rows_of_a_chunk(tmp_path, capsys, clock):
     log_round(log, 0, Round([0, 1], [0, 1]))
     clock.now = NOW + 10.0
     rows = chunk_rows(log, progress([1.0, 0.0], [1, 0]), config, at(100), 50, NOW)
-    log_chunk(log, config, rows, np.array([0.25, 0.75]), 50, Pace(0.2, 6.4, 125.9))
+    log_chunk(log, config, rows, TaskerScores(np.array([0.25, 0.75]), np.array([2.0, 3.0])), 50, Pace(0.2, 6.4, 125.9))
     said, warned = capsys.readouterr()
     assert said == ("explore  20%  200/1,000 steps a seed, 6.4 a second, 2:05 left  score 1.00  zero-shot 0.50\n")
     assert not warned and log.round.updates == 50 * config.schedule[1] and log.round.evaluation.steps == [200]
-    assert [(row["seed"], row["episode/score"], row["eval/score"]) for row in read(tmp_path / "run")] == [
-        (0, 1.0, 0.25),
-        (1, None, 0.75),
+    names = ("seed", "episode/score", "eval/score", "eval/expected_score")
+    assert [tuple(row[name] for name in names) for row in read(tmp_path / "run")] == [
+        (0, 1.0, 0.25, 2.0),
+        (1, None, 0.75, 3.0),
     ]
     log.round.adapt_step = 200
     clock.now = NOW + 12.5
@@ -290,18 +291,19 @@ def test_a_run_of_two_rounds_from_its_first_line_to_its_last(tmp_path, capsys, c
     for index, (seeds, mine) in enumerate((([0, 1], [0, 1]), ([2], [2, 2]))):
         evaluate = Evaluator(Round(seeds, mine), log.setup.processes)
         log_round(log, index, evaluate.round)
-        log.round.untrained = evaluate(Scored(), STATE, at(0))
+        log.round.untrained = evaluate(Scored(), STATE, at(0)).score
         for step in (250, 500):
             done = progress([float(seed) for seed in mine], [1] * len(mine))
             rows = chunk_rows(log, done, log.setup.arguments.config, at(step), 3, clock.now - 1)
             log_chunk(log, log.setup.arguments.config, rows, None, 3, PACE)
-        log.round.final = evaluate(Scored(), STATE, at(1))
+        log.round.final = evaluate(Scored(), STATE, at(1)).score
     clock.now += 13.0
     log_finish(log)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"Catch-bsuite, task, preset tiny: seeds 0 to 2 on 2 cpu device(s); files in {tmp_path / 'run'}"
-    assert lines[1:8] == [
-        "set by mode task: --task-norm rms, --hypers.entropy 0.1,",
+    assert lines[1:9] == [
+        "set by mode task: --task-norm rms, --model.outcome joint,",
+        "  --hypers.discount-horizon 100.0, --hypers.entropy 0.1,",
         "  --hypers.continuous-entropy 0.1",
         "beside the preset: --steps 1000, --envs 2, --replay.train-ratio 192.0",
         "compiling ...",
@@ -309,7 +311,7 @@ def test_a_run_of_two_rounds_from_its_first_line_to_its_last(tmp_path, capsys, c
         "two rounds",
         "1,234 parameters a seed: actor 1,200, critic 34",
     ]
-    assert lines[8] == "round 1 of 2: seeds 0 to 1" and lines[11] == "round 2 of 2: seeds 2 to 2"
+    assert lines[9] == "round 1 of 2: seeds 0 to 1" and lines[12] == "round 2 of 2: seeds 2 to 2"
     assert log.setup.arguments.config.schedule == (
         1,
         3,
@@ -341,7 +343,7 @@ def test_a_disk_that_is_full_at_the_end_costs_no_score(tmp_path, capsys, monkeyp
     evaluate = Evaluator(log_round(log, 0, Round([0], [0])).round, log.setup.processes)
     rows = chunk_rows(log, progress([1.0], [1]), log.setup.arguments.config, at(500), 3, NOW - 1)
     log_chunk(log, log.setup.arguments.config, rows, None, 3, PACE)
-    log.round.untrained, log.round.final = (evaluate(Scored(), STATE, at(step)) for step in (0, 1))
+    log.round.untrained, log.round.final = (evaluate(Scored(), STATE, at(step)).score for step in (0, 1))
 
     def refuse(path, *args):
         cause = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

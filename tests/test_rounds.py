@@ -210,7 +210,9 @@ def after(step):
 def test_evaluations_are_numbered_by_step_and_leave_out_padding():
     evaluate = Evaluator(Round([4, 5], [4, 5, 5, 5]), Processes())
     for step in (0, 7, 3):
-        np.testing.assert_array_equal(evaluate(Scored(), STATE, after(step)), [4.5 + step, 5.5 + step])
+        scores = evaluate(Scored(), STATE, after(step))
+        np.testing.assert_array_equal(scores.score, [4.5 + step, 5.5 + step])
+        np.testing.assert_array_equal(scores.expected, [-4.5 - step, -5.5 - step])
 
 
 def test_chunks_are_equal_and_cover_the_steps():

@@ -12,8 +12,6 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-
 from stages.cli import terminal
 from stages.cli.settings_file import JsonObject
 from stages.config import Config
@@ -30,7 +28,7 @@ from stages.results.read import read_run
 from stages.store.files import RunFolderError, disk_is_full
 from stages.store.folder import RunFolder
 from stages.sweep.memory import Devices, peak_memory_mb
-from stages.sweep.rounds import Plan, Round
+from stages.sweep.rounds import Plan, Round, TaskerScores
 from stages.train import Progress
 
 
@@ -114,24 +112,26 @@ def with_measurements(log: RunLog, rows: list[MetricRow], measured: Measurement)
 
 
 def log_chunk(
-    log: RunLog, config: Config, rows: list[MetricRow], tasker: np.ndarray | None, iterations: int, pace: Pace
+    log: RunLog, config: Config, rows: list[MetricRow], tasker: TaskerScores | None, iterations: int, pace: Pace
 ) -> None:
     """One log point: metrics.jsonl, summary.json, a line of progress.
 
     Args:
         config: of the phase.
         rows: what `chunk_rows` returned.
-        tasker: the tasker's evaluation scores, [seeds]; None where it is not evaluated at log points.
+        tasker: of this point's evaluation; None where the tasker is not evaluated at log points.
         iterations: of the chunk.
         pace: of the phase.
     """
     run, current = log.setup, log.round
-    diverged = current.add_chunk(rows, tasker, iterations, config.schedule[1])
+    scores = None if tasker is None else tasker.score
+    diverged = current.add_chunk(rows, scores, iterations, config.schedule[1])
     so_far = {"updates": current.updates, "wall_seconds": log.wall_seconds}
     totals = current.events.episodes.tolist()
     rows = [row | {"episode/total": total} | so_far for row, total in zip(rows, totals, strict=True)]
     if tasker is not None:
-        rows = [row | {"eval/score": float(score)} for row, score in zip(rows, tasker, strict=True)]
+        evaluated = zip(rows, tasker.score, tasker.expected, strict=True)
+        rows = [row | {"eval/score": float(a), "eval/expected_score": float(b)} for row, a, b in evaluated]
     if log.table is not None:
         log.table += rows
     if log.on_point is not None:
@@ -148,9 +148,9 @@ def log_chunk(
     with _disk_may_be_full():
         _write_unfinished(log, run.folder)
     steps = config.steps + (config.adapt_steps if current.adapt_step is not None else 0)  # as they were planned
-    scores, explores = current.training.scores[-1], run.arguments.config.mode != "task"
+    training, explores = current.training.scores[-1], run.arguments.config.mode != "task"
     explored = explored_words(current.novelty, run.states, run.has_goal) if explores else []
-    terminal.say(progress_line(config.mode, pace, (current.step, steps), scores, tasker, explored))
+    terminal.say(progress_line(config.mode, pace, (current.step, steps), training, scores, explored))
     if diverged:
         names = [f"{agent_name(run.trials, current.round, i)} at step {current.diverged[i]:,}" for i in diverged]
         terminal.warn(

@@ -119,7 +119,7 @@ def train_round(
         compiled = phases[0].compiled
         state, clock, _ = compiled.prefill(compiled.init(round.mine, hypers))
         log_evaluation(log, "untrained")
-        logged.untrained = evaluate(compiled, state, clock)
+        logged.untrained = evaluate(compiled, state, clock).score
     if saving:
         saving.on_training()
     for phase in phases[logged.phase :]:
@@ -132,7 +132,7 @@ def train_round(
         if phase.compiled.config.mode == "explore":
             logged.zero_shot = logged.evaluation.scores[-1]
     log_evaluation(log, "trained")
-    logged.final = evaluate(phases[-1].compiled, state, clock)
+    logged.final = evaluate(phases[-1].compiled, state, clock).score
     if saving:
         saving.on_round_end(log.current, state, clock)
     if on_round_end:

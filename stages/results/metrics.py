@@ -56,6 +56,9 @@ METRICS = (
         Metric("eval/score", "return", "evaluation score of the tasker",
                "mean return of `--eval-episodes` fresh episodes; not in mode task without --checkpoint-best",
                "evaluate.py"),
+        Metric("eval/expected_score", "return", "what the reward head expects of the evaluation",
+               "the rewards that it expects in the same episodes, summed; where it is far above eval/score, the tasker "
+               "seeks states that the world model overestimates", "evaluate.py"),
         Metric("event/NAME", "share", "episodes with NAME",
                "share of the episodes of training since the last row in which the event happened", "log/round_log.py"),
     )),

@@ -77,16 +77,24 @@ class Plan(NamedTuple):
     steps: int = 0  # that a seed collects, in all phases
 
 
+class TaskerScores(NamedTuple):
+    """Means over the episodes of one evaluation, [seeds] of all processes, without padding."""
+
+    score: np.ndarray
+    expected: np.ndarray  # what the reward head expected of the same episodes
+
+
 class Evaluator:
     """Evaluations of one round's seeds. The env step alone decides which random stream draws the episodes."""
 
     def __init__(self, round: Round, processes: Processes):
         self.round, self.processes = round, processes
 
-    def __call__(self, compiled: CompiledPhase, state: TrainState, clock: StepCounters) -> np.ndarray:
-        """The tasker's mean score over evaluation episodes, [seeds] of all processes, without padding."""
+    def __call__(self, compiled: CompiledPhase, state: TrainState, clock: StepCounters) -> TaskerScores:
+        """The tasker's mean scores over evaluation episodes."""
         played = compiled.evaluate(state, self.round.mine, int(clock.step))
-        return self.processes.gather(np.asarray(played.score).mean(1))[: len(self.round.seeds)]
+        means = self.processes.gather([np.asarray(x).mean(1) for x in (played.score, played.expected)])
+        return TaskerScores(*(mean[: len(self.round.seeds)] for mean in means))
 
 
 def split_chunks(config: Config, todo: int, points: int) -> tuple[int, int]:
