@@ -15,7 +15,7 @@ from tyro.conf import Suppress
 
 Mode = Literal["task", "explore", "mix", "random"]
 Norm = Literal["returns", "advantages", "rms"]
-ExplorerReward = Literal["disagreement", "constant", "rnd", "elliptical", "count"]
+ExplorerReward = Literal["disagreement", "constant", "rnd", "count"]
 Scalar = Float[Array, ""] | float
 """A hyperparameter where it is used: a Python number, or an array without axes, as a sweep has it."""
 
@@ -82,7 +82,7 @@ class EnsembleConfig:
     projection: int = 32
     """Size of an observation's fixed random projection, for input and target projected."""
     frequencies: int = 128
-    """Random frequencies of input fourier and of the elliptical bonus; each gives a sine and a cosine."""
+    """Random frequencies of input fourier; each gives a sine and a cosine."""
     prior_layers: int = 0
     """Hidden layers of the frozen random network that is added to each member (Osband et al. 2018, arXiv 1806.03335),
     so that members differ where nothing was learned; 0: none."""
@@ -180,11 +180,9 @@ class Hypers(eqx.Module):
     """Learning rate of the ensemble's own updates."""
     prior_scale: float = 1.0
     """Weight of the frozen random network in each member's prediction."""
-    elliptical_ridge: float = 0.1
-    """The elliptical bonus is ridge / (n + ridge) after n visits."""
     fourier_sharpness: float = 9.0
-    """How fast random Fourier features turn with the observation (--ensemble.input fourier, and the elliptical
-    bonus). With 9, two observations whose mean squared difference is 0.025 have a kernel of a third."""
+    """How fast random Fourier features turn with the observation (--ensemble.input fourier). With 9, two observations
+    whose mean squared difference is 0.025 have a kernel of a third."""
     novelty_limit: float = 5.0
     """With --episodic-novelty: the largest factor by which the intrinsic reward raises it (Never Give Up's L).
     With 1 it does not."""
@@ -225,12 +223,10 @@ class Config:
     is left, which no action changes."""
     explorer_reward: ExplorerReward = "disagreement"
     """The explorer's intrinsic reward: the ensemble's disagreement; random network distillation (rnd) of states and
-    actions, with the ensemble's inputs, sizes and updates; the elliptical bonus, in closed form, of random features of
-    the decoded observation (--ensemble.frequencies, --ensemble.updates); 1 / sqrt(1 + n) after n visits, where states
-    can be counted (count), learned from the latent with the ensemble's inputs, sizes and updates; or 1 for every step
-    (constant). The constant is a control: it pays episodic novelty alone, while the ensemble learns and is measured.
-    Without episodic novelty it pays for long episodes, and is neither centred nor discounted by a horizon of its
-    own."""
+    actions, with the ensemble's inputs, sizes and updates; 1 / sqrt(1 + n) after n visits, where states can be counted
+    (count), learned from the latent with the ensemble's inputs, sizes and updates; or 1 for every step (constant). The
+    constant is a control: it pays episodic novelty alone, while the ensemble learns and is measured. Without episodic
+    novelty it pays for long episodes, and is neither centred nor discounted by a horizon of its own."""
     intrinsic_centred: bool = False
     """Divide the intrinsic reward by its mean over imagined states, and subtract 1: the end of an episode then costs
     the explorer nothing. In modes explore and mix."""

@@ -17,7 +17,6 @@ from jaxtyping import Array, Bool, Float, Int
 from stages.behavior import Objective
 from stages.config import Config, Hypers, Scalar
 from stages.count import CountBonus
-from stages.elliptical import EllipticalBonus
 from stages.episodic import imagined_novelty, modulator, past_of, replayed_novelty
 from stages.imagine import Trajectory
 from stages.intrinsic import ConstantReward, Disagreement, IntrinsicReward
@@ -29,7 +28,7 @@ from stages.world_model import WorldModel
 LEAST_LEVEL = 1e-8
 """Smallest divisor of a centred reward, whose mean is 0 where all members agree."""
 INTRINSIC_REWARDS: dict[str, type[IntrinsicReward]] = {
-    reward.name: reward for reward in (Disagreement, ConstantReward, RND, EllipticalBonus, CountBonus)
+    reward.name: reward for reward in (Disagreement, ConstantReward, RND, CountBonus)
 }
 """Config.explorer_reward -> its class."""
 

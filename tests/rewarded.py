@@ -25,8 +25,8 @@ ENSEMBLE = EnsembleConfig(
 CONFIG = Config(mode="explore", model=SIZES, ensemble=ENSEMBLE)
 HYPERS = Hypers(action_scale=3.0, ensemble_lr=3e-3)
 MODEL = arbitrary(lambda: WorldModel(CONFIG, OBS, ACTIONS, key=jr.key(0)))
-# Of 50 rows of replay; three actions at each pair's first row, taken 0 to 99 times.
-COUNTS = VisitCounts(jnp.asarray(50), jnp.eye(A), to_device(np.resize([0, 1, 3, 8, 15, 24, 99], (n, A)), jnp.int32))
+# Three actions at each pair's first row, taken 0 to 99 times.
+COUNTS = VisitCounts(jnp.eye(A), to_device(np.resize([0, 1, 3, 8, 15, 24, 99], (n, A)), jnp.int32))
 
 
 def rows_of(lead, seed=0) -> Row:

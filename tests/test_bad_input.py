@@ -47,7 +47,7 @@ SIZES = ("deter", "hidden", "units", "stoch", "depth", "layers")
         (["--replay.train-ratio", "0.0001"], ["--replay.train-ratio"]),
         (["--replay.capacity", "3"], ["--replay.capacity"]),
         (["--mode", "explore", "--ensemble.members", "1"], ["--ensemble.members"]),
-        (["--mode", "mix", "--explorer-reward", "count", "--env", "Catch-bsuite"], ["Catch-bsuite", "elliptical"]),
+        (["--mode", "mix", "--explorer-reward", "count", "--env", "Catch-bsuite"], ["Catch-bsuite", "take rnd"]),
         (["--adapt-steps", "5"], ["--adapt-steps"]),
         # Numbers far beyond what anyone means.
         (["--steps", "3e9"], ["--steps", "2,000,000,000"]),

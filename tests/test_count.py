@@ -117,5 +117,5 @@ def test_it_is_refused_where_nothing_would_learn_or_nothing_is_counted():
 
 def test_the_library_refuses_it_where_states_cannot_be_counted():
     config, hypers = library.configure("tiny", env="Catch-bsuite", mode="mix", explorer_reward="count")
-    with pytest.raises(ConfigError, match="and Catch-bsuite has none: take elliptical"):
+    with pytest.raises(ConfigError, match="and Catch-bsuite has none: take rnd"):
         library.train(config, hypers)

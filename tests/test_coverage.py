@@ -16,7 +16,6 @@ from envs.environment import ActionSpace
 from stages import train
 from stages.agent import replace_intrinsic
 from stages.count import CountBonus
-from stages.elliptical import EllipticalBonus
 from stages.ensemble import disagreement
 from stages.measure.coverage import action_count, action_index, action_vectors
 from stages.measure.heads import HEADS_AHEAD
@@ -202,11 +201,11 @@ def test_disagreement_of_a_state_is_the_mean_over_its_rows(short):
     chex.assert_shape([measured.visits, measured.reward], (SIZE * SIZE, 2))
 
 
-@pytest.mark.parametrize("cls", [RND, EllipticalBonus, CountBonus], ids=lambda cls: cls.name)
+@pytest.mark.parametrize("cls", [RND, CountBonus], ids=lambda cls: cls.name)
 def test_every_reward_is_held_beside_visits(short, cls):
     """What it pays for each action at the rows of a state, after it has learned from the seed's rows."""
     sea, compiled, state, clock = short
-    config = dataclasses.replace(compiled.config.ensemble, updates=20, batch_size=32, projection=4, frequencies=4)
+    config = dataclasses.replace(compiled.config.ensemble, updates=20, batch_size=32, projection=4)
     config = dataclasses.replace(compiled.config, ensemble=config)
 
     def learned(seed):

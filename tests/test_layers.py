@@ -12,7 +12,7 @@ LAYERS = [
     ["fast", "finite"],
     ["networks"],
     ["replay", "returns", "encode", "rssm", "decode"],
-    ["world_model", "imagine", "obs_numbers", "ensemble", "intrinsic", "rnd", "elliptical", "count", "episodic"],
+    ["world_model", "imagine", "obs_numbers", "ensemble", "intrinsic", "rnd", "count", "episodic"],
     ["behavior", "rewards", "uniform", "agent"],
     ["loss", "optimizer", "collect", "evaluate"],
     ["measure"],

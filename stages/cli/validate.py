@@ -48,7 +48,6 @@ _POSITIVE_HYPERS = (
     "task_floor",
     "intrinsic_floor",
     "ensemble_lr",
-    "elliptical_ridge",
     "fourier_sharpness",
     "episodic_sharpness",
 )
@@ -82,8 +81,8 @@ def check_countable(config: Config, env: str, countable: bool) -> None:
     """Raises ConfigError where the explorer's reward counts visits, and the environment's states cannot be counted."""
     if config.explorer_reward == "count" and config.explores and not countable:
         raise ConfigError(
-            f"--explorer-reward count needs states that can be counted, and {env} has none: take elliptical, "
-            "the bonus of a decoded observation"
+            f"--explorer-reward count needs states that can be counted, and {env} has none: take rnd, "
+            "which needs no counts"
         )
 
 
@@ -146,10 +145,8 @@ def _check_exploring(config: Config) -> None:
         raise ConfigError("--ensemble.members must be at least 2: one member alone cannot disagree")
     if config.explorer_reward != "disagreement" and not config.explores:
         raise ConfigError(f"--explorer-reward {config.explorer_reward} is for --mode explore or mix, not {config.mode}")
-    if config.explorer_reward in ("elliptical", "count") and config.ensemble.updates == 0 and config.explores:
-        raise ConfigError(
-            f"--explorer-reward {config.explorer_reward} needs --ensemble.updates 1 or more: it learns by them alone"
-        )
+    if config.explorer_reward == "count" and config.ensemble.updates == 0 and config.explores:
+        raise ConfigError("--explorer-reward count needs --ensemble.updates 1 or more: it learns by them alone")
     if config.episodic_novelty and not config.explores:
         raise ConfigError(f"--episodic-novelty is of the explorer's reward: --mode explore or mix, not {config.mode}")
     if config.ensemble.updates and config.ensemble.target == "probs":

@@ -145,8 +145,6 @@ METRICS = (
     MetricGroup("Intrinsic reward", "what the ensemble, or another intrinsic reward, learns from", (
         Metric("train/loss/ensemble", "nats", "ensemble's loss", "loss of the ensemble's members", "ensemble.py"),
         Metric("train/loss/rnd", "nats", "RND's loss", "error of the predictor of a random network", "rnd.py"),
-        Metric("train/loss/elliptical", "bonus", "elliptical bonus",
-               "mean bonus of pairs drawn uniformly, before each step", "elliptical.py"),
         Metric("train/loss/count", "squared bonus", "count bonus's loss",
                "squared error of the predicted 1 / sqrt(1 + visits), mean over actions", "count.py"),
     )),
