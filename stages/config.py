@@ -71,18 +71,15 @@ class EnsembleConfig:
     """Hidden layers of a member."""
     units: int = 0
     """Units of the layers of a member and of its prior; 0 takes model.units."""
-    input: Literal["feat", "decoded", "projected", "fourier"] = "feat"
+    input: Literal["feat", "decoded", "projected"] = "feat"
     """What members read besides the action. feat: the model's feature (the paper's). decoded: the observation that the
     decoder makes of it, whose meaning stays fixed while features are still being learned. projected: a fixed random
-    projection of that, which costs as much for a large observation as for a small one. fourier: random Fourier features
-    of it, in which observations that differ in one entry are far apart."""
+    projection of that, which costs as much for a large observation as for a small one."""
     target: Literal["probs", "stoch", "embed", "deter", "projected"] = "probs"
     """What members predict of step t+1: the posterior's probabilities, its sample, the embedding, deter, or a fixed
     random projection of the observation, which does not move as the model learns."""
     projection: int = 32
     """Size of an observation's fixed random projection, for input and target projected."""
-    frequencies: int = 128
-    """Random frequencies of input fourier; each gives a sine and a cosine."""
     prior_layers: int = 0
     """Hidden layers of the frozen random network that is added to each member (Osband et al. 2018, arXiv 1806.03335),
     so that members differ where nothing was learned; 0: none."""
@@ -180,9 +177,6 @@ class Hypers(eqx.Module):
     """Learning rate of the ensemble's own updates."""
     prior_scale: float = 1.0
     """Weight of the frozen random network in each member's prediction."""
-    fourier_sharpness: float = 9.0
-    """How fast random Fourier features turn with the observation (--ensemble.input fourier). With 9, two observations
-    whose mean squared difference is 0.025 have a kernel of a third."""
     novelty_limit: float = 5.0
     """With --episodic-novelty: the largest factor by which the intrinsic reward raises it (Never Give Up's L).
     With 1 it does not."""

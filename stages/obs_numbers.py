@@ -1,7 +1,6 @@
 """What intrinsic rewards read of a state and an action: the decoded observation's numbers, brought to one scale.
 
-Axes: n pairs, F feat, A action vector, I inputs, P numbers of an observation, Q numbers of its projection, W
-frequencies, V = 2 W Fourier features.
+Axes: n pairs, F feat, A action vector, I inputs, P numbers of an observation, Q numbers of its projection.
 """
 
 import math
@@ -14,7 +13,7 @@ from jax.lax import stop_gradient as sg
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from envs.environment import Obs, Space, obs_entries
-from stages.config import Config, EnsembleConfig, Hypers, Scalar
+from stages.config import Config, EnsembleConfig, Hypers
 from stages.decode import decode_mean
 from stages.encode import flat_numbers, join, number_count
 from stages.rssm import bound_action, latent_of
@@ -54,15 +53,11 @@ class ObsNumbers(eqx.Module):
     """Brings an observation's numbers to a mean square of 1, and projects them. Nothing in it learns by gradient."""
 
     projection: Float[Array, "P Q"] | None  # fixed and random
-    frequencies: Float[Array, "P W"] | None  # fixed and random, of input fourier
     normalizer: RunningNormalizer | None  # of real observations, where own updates feed it
 
     def __init__(self, obs: Space, config: EnsembleConfig, *, key: PRNGKeyArray):
         size, projects = number_count(obs), "projected" in (config.input, config.target)
         self.projection = jr.normal(key, (size, config.projection)) if projects else None
-        self.frequencies = None
-        if config.input == "fourier":
-            self.frequencies = jr.normal(jr.fold_in(key, 0), (size, config.frequencies))
         any_real = any(entry.kind == "real" for entry in obs_entries(obs).values())
         self.normalizer = RunningNormalizer.zero(size) if any_real and config.updates else None
 
@@ -84,16 +79,6 @@ class ObsNumbers(eqx.Module):
         """Normalised numbers in the fixed random projection, of the same mean square in expectation."""
         assert self.projection is not None
         return numbers @ self.projection / math.sqrt(numbers.shape[-1])
-
-    def fourier(self, numbers: Float[Array, "... P"], sharpness: Scalar) -> Float[Array, "... V"]:
-        """Random Fourier features of normalised numbers, V = 2 W, of mean square 1 (Rahimi & Recht 2007).
-
-        Their product for two observations is exp(-sharpness^2 d / 2) in expectation, where d is the mean squared
-        difference. So observations that differ in one entry lie far apart; a linear layer would hardly tell them apart.
-        """
-        assert self.frequencies is not None
-        angle = sharpness * numbers @ self.frequencies / math.sqrt(numbers.shape[-1])
-        return math.sqrt(2) * jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1)
 
     def updated(self, space: Space, obs: Obs) -> "ObsNumbers":
         """The normaliser moved towards observations [n, *obs] in storage type."""
@@ -121,8 +106,6 @@ def state_action_inputs(
         state = numbers.normalize(model.decoder.space, decode_mean(model.decoder, latent_of(model.rssm, feat)))
     if config.input == "projected":
         state = numbers.project(state)
-    if config.input == "fourier":
-        state = numbers.fourier(state, hypers.fourier_sharpness)
     # An action beyond the bounds is the bound, as the dynamics see it, and must not look new.
     action = (hypers.action_scale * bound_action(action)).astype(feat.dtype)
     return sg(jnp.concatenate([state.astype(feat.dtype), action], -1))
@@ -130,10 +113,5 @@ def state_action_inputs(
 
 def input_size(obs: Space, action: int, config: Config) -> int:
     """I: how many numbers `state_action_inputs` gives."""
-    sizes = {
-        "feat": config.model.feat,
-        "decoded": number_count(obs),
-        "projected": config.ensemble.projection,
-        "fourier": 2 * config.ensemble.frequencies,
-    }
+    sizes = {"feat": config.model.feat, "decoded": number_count(obs), "projected": config.ensemble.projection}
     return sizes[config.ensemble.input] + action

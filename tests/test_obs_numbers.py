@@ -3,8 +3,6 @@
 Axes: T rows, B windows, F feat, A actions.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -85,24 +83,6 @@ def test_real_observations_are_standardised_by_what_was_seen():
     by_hand = (seen[0] - mean) / np.sqrt(square - mean**2 + 1e-4)
     np.testing.assert_allclose(standard(jnp.float32(seen[0])), by_hand, rtol=0.01, atol=0.01)
     np.testing.assert_allclose(by_hand.std(0), 1, atol=0.3)
-
-
-@pytest.mark.parametrize("kind", ["binary", "real"])
-def test_fourier_features_are_a_sharp_kernel_of_the_decoded_observation(kind, rows):
-    """Products of features approach exp(-sharpness^2 d / 2); what members read is the features and the action."""
-    space = SPACES[kind]
-    model, ensemble = model_of(space), made(space, input="fourier", target="deter", frequencies=2_000)
-    feat, action = rows.feat.reshape(-1, F), rows.action.reshape(-1, A)
-    hypers = dataclasses.replace(HYPERS, fourier_sharpness=2.0)
-    inputs = np.asarray(ensemble_inputs(ensemble, model, feat, action, hypers), np.float64)
-    np.testing.assert_allclose(inputs[:, -A:], 3 * action)
-    stoch = feat[:, 2:].reshape(-1, 2, 2)
-    seen = ensemble.numbers.normalize(space, decode_mean(model.decoder, Latent(feat[:, :2], stoch)))
-    seen = np.asarray(seen, np.float64)
-    distance = ((seen[:, None] - seen[None]) ** 2).mean(-1)
-    features = inputs[:, :-A]
-    np.testing.assert_allclose(features @ features.T / features.shape[1], np.exp(-2 * distance), atol=0.1)
-    assert features.shape[1] == 4_000
 
 
 def test_input_and_target_share_one_projection_of_a_size_of_its_own():

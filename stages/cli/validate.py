@@ -13,7 +13,7 @@ MOST_ROWS = 2_000_000_000  # of a seed: steps are counted in 32 bits, and a run'
 _POSITIVE = {
     "": ("steps", "envs", "horizon", "eval_episodes"),
     "model": ("deter", "blocks", "hidden", "units", "stoch", "classes", "depth", "bins", "layers"),
-    "ensemble": ("members", "layers", "projection", "frequencies", "batch_size"),
+    "ensemble": ("members", "layers", "projection", "batch_size"),
     "replay": ("batch_size", "batch_length", "capacity", "train_ratio"),
 }
 _NON_NEGATIVE = {
@@ -31,7 +31,7 @@ _MOST = {
         "layers": 64,
     },
     "ensemble": {
-        **dict.fromkeys(("members", "projection", "frequencies", "updates"), 4_096),
+        **dict.fromkeys(("members", "projection", "updates"), 4_096),
         **dict.fromkeys(("units", "batch_size"), 65_536),
         **dict.fromkeys(("layers", "prior_layers"), 64),
     },
@@ -48,7 +48,6 @@ _POSITIVE_HYPERS = (
     "task_floor",
     "intrinsic_floor",
     "ensemble_lr",
-    "fourier_sharpness",
     "episodic_sharpness",
 )
 _UNIT_HYPERS = ("unimix", "policy_unimix", "lam", "slow_rate", "return_rate", "tasker_share")
