@@ -75,9 +75,9 @@ class EnsembleConfig:
     """What members read besides the action. feat: the model's feature (the paper's). decoded: the observation that the
     decoder makes of it, whose meaning stays fixed while features are still being learned. projected: a fixed random
     projection of that, which costs as much for a large observation as for a small one."""
-    target: Literal["probs", "stoch", "embed", "deter", "projected"] = "probs"
-    """What members predict of step t+1: the posterior's probabilities, its sample, the embedding, deter, or a fixed
-    random projection of the observation, which does not move as the model learns."""
+    target: Literal["probs", "projected"] = "probs"
+    """What members predict of step t+1. probs: the posterior's probabilities (the published form), learned with the
+    model alone. projected: a fixed random projection of the observation, which does not move as the model learns."""
     projection: int = 32
     """Size of an observation's fixed random projection, for input and target projected."""
     prior_layers: int = 0

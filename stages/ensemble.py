@@ -22,14 +22,13 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from envs.environment import Obs, Space
 from stages.config import Config, EnsembleConfig, Hypers
-from stages.encode import embed_size, flat_numbers
+from stages.encode import flat_numbers
 from stages.fast.stacked import Stacked
 from stages.imagine import posterior
 from stages.networks.distributions import Categorical
 from stages.networks.layers import Head
 from stages.obs_numbers import ObsNumbers, input_size, state_action_inputs
 from stages.replay import Row
-from stages.rssm import Latent
 from stages.world_model import Observed, WorldModel, action_vector
 
 Network = TypeVar("Network")
@@ -48,9 +47,8 @@ class Ensemble(eqx.Module):
     def __init__(self, config: Config, obs: Space, action: int, *, key: PRNGKeyArray):
         key_members, key_prior, key_projection = jr.split(key, 3)
         model, sizes = config.model, config.ensemble
-        inputs, units, latent = input_size(obs, action, config), sizes.units or model.units, model.stoch * model.classes
-        outputs = {"probs": latent, "stoch": latent, "deter": model.deter, "projected": sizes.projection}
-        size = outputs.get(sizes.target) or embed_size(obs, model)
+        inputs, units = input_size(obs, action, config), sizes.units or model.units
+        size = {"probs": model.stoch * model.classes, "projected": sizes.projection}[sizes.target]
 
         def heads(layers: int, key: PRNGKeyArray) -> Stacked:
             return Stacked(lambda k: Head(inputs, units, layers, size, key=k), jr.split(key, sizes.members))
@@ -89,35 +87,20 @@ def ensemble_inputs(
     return state_action_inputs(ensemble.numbers, ensemble.config, model, feat, action, hypers)
 
 
-def ensemble_target(
-    ensemble: Ensemble,
-    model: WorldModel,
-    latent: Latent,
-    embed: Float[Array, "*b E"],
-    post: Categorical | None,
-    obs: Obs,
-) -> Float[Array, "*b Y"]:
+def ensemble_target(ensemble: Ensemble, model: WorldModel, post: Categorical | None, obs: Obs) -> Float[Array, "*b Y"]:
     """What members predict of these rows from the rows before them. Sends no gradient.
 
     Args:
         post: the posterior of these rows, for target probs.
         obs: [*b, *obs] in storage type, for target projected.
     """
-    lead = latent.deter.shape[:-1]
-    match ensemble.config.target:
-        case "probs":
-            assert post is not None, "replay keeps no probabilities"
-            target = post.probs.reshape(*lead, -1)
-        case "stoch":
-            target = latent.stoch.reshape(*lead, -1)
-        case "embed":
-            target = embed
-        case "deter":
-            target = latent.deter
-        case "projected":
-            space = model.decoder.space
-            target = ensemble.numbers.project(ensemble.numbers.normalize(space, flat_numbers(space, obs)))
-    return sg(target).astype(jnp.float32)
+    if ensemble.config.target == "probs":
+        assert post is not None, "replay keeps no probabilities"
+        target = post.probs.reshape(*post.probs.shape[:-2], -1)
+    else:
+        space = model.decoder.space
+        target = ensemble.numbers.project(ensemble.numbers.normalize(space, flat_numbers(space, obs)))
+    return sg(target)
 
 
 # ---- learning with the model ---------------------------------------------------------------------------------------
@@ -133,7 +116,7 @@ def ensemble_loss(
     """
     # The last row's prediction is unused here. Disagreement on the same rows needs it, and so shares the computation.
     inputs = ensemble_inputs(ensemble, model, observed.latent.feat, action, hypers)
-    target = ensemble_target(ensemble, model, observed.latent, observed.embed, observed.post, rows.obs)
+    target = ensemble_target(ensemble, model, observed.post, rows.obs)
     error = 0.5 * jnp.square(predict(ensemble, inputs, hypers)[:, :-1] - target[1:]).sum(-1).mean(0)
     loss = jnp.where(rows.is_first[1:], 0.0, error)
     return jnp.concatenate([loss, jnp.zeros_like(loss[:1])])
@@ -178,19 +161,17 @@ def update_ensemble(
     Returns:
         (ensemble, optimiser state, loss []): the loss in nats, the mean over members and pairs.
     """
-    latent = posterior(model, pairs)
-    successor_obs = jax.tree.map(lambda x: x[1], pairs.obs)
-    numbers = ensemble.numbers.updated(model.decoder.space, successor_obs)
+    first = jax.tree.map(lambda x: x[0], pairs)
+    second = jax.tree.map(lambda x: x[1], pairs)
+    numbers = ensemble.numbers.updated(model.decoder.space, second.obs)
     ensemble = eqx.tree_at(lambda e: e.numbers, ensemble, numbers)
-    action = action_vector(model, pairs.action)
-    inputs = ensemble_inputs(ensemble, model, latent.feat[0], action[0], hypers)
-    successor = jax.tree.map(lambda x: x[1], latent)
-    embed = model.encoder(successor_obs, model.dtype)
-    target = ensemble_target(ensemble, model, successor, embed, None, successor_obs)
+    feat, action = posterior(model, first).feat, action_vector(model, first.action)
+    inputs = ensemble_inputs(ensemble, model, feat, action, hypers)
+    target = ensemble_target(ensemble, model, None, second.obs)
 
     def loss(members: Stacked) -> Float[Array, ""]:
         error = 0.5 * jnp.square(predict(replace_members(ensemble, members), inputs, hypers) - target).sum(-1)
-        return jnp.where(pairs.is_first[1], 0.0, error).mean(1).sum()  # over members: each learns as it would alone
+        return jnp.where(second.is_first, 0.0, error).mean(1).sum()  # over members: each learns as it would alone
 
     members, opt_state, total = own_step(ensemble.members, opt_state, loss, hypers)
     return replace_members(ensemble, members), opt_state, total / len(members)

@@ -74,7 +74,6 @@ class Observed(eqx.Module):
     """The model's account of a window, [T, B, ...]."""
 
     latent: Latent
-    embed: Float[Array, "T B E"]
     post: Categorical
     prior: Categorical
 
@@ -101,7 +100,7 @@ def observe(
     embed = model.encoder(obs, model.dtype)
     uniform = jr.uniform(key, (*is_first.shape, model.rssm.stoch))
     latent, post, prior = rssm.observe_embeds(model.rssm, context, embed, action, is_first, uniform, unimix)
-    return Observed(latent, embed, post, prior)
+    return Observed(latent, post, prior)
 
 
 def model_loss(

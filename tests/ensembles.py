@@ -21,9 +21,9 @@ from stages.rssm import Latent
 from stages.world_model import Observed, WorldModel
 from tests.conftest import arbitrary
 
-M, T, B, A, Y = 3, 5, 2, 3, 8
-SIZES = ModelConfig(deter=2, stoch=2, classes=2, units=Y, hidden=4, blocks=1, layers=2)
-F = SIZES.feat
+M, T, B, A = 3, 5, 2, 3
+SIZES = ModelConfig(deter=2, stoch=2, classes=2, units=8, hidden=4, blocks=1, layers=2)
+F, Y = SIZES.feat, SIZES.stoch * SIZES.classes
 HYPERS = Hypers(prior_scale=0.6, action_scale=3.0, ensemble_lr=3e-3)
 VECTOR, ACTIONS = ObsSpace((7,), "real"), ActionSpace("discrete", A)
 SPACES = {
@@ -35,8 +35,8 @@ SPACES = {
 
 
 def make(obs=VECTOR, **settings):
-    """An ensemble which predicts embeddings of Y numbers, unless told otherwise; to be traced."""
-    sizes = EnsembleConfig(**{"members": M, "layers": 1, "target": "embed"} | settings)
+    """An ensemble which predicts the posterior's Y probabilities, unless told otherwise; to be traced."""
+    sizes = EnsembleConfig(**{"members": M, "layers": 1, "target": "probs"} | settings)
     return Ensemble(Config(mode="explore", model=SIZES, ensemble=sizes), obs, A, key=jr.key(0))
 
 
@@ -81,10 +81,11 @@ def made_up_rows() -> Rows:
 
 
 def observed(feat, target):
-    """A window with these features and embeddings."""
+    """A window with these features, and these numbers in place of the posterior's probabilities."""
     deter, stoch = feat[..., :2], feat[..., 2:].reshape(*feat.shape[:-1], 2, 2)
-    other = Categorical(jnp.full_like(stoch, 0.5), jnp.log(jnp.full_like(stoch, 0.5)))
-    return Observed(Latent(deter, stoch), target, other, other)
+    prior = Categorical(jnp.full_like(stoch, 0.5), jnp.log(jnp.full_like(stoch, 0.5)))
+    post = Categorical(target.reshape(stoch.shape), prior.logp)
+    return Observed(Latent(deter, stoch), post, prior)
 
 
 def leveled(kind, numbers):

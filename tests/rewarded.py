@@ -54,4 +54,4 @@ def observed_of(rows) -> Observed:
     """What the model keeps of rows, for rewards that read no distribution of it."""
     latent = Latent.stored(rows.deter, rows.stoch, 2, jnp.float32)
     unused = Categorical(latent.stoch, latent.stoch)
-    return Observed(latent, MODEL.encoder(rows.obs, MODEL.dtype), unused, unused)
+    return Observed(latent, unused, unused)

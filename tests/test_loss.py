@@ -178,7 +178,7 @@ def test_scales_are_the_hypers_by_name(config, env):
 
 @pytest.mark.parametrize("mode", ["explore", "mix"])
 def test_an_ensemble_with_updates_of_its_own_has_no_loss_here_and_is_not_moved_with_the_agent(config, env, mode):
-    own = dataclasses.replace(config.ensemble, updates=1, target="stoch")
+    own = dataclasses.replace(config.ensemble, updates=1, target="projected")
     config = dataclasses.replace(config, mode=mode, ensemble=own)
 
     def run():

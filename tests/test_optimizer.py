@@ -241,7 +241,7 @@ def test_a_continuous_actors_mean_and_deviation_are_clipped_apart():
 
 
 def test_an_ensembles_members_are_clipped_one_by_one():
-    sizes = EnsembleConfig(members=3, layers=1, target="embed")
+    sizes = EnsembleConfig(members=3, layers=1)
     config = Config(mode="explore", model=ModelConfig(deter=4, stoch=2, classes=2, units=8, layers=1), ensemble=sizes)
     ensemble = Ensemble(config, ObsSpace((5,), "real"), 2, key=jr.key(0))
     # weight, bias and norm of each member's one hidden layer, and its output's weight and bias

@@ -101,7 +101,7 @@ def test_an_agent_has_the_intrinsic_reward_of_its_config(mode, name, cls):
 
     assert INTRINSIC_REWARDS[name] is cls and cls.name == name
     for updates in (0, 2):
-        ensemble = EnsembleConfig(members=2, layers=1, updates=updates, target="stoch")
+        ensemble = EnsembleConfig(members=2, layers=1, updates=updates, target="projected")
         config = Config(mode=mode, model=SIZES, ensemble=ensemble, explorer_reward=name)
         agent = eqx.filter_eval_shape(lambda c=config: Agent(c, OBS, ACTIONS, key=jr.key(0)))
         if mode in ("task", "random"):

@@ -10,10 +10,10 @@ from stages.config import ConfigError
 
 WORDS = [
     *("--preset micro --seeds 5 --env DeepSea-bsuite --env.size 6 --mode mix --eval-greedy True".split()),
-    *("--replay.train-ratio 64 --hypers.lr 0.002 --ensemble.target stoch --sweep agc=0.1,0.3".split()),
+    *("--replay.train-ratio 64 --hypers.lr 0.002 --ensemble.input feat --sweep agc=0.1,0.3".split()),
 ]
 JSON = """{"preset": "micro", "seeds": 5, "env": "DeepSea-bsuite", "env_args": {"size": 6}, "mode": "mix",
-"eval_greedy": true, "replay": {"train_ratio": 64}, "hypers": {"lr": 0.002}, "ensemble": {"target": "stoch"},
+"eval_greedy": true, "replay": {"train_ratio": 64}, "hypers": {"lr": 0.002}, "ensemble": {"input": "feat"},
 "sweep": ["agc=0.1,0.3"]}"""
 TOML = """
 preset = "micro"
@@ -27,7 +27,7 @@ replay.train_ratio = 64
 [hypers]
 lr = 2e-3
 [ensemble]
-target = "stoch"
+input = "feat"
 """
 
 

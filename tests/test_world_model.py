@@ -188,7 +188,6 @@ def test_observe_gives_every_row(config, model, seen):
     sizes = config.model
     chex.assert_shape(seen.latent.deter, (T, B, sizes.deter))
     chex.assert_shape([seen.latent.stoch, seen.post.probs, seen.prior.probs], (T, B, sizes.stoch, sizes.classes))
-    chex.assert_shape(seen.embed, (T, B, sizes.units))
     chex.assert_tree_all_finite(seen)
     np.testing.assert_array_equal(np.sort(seen.latent.stoch, -1)[..., -1], 1)
     np.testing.assert_array_equal(seen.latent.stoch.sum(-1), 1)
@@ -449,7 +448,7 @@ def test_bfloat16_computes_in_it_and_loses_in_float32(config, env, watch, lose, 
     model = arbitrary(lambda: WorldModel(half, env.obs_space, env.action_space, key=jr.key(0)))
     context = jax.tree.map(lambda x: x.astype(jnp.bfloat16), window.context)
     seen = watch(model, context, window.action.astype(jnp.bfloat16), window.obs, window.is_first, key=window.key)
-    chex.assert_type([seen.latent.deter, seen.latent.stoch, seen.embed], jnp.bfloat16)
+    chex.assert_type([seen.latent.deter, seen.latent.stoch], jnp.bfloat16)
     chex.assert_type([seen.post.probs, seen.prior.logp], jnp.float32)
     losses = losses_of(lose, model, seen, window)
     chex.assert_type(list(losses.values()), jnp.float32)

@@ -367,10 +367,9 @@ def _unit(x: np.ndarray) -> np.ndarray:
 
 
 PROJECTED = "--ensemble.input projected"
-FEAT = "--ensemble.input feat --ensemble.target"
 PUBLISHED = (
-    f"{FEAT} probs --ensemble.updates 0 --ensemble.prior-layers 0 --ensemble.spread std --ensemble.members 8 "
-    "--hypers.action-scale 1"
+    "--ensemble.input feat --ensemble.target probs --ensemble.updates 0 --ensemble.prior-layers 0 "
+    "--ensemble.spread std --ensemble.members 8 --hypers.action-scale 1"
 )
 LINEAR: dict[str, Any] = {"input": "fourier", "coupling": "heads", "layers": 0, "prior_layers": 0}
 LINEAR |= {"frequencies": 64, "projection": 8, "updates": 1}
@@ -409,10 +408,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 FORMS: dict[str, "Form | Kernel | Fourier"] = {
     "preset": Preset(""),
     "published": Preset(PUBLISHED),
-    "feat": Preset(f"{FEAT} projected"),
-    "feat-stoch": Preset(f"{FEAT} stoch"),
-    "feat-deter": Preset(f"{FEAT} deter"),
-    "feat-embed": Preset(f"{FEAT} embed"),
+    "feat": Preset("--ensemble.input feat"),
     "projected": Preset(PROJECTED),
     "no-prior": Preset(f"{PROJECTED} --ensemble.prior-layers 0"),
     "action-1": Preset(f"{PROJECTED} --hypers.action-scale 1"),

@@ -150,7 +150,7 @@ def _check_exploring(config: Config) -> None:
         raise ConfigError(f"--episodic-novelty is of the explorer's reward: --mode explore or mix, not {config.mode}")
     if config.ensemble.updates and config.ensemble.target == "probs":
         raise ConfigError(
-            "--ensemble.updates needs a target that replayed rows hold, not --ensemble.target probs: stoch, say"
+            "--ensemble.updates needs a target that replayed rows hold: --ensemble.target projected, not probs"
         )
 
 

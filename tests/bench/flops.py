@@ -122,7 +122,7 @@ def _ensemble(config: Any, obs: int, actions: int, followed: int, imagined: int)
     """Disagreement on replayed rows and in imagination, and the members' loss there or their own updates."""
     m, e = config.model, config.ensemble
     latent = m.stoch * m.classes
-    sizes = {"probs": latent, "stoch": latent, "embed": m.units, "deter": m.deter, "projected": e.projection}
+    sizes = {"probs": latent, "projected": e.projection}
     inputs = {"feat": m.deter + latent, "decoded": obs, "projected": e.projection}[e.input] + actions
     width, size = e.units or m.units, sizes[e.target]
     member = stack(inputs, width, e.layers, size)
@@ -140,8 +140,6 @@ def _ensemble(config: Any, obs: int, actions: int, followed: int, imagined: int)
             found.append(Part(f"decoder, {name} of the ensemble", decoder, rows))
         times = (e.input == "projected") + (e.target == "projected" and learned > 0)
         found.append(Part(f"projection, {name}", (obs * e.projection,) * times, rows))
-        if e.target == "embed" and name == "own updates":
-            found.append(Part("encoder, own updates", stack(obs, m.units, m.layers), rows))
     return [part for part in found if part.forward]
 
 

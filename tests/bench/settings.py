@@ -1,7 +1,7 @@
 """Which of the explorer's settings matter: each changed alone, and one table of them all.
 
     python tests/bench/settings.py --out runs/settings              # 8 seeds each, three tasks: a day on two cores
-    python tests/bench/settings.py --out runs/settings --tasks deepsea20 --only base stoch
+    python tests/bench/settings.py --out runs/settings --tasks deepsea20 --only base noprior
     python tests/bench/settings.py --out runs/settings --table      # of the runs that are there
     python tests/bench/settings.py --cost 10                        # seconds of an update, beside the preset's
 
@@ -53,9 +53,6 @@ SETTINGS = {
     "updates0": "--ensemble.updates 0",
     "updates1": "--ensemble.updates 1",
     "updates4": "--ensemble.updates 4",
-    "stoch": "--ensemble.target stoch",
-    "deter": "--ensemble.target deter",
-    "embed": "--ensemble.target embed",
     "std": "--ensemble.spread std",
     "u0feat": "--ensemble.updates 0 --ensemble.input feat",
     "u0probs": "--ensemble.updates 0 --ensemble.target probs",
