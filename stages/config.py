@@ -76,8 +76,9 @@ class EnsembleConfig:
     decoder makes of it, whose meaning stays fixed while features are still being learned. projected: a fixed random
     projection of that, which costs as much for a large observation as for a small one."""
     target: Literal["probs", "projected"] = "probs"
-    """What members predict of step t+1. probs: the posterior's probabilities (the published form), learned with the
-    model alone. projected: a fixed random projection of the observation, which does not move as the model learns."""
+    """What members predict of step t+1. probs: the posterior's probabilities (the published form), which need
+    --ensemble.updates 0. projected: a fixed random projection of the observation, which does not move as the model
+    learns."""
     projection: int = 32
     """Size of an observation's fixed random projection, for input and target projected."""
     prior_layers: int = 0

@@ -364,8 +364,8 @@ def test_own_updates_are_adam_on_the_squared_error(pairs, source):
     feat = np.concatenate([pairs.deter[0], np.eye(2)[np.asarray(pairs.stoch[0])].reshape(n, -1)], -1)
     actions = to_device(np.eye(A)[np.asarray(pairs.action[0])], np.float32)
 
-    read = jax.jit(lambda ensemble, model, feat: ensemble_inputs(ensemble, model, feat, actions, HYPERS))
-    inputs, goal = read(ensemble, model, feat.astype(np.float32)), slow_target(ensemble, pairs)
+    inputs_of = jax.jit(lambda ensemble, model, feat: ensemble_inputs(ensemble, model, feat, actions, HYPERS))
+    inputs, goal = inputs_of(ensemble, model, feat.astype(np.float32)), slow_target(ensemble, pairs)
     counts = np.array([i not in (3, 4) for i in range(n)])
     step = jax.jit(update_ensemble)
     learned, moments, first = step(ensemble, init_opt_state(ensemble, HYPERS), model, pairs, HYPERS)
