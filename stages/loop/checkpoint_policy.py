@@ -57,8 +57,9 @@ class CheckpointPolicy:
         except BaseException:
             log.on_abort()
             raise
-        self.chunks: list[int] = []  # for each phase the iterations of one chunk, if the run is resumed; else empty
-        self.side_by_side = 0  # seeds that a resumed run trains at once, in all processes; else 0
+        # Of a resumed run: the iterations of a chunk in each phase, and the seeds side by side in all processes.
+        self.chunk_iterations: list[int] = []  # empty: the run is new
+        self.parallel = 0  # 0: the run is new
         if newest := self._checkpoints.newest():
             self._resume(newest, env)
         else:
@@ -82,8 +83,8 @@ class CheckpointPolicy:
                 "the environment's code, or jax, has changed since the run was saved: it goes on with the new one"
             )
         self._log.resume(saved)
-        self.chunks = saved["iterations"]
-        self.side_by_side = saved["width"] * processes.count
+        self.chunk_iterations = saved["iterations"]
+        self.parallel = saved["width"] * processes.count
 
     def on_plan(self, phases: list[Phase]) -> None:
         """Note the phases, once all programs are compiled."""

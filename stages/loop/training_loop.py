@@ -75,10 +75,10 @@ def train_rounds(
     setup, arguments = log.setup, log.setup.arguments
     seeds = list(range(arguments.seed_start, arguments.seed_start + arguments.seeds))
     devices = jax.local_devices()[: arguments.devices or None]
-    chunks, slots = (saving.chunks, saving.side_by_side) if saving else ([], 0)
+    chunk_iterations, parallel = (saving.chunk_iterations, saving.parallel) if saving else ([], 0)
 
     def build(width: int) -> list[Phase]:
-        return phases_of(env, arguments.config, devices, width, arguments.log_points, chunks)
+        return phases_of(env, arguments.config, devices, width, arguments.log_points, chunk_iterations)
 
     log_start(log, seeds, devices)
     since = time.monotonic()
@@ -86,7 +86,7 @@ def train_rounds(
         planned = plan(
             seeds, devices, setup.processes, build,
             trials=range(len(setup.trials)) if len(setup.trials) > 1 else (),
-            parallel=slots or arguments.parallel, allowed=arguments.memory * 1e9,
+            parallel=parallel or arguments.parallel, allowed=arguments.memory * 1e9,
         )  # fmt: skip
     except BaseException:
         log.on_abort()

@@ -89,9 +89,9 @@ class Evaluator:
         return self.processes.gather(np.asarray(played.score).mean(1))[: len(self.round.seeds)]
 
 
-def split_chunks(config: Config, todo: int, points: int) -> tuple[int, int]:
+def split_chunks(config: Config, todo: int, log_points: int) -> tuple[int, int]:
     """(iterations of a chunk, chunks) that collect `todo` rows or little more: chunks are equal, so one is compiled."""
-    iterations = -(-_iterations(config, todo) // points)
+    iterations = -(-_iterations(config, todo) // log_points)
     return iterations, _chunks(config, todo, iterations)
 
 
@@ -108,24 +108,22 @@ def phases_of(
     config: Config,
     devices: Devices,
     width: int,
-    points: int,
-    iterations: Sequence[int] = (),
+    log_points: int,
+    chunk_iterations: Sequence[int] = (),
 ) -> list[Phase]:
     """The phases of a round of `width` seeds on these devices, not compiled yet.
 
     Args:
-        points: chunks in each phase, at most.
-        iterations: of a chunk, in each phase, if a resumed run keeps its chunks; else empty.
+        log_points: chunks in each phase, at most.
+        chunk_iterations: in each phase, of a resumed run, which keeps its chunks; else empty.
     """
     mesh, task = mesh_for(width, devices), dataclasses.replace(config, mode="task")
     prefilled = config.prefill * config.envs
     stretches = [(config, config.steps - prefilled)] + ([(task, config.adapt_steps)] if config.adapt_steps else [])
-    if iterations:
-        split = [
-            (n, _chunks(phase_config, todo, n)) for (phase_config, todo), n in zip(stretches, iterations, strict=True)
-        ]
+    if chunk_iterations:
+        split = [(n, _chunks(*stretch, n)) for stretch, n in zip(stretches, chunk_iterations, strict=True)]
     else:
-        split = [split_chunks(phase_config, todo, points) for phase_config, todo in stretches]
+        split = [split_chunks(*stretch, log_points) for stretch in stretches]
     # Rows that are collected, which may be more than asked for since chunks are equal: the ring must hold all of them.
     rows = [
         n * chunks * phase_config.schedule[0] * phase_config.envs
