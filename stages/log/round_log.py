@@ -120,7 +120,7 @@ class RoundLog:
 
     def finished(self, phases: list[Phase]) -> bool:
         """Whether the round has ended the last of these phases and had its final evaluation."""
-        return bool(self.final.size) and self.phase == len(phases) - 1 and self.done >= phases[-1].total
+        return bool(self.final.size) and self.phase == len(phases) - 1 and self.done >= phases[-1].total_iterations
 
     def on_adapt(self) -> None:
         """The next phase begins: mode task goes on from here."""

@@ -175,7 +175,9 @@ class CheckpointPolicy:
         """Begin a save; returns whether that succeeded."""
         self._wait()  # a failure of the save before must not make this one fail
         checkpoint = CheckpointId(self._log.current, self._log.round.step)
-        progress = self._log.to_json([phase.iterations for phase in self._phases]) | {"environment": self._environment}
+        progress = self._log.to_json([phase.chunk_iterations for phase in self._phases]) | {
+            "environment": self._environment
+        }
         best = () if self._best is None else (self._best,)
         saved = self._tried(lambda: self._checkpoints.save(checkpoint, (state, clock, *best), progress))
         self._saved_at = time.monotonic()

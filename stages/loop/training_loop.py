@@ -151,15 +151,17 @@ def train_phase(
     compiled, logged, since, first = phase.compiled, log.round, time.monotonic(), log.round.done
     arguments = log.setup.arguments
     evaluates = arguments.config.mode != "task" or arguments.checkpoint_best  # the tasker, at every log point
-    while logged.done < phase.total:
+    while logged.done < phase.total_iterations:
         chunk_since = time.monotonic()
-        state, clock, progress = compiled.train_chunk(state, clock, phase.iterations)
-        rows = chunk_rows(log, progress, compiled.config, clock, phase.iterations, chunk_since)
+        state, clock, progress = compiled.train_chunk(state, clock, phase.chunk_iterations)
+        rows = chunk_rows(log, progress, compiled.config, clock, phase.chunk_iterations, chunk_since)
         rows = with_measurements(log, rows, compiled.measure(state, logged.round.mine, int(clock.step)))
         scores = evaluate(compiled, state, clock) if evaluates else None
         rows_each = compiled.config.schedule[0] * compiled.config.envs
-        pace = Pace.of(logged.done + phase.iterations, first, phase.total, rows_each, time.monotonic() - since)
-        log_chunk(log, compiled.config, rows, scores, phase.iterations, pace)
+        pace = Pace.of(
+            logged.done + phase.chunk_iterations, first, phase.total_iterations, rows_each, time.monotonic() - since
+        )
+        log_chunk(log, compiled.config, rows, scores, phase.chunk_iterations, pace)
         if saving:
             saving.on_chunk(state, clock)
     assert compiled.traces["train_chunk"] <= 1, compiled.traces

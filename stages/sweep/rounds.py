@@ -46,16 +46,16 @@ class Round:
 
 
 class Phase(NamedTuple):
-    """A stretch of a round in one mode: `chunks` calls of `iterations` iterations each (Config.schedule)."""
+    """A stretch of a round in one mode: `chunks` calls of `chunk_iterations` iterations each (Config.schedule)."""
 
     compiled: CompiledPhase
-    iterations: int
+    chunk_iterations: int
     chunks: int
 
     @property
-    def total(self) -> int:
+    def total_iterations(self) -> int:
         """Iterations of the whole phase."""
-        return self.iterations * self.chunks
+        return self.chunk_iterations * self.chunks
 
 
 class Fit(NamedTuple):
@@ -151,7 +151,7 @@ def prepare(phases: list[Phase], width: int, usable: float) -> float:
         return minimum
     try:
         needs = [first.prepare(state, clock, iterations)]
-        needs += [phase.compiled.prepare(state, clock, phase.iterations, adapts=True) for phase in adapting]
+        needs += [phase.compiled.prepare(state, clock, phase.chunk_iterations, adapts=True) for phase in adapting]
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):  # a TPU's compiler raises this for a program that does not fit
             raise
