@@ -1,8 +1,8 @@
 """Replay on the device: a ring of rows, sampled in windows, newest first once, with latents written back.
 
 Axes: N environments, C capacity (rows of one environment), B windows, T trained rows of a window.
-The ring belongs to one seed. Its clock is shared by all seeds and stays outside their vmap, so that a write compiles to
-a slice and not to a scatter. Source: DreamerV3's embodied/core/replay.py (online queue, replay context).
+The ring belongs to one seed. The `StepCounters` are shared by all seeds and stay outside their vmap, so that a write
+compiles to a slice and not to a scatter. Source: DreamerV3's embodied/core/replay.py (online queue, replay context).
 """
 
 import equinox as eqx
@@ -83,52 +83,52 @@ def online_windows(step: Int[Array, ""], envs: int, length: int) -> Int[Array, "
     return envs * jnp.maximum(0, (step - 1) // length)
 
 
-def advance_cursor(clock: StepCounters, capacity: int, envs: int, batch: int, length: int) -> StepCounters:
-    """The clock after one batch."""
-    first = _next_online(clock, capacity, envs, length)
+def advance_cursor(counters: StepCounters, capacity: int, envs: int, batch: int, length: int) -> StepCounters:
+    """The counters after one batch."""
+    first = _next_online(counters, capacity, envs, length)
     return StepCounters(
-        clock.step, jnp.minimum(first + batch, jnp.maximum(first, online_windows(clock.step, envs, length)))
+        counters.step, jnp.minimum(first + batch, jnp.maximum(first, online_windows(counters.step, envs, length)))
     )
 
 
 def choose(
-    clock: StepCounters, capacity: int, envs: int, batch: int, length: int, online: bool, *, key: PRNGKeyArray
+    counters: StepCounters, capacity: int, envs: int, batch: int, length: int, online: bool, *, key: PRNGKeyArray
 ) -> Windows:
     """B windows of T+1 rows: the online queue's first, uniform over all others. None straddles the write head.
 
     Uniform windows start at one of the `filled - T` rows that T more follow; positions are counted from the oldest row.
     """
     key_start, key_env = jr.split(key)
-    filled = jnp.minimum(clock.step, capacity)
-    oldest = clock.step - filled
+    filled = jnp.minimum(counters.step, capacity)
+    oldest = counters.step - filled
     # A float could not tell starts apart in a ring of more than 2^24 rows.
     start = oldest + jr.randint(key_start, (batch,), 0, jnp.maximum(1, filled - length))
     env = jr.randint(key_env, (batch,), 0, envs)
     if online:
-        number = _next_online(clock, capacity, envs, length) + jnp.arange(batch)
-        fresh = number < online_windows(clock.step, envs, length)
+        number = _next_online(counters, capacity, envs, length) + jnp.arange(batch)
+        fresh = number < online_windows(counters.step, envs, length)
         start = jnp.where(fresh, number // envs * length, start)
         env = jnp.where(fresh, number % envs, env)
     return Windows(start % capacity, env)
 
 
-def _next_online(clock: StepCounters, capacity: int, envs: int, length: int) -> Int[Array, ""]:
+def _next_online(counters: StepCounters, capacity: int, envs: int, length: int) -> Int[Array, ""]:
     """The online queue's next window. Those that the ring has overwritten before their turn are skipped."""
-    oldest = jnp.maximum(0, clock.step - capacity)
-    return jnp.maximum(clock.online_cursor, -(-oldest // length) * envs)
+    oldest = jnp.maximum(0, counters.step - capacity)
+    return jnp.maximum(counters.online_cursor, -(-oldest // length) * envs)
 
 
-def choose_pairs(clock: StepCounters, capacity: int, envs: int, count: int, *, key: PRNGKeyArray) -> Windows:
+def choose_pairs(counters: StepCounters, capacity: int, envs: int, count: int, *, key: PRNGKeyArray) -> Windows:
     """`count` windows of two rows: a quarter of them from the newest NEWEST rows, the others uniform over all.
 
     None straddles the write head; an episode's end may (the row after it is_first).
     """
     key_start, key_env = jr.split(key)
-    filled = jnp.minimum(clock.step, capacity)
+    filled = jnp.minimum(counters.step, capacity)
     starts = jnp.maximum(1, filled - 1)  # rows that another one follows
     newest = jnp.minimum(starts, max(1, NEWEST // envs))
     first = jnp.where(jnp.arange(count) < count // 4, starts - newest, 0)
-    start = clock.step - filled + jr.randint(key_start, (count,), first, starts)
+    start = counters.step - filled + jr.randint(key_start, (count,), first, starts)
     return Windows(start % capacity, jr.randint(key_env, (count,), 0, envs))
 
 

@@ -95,34 +95,34 @@ def init(env: Environment, config: Config, hypers: Hypers, *, key: PRNGKeyArray)
 
 
 def collect_steps(
-    env: Environment, config: Config, state: TrainState, clock: StepCounters, steps: int
+    env: Environment, config: Config, state: TrainState, counters: StepCounters, steps: int
 ) -> tuple[TrainState, StepCounters, Episodes]:
     """Step every environment `steps` times and add the rows to the ring."""
     env, behavior = env.with_params(state.env_params), collector(state.agent, config.mode)
     key, key_steps = jr.split(state.key)
 
     def step(carry, key_step):
-        before, ring, coverage, diverged, clock = carry
+        before, ring, coverage, diverged, counters = carry
         actor_state, row, episodes = collect(env, state.agent, behavior, before, state.hypers, key=key_step)
         is_finite = (diverged == 0) & all_finite((row, actor_state.timestep))
-        ring = replay.add(ring, row, clock.step, is_finite)
-        coverage = count_row(env, coverage, before, row, clock.step, is_finite)
-        clock = StepCounters(clock.step + 1, clock.online_cursor)
-        diverged = update_diverged_step(diverged, is_finite, clock.step)
+        ring = replay.add(ring, row, counters.step, is_finite)
+        coverage = count_row(env, coverage, before, row, counters.step, is_finite)
+        counters = StepCounters(counters.step + 1, counters.online_cursor)
+        diverged = update_diverged_step(diverged, is_finite, counters.step)
         no_episodes = jax.tree.map(jnp.zeros_like, episodes)
-        carry = (tree_where(is_finite, actor_state, before), ring, coverage, diverged, clock)
+        carry = (tree_where(is_finite, actor_state, before), ring, coverage, diverged, counters)
         return carry, tree_where(is_finite, episodes, no_episodes)
 
-    carry = (state.actor_state, state.ring, state.coverage, state.diverged, clock)
-    (actor_state, ring, coverage, diverged, clock), episodes = lax.scan(step, carry, jr.split(key_steps, steps))
+    carry = (state.actor_state, state.ring, state.coverage, state.diverged, counters)
+    (actor_state, ring, coverage, diverged, counters), episodes = lax.scan(step, carry, jr.split(key_steps, steps))
     state = dataclasses.replace(
         state, actor_state=actor_state, ring=ring, coverage=coverage, diverged=diverged, key=key
     )
-    return state, clock, jax.tree.map(jnp.sum, episodes)
+    return state, counters, jax.tree.map(jnp.sum, episodes)
 
 
 def update(
-    config: Config, state: TrainState, clock: StepCounters
+    config: Config, state: TrainState, counters: StepCounters
 ) -> tuple[TrainState, StepCounters, dict[str, Float[Array, ""]]]:
     """Sample one batch, take one gradient, and step the optimiser, the slow critics and the return scales.
 
@@ -130,7 +130,7 @@ def update(
     """
     shape = (replay.capacity_of(state.ring), config.envs, config.replay.batch_size, config.replay.batch_length)
     key, key_choose, key_loss = jr.split(state.key, 3)
-    windows = replay.choose(clock, *shape, config.replay.online, key=key_choose)
+    windows = replay.choose(counters, *shape, config.replay.online, key=key_choose)
     batch = replay.read(state.ring, windows, config.replay.batch_length)
 
     trained, fixed = eqx.partition(state.agent, trainable(state.agent))
@@ -155,28 +155,28 @@ def update(
         opt_state=opt_state,
         ring=replay.write_back(state.ring, windows, *latents),
         key=key,
-        diverged=update_diverged_step(state.diverged, is_finite, clock.step),
+        diverged=update_diverged_step(state.diverged, is_finite, counters.step),
     )
     metrics = tree_where(is_finite, outcome.metrics | norms, jnp.nan)
     if state.intrinsic_opt_state is not None:
-        state, intrinsic_metrics = update_intrinsic(config, state, clock)
+        state, intrinsic_metrics = update_intrinsic(config, state, counters)
         metrics |= intrinsic_metrics
-    return state, replay.advance_cursor(clock, *shape), metrics
+    return state, replay.advance_cursor(counters, *shape), metrics
 
 
 def update_intrinsic(
-    config: Config, state: TrainState, clock: StepCounters
+    config: Config, state: TrainState, counters: StepCounters
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """Update the intrinsic reward by its own optimiser, each time on pairs of rows drawn for that update."""
     reward = state.agent.intrinsic
     assert reward is not None
     shape = (replay.capacity_of(state.ring), config.envs, config.ensemble.batch_size)
-    stored = jnp.minimum(clock.step, shape[0]) * config.envs
+    stored = jnp.minimum(counters.step, shape[0]) * config.envs
     key, key_steps = jr.split(state.key)
 
     def step(carry, key):
         reward, opt_state = carry
-        windows = replay.choose_pairs(clock, *shape, key=key)
+        windows = replay.choose_pairs(counters, *shape, key=key)
         pairs, visits = replay.read(state.ring, windows, 1), visits_at(state.coverage, windows.start, windows.env)
         counts = VisitCounts(stored, action_vectors(state.agent.model.actions), visits)
         reward, opt_state, loss = reward.update(opt_state, state.agent.model, pairs, counts, state.hypers)
@@ -191,38 +191,38 @@ def update_intrinsic(
         agent=replace_intrinsic(state.agent, intrinsic),
         intrinsic_opt_state=opt_state,
         key=key,
-        diverged=update_diverged_step(state.diverged, is_finite, clock.step),
+        diverged=update_diverged_step(state.diverged, is_finite, counters.step),
     )
     return state, tree_where(is_finite, {f"loss/{reward.loss_name}": losses.mean()}, jnp.nan)
 
 
 def iteration(
-    env: Environment, config: Config, state: TrainState, clock: StepCounters
+    env: Environment, config: Config, state: TrainState, counters: StepCounters
 ) -> tuple[TrainState, StepCounters, Progress]:
     """Collect, then update."""
     steps, updates = config.schedule
-    state, clock, episodes = collect_steps(env, config, state, clock, steps)
+    state, counters, episodes = collect_steps(env, config, state, counters, steps)
 
     def one(carry, _):
-        state, clock, metrics = update(config, *carry)
-        return (state, clock), metrics
+        state, counters, metrics = update(config, *carry)
+        return (state, counters), metrics
 
-    (state, clock), metrics = lax.scan(one, (state, clock), length=updates)
-    return state, clock, Progress(episodes, jax.tree.map(jnp.mean, metrics), state.diverged)
+    (state, counters), metrics = lax.scan(one, (state, counters), length=updates)
+    return state, counters, Progress(episodes, jax.tree.map(jnp.mean, metrics), state.diverged)
 
 
 def train_chunk(
-    env: Environment, config: Config, iterations: int, state: TrainState, clock: StepCounters
+    env: Environment, config: Config, iterations: int, state: TrainState, counters: StepCounters
 ) -> tuple[TrainState, StepCounters, Progress]:
     """`iterations` iterations in one scan; metrics are means over them, episodes sums."""
 
     def one(carry, _):
-        state, clock, progress = iteration(env, config, *carry)
-        return (state, clock), progress
+        state, counters, progress = iteration(env, config, *carry)
+        return (state, counters), progress
 
-    (state, clock), progress = lax.scan(one, (state, clock), length=iterations)
+    (state, counters), progress = lax.scan(one, (state, counters), length=iterations)
     metrics = jax.tree.map(jnp.mean, progress.metrics)
-    return state, clock, Progress(jax.tree.map(jnp.sum, progress.episodes), metrics, state.diverged)
+    return state, counters, Progress(jax.tree.map(jnp.sum, progress.episodes), metrics, state.diverged)
 
 
 def adapt(state: TrainState) -> TrainState:

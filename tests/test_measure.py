@@ -146,16 +146,16 @@ def test_an_empty_ring_has_no_state():
 
 @pytest.fixture(scope="module")
 def uncounted(env, config, hypers):
-    """(config, an exploring seed of Catch after prefill, its clock, contrast compiled)."""
+    """(config, an exploring seed of Catch after prefill, its counters, contrast compiled)."""
     config = dataclasses.replace(config, mode="explore")
     state = jax.jit(lambda key: train.init(env, config, hypers, key=key))(jr.key(1))
-    state, clock, _ = jax.jit(lambda s: train.collect_steps(env, config, s, StepCounters.zero(), 23))(state)
+    state, counters, _ = jax.jit(lambda s: train.collect_steps(env, config, s, StepCounters.zero(), 23))(state)
     take = jax.jit(lambda s, step, key: reward_baselines(env, config, s.agent, s.ring, step, s.hypers, key=key))
-    return config, state, clock, take
+    return config, state, counters, take
 
 
 def test_disagreement_at_the_newest_rows_by_hand(uncounted):
-    _, state, clock, take = uncounted
+    _, state, counters, take = uncounted
     ring, agent, each = jax.tree.map(np.asarray, state.ring), state.agent, []
 
     @jax.jit
@@ -163,34 +163,34 @@ def test_disagreement_at_the_newest_rows_by_hand(uncounted):
         return disagreement(agent.intrinsic.ensemble, agent.model, Latent(deter, stoch).feat, action, state.hypers)
 
     one_hot = lambda index, classes: np.eye(classes, dtype=np.float32)[index]
-    assert int(clock.step) == 23 < RECENT_ROWS
+    assert int(counters.step) == 23 < RECENT_ROWS
     for t in range(23):
         for n in range(2):
             if not ring.is_last[t, n]:
                 stoch = one_hot(ring.stoch[t, n], agent.model.rssm.classes)
                 each.append(float(expected(ring.deter[t, n], stoch, one_hot(ring.action[t, n], 3))))
     assert len(each) == 2 * 23 - 2 * 2  # Catch's episodes have ten rows
-    np.testing.assert_allclose(take(state, clock.step, jr.key(0)).collected, np.mean(each), rtol=1e-4)
+    np.testing.assert_allclose(take(state, counters.step, jr.key(0)).collected, np.mean(each), rtol=1e-4)
 
 
 def test_an_untrained_ensemble_sees_as_much_before_training_and_more_than_one_whose_members_agree(uncounted):
-    _, state, clock, take = uncounted
-    seeds = [take(state, clock.step, jr.key(seed)) for seed in range(8)]
+    _, state, counters, take = uncounted
+    seeds = [take(state, counters.step, jr.key(seed)) for seed in range(8)]
     assert {float(one.collected) for one in seeds} == {float(seeds[0].collected)}
     assert 0.5 < float(seeds[0].collected) / np.mean([one.untrained for one in seeds]) < 2
     same = jax.tree.map(lambda x: jnp.broadcast_to(x[:1], x.shape), state.agent.intrinsic.ensemble.members)
-    agreed = take(eqx.tree_at(lambda s: s.agent.intrinsic.ensemble.members, state, same), clock.step, jr.key(0))
+    agreed = take(eqx.tree_at(lambda s: s.agent.intrinsic.ensemble.members, state, same), counters.step, jr.key(0))
     assert agreed.collected == agreed.random == 0 and agreed.untrained == seeds[0].untrained
 
 
 def test_random_rows_are_not_the_explorers(uncounted):
     """Another explorer changes nothing of them; other keys do."""
-    _, state, clock, take = uncounted
+    _, state, counters, take = uncounted
     other = eqx.tree_at(lambda s: s.agent.explorer, state, jax.tree.map(jnp.ones_like, state.agent.explorer))
     first, again, fresh = (
-        take(state, clock.step, jr.key(0)),
-        take(other, clock.step, jr.key(0)),
-        take(state, clock.step, jr.key(1)),
+        take(state, counters.step, jr.key(0)),
+        take(other, counters.step, jr.key(0)),
+        take(state, counters.step, jr.key(1)),
     )
     assert first.random == again.random > 0 and first.random != fresh.random
 

@@ -38,7 +38,7 @@ class Pretended:
     def least(self, state):
         return 0
 
-    def prepare(self, state, clock, iterations):
+    def prepare(self, state, counters, iterations):
         assert state.shape[0] == self.width
         self.compiled.append(self.width)
         return (HELD + MORE) * self.width / self.mesh.size
@@ -192,7 +192,7 @@ def test_processes_agree_on_the_narrowest():
 def test_a_compiler_that_runs_out_of_memory_means_narrower(monkeypatch):
     build, compiled = pretend()
 
-    def refuse(self, state, clock, iterations):
+    def refuse(self, state, counters, iterations):
         compiled.append(self.width)
         if self.width > 8:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: ran out of memory in memory space hbm")
@@ -203,7 +203,7 @@ def test_a_compiler_that_runs_out_of_memory_means_narrower(monkeypatch):
 
 
 def after(step):
-    """The clock after so many steps."""
+    """The counters after so many steps."""
     return StepCounters(jnp.int32(step), jnp.int32(0))
 
 

@@ -135,8 +135,8 @@ def model_updates(
 def sample_windows(config: Config, ring: Row, count: Array, *, key: PRNGKeyArray) -> tuple[Windows, Row]:
     """A batch of the ring's first `count` rows, [T+1, B, ...]."""
     size, length = config.replay.batch_size, config.replay.batch_length
-    clock = StepCounters(count, jnp.zeros((), jnp.int32))
-    windows = choose(clock, ring.reward.shape[0], 1, size, length, False, key=key)
+    counters = StepCounters(count, jnp.zeros((), jnp.int32))
+    windows = choose(counters, ring.reward.shape[0], 1, size, length, False, key=key)
     return windows, read(ring, windows, length)
 
 

@@ -119,7 +119,7 @@ def learn(bench: Bench, updates: int, every: int) -> list[dict[str, str | float 
     env, _, config, hypers, rows, collected = bench
     seeds = rows[".reward"].shape[0]
     step = jnp.asarray(collected, jnp.int32)
-    clock = StepCounters(step, step * config.envs)  # no window is new: all are drawn uniformly
+    counters = StepCounters(step, step * config.envs)  # no window is new: all are drawn uniformly
 
     def start(inputs):
         key, stored, env_params = inputs
@@ -129,11 +129,11 @@ def learn(bench: Bench, updates: int, every: int) -> list[dict[str, str | float 
         return dataclasses.replace(state, ring=ring, env_params=env_params)
 
     def update(carry, _):
-        state, clock, metrics = train.update(config, *carry)
-        return (state, clock), {name: metrics[metric] for name, metric in SHOWN.items()}
+        state, counters, metrics = train.update(config, *carry)
+        return (state, counters), {name: metrics[metric] for name, metric in SHOWN.items()}
 
     def chunk(state: TrainState) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-        (state, _), metrics = lax.scan(update, (state, clock), length=CHUNK)
+        (state, _), metrics = lax.scan(update, (state, counters), length=CHUNK)
         return state, jax.tree.map(jnp.mean, metrics)
 
     def play(inputs):

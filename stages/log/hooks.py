@@ -92,7 +92,7 @@ def log_evaluation(log: RunLog, agents: str) -> None:
 
 
 def chunk_rows(
-    log: RunLog, progress: Progress, config: Config, clock: StepCounters, iterations: int, since: float
+    log: RunLog, progress: Progress, config: Config, counters: StepCounters, iterations: int, since: float
 ) -> list[MetricRow]:
     """Rows of metrics.jsonl, of all processes' seeds. Reading the numbers waits for the chunk to end.
 
@@ -102,7 +102,7 @@ def chunk_rows(
         since: when it began, of time.monotonic.
     """
     everyone = log.setup.processes.gather(progress)
-    return metric_rows(everyone, log.round.round.seeds, config, int(clock.step), iterations, since)
+    return metric_rows(everyone, log.round.round.seeds, config, int(counters.step), iterations, since)
 
 
 def with_measurements(log: RunLog, rows: list[MetricRow], measured: Measurement) -> list[MetricRow]:

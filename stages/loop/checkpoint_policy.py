@@ -104,15 +104,15 @@ class CheckpointPolicy:
         self._chunk_at = time.monotonic()
 
     def restore(self, index: int) -> tuple[TrainState, StepCounters] | None:
-        """State and clock of round `index` at its newest checkpoint; None if it has none. Raises RunFolderError."""
+        """State and counters of round `index` at its newest checkpoint; None if it has none. Raises RunFolderError."""
         logged, self._best = self._log.round, None
         if not logged.step:
             return None
-        state, clock = self._phases[0].compiled.shapes(len(logged.round.mine))
+        state, counters = self._phases[0].compiled.shapes(len(logged.round.mine))
         if logged.phase:
             state = self._phases[logged.phase].compiled.adapted(state)
         best = (state.agent,) if self._keeps_best else ()
-        restored = self._checkpoints.restore(CheckpointId(index, logged.step), (state, clock, *best))
+        restored = self._checkpoints.restore(CheckpointId(index, logged.step), (state, counters, *best))
         self._best = restored[2] if self._keeps_best else None
         return restored[:2]
 
@@ -127,7 +127,7 @@ class CheckpointPolicy:
         local = improved[np.minimum(slots, improved.size - 1)]  # padding trains the last seed once more
         self._best = keep_best(local, agent, agent if self._best is None else self._best)
 
-    def on_chunk(self, state: TrainState, clock: StepCounters) -> None:
+    def on_chunk(self, state: TrainState, counters: StepCounters) -> None:
         """Save if it is time. If a signal has asked any process to stop, save and raise Stopped."""
         self._check_folder()
         if self._keeps_best:
@@ -138,17 +138,17 @@ class CheckpointPolicy:
         by_process = self._processes.exchange_json(local)
         asked, due = max(code for code, _ in by_process), by_process[0][1]
         if due or asked:
-            self._save(state, clock)
+            self._save(state, counters)
         if asked:
             self._wait()
             self._log.on_stop()
             raise Stopped(asked)
         self._chunk_at = time.monotonic()
 
-    def on_round_end(self, index: int, state: TrainState, clock: StepCounters) -> None:
+    def on_round_end(self, index: int, state: TrainState, counters: StepCounters) -> None:
         """Save the state at a round's end, and remove the round's other checkpoints. `close` raises if a save fails."""
         self._check_folder()
-        saved = self._save(state, clock)
+        saved = self._save(state, counters)
         written = self._wait()  # in every process, whether or not its own save began
         if all(self._processes.exchange_json(saved and written)):
             self._tried(lambda: self._checkpoints.prune(index))
@@ -171,7 +171,7 @@ class CheckpointPolicy:
         if self._log.setup.folder is not None and not (self._folder / RunFolder.CONFIG).exists():
             raise RunFolderError(f"{str(self._folder)!r} was removed or moved while the run was at work in it")
 
-    def _save(self, state: TrainState, clock: StepCounters) -> bool:
+    def _save(self, state: TrainState, counters: StepCounters) -> bool:
         """Begin a save; returns whether that succeeded."""
         self._wait()  # a failure of the save before must not make this one fail
         checkpoint = CheckpointId(self._log.current, self._log.round.step)
@@ -179,7 +179,7 @@ class CheckpointPolicy:
             "environment": self._environment
         }
         best = () if self._best is None else (self._best,)
-        saved = self._tried(lambda: self._checkpoints.save(checkpoint, (state, clock, *best), progress))
+        saved = self._tried(lambda: self._checkpoints.save(checkpoint, (state, counters, *best), progress))
         self._saved_at = time.monotonic()
         return saved
 

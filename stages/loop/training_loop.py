@@ -66,7 +66,7 @@ def train_rounds(
 
     Args:
         saving: saves checkpoints, and resumes from them; None: nothing is saved.
-        on_round_end: called with each round's log, last state and clock.
+        on_round_end: called with each round's log, last state and counters.
 
     Raises:
         ConfigError: not even one seed fits into memory.
@@ -114,12 +114,12 @@ def train_round(
     """Train a round's seeds through the phases, from their first step or their checkpoint, to their last evaluation."""
     evaluate, logged = Evaluator(round, log.setup.processes), log.round
     if saving and (saved := saving.restore(log.current)):
-        state, clock = saved
+        state, counters = saved
     else:
         compiled = phases[0].compiled
-        state, clock, _ = compiled.prefill(compiled.init(round.mine, hypers))
+        state, counters, _ = compiled.prefill(compiled.init(round.mine, hypers))
         log_evaluation(log, "untrained")
-        logged.untrained = evaluate(compiled, state, clock)
+        logged.untrained = evaluate(compiled, state, counters)
     if saving:
         saving.on_training()
     for phase in phases[logged.phase :]:
@@ -128,21 +128,21 @@ def train_round(
             logged.on_adapt()
             if saving:
                 saving.on_adapt()
-        state, clock = train_phase(phase, state, clock, evaluate, log, saving)
+        state, counters = train_phase(phase, state, counters, evaluate, log, saving)
         if phase.compiled.config.mode == "explore":
             logged.zero_shot = logged.evaluation.scores[-1]
     log_evaluation(log, "trained")
-    logged.final = evaluate(phases[-1].compiled, state, clock)
+    logged.final = evaluate(phases[-1].compiled, state, counters)
     if saving:
-        saving.on_round_end(log.current, state, clock)
+        saving.on_round_end(log.current, state, counters)
     if on_round_end:
-        on_round_end(logged, state, clock)
+        on_round_end(logged, state, counters)
 
 
 def train_phase(
     phase: Phase,
     state: TrainState,
-    clock: StepCounters,
+    counters: StepCounters,
     evaluate: Evaluator,
     log: RunLog,
     saving: CheckpointPolicy | None = None,
@@ -153,16 +153,16 @@ def train_phase(
     evaluates = arguments.config.mode != "task" or arguments.checkpoint_best  # the tasker, at every log point
     while logged.done < phase.total_iterations:
         chunk_since = time.monotonic()
-        state, clock, progress = compiled.train_chunk(state, clock, phase.chunk_iterations)
-        rows = chunk_rows(log, progress, compiled.config, clock, phase.chunk_iterations, chunk_since)
-        rows = with_measurements(log, rows, compiled.measure(state, logged.round.mine, int(clock.step)))
-        scores = evaluate(compiled, state, clock) if evaluates else None
+        state, counters, progress = compiled.train_chunk(state, counters, phase.chunk_iterations)
+        rows = chunk_rows(log, progress, compiled.config, counters, phase.chunk_iterations, chunk_since)
+        rows = with_measurements(log, rows, compiled.measure(state, logged.round.mine, int(counters.step)))
+        scores = evaluate(compiled, state, counters) if evaluates else None
         rows_each = compiled.config.schedule[0] * compiled.config.envs
         pace = Pace.of(
             logged.done + phase.chunk_iterations, first, phase.total_iterations, rows_each, time.monotonic() - since
         )
         log_chunk(log, compiled.config, rows, scores, phase.chunk_iterations, pace)
         if saving:
-            saving.on_chunk(state, clock)
+            saving.on_chunk(state, counters)
     assert compiled.traces["train_chunk"] <= 1, compiled.traces
-    return state, clock
+    return state, counters

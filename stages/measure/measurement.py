@@ -106,8 +106,8 @@ def open_loop_error(
     and only its stored rows count.
     """
     (capacity, envs), length = ring.reward.shape, max(AHEAD)
-    clock = StepCounters(step, jnp.zeros((), jnp.int32))
-    rows = read(ring, choose(clock, capacity, envs, WINDOWS, length, online=False, key=key), length)
+    counters = StepCounters(step, jnp.zeros((), jnp.int32))
+    rows = read(ring, choose(counters, capacity, envs, WINDOWS, length, online=False, key=key), length)
     present, key_ahead, key_changed = jnp.minimum(step, capacity), jr.fold_in(key, 0), jr.fold_in(key, 2)
     ahead, observed, _ = open_loop_errors(model, rows, AHEAD, hypers.unimix, context=1, present=present, key=key_ahead)
     changed = changed_right(model, rows, hypers.unimix, present, key=key_changed)

@@ -83,9 +83,9 @@ class Evaluator:
     def __init__(self, round: Round, processes: Processes):
         self.round, self.processes = round, processes
 
-    def __call__(self, compiled: CompiledPhase, state: TrainState, clock: StepCounters) -> np.ndarray:
+    def __call__(self, compiled: CompiledPhase, state: TrainState, counters: StepCounters) -> np.ndarray:
         """The tasker's mean score over evaluation episodes, [seeds] of all processes, without padding."""
-        played = compiled.evaluate(state, self.round.mine, int(clock.step))
+        played = compiled.evaluate(state, self.round.mine, int(counters.step))
         return self.processes.gather(np.asarray(played.score).mean(1))[: len(self.round.seeds)]
 
 
@@ -144,14 +144,14 @@ def prepare(phases: list[Phase], width: int, usable: float) -> float:
     """
     (first, iterations, _), *adapting = phases
     pools = first.mesh.size if memory.shared(list(first.mesh.devices)) else 1
-    state, clock = first.shapes(width)
+    state, counters = first.shapes(width)
     held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)) / first.mesh.size * pools
     minimum = held + first.least(state)
     if minimum > usable:
         return minimum
     try:
-        needs = [first.prepare(state, clock, iterations)]
-        needs += [phase.compiled.prepare(state, clock, phase.chunk_iterations, adapts=True) for phase in adapting]
+        needs = [first.prepare(state, counters, iterations)]
+        needs += [phase.compiled.prepare(state, counters, phase.chunk_iterations, adapts=True) for phase in adapting]
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):  # a TPU's compiler raises this for a program that does not fit
             raise
