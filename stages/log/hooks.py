@@ -4,8 +4,8 @@ With several processes, all gather what is logged, and the first one prints and 
 folder of its own, like a run.
 
 The loop calls `log_start` and `log_plan` once, and `log_round` for each round. Before the untrained and the final
-evaluation it calls `log_evaluation`. After each chunk it calls `chunk_rows`, `with_measurements` and `log_chunk`. At
-the end it calls `log_finish`.
+evaluation it calls `announce_evaluation`. After each chunk it calls `chunk_rows`, `with_measurements` and `log_chunk`.
+At the end it calls `log_finish`.
 """
 
 import contextlib
@@ -82,8 +82,12 @@ def log_round(log: RunLog, index: int, round: Round) -> RoundLog:
     return log.round
 
 
-def log_evaluation(log: RunLog, agents: str) -> None:
-    """Announce an evaluation of agents of this kind, which may take as long as a chunk."""
+def announce_evaluation(log: RunLog, agents: str) -> None:
+    """Print that an evaluation begins: it may take as long as a chunk.
+
+    Args:
+        agents: untrained or trained.
+    """
     run = log.setup
     if run.folder is not None:
         asked, played = run.arguments.config.eval_episodes, run.eval_episodes

@@ -16,9 +16,9 @@ from stages.cli.signals import Signals
 from stages.cli.validate import check_countable
 from stages.config import Hypers
 from stages.log.hooks import (
+    announce_evaluation,
     chunk_rows,
     log_chunk,
-    log_evaluation,
     log_finish,
     log_plan,
     log_round,
@@ -118,7 +118,7 @@ def train_round(
     else:
         compiled = phases[0].compiled
         state, counters, _ = compiled.prefill(compiled.init(round.mine, hypers))
-        log_evaluation(log, "untrained")
+        announce_evaluation(log, "untrained")
         logged.untrained = evaluate(compiled, state, counters)
     if saving:
         saving.on_training()
@@ -131,7 +131,7 @@ def train_round(
         state, counters = train_phase(phase, state, counters, evaluate, log, saving)
         if phase.compiled.config.mode == "explore":
             logged.zero_shot = logged.evaluation.scores[-1]
-    log_evaluation(log, "trained")
+    announce_evaluation(log, "trained")
     logged.final = evaluate(phases[-1].compiled, state, counters)
     if saving:
         saving.on_round_end(log.current, state, counters)
