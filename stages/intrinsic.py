@@ -68,8 +68,8 @@ class IntrinsicReward(eqx.Module):
 
     @property
     @abc.abstractmethod
-    def measured(self) -> "IntrinsicReward":
-        """The reward that measure/ compares with visits: itself, unless it is a control."""
+    def novelty_signal(self) -> "IntrinsicReward":
+        """The reward that measure/ compares with visits: this one, unless it is a control."""
 
     @abc.abstractmethod
     def loss(
@@ -101,7 +101,7 @@ class IntrinsicReward(eqx.Module):
 
 
 class ObsReward(IntrinsicReward):
-    """A reward that has `ObsNumbers` and an EnsembleConfig, and that is measured itself."""
+    """A reward that has `ObsNumbers` and an EnsembleConfig, and is its own novelty signal."""
 
     numbers: eqx.AbstractVar[ObsNumbers]
     config: eqx.AbstractVar[EnsembleConfig]
@@ -115,7 +115,7 @@ class ObsReward(IntrinsicReward):
         return self.config.updates
 
     @property
-    def measured(self) -> "ObsReward":
+    def novelty_signal(self) -> "ObsReward":
         return self
 
 
@@ -152,7 +152,7 @@ class Disagreement(IntrinsicReward):
         return disagreement(self.ensemble, model, feat, action, hypers)
 
     @property
-    def measured(self) -> "Disagreement":
+    def novelty_signal(self) -> "Disagreement":
         return self
 
     def loss(
@@ -182,7 +182,7 @@ class ConstantReward(IntrinsicReward):
     explorer is paid for long episodes. An ensemble is trained as well, so that disagreement can be measured.
     """
 
-    unpaid: Disagreement
+    unpaid: Disagreement  # trained and measured; the explorer is not paid it
     name: ClassVar[str] = "constant"
     loss_name: ClassVar[str] = Disagreement.loss_name
 
@@ -204,7 +204,7 @@ class ConstantReward(IntrinsicReward):
         return jnp.ones(feat.shape[:-1])
 
     @property
-    def measured(self) -> Disagreement:
+    def novelty_signal(self) -> Disagreement:
         return self.unpaid
 
     def loss(

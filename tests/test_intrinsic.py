@@ -37,7 +37,7 @@ def made():
             results[name] = {
                 "reward": reward,
                 "paid": reward(MODEL, feat, action, HYPERS),
-                "novelty": reward.measured(MODEL, feat, action, HYPERS),
+                "novelty": reward.novelty_signal(MODEL, feat, action, HYPERS),
                 "loss": loss(reward),
                 "grad": jax.grad(lambda reward, loss=loss: loss(reward).sum())(reward),
                 "model_grad": jax.grad(

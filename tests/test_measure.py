@@ -146,7 +146,7 @@ def test_an_empty_ring_has_no_state():
 
 @pytest.fixture(scope="module")
 def uncounted(env, config, hypers):
-    """(config, an exploring seed of Catch after prefill, its counters, contrast compiled)."""
+    """(config, an exploring seed of Catch after prefill, its counters, reward_baselines compiled)."""
     config = dataclasses.replace(config, mode="explore")
     state = jax.jit(lambda key: train.init(env, config, hypers, key=key))(jr.key(1))
     state, counters, _ = jax.jit(lambda s: train.collect_steps(env, config, s, StepCounters.zero(), 23))(state)

@@ -35,13 +35,13 @@ def measured_columns(
     for index, ahead in enumerate(HEADS_AHEAD):
         columns |= {f"heads/{name}_{ahead}": values[:, index].tolist() for name, values in vars(heads).items()}
     if measured.baselines is not None:
-        columns |= _contrast_columns(measured.baselines, log, processes)
+        columns |= _baseline_columns(measured.baselines, log, processes)
     if measured.novelty is not None:
         columns |= _novelty_columns(measured.novelty, log, step, half, has_goal, processes)
     return columns
 
 
-def _contrast_columns(measured: RewardBaselines, log: RoundLog, processes: Processes) -> Columns:
+def _baseline_columns(measured: RewardBaselines, log: RoundLog, processes: Processes) -> Columns:
     """Where states cannot be counted."""
     everyone, seeds = processes.gather(measured), len(log.round.seeds)
     metrics = contrast_metrics(*(x[:seeds] for x in (everyone.collected, everyone.untrained, everyone.random)))

@@ -126,7 +126,7 @@ def novelty(
         rows, present = rows_of_states(coverage.where, env.states.size if env.states else 0, key=key)
         actions = action_vectors(env.action_space)
         by_row = lax.map(
-            lambda index: _novelty_of_rows(reward.measured, agent.model, ring, index, actions, hypers), rows.T
+            lambda index: _novelty_of_rows(reward.novelty_signal, agent.model, ring, index, actions, hypers), rows.T
         )
         about = jnp.where(present[:, None], by_row.mean(0), jnp.nan)  # over K
     return Novelty(coverage.visits, about, coverage.episodes, coverage.goal_episode, coverage.solved_episode)
@@ -160,7 +160,7 @@ def reward_baselines(
     actor_state = start(env, agent.model, RANDOM_ENVS, key=key_start)
     _, fresh = lax.scan(act, actor_state, jr.split(key_steps, RANDOM_STEPS))
     assert agent.intrinsic is not None
-    intrinsic = agent.intrinsic.measured
+    intrinsic = agent.intrinsic.novelty_signal
     untrained = intrinsic.untrained(config, env.obs_space, env.action_space, key=key_members)
     return RewardBaselines(
         _mean_novelty(intrinsic, agent.model, recent, present, hypers),

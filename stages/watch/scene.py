@@ -64,7 +64,7 @@ def record_scene(group: AgentBatch, seed: int, policy: str, rows: int, eval_seed
         spread = None
         if agent.intrinsic is not None:
             action = action_vector(model, played.rows.action)
-            spread = agent.intrinsic.measured(model, posterior(model, played.rows).feat, action, hypers)
+            spread = agent.intrinsic.novelty_signal(model, posterior(model, played.rows).feat, action, hypers)
             spread = jnp.where(played.rows.is_last, 0.0, spread)  # the action there leads nowhere
         error = errors(model.decoder, latent, played.rows.obs).loss
         arrays = (played.rows, reconstruct(model.decoder, latent), error, observed, step, spread, played.state)
