@@ -20,7 +20,7 @@ from stages.imagine import draw_noise, imagine
 from stages.intrinsic import IntrinsicReward
 from stages.replay import Row
 from stages.returns import ReturnScale
-from stages.rewards import Batch, centre, explorer_objective, pay_explorer, pay_tasker, tasker_objective
+from stages.rewards import Batch, centre, explorer_objective, explorer_rewards, tasker_objective, tasker_rewards
 from stages.rssm import Latent
 from stages.world_model import WorldModel, action_vector, model_loss, observe
 
@@ -110,12 +110,12 @@ def learn_behavior(
     noise = draw_noise(model, behavior.actor, config.horizon, start.deter.shape[0], key=key)
     trajectory = imagine(model, behavior.actor, start, noise, hypers.unimix, hypers.policy_unimix, config.imagine_batch)
     if intrinsic is not None:
-        paid = pay_explorer(model, intrinsic, trajectory, batch, config, hypers)
+        rewards = explorer_rewards(model, intrinsic, trajectory, batch, config, hypers)
     else:
-        paid = pay_tasker(model, trajectory, batch)
+        rewards = tasker_rewards(model, trajectory, batch)
     # Without the first state: its reward is in no return, and an intrinsic one is 0 there.
-    means = {"rew": paid.imagined[:, 1:].mean(), "replay_rew": paid.replayed[1:].mean()}
-    imagined, replayed = centre(paid, trajectory.cont, batch.rows.is_first) if objective.centred else paid
+    means = {"rew": rewards.imagined[:, 1:].mean(), "replay_rew": rewards.replayed[1:].mean()}
+    imagined, replayed = centre(rewards, trajectory.cont, batch.rows.is_first) if objective.centred else rewards
 
     replay = Replayed(batch.feat, replayed, batch.rows.is_last, batch.rows.is_terminal)
     losses, scale, metrics = behavior_loss(behavior, target, trajectory, imagined, replay, objective, hypers)

@@ -43,8 +43,8 @@ class Batch(eqx.Module):
     feat: Float[Array, "T B F"]
 
 
-class Paid(NamedTuple):
-    """A reward's values along imagined trajectories and on replayed rows."""
+class Rewards(NamedTuple):
+    """What a behaviour is rewarded along imagined trajectories and on replayed rows, indexed by arrival."""
 
     imagined: Float[Array, "blocks L c"]
     replayed: Float[Array, "T B"]
@@ -59,7 +59,7 @@ def tasker_objective(config: Config, hypers: Hypers) -> Objective:
 
 
 def explorer_objective(config: Config, hypers: Hypers) -> Objective:
-    """The explorer's objective, in modes with an explorer: what `pay_explorer` makes of the intrinsic reward."""
+    """The explorer's objective, in modes with an explorer: what `explorer_rewards` makes of the intrinsic reward."""
     name, entropy = config.explorer_reward, hypers.explorer_entropy
     if name == ConstantReward.name and not config.episodic_novelty:
         return _like_dreamer(name, entropy, hypers)
@@ -85,21 +85,21 @@ def _shortening(hypers: Hypers) -> Scalar:
     return jnp.where(jnp.asarray(hypers.intrinsic_horizon) > 0, ratio, 1.0)
 
 
-def pay_tasker(model: WorldModel, trajectory: Trajectory, batch: Batch) -> Paid:
+def tasker_rewards(model: WorldModel, trajectory: Trajectory, batch: Batch) -> Rewards:
     """The environment's reward: what the head expects on arrival in each imagined state, and what arrived."""
     imagined = lax.map(lambda feat: model.reward.mean(model.reward(feat)), trajectory.feat)
-    return Paid(imagined, batch.rows.reward)
+    return Rewards(imagined, batch.rows.reward)
 
 
-def pay_explorer(
+def explorer_rewards(
     model: WorldModel,
     intrinsic: IntrinsicReward,
     trajectory: Trajectory,
     batch: Batch,
     config: Config,
     hypers: Hypers,
-) -> Paid:
-    """What the explorer is paid on arrival in a state: the intrinsic reward, or episodic novelty times a factor of it
+) -> Rewards:
+    """The explorer's reward on arrival in a state: the intrinsic reward, or episodic novelty times a factor of it
     (episodic.modulator).
 
     No action leads to the first state of a trajectory, of a window or of an episode: nothing arrives there.
@@ -123,10 +123,10 @@ def pay_explorer(
         replayed = shift_to_arrival(modulator(past, reward[:-1], hypers)) * replayed_novelty(past, hypers)
     blocks, _, width = trajectory.cont.shape
     starts = jnp.arange(blocks * width).reshape(blocks, width)
-    return Paid(lax.map(imagined, (trajectory, starts)), jnp.where(batch.rows.is_first, 0.0, replayed))
+    return Rewards(lax.map(imagined, (trajectory, starts)), jnp.where(batch.rows.is_first, 0.0, replayed))
 
 
-def centre(paid: Paid, cont: Float[Array, "blocks L c"], is_first: Bool[Array, "T B"]) -> Paid:
+def centre(rewards: Rewards, cont: Float[Array, "blocks L c"], is_first: Bool[Array, "T B"]) -> Rewards:
     """A reward divided by its mean along imagined trajectories, less 1; 0 at an episode's first row.
 
     An intrinsic reward is never negative, so its uncentred return grows with the length of an episode: the end of an
@@ -138,9 +138,9 @@ def centre(paid: Paid, cont: Float[Array, "blocks L c"], is_first: Bool[Array, "
             as in the losses.
     """
     weight = jnp.cumprod(cont, 1)[:, :-1]
-    level = jnp.maximum((weight * paid.imagined[:, 1:]).sum() / weight.sum(), LEAST_LEVEL)
-    imagined = paid.imagined.at[:, 1:].set(paid.imagined[:, 1:] / level - 1)
-    return Paid(imagined, jnp.where(is_first, 0.0, paid.replayed / level - 1))
+    level = jnp.maximum((weight * rewards.imagined[:, 1:]).sum() / weight.sum(), LEAST_LEVEL)
+    imagined = rewards.imagined.at[:, 1:].set(rewards.imagined[:, 1:] / level - 1)
+    return Rewards(imagined, jnp.where(is_first, 0.0, rewards.replayed / level - 1))
 
 
 def shift_to_arrival(reward: Float[Array, "H *b"]) -> Float[Array, "L *b"]:

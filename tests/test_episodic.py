@@ -19,7 +19,7 @@ from stages.episodic import imagined_novelty, modulator, past_of, replayed_novel
 from stages.imagine import Trajectory
 from stages.intrinsic import ConstantReward, Disagreement
 from stages.replay import Row
-from stages.rewards import INTRINSIC_REWARDS, Batch, pay_explorer
+from stages.rewards import INTRINSIC_REWARDS, Batch, explorer_rewards
 from stages.rssm import Latent, latent_of
 from stages.world_model import WorldModel
 from tests.conftest import arbitrary, draw
@@ -139,14 +139,17 @@ def test_the_explorer_is_paid_the_product(imagined):
     rows = rows_of()
     batch = Batch(rows, TAKEN, Latent(rows.deter, jnp.zeros((T, B, 1, 2))), jnp.asarray(ROWS))
     trajectory = Trajectory(jnp.asarray(IMAGINED), jnp.zeros((2, L, C, 2)), jnp.ones((2, L, C)))
-    paid, past = jax.jit(lambda: pay_explorer(MODEL, FEATURE, trajectory, batch, EPISODIC, HYPERS))(), past_by(FEATURE)
+    rewards, past = (
+        jax.jit(lambda: explorer_rewards(MODEL, FEATURE, trajectory, batch, EPISODIC, HYPERS))(),
+        past_by(FEATURE),
+    )
     arrived = modulator(past, jnp.asarray(IMAGINED[:, :-1, :, 0]), HYPERS) * imagined[:, 1:]
-    np.testing.assert_allclose(paid.imagined[:, 1:], arrived, rtol=1e-5)
-    assert (np.asarray(paid.imagined[:, 0]) == 0).all()  # nothing arrives with a start
+    np.testing.assert_allclose(rewards.imagined[:, 1:], arrived, rtol=1e-5)
+    assert (np.asarray(rewards.imagined[:, 0]) == 0).all()  # nothing arrives with a start
     arrived = np.zeros((T, B))
     arrived[1:] = modulator(past, jnp.asarray(ROWS[:-1, :, 0]), HYPERS)
     arrived = np.where(IS_FIRST, 0, arrived * np.asarray(replayed_novelty(past, HYPERS)))
-    np.testing.assert_allclose(paid.replayed, arrived, rtol=1e-5)
+    np.testing.assert_allclose(rewards.replayed, arrived, rtol=1e-5)
 
 
 def test_no_gradient_leaves():

@@ -111,10 +111,10 @@ class Case:
         out = imagine(model, actor, start, noise, HYPERS.unimix, HYPERS.policy_unimix, block=T * B)
         batch = rewards.Batch(rows, action_vector(model, rows.action), latent, latent.feat)
         if name == "tasker":
-            paid = rewards.pay_tasker(model, out, batch)
+            values = rewards.tasker_rewards(model, out, batch)
         else:
-            paid = rewards.pay_explorer(model, self.agent.intrinsic, out, batch, self.config, HYPERS)
-        return out.feat[0], out.action[0], out.cont[0], paid.imagined[0], paid.replayed
+            values = rewards.explorer_rewards(model, self.agent.intrinsic, out, batch, self.config, HYPERS)
+        return out.feat[0], out.action[0], out.cont[0], values.imagined[0], values.replayed
 
 
 def made_up(sizes, env) -> Row:
