@@ -62,12 +62,12 @@ class Replayed(eqx.Module):
 class Objective(NamedTuple):
     """What a behaviour maximises: a reward, and how it becomes the actor's loss."""
 
-    reward: str  # its name in metrics
-    entropy: Scalar  # weight of the entropy bonus; continuous actions multiply it by `hypers.continuous_entropy`
+    reward_name: str  # in metrics
+    entropy_scale: Scalar  # of the entropy bonus; continuous actions multiply it by `hypers.continuous_entropy`
     norm: Norm  # what divides advantages
     floor: Scalar  # the smallest divisor
     debias: bool  # whether the range is corrected for the start of its averages at zero
-    shortening: Scalar = 1.0  # the reward's discount divided by the continue head's
+    discount_ratio: Scalar = 1.0  # the reward's discount divided by the continue head's
     centred: bool = False  # see `rewards.centre`
 
 
@@ -91,24 +91,24 @@ def behavior_loss(
     weight = jnp.cumprod(trajectory.cont, 1)
     rows = weight[:, :-1].size
 
-    frozen = (target.slow, jnp.asarray(objective.shortening, jnp.float32), hypers)
+    frozen = (target.slow, jnp.asarray(objective.discount_ratio, jnp.float32), hypers)
     value_loss, (value, returns) = blocks.sum_over(
         _critic_block_loss, behavior.critic, frozen, (trajectory, reward, weight)
     )
     gain = returns - value[:, :-1]
     scale = _update_scale(target.scale, returns, gain, weight[:, :-1], objective, hypers)
     advantage = gain / divisor(scale, objective.floor, objective.debias)
-    bonus = objective.entropy
+    entropy_scale = objective.entropy_scale
     if behavior.actor.actions.kind == "continuous":
-        bonus = bonus * hypers.continuous_entropy
-    policy_loss, entropy_sum = _actor_loss(behavior.actor, trajectory, advantage, weight, bonus, hypers)
+        entropy_scale = entropy_scale * hypers.continuous_entropy
+    policy_loss, entropy_sum = _actor_loss(behavior.actor, trajectory, advantage, weight, entropy_scale, hypers)
 
     # Blocks hold consecutive starts, and a start is a replayed row: [blocks, c] is [T, B].
     bootstrap = returns[:, 0].reshape(replayed.reward.shape)
     losses = {
         "policy": policy_loss / rows,
         "value": value_loss / rows,
-        "repval": _replay_loss(behavior.critic, target.slow, replayed, bootstrap, objective.shortening, hypers),
+        "repval": _replay_loss(behavior.critic, target.slow, replayed, bootstrap, objective.discount_ratio, hypers),
     }
     metrics = {
         "adv_mag": jnp.abs(advantage).mean(),
@@ -126,13 +126,13 @@ def _critic_block_loss(critic: TwoHotHead, frozen, block):
 
     The loss is the cross-entropy to the two-hot return and, times a weight, to the slow critic's prediction.
     """
-    slow, shortening, hypers = frozen
+    slow, discount_ratio, hypers = frozen
     trajectory, reward, weight = block
     # Heads read all L states, and the last one's outputs are dropped: cutting features would copy them.
     logits = critic(trajectory.feat)  # [L, c, I]
     value = sg(critic.mean(logits))
     never = jnp.zeros(weight.shape, bool)
-    returns = sg(lambda_return(reward, value, shortening * trajectory.cont, never, hypers.lam))
+    returns = sg(lambda_return(reward, value, discount_ratio * trajectory.cont, never, hypers.lam))
     targets = jnp.concatenate([returns, value[-1:]])
     losses = critic.loss(logits, targets, _value(slow, trajectory.feat), weights=(1.0, hypers.slow_regularizer))
     return (weight * losses)[:-1].sum(), (value, returns)
@@ -151,26 +151,27 @@ def _update_scale(scale: ReturnScale, returns, gain, weight, objective: Objectiv
     return update_scale(scale, returns, hypers.return_rate)
 
 
-def _actor_loss(actor: Actor, trajectory: Trajectory, advantage, weight, bonus, hypers: Hypers):
+def _actor_loss(actor: Actor, trajectory: Trajectory, advantage, weight, entropy_scale, hypers: Hypers):
     """REINFORCE and the entropy bonus, summed over imagined actions; and the summed entropy, nats."""
 
     def block_loss(actor, frozen, block):
-        unimix, bonus = frozen
+        unimix, entropy_scale = frozen
         trajectory, advantage, weight = block
         policy = actor(trajectory.feat, unimix)
         entropy = policy.entropy()
         padded = jnp.concatenate([advantage, jnp.zeros_like(advantage[:1])])
-        losses = -weight * (padded * policy.log_prob(trajectory.action) + bonus * entropy)
+        losses = -weight * (padded * policy.log_prob(trajectory.action) + entropy_scale * entropy)
         return losses[:-1].sum(), entropy[:-1].sum()
 
-    loss, entropy = blocks.sum_over(block_loss, actor, (hypers.policy_unimix, bonus), (trajectory, advantage, weight))
+    frozen = (hypers.policy_unimix, entropy_scale)
+    loss, entropy = blocks.sum_over(block_loss, actor, frozen, (trajectory, advantage, weight))
     return loss, entropy.sum()
 
 
-def _replay_loss(critic: TwoHotHead, slow: TwoHotHead, replayed: Replayed, bootstrap, shortening, hypers: Hypers):
+def _replay_loss(critic: TwoHotHead, slow: TwoHotHead, replayed: Replayed, bootstrap, discount_ratio, hypers: Hypers):
     """The critic's loss on replayed rows [T-1, B]; `bootstrap` [T, B]: the imagined returns that start there."""
     logits = critic(replayed.feat)
-    discount = shortening * (1 - replayed.is_terminal.astype(jnp.float32)) * (1 - 1 / hypers.discount_horizon)
+    discount = discount_ratio * (1 - replayed.is_terminal.astype(jnp.float32)) * (1 - 1 / hypers.discount_horizon)
     returns = sg(lambda_return(replayed.reward, bootstrap, discount, replayed.is_last, hypers.lam))
     targets = jnp.concatenate([returns, bootstrap[-1:]])
     losses = critic.loss(logits, targets, _value(slow, sg(replayed.feat)), weights=(1.0, hypers.slow_regularizer))

@@ -119,7 +119,9 @@ def learn_behavior(
 
     replay = Replayed(batch.feat, replayed, batch.rows.is_last, batch.rows.is_terminal)
     losses, scale, metrics = behavior_loss(behavior, target, trajectory, imagined, replay, objective, hypers)
-    named = {f"{name}_{objective.reward}" if name in OF_REWARD else name: x for name, x in (means | metrics).items()}
+    named = {
+        f"{name}_{objective.reward_name}" if name in OF_REWARD else name: x for name, x in (means | metrics).items()
+    }
     return losses, scale, named
 
 

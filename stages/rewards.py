@@ -26,7 +26,7 @@ from stages.rnd import RND
 from stages.rssm import Latent
 from stages.world_model import WorldModel
 
-LEAST_LEVEL = 1e-8
+MIN_MEAN_REWARD = 1e-8
 """Smallest divisor of a centred reward, whose mean is 0 where all members agree."""
 INTRINSIC_REWARDS: dict[str, type[IntrinsicReward]] = {
     reward.name: reward for reward in (Disagreement, ConstantReward, RND, EllipticalBonus, CountBonus)
@@ -54,7 +54,7 @@ def tasker_objective(config: Config, hypers: Hypers) -> Objective:
     """The tasker's objective: the environment's reward. Its advantages are divided by the range of returns, or by their
     own range or root mean square, but by no less than a floor."""
     if config.task_norm == "returns":
-        return _like_dreamer("extrinsic", hypers.entropy, hypers)
+        return _dreamer_objective("extrinsic", hypers.entropy, hypers)
     return Objective("extrinsic", hypers.entropy, config.task_norm, hypers.task_floor, debias=True)
 
 
@@ -62,24 +62,24 @@ def explorer_objective(config: Config, hypers: Hypers) -> Objective:
     """The explorer's objective, in modes with an explorer: what `explorer_rewards` makes of the intrinsic reward."""
     name, entropy = config.explorer_reward, hypers.explorer_entropy
     if name == ConstantReward.name and not config.episodic_novelty:
-        return _like_dreamer(name, entropy, hypers)
+        return _dreamer_objective(name, entropy, hypers)
     return Objective(
         name,
         entropy,
         config.intrinsic_norm,
         hypers.intrinsic_floor,
         debias=True,  # the floor is so small that the moving averages' start at zero would matter
-        shortening=_shortening(hypers),
+        discount_ratio=_discount_ratio(hypers),
         centred=config.intrinsic_centred,
     )
 
 
-def _like_dreamer(name: str, entropy: Scalar, hypers: Hypers) -> Objective:
+def _dreamer_objective(name: str, entropy: Scalar, hypers: Hypers) -> Objective:
     """Advantages divided by the range of returns, but by no less than the floor (DreamerV3, eq. 7)."""
     return Objective(name, entropy, "returns", hypers.return_floor, debias=False)
 
 
-def _shortening(hypers: Hypers) -> Scalar:
+def _discount_ratio(hypers: Hypers) -> Scalar:
     """The ratio of the intrinsic reward's discount to the discount in the continue head."""
     ratio = (1 - 1 / jnp.maximum(hypers.intrinsic_horizon, 1.0)) / (1 - 1 / hypers.discount_horizon)
     return jnp.where(jnp.asarray(hypers.intrinsic_horizon) > 0, ratio, 1.0)
@@ -138,9 +138,9 @@ def centre(rewards: Rewards, cont: Float[Array, "blocks L c"], is_first: Bool[Ar
             as in the losses.
     """
     weight = jnp.cumprod(cont, 1)[:, :-1]
-    level = jnp.maximum((weight * rewards.imagined[:, 1:]).sum() / weight.sum(), LEAST_LEVEL)
-    imagined = rewards.imagined.at[:, 1:].set(rewards.imagined[:, 1:] / level - 1)
-    return Rewards(imagined, jnp.where(is_first, 0.0, rewards.replayed / level - 1))
+    mean = jnp.maximum((weight * rewards.imagined[:, 1:]).sum() / weight.sum(), MIN_MEAN_REWARD)
+    imagined = rewards.imagined.at[:, 1:].set(rewards.imagined[:, 1:] / mean - 1)
+    return Rewards(imagined, jnp.where(is_first, 0.0, rewards.replayed / mean - 1))
 
 
 def shift_to_arrival(reward: Float[Array, "H *b"]) -> Float[Array, "L *b"]:

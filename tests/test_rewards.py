@@ -117,17 +117,17 @@ def test_divisors_are_the_configs_and_the_hypers(norm, mode):
     objective = explorer_objective(config, hypers)
     assert objective == Objective("disagreement", 0.2, norm, 1e-3, debias=True)
     constant = dataclasses.replace(config, explorer_reward="constant")
-    assert explorer_objective(constant, hypers) == DREAMER._replace(reward="constant", entropy=0.2)
+    assert explorer_objective(constant, hypers) == DREAMER._replace(reward_name="constant", entropy=0.2)
     episodic = dataclasses.replace(constant, episodic_novelty=True)  # a constant, and so episodic novelty alone
-    assert explorer_objective(episodic, hypers) == objective._replace(reward="constant")
+    assert explorer_objective(episodic, hypers) == objective._replace(reward_name="constant")
 
 
 def test_an_intrinsic_reward_may_have_a_discount_of_its_own():
     hypers = Hypers(discount_horizon=100.0, intrinsic_horizon=20.0)
     for mode in ("explore", "mix"):
         objective = explorer_objective(Config(mode=mode), hypers)
-        np.testing.assert_allclose(objective.shortening, 0.95 / 0.99, rtol=1e-6)
-    assert explorer_objective(Config(mode="mix"), HYPERS).shortening == 1.0
+        np.testing.assert_allclose(objective.discount_ratio, 0.95 / 0.99, rtol=1e-6)
+    assert explorer_objective(Config(mode="mix"), HYPERS).discount_ratio == 1.0
 
 
 def test_a_centred_reward_by_hand():
