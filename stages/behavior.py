@@ -89,30 +89,30 @@ def behavior_loss(
     """
     trajectory, reward = sg((trajectory, reward))
     weight = jnp.cumprod(trajectory.cont, 1)
-    rows = weight[:, :-1].size
+    count = weight[:, :-1].size
 
     frozen = (target.slow, jnp.asarray(objective.discount_ratio, jnp.float32), hypers)
     value_loss, (value, returns) = blocks.sum_over(
         _critic_block_loss, behavior.critic, frozen, (trajectory, reward, weight)
     )
-    gain = returns - value[:, :-1]
-    scale = _update_scale(target.scale, returns, gain, weight[:, :-1], objective, hypers)
-    advantage = gain / divisor(scale, objective.floor, objective.debias)
+    advantage = returns - value[:, :-1]
+    scale = _update_scale(target.scale, returns, advantage, weight[:, :-1], objective, hypers)
+    normed_advantage = advantage / divisor(scale, objective.floor, objective.debias)
     entropy_scale = objective.entropy_scale
     if behavior.actor.actions.kind == "continuous":
         entropy_scale = entropy_scale * hypers.continuous_entropy
-    policy_loss, entropy_sum = _actor_loss(behavior.actor, trajectory, advantage, weight, entropy_scale, hypers)
+    policy_loss, entropy_sum = _actor_loss(behavior.actor, trajectory, normed_advantage, weight, entropy_scale, hypers)
 
     # Blocks hold consecutive starts, and a start is a replayed row: [blocks, c] is [T, B].
     bootstrap = returns[:, 0].reshape(replayed.reward.shape)
     losses = {
-        "policy": policy_loss / rows,
-        "value": value_loss / rows,
+        "policy": policy_loss / count,
+        "value": value_loss / count,
         "repval": _replay_loss(behavior.critic, target.slow, replayed, bootstrap, objective.discount_ratio, hypers),
     }
     metrics = {
-        "adv_mag": jnp.abs(advantage).mean(),
-        "ent": entropy_sum / rows,
+        "adv_mag": jnp.abs(normed_advantage).mean(),
+        "ent": entropy_sum / count,
         "weight": weight.mean(),
         "ret": returns.mean(),
         "ret_scale": scale.high - scale.low,
@@ -131,23 +131,23 @@ def _critic_block_loss(critic: TwoHotHead, frozen, block):
     # Heads read all L states, and the last one's outputs are dropped: cutting features would copy them.
     logits = critic(trajectory.feat)  # [L, c, I]
     value = sg(critic.mean(logits))
-    never = jnp.zeros(weight.shape, bool)
-    returns = sg(lambda_return(reward, value, discount_ratio * trajectory.cont, never, hypers.lam))
+    is_last = jnp.zeros(weight.shape, bool)  # an imagined sequence does not break off
+    returns = sg(lambda_return(reward, value, discount_ratio * trajectory.cont, is_last, hypers.lam))
     targets = jnp.concatenate([returns, value[-1:]])
     losses = critic.loss(logits, targets, _value(slow, trajectory.feat), weights=(1.0, hypers.slow_regularizer))
     return (weight * losses)[:-1].sum(), (value, returns)
 
 
-def _update_scale(scale: ReturnScale, returns, gain, weight, objective: Objective, hypers: Hypers) -> ReturnScale:
-    """The new scale: the range of the returns, or the range or root mean square of the advantages `gain`.
+def _update_scale(scale: ReturnScale, returns, advantage, weight, objective: Objective, hypers: Hypers) -> ReturnScale:
+    """The new scale: the range of the returns, or the range or root mean square of the advantages.
 
     Advantages count by their weight in the actor's loss. Critics do not learn behind an imagined end: unweighted, their
     errors there would set the scale.
     """
     if objective.norm == "advantages":
-        return update_scale(scale, gain, hypers.return_rate, weight)
+        return update_scale(scale, advantage, hypers.return_rate, weight)
     if objective.norm == "rms":
-        return update_rms(scale, gain, hypers.return_rate, weight)
+        return update_rms(scale, advantage, hypers.return_rate, weight)
     return update_scale(scale, returns, hypers.return_rate)
 
 
