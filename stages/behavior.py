@@ -23,7 +23,7 @@ from stages.config import Hypers, ModelConfig, Norm, Scalar
 from stages.fast import blocks
 from stages.imagine import Trajectory
 from stages.networks.heads import Actor, TwoHotHead
-from stages.returns import ReturnScale, divisor, lambda_return, update_rms, update_scale
+from stages.returns import ReturnScale, divisor, lambda_return, update_percentiles, update_rms
 
 
 class Behavior(eqx.Module):
@@ -145,10 +145,10 @@ def _update_scale(scale: ReturnScale, returns, advantage, weight, objective: Obj
     errors there would set the scale.
     """
     if objective.norm == "advantages":
-        return update_scale(scale, advantage, hypers.return_rate, weight)
+        return update_percentiles(scale, advantage, hypers.return_rate, weight)
     if objective.norm == "rms":
         return update_rms(scale, advantage, hypers.return_rate, weight)
-    return update_scale(scale, returns, hypers.return_rate)
+    return update_percentiles(scale, returns, hypers.return_rate)
 
 
 def _actor_loss(actor: Actor, trajectory: Trajectory, advantage, weight, entropy_scale, hypers: Hypers):

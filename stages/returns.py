@@ -53,7 +53,7 @@ class ReturnScale(eqx.Module):
         return ReturnScale(jnp.zeros(()), jnp.zeros(()), jnp.zeros(()))
 
 
-def update_scale(
+def update_percentiles(
     scale: ReturnScale,
     returns: Float[Array, "..."],
     rate: Scalar,
