@@ -24,8 +24,8 @@ from stages.rewards import Batch, centre, explorer_objective, explorer_rewards, 
 from stages.rssm import Latent
 from stages.world_model import WorldModel, action_vector, model_loss, observe
 
-OF_REWARD = ("rew", "replay_rew", "ret", "ret_scale", "val")
-"""Metrics that bear the name of the reward."""
+NAMED_BY_REWARD = ("rew", "replay_rew", "ret", "ret_scale", "val")
+"""Metrics whose names end with the reward's."""
 
 
 class Outcome(eqx.Module):
@@ -63,12 +63,12 @@ def agent_loss(
         losses[agent.intrinsic.loss_name] = loss
 
     # Of the behaviours' losses only the tasker's critic loss on replayed rows moves the model, in mode explore none.
-    tasker_losses, tasker_scale, tasker_metrics = learn_behavior(
+    tasker_losses, tasker_scale, tasker_metrics = learner_loss(
         model, tasker, sg(batch) if reward_free else batch, config, hypers, key=key_tasker
     )
     losses, metrics, explorer_scale = losses | tasker_losses, metrics | tasker_metrics, None
     if explorer is not None:
-        explorer_losses, explorer_scale, explorer_metrics = learn_behavior(
+        explorer_losses, explorer_scale, explorer_metrics = learner_loss(
             model, explorer, sg(batch), config, hypers, key=key_explorer
         )
         losses |= {f"explorer_{name}": loss for name, loss in explorer_losses.items()}
@@ -80,7 +80,7 @@ def agent_loss(
 
 
 class Learner(NamedTuple):
-    """A behaviour and what it learns from."""
+    """A behaviour, and what its loss depends on besides experience."""
 
     behavior: Behavior
     target: BehaviorTarget
@@ -96,10 +96,10 @@ def learners(agent: Agent, targets: Targets, config: Config, hypers: Hypers) -> 
     return tasker, Learner(agent.explorer, targets.explorer, explorer_objective(config, hypers), agent.intrinsic)
 
 
-def learn_behavior(
+def learner_loss(
     model: WorldModel, learner: Learner, batch: Batch, config: Config, hypers: Hypers, *, key: PRNGKeyArray
 ) -> tuple[dict[str, Array], ReturnScale, dict[str, Array]]:
-    """Imagine from every replayed state, compute the reward, and learn from it: losses, the new scale, metrics.
+    """Imagine from every replayed state, and compute the rewards: the behaviour's losses, its new scale, metrics.
 
     Args:
         batch: the gradient of the replayed values may pass through its feat into the world model.
@@ -119,10 +119,8 @@ def learn_behavior(
 
     replay = Replayed(batch.feat, replayed, batch.rows.is_last, batch.rows.is_terminal)
     losses, scale, metrics = behavior_loss(behavior, target, trajectory, imagined, replay, objective, hypers)
-    named = {
-        f"{name}_{objective.reward_name}" if name in OF_REWARD else name: x for name, x in (means | metrics).items()
-    }
-    return losses, scale, named
+    suffix = dict.fromkeys(NAMED_BY_REWARD, f"_{objective.reward_name}")
+    return losses, scale, {name + suffix.get(name, ""): x for name, x in (means | metrics).items()}
 
 
 def loss_scales(hypers: Hypers, agent: Agent) -> dict[str, Scalar]:
