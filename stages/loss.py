@@ -28,7 +28,7 @@ NAMED_BY_REWARD = ("rew", "replay_rew", "ret", "ret_scale", "val")
 """Metrics whose names end with the reward's."""
 
 
-class Outcome(eqx.Module):
+class LossAux(eqx.Module):
     """What an update needs besides its gradient."""
 
     latent: Latent  # fresh latents of the trained rows, [T, B, ...]
@@ -39,14 +39,14 @@ class Outcome(eqx.Module):
 
 def agent_loss(
     agent: Agent, targets: Targets, rows: Row, config: Config, hypers: Hypers, *, key: PRNGKeyArray
-) -> tuple[Float[Array, ""], Outcome]:
+) -> tuple[Float[Array, ""], LossAux]:
     """The summed loss of one batch.
 
     Args:
         rows: [T+1, B, ...]; row 0 is context: its stored latent starts the window.
 
     Returns:
-        loss [] and the Outcome.
+        loss [], and the LossAux.
     """
     key_observe, key_imagine = jr.split(key)
     key_tasker, key_explorer = jr.split(key_imagine)
@@ -76,7 +76,7 @@ def agent_loss(
 
     total, means = _weighted_sum(losses, loss_scales(hypers, agent))
     metrics |= {f"loss/{name}": mean for name, mean in means.items()}
-    return total, Outcome(sg(observed.latent), tasker_scale, explorer_scale, metrics)
+    return total, LossAux(sg(observed.latent), tasker_scale, explorer_scale, metrics)
 
 
 class Learner(NamedTuple):

@@ -28,7 +28,7 @@ from stages.config import Config, Hypers
 from stages.fast import rows
 from stages.finite import all_finite, tree_where, update_diverged_step
 from stages.intrinsic import VisitCounts
-from stages.loss import Outcome, agent_loss
+from stages.loss import LossAux, agent_loss
 from stages.measure.coverage import Coverage, action_vectors, count_row, start_coverage, visits_at
 from stages.replay import ReplayBuffer, StepCounters
 
@@ -135,14 +135,14 @@ def update(
 
     trained, fixed = eqx.partition(state.agent, trainable(state.agent))
 
-    def loss(trained: Agent) -> tuple[Float[Array, ""], Outcome]:
+    def loss(trained: Agent) -> tuple[Float[Array, ""], LossAux]:
         return agent_loss(eqx.combine(trained, fixed), state.targets, batch, config, state.hypers, key=key_loss)
 
-    (total, outcome), grads = jax.value_and_grad(loss, has_aux=True)(trained)
+    (total, aux), grads = jax.value_and_grad(loss, has_aux=True)(trained)
     updates, opt_state = optimizer.optimizer(state.hypers).update(grads, state.opt_state, trained)
     agent: Agent = eqx.combine(eqx.apply_updates(trained, updates), fixed)
-    targets = update_targets(state.targets, agent, outcome.tasker_scale, outcome.explorer_scale, state.hypers)
-    latents = (outcome.latent.deter.astype(state.ring.deter.dtype), outcome.latent.classes)
+    targets = update_targets(state.targets, agent, aux.tasker_scale, aux.explorer_scale, state.hypers)
+    latents = (aux.latent.deter.astype(state.ring.deter.dtype), aux.latent.classes)
 
     norms = {"opt/grad_norm": rows.norm(grads), "opt/update_norm": rows.norm(updates)}
     is_finite = (state.diverged == 0) & all_finite((total, norms))
@@ -157,7 +157,7 @@ def update(
         key=key,
         diverged=update_diverged_step(state.diverged, is_finite, counters.step),
     )
-    metrics = tree_where(is_finite, outcome.metrics | norms, jnp.nan)
+    metrics = tree_where(is_finite, aux.metrics | norms, jnp.nan)
     if state.intrinsic_opt_state is not None:
         state, intrinsic_metrics = update_intrinsic(config, state, counters)
         metrics |= intrinsic_metrics
