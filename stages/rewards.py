@@ -18,7 +18,7 @@ from stages.behavior import Objective
 from stages.config import Config, Hypers, Scalar
 from stages.count import CountBonus
 from stages.elliptical import EllipticalBonus
-from stages.episodic import imagined_novelty, modulator, past_of, replayed_novelty
+from stages.episodic import episodic_memory, imagined_novelty, modulator, replayed_novelty
 from stages.imagine import Trajectory
 from stages.intrinsic import ConstantReward, Disagreement, IntrinsicReward
 from stages.replay import Row
@@ -104,23 +104,23 @@ def explorer_rewards(
 
     No action leads to the first state of a trajectory, of a window or of an episode: nothing arrives there.
     """
-    numbers, past = intrinsic.obs_numbers, None
+    numbers, memory = intrinsic.obs_numbers, None
     reward = intrinsic(model, batch.feat, batch.action, hypers)
     if config.episodic_novelty:
-        past = past_of(model, numbers, batch.feat, batch.rows, reward)
+        memory = episodic_memory(model, numbers, batch.feat, batch.rows, reward)
 
     def imagined(inputs: tuple[Trajectory, Int[Array, " c"]]) -> Float[Array, "L c"]:
         block, start = inputs
         # intrinsic.Disagreement.__call__: here disagreement becomes the explorer's reward.
         reward = intrinsic(model, block.feat[:-1], block.action[:-1], hypers)
-        if past is None:
+        if memory is None:
             return shift_to_arrival(reward)
-        novelty = imagined_novelty(past, model, numbers, block.feat, start, hypers)
-        return shift_to_arrival(modulator(past, reward, hypers)) * novelty
+        novelty = imagined_novelty(memory, model, numbers, block.feat, start, hypers)
+        return shift_to_arrival(modulator(memory, reward, hypers)) * novelty
 
     replayed = shift_to_arrival(reward[:-1])
-    if past is not None:
-        replayed = shift_to_arrival(modulator(past, reward[:-1], hypers)) * replayed_novelty(past, hypers)
+    if memory is not None:
+        replayed = shift_to_arrival(modulator(memory, reward[:-1], hypers)) * replayed_novelty(memory, hypers)
     blocks, _, width = trajectory.cont.shape
     starts = jnp.arange(blocks * width).reshape(blocks, width)
     return Rewards(lax.map(imagined, (trajectory, starts)), jnp.where(batch.rows.is_first, 0.0, replayed))
