@@ -24,13 +24,13 @@ from stages.store.fingerprint import COMPUTATION, fingerprint
 from stages.store.load import AgentBatch, Loaded, select_behavior
 from stages.sweep.sweep import keys_of, mesh_for, over_seeds
 
-KINDS = {"binary": "nats an entry", "categorical": "nats an entry", "real": "squared symlog", "image": "squared"}
+ERROR_UNITS = {"binary": "nats an entry", "categorical": "nats an entry", "real": "squared symlog", "image": "squared"}
 """The unit of a prediction error, by the kind of observation (stages/decode.py)."""
 
 
 def error_unit(space: Space) -> str:
     """The unit of prediction errors of this observation."""
-    return " + ".join(dict.fromkeys(KINDS[entry.kind] for entry in obs_entries(space).values()))
+    return " + ".join(dict.fromkeys(ERROR_UNITS[entry.kind] for entry in obs_entries(space).values()))
 
 
 class Scores(NamedTuple):
