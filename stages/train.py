@@ -129,9 +129,9 @@ def update(
     The batch's new latents are written back to the ring. An intrinsic reward with updates of its own is updated last.
     """
     shape = (replay.capacity_of(state.ring), config.envs, config.replay.batch_size, config.replay.batch_length)
-    key, key_choose, key_loss = jr.split(state.key, 3)
-    windows = replay.choose(counters, *shape, config.replay.online, key=key_choose)
-    batch = replay.read(state.ring, windows, config.replay.batch_length)
+    key, key_windows, key_loss = jr.split(state.key, 3)
+    windows = replay.sample_windows(counters, *shape, config.replay.online, key=key_windows)
+    batch = replay.read_windows(state.ring, windows, config.replay.batch_length)
 
     trained, fixed = eqx.partition(state.agent, trainable(state.agent))
 
@@ -176,8 +176,11 @@ def update_intrinsic(
 
     def step(carry, key):
         reward, opt_state = carry
-        windows = replay.choose_pairs(counters, *shape, key=key)
-        pairs, visits = replay.read(state.ring, windows, 1), visits_at(state.coverage, windows.start, windows.env)
+        windows = replay.sample_pairs(counters, *shape, key=key)
+        pairs, visits = (
+            replay.read_windows(state.ring, windows, 1),
+            visits_at(state.coverage, windows.start, windows.env),
+        )
         counts = VisitCounts(stored, action_vectors(state.agent.model.actions), visits)
         reward, opt_state, loss = reward.update(opt_state, state.agent.model, pairs, counts, state.hypers)
         return (reward, opt_state), loss

@@ -25,7 +25,7 @@ from stages.measure.measurement import (
     rows_of_states,
 )
 from stages.measure.open_loop import AHEAD, errors, play_rows
-from stages.replay import StepCounters, choose
+from stages.replay import StepCounters, sample_windows
 from stages.rssm import Latent, imagine_step
 from stages.world_model import action_vector
 from tests.conftest import pick
@@ -60,7 +60,9 @@ def test_foresight_is_the_mean_over_windows_as_far_as_their_episode_goes(mix_age
     key = jr.fold_in(KEY, 0)
     uniform = jr.uniform(key, (length + 1, WINDOWS, model.rssm.stoch))
     windows = jax.jit(
-        lambda: choose(StepCounters(jnp.int32(step), jnp.int32(0)), CAPACITY, 2, WINDOWS, length, online=False, key=KEY)
+        lambda: sample_windows(
+            StepCounters(jnp.int32(step), jnp.int32(0)), CAPACITY, 2, WINDOWS, length, online=False, key=KEY
+        )
     )()
     walk = jax.jit(lambda *before: imagine_step(model.rssm, *before, HYPERS.unimix))
     wrong = jax.jit(lambda latent, obs: errors(model.decoder, latent, obs).loss)
@@ -100,7 +102,9 @@ def test_what_changes_in_a_row_and_how_much_of_it_is_predicted(mix_agent, ring, 
     """Against a loop over windows and numbers; the ring has hardly a row, is half full, or has wrapped."""
     model, length = mix_agent.model, max(AHEAD)
     windows = jax.jit(
-        lambda: choose(StepCounters(jnp.int32(step), jnp.int32(0)), CAPACITY, 2, WINDOWS, length, online=False, key=KEY)
+        lambda: sample_windows(
+            StepCounters(jnp.int32(step), jnp.int32(0)), CAPACITY, 2, WINDOWS, length, online=False, key=KEY
+        )
     )()
     uniform = jr.uniform(jr.fold_in(KEY, 2), (WINDOWS, model.rssm.stoch))
     predict = jax.jit(lambda *before: model.decoder(imagine_step(model.rssm, *before, HYPERS.unimix)))

@@ -28,9 +28,9 @@ equal = chex.assert_trees_all_equal
 arrays = functools.partial(jax.tree.map, np.asarray)
 
 
-read = jax.jit(replay.read, static_argnums=2)
+read_windows = jax.jit(replay.read_windows, static_argnums=2)
 write_back = jax.jit(replay.write_back)
-choose_pairs = jax.jit(replay.choose_pairs, static_argnums=(1, 2, 3))
+sample_pairs = jax.jit(replay.sample_pairs, static_argnums=(1, 2, 3))
 
 
 @jax.jit
@@ -63,7 +63,7 @@ def counters_at(step: int, online_cursor: int = 0) -> StepCounters:
 @functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
 def draw(counters: StepCounters, capacity: int, batch: int, length: int, online: bool, key):
     """(windows, counters after)."""
-    windows = replay.choose(counters, capacity, N, batch, length, online, key=key)
+    windows = replay.sample_windows(counters, capacity, N, batch, length, online, key=key)
     return windows, replay.advance_cursor(counters, capacity, N, batch, length)
 
 
@@ -85,7 +85,7 @@ def test_observations_keep_their_storage_type(dtype):
     row = Row(**{**vars(row_of(0)), "obs": jnp.ones((N, 4, 4), dtype)})
     ring = replay.add(replay.empty(row, 5), row, jnp.int32(0))
     assert ring.obs.dtype == dtype
-    assert read(ring, Windows(jnp.zeros(2, int), jnp.zeros(2, int)), 2).obs.dtype == dtype
+    assert read_windows(ring, Windows(jnp.zeros(2, int), jnp.zeros(2, int)), 2).obs.dtype == dtype
 
 
 @pytest.mark.parametrize("steps", [0, 1, 6, 7, 8, 20])
@@ -101,7 +101,7 @@ def test_the_ring_holds_what_a_list_would(steps):
 def test_read_returns_the_rows_of_each_window_in_order():
     ring, slots = filled(7, 20), [row_of(step) for step in (14, 15, 16, 17, 18, 19, 13)]  # the newest is in slot 5
     windows = Windows(jnp.array([6, 0, 1]), jnp.array([2, 0, 1]))
-    rows, slots = jax.tree.map(np.asarray, (read(ring, windows, 4), slots))
+    rows, slots = jax.tree.map(np.asarray, (read_windows(ring, windows, 4), slots))
     chex.assert_tree_shape_prefix(rows, (5, 3))
     for t in range(5):
         for b, (start, env) in enumerate([(6, 2), (0, 0), (1, 1)]):
@@ -144,8 +144,8 @@ def test_add_under_vmap_writes_every_seeds_own_row():
 def test_pairs_are_consecutive_rows_that_the_ring_holds(steps):
     capacity = 7
     ring, counters = filled(capacity, steps), counters_at(steps)
-    windows = choose_pairs(counters, capacity, N, 600, key=jr.key(steps))
-    rows = read(ring, windows, 1)
+    windows = sample_pairs(counters, capacity, N, 600, key=jr.key(steps))
+    rows = read_windows(ring, windows, 1)
     number, env = np.asarray(rows.obs[..., 0]), np.asarray(rows.obs[..., 1])
     assert (np.diff(number, axis=0) == 1).all()  # never across the write head
     assert (env == env[0]).all()
@@ -159,7 +159,7 @@ def test_pairs_are_consecutive_rows_that_the_ring_holds(steps):
 def test_a_quarter_of_the_pairs_is_of_the_newest_rows(steps):
     capacity, count = 1000, 4000
     counters = counters_at(steps)
-    windows = choose_pairs(counters, capacity, N, count, key=jr.key(0))
+    windows = sample_pairs(counters, capacity, N, count, key=jr.key(0))
     filled_rows = min(steps, capacity)
     # How many rows lie between a pair and the newest one there can be.
     age = (steps - 2 - np.asarray(windows.start)) % capacity
@@ -190,8 +190,8 @@ def check_rows(rows: Row, step: int, capacity: int, length: int) -> None:
 def test_windows_never_straddle_the_write_head(capacity, length, online):
     @jax.jit
     def look(ring, counters, keys):
-        windows = lambda key: replay.choose(counters, capacity, N, 4, length, online, key=key)
-        rows = jax.vmap(lambda key: read(ring, windows(key), length), out_axes=2)(keys)
+        windows = lambda key: replay.sample_windows(counters, capacity, N, 4, length, online, key=key)
+        rows = jax.vmap(lambda key: read_windows(ring, windows(key), length), out_axes=2)(keys)
         after = replay.advance_cursor(counters, capacity, N, 4, length)
         return jax.tree.map(lambda x: x.reshape(x.shape[0], -1, *x.shape[3:]), rows), after
 
@@ -207,7 +207,7 @@ def test_windows_never_straddle_the_write_head(capacity, length, online):
 def test_uniform_windows_start_at_every_valid_row_and_only_there(capacity, step):
     length, count = 3, 6000
     windows, _ = draw(counters_at(step), capacity, count, length, False, jr.key(step))
-    rows = read(filled(capacity, step), windows, length)
+    rows = read_windows(filled(capacity, step), windows, length)
     starts = collections.Counter((int(t), int(n)) for t, n in np.asarray(rows.obs)[0])
     valid = [(t, n) for t in range(max(0, step - capacity), step - length) for n in range(N)]
     assert set(starts) == set(valid)
@@ -218,7 +218,7 @@ def test_uniform_windows_start_at_every_valid_row_and_only_there(capacity, step)
 
 def test_windows_may_cross_an_episodes_border():
     windows, _ = draw(counters_at(30), 11, 500, 3, False, jr.key(0))
-    rows = read(filled(11, 30), windows, 3)
+    rows = read_windows(filled(11, 30), windows, 3)
     at = {int(t) for t in np.argwhere(np.asarray(rows.is_first))[:, 0]}
     assert at == {0, 1, 2, 3}
 
@@ -271,7 +271,7 @@ def test_each_newest_window_is_served_once_first_and_in_order(capacity, length, 
         if step <= length or step % every:
             continue
         windows, after = draw(counters_at(step, cursor), capacity, batch, length, True, jr.key(step))
-        rows = read(filled(capacity, step), windows, length)
+        rows = read_windows(filled(capacity, step), windows, length)
         before = len(queue.waiting)
         fresh = queue.take(batch, capacity)
         dropped += before - len(queue.waiting) - len(fresh)
@@ -292,7 +292,7 @@ def test_each_newest_window_is_served_once_first_and_in_order(capacity, length, 
 
 
 def test_without_the_online_queue_every_place_of_a_batch_is_uniform():
-    first = jax.vmap(lambda key: replay.choose(counters_at(10), 11, N, 2, 3, False, key=key).start[0])
+    first = jax.vmap(lambda key: replay.sample_windows(counters_at(10), 11, N, 2, 3, False, key=key).start[0])
     assert set(np.asarray(jax.jit(first)(jr.split(jr.key(0), 300))).tolist()) == set(range(7))
 
 
@@ -302,7 +302,7 @@ def test_early_counters_have_no_newest_windows():
 
 
 def test_seeds_share_the_queue_and_not_the_uniform_windows():
-    one = lambda key: replay.choose(counters_at(14), 100, N, 30, 4, True, key=key)
+    one = lambda key: replay.sample_windows(counters_at(14), 100, N, 30, 4, True, key=key)
     windows = jax.jit(jax.vmap(one))(jr.split(jr.key(0), 2))
     queue = 3 * N  # windows starting at 0, 4 and 8
     equal(windows.start[0, :queue], windows.start[1, :queue])
@@ -394,10 +394,10 @@ def test_write_back_writes_each_row_once(starts, envs):
 
 def test_what_is_written_back_is_what_the_next_batch_reads():
     ring, windows = filled(11, 30), Windows(jnp.array([9, 3]), jnp.array([2, 0]))
-    rows = read(ring, windows, 4)
+    rows = read_windows(ring, windows, 4)
     deter, stoch = np.asarray(rows.deter), np.asarray(rows.stoch)
     new = write_back(ring, windows, deter[1:] + 1, stoch[1:])
-    again = arrays(read(new, windows, 4))
+    again = arrays(read_windows(new, windows, 4))
     equal(again.deter[0], deter[0])
     equal(again.deter[1:], deter[1:] + 1)
     equal(again.stoch, stoch)

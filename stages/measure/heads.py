@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from stages.config import Hypers
 from stages.imagine import open_loop, posterior
-from stages.replay import ReplayBuffer, Windows, capacity_of, read
+from stages.replay import ReplayBuffer, Windows, capacity_of, read_windows
 from stages.rssm import Latent
 from stages.world_model import WorldModel, continue_logit
 
@@ -50,7 +50,9 @@ def head_errors(
     kinds = stored & jnp.stack([rewarded, ~rewarded, ring.is_terminal, ~ring.is_terminal])
     index, is_drawn = draw_rows(kinds, ROWS, key=key_rows)
     position, env = jnp.unravel_index(index.reshape(-1), ring.reward.shape)
-    rows = read(ring, Windows((position - length) % capacity, env), length)  # row [-1] is the one that was drawn
+    rows = read_windows(
+        ring, Windows((position - length) % capacity, env), length
+    )  # row [-1] is the one that was drawn
     age = (position - jnp.maximum(0, step - capacity)) % capacity  # rows before it in the ring
     is_reached = ((age >= length) & ~rows.is_first[1:].any(0)).reshape(index.shape)
     observed = jnp.broadcast_to((jnp.arange(length + 1) == 0)[:, None], rows.reward.shape)

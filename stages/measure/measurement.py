@@ -26,7 +26,7 @@ from stages.intrinsic import IntrinsicReward
 from stages.measure.coverage import Coverage, action_vectors
 from stages.measure.heads import HeadErrors, head_errors
 from stages.measure.open_loop import AHEAD, changed_right, open_loop_errors
-from stages.replay import ReplayBuffer, Row, StepCounters, capacity_of, choose, read
+from stages.replay import ReplayBuffer, Row, StepCounters, capacity_of, read_windows, sample_windows
 from stages.rssm import Latent
 from stages.uniform import RandomPolicy
 from stages.world_model import WorldModel, action_vector
@@ -107,7 +107,7 @@ def open_loop_error(
     """
     (capacity, envs), length = ring.reward.shape, max(AHEAD)
     counters = StepCounters(step, jnp.zeros((), jnp.int32))
-    rows = read(ring, choose(counters, capacity, envs, WINDOWS, length, online=False, key=key), length)
+    rows = read_windows(ring, sample_windows(counters, capacity, envs, WINDOWS, length, online=False, key=key), length)
     present, key_ahead, key_changed = jnp.minimum(step, capacity), jr.fold_in(key, 0), jr.fold_in(key, 2)
     ahead, observed, _ = open_loop_errors(model, rows, AHEAD, hypers.unimix, context=1, present=present, key=key_ahead)
     changed = changed_right(model, rows, hypers.unimix, present, key=key_changed)
