@@ -46,7 +46,7 @@ class Episodes(eqx.Module):
     tasker_score: Float[Array, ""] | None = None
 
 
-def start(env: Environment, model: WorldModel, envs: int, *, key: PRNGKeyArray) -> ActorState:
+def init_actor_state(env: Environment, model: WorldModel, envs: int, *, key: PRNGKeyArray) -> ActorState:
     """`envs` environments at their first observation, with the model's initial state."""
     env_state, timestep = jax.vmap(env.reset)(jr.split(key, envs))
     latent = initial(model.rssm, (envs,), model.dtype)

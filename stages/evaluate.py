@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from envs.environment import Environment
 from stages.agent import Agent
 from stages.behavior import Behavior
-from stages.collect import ActorState, collect, start
+from stages.collect import ActorState, collect, init_actor_state
 from stages.config import Config, Hypers
 from stages.finite import all_finite
 from stages.uniform import RandomPolicy
@@ -70,7 +70,7 @@ def evaluate(
     player, episodes = behavior or agent.tasker, episodes_of(env, config)
     limit = (config.eval_steps or env.time_limit) + 1
     zeros = jnp.zeros(episodes)
-    actor_state = start(env, agent.model, episodes, key=key_start)
+    actor_state = init_actor_state(env, agent.model, episodes, key=key_start)
     nothing = Evaluation(zeros, zeros, zeros)
     loop = _Loop(actor_state, jnp.zeros((), jnp.int32), jnp.zeros(episodes, bool), nothing)
 

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from envs.environment import Environment
 from stages import optimizer, replay
 from stages.agent import Agent, Targets, collector, replace_intrinsic, trainable, update_targets, without_explorer
-from stages.collect import ActorState, Episodes, collect, start
+from stages.collect import ActorState, Episodes, collect, init_actor_state
 from stages.config import Config, Hypers
 from stages.fast import rows
 from stages.finite import all_finite, tree_where, update_diverged_step
@@ -73,7 +73,7 @@ def init(env: Environment, config: Config, hypers: Hypers, *, key: PRNGKeyArray)
     env = env.with_params(env_params)
     hypers = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hypers)
     agent = Agent(config, env.obs_space, env.action_space, key=key_agent)
-    actor_state = start(env, agent.model, config.envs, key=key_rollout)
+    actor_state = init_actor_state(env, agent.model, config.envs, key=key_rollout)
     row = jax.eval_shape(lambda: collect(env, agent, agent.tasker, actor_state, hypers, key=key_row)[1])
     ring = replay.empty(row, capacity(config))
     intrinsic_opt_state = None

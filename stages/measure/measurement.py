@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from envs.environment import Environment
 from stages.agent import Agent
-from stages.collect import collect, start
+from stages.collect import collect, init_actor_state
 from stages.config import Config, Hypers
 from stages.imagine import posterior
 from stages.intrinsic import IntrinsicReward
@@ -157,7 +157,7 @@ def reward_baselines(
         actor_state, row, _ = collect(env, agent, RandomPolicy(env.action_space), actor_state, hypers, key=key)
         return actor_state, row
 
-    actor_state = start(env, agent.model, RANDOM_ENVS, key=key_start)
+    actor_state = init_actor_state(env, agent.model, RANDOM_ENVS, key=key_start)
     _, fresh = lax.scan(act, actor_state, jr.split(key_steps, RANDOM_STEPS))
     assert agent.intrinsic is not None
     intrinsic = agent.intrinsic.novelty_signal

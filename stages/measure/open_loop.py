@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from envs.environment import Environment, Obs, Space, obs_entries, zip_entries
 from stages.agent import Agent
 from stages.behavior import Behavior
-from stages.collect import collect, start
+from stages.collect import collect, init_actor_state
 from stages.config import Hypers, Scalar
 from stages.decode import Decoder, recon_loss, reconstruct
 from stages.encode import join
@@ -70,7 +70,9 @@ def play_rows(
         after, row, _ = collect(env, agent, behavior, actor_state, hypers, greedy=greedy, key=key_step)
         return after, (row, state)
 
-    return Played(*lax.scan(step, start(env, agent.model, envs, key=key_start), jr.split(key_loop, length))[1])
+    return Played(
+        *lax.scan(step, init_actor_state(env, agent.model, envs, key=key_start), jr.split(key_loop, length))[1]
+    )
 
 
 def episode_step(is_first: Bool[Array, "T N"]) -> Int[Array, "T N"]:

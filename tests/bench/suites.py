@@ -31,7 +31,7 @@ import envs
 from envs.environment import Environment, env_step, obs_entries
 from stages import train
 from stages.cli.parse import parse
-from stages.collect import start
+from stages.collect import init_actor_state
 from stages.config import Config, Hypers
 from stages.replay import StepCounters
 from stages.sweep.start import start_jax
@@ -99,7 +99,7 @@ def made_up_state(env: Environment, config: Config, hypers: Hypers) -> TrainStat
     shapes = jax.eval_shape(lambda key: train.init(env, config, hypers, key=key), jr.key(0))
     is_key = lambda x: jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
     state = jax.tree.map(lambda x: jr.key(0) if is_key(x) else jnp.zeros(x.shape, x.dtype), shapes)
-    begin = jax.jit(lambda model, key: start(env, model, config.envs, key=key))
+    begin = jax.jit(lambda model, key: init_actor_state(env, model, config.envs, key=key))
     actor_state = begin(state.agent.model, jr.key(1))
     return dataclasses.replace(state, actor_state=actor_state, hypers=jax.tree.map(jnp.float32, hypers))
 
