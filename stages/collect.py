@@ -17,7 +17,7 @@ from stages.agent import Agent, Collector, Turns
 from stages.behavior import Behavior
 from stages.config import Hypers
 from stages.replay import Row
-from stages.rssm import Latent, initial, observe_step
+from stages.rssm import Latent, initial_latent, observe_step
 from stages.uniform import RandomPolicy
 from stages.world_model import WorldModel
 
@@ -49,7 +49,7 @@ class Episodes(eqx.Module):
 def init_actor_state(env: Environment, model: WorldModel, envs: int, *, key: PRNGKeyArray) -> ActorState:
     """`envs` environments at their first observation, with the model's initial state."""
     env_state, timestep = jax.vmap(env.reset)(jr.split(key, envs))
-    latent = initial(model.rssm, (envs,), model.dtype)
+    latent = initial_latent(model.rssm, (envs,), model.dtype)
     action = jnp.zeros((envs, env.action_space.size))
     score, length = jnp.zeros(envs), jnp.zeros(envs, jnp.int32)
     events = {name: jnp.zeros(envs, jnp.int32) for name in timestep.events}

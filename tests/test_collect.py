@@ -20,7 +20,7 @@ from stages import rssm
 from stages.agent import Agent, collector
 from stages.collect import act, collect, env_action, init_actor_state, take_turns
 from stages.config import Config, Hypers
-from stages.rssm import Latent, initial
+from stages.rssm import Latent, initial_latent
 from stages.world_model import WorldModel, action_vector
 from tests.conftest import SMALL, arbitrary
 
@@ -276,7 +276,7 @@ def test_explorer_and_tasker_take_turns_that_last_an_episode(mix_agent):
     turns = collector(mix_agent, "mix")
     actors = lambda t: (t.explorer.actor, t.tasker.actor)
     turns = eqx.tree_at(actors, turns, (sure(turns.explorer.actor, 0), sure(turns.tasker.actor, 2)))
-    latent = initial(mix_agent.model.rssm, (400,), mix_agent.model.dtype)
+    latent = initial_latent(mix_agent.model.rssm, (400,), mix_agent.model.dtype)
 
     @jax.jit
     def step(is_first, tasker_acts, key):

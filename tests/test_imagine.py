@@ -217,7 +217,7 @@ def test_the_policy_is_given_features_and_its_uniform_share_alone(config, model,
 
 def test_all_unimix_makes_every_class_equally_likely(config, model, actor):
     many = 4000
-    start = rssm.initial(model.rssm, (many,), jnp.dtype(jnp.float32))
+    start = rssm.initial_latent(model.rssm, (many,), jnp.dtype(jnp.float32))
     noise = Noise(jr.uniform(jr.key(7), (1, many, config.model.stoch)), jnp.zeros((2, many, A)))
     out = merged(jax.jit(imagine)(model, actor, start, noise, 1.0, 0.0))
     stoch = np.reshape(out.feat[1, :, 16:], (many, config.model.stoch, config.model.classes))
@@ -228,7 +228,7 @@ def test_a_discrete_policy_has_a_uniform_share_of_its_own(config, env):
     many, actions = 4000, env.action_space
     model = arbitrary(lambda: WorldModel(config, env.obs_space, actions, key=jr.key(0)))
     actor = arbitrary(lambda: Actor(config.model, actions, key=jr.key(0)), seed=1)
-    start = rssm.initial(model.rssm, (many,), jnp.dtype(jnp.float32))
+    start = rssm.initial_latent(model.rssm, (many,), jnp.dtype(jnp.float32))
     noise = draw_noise(model, actor, 1, many, key=jr.key(7))
     out = merged(jax.jit(imagine)(model, actor, start, noise, 0.0, 1.0))
     np.testing.assert_array_equal(np.sort(out.action, -1), np.broadcast_to([0, 0, 1], out.action.shape))
@@ -240,7 +240,7 @@ def test_a_trajectory_has_the_compute_type(config, env):
     for actions in (ACTIONS, env.action_space):
         model = arbitrary(lambda a=actions: WorldModel(half, env.obs_space, a, key=jr.key(0)))
         actor = arbitrary(lambda a=actions: Actor(half.model, a, key=jr.key(0)))
-        noise, start = draw_noise(model, actor, H, n, key=jr.key(1)), rssm.initial(model.rssm, (n,), model.dtype)
+        noise, start = draw_noise(model, actor, H, n, key=jr.key(1)), rssm.initial_latent(model.rssm, (n,), model.dtype)
         out = jax.eval_shape(lambda *args: imagine(*args, RATIO, SHARE), model, actor, start, noise)
         chex.assert_type([out.feat, out.action, out.cont], [jnp.bfloat16, jnp.float32, jnp.float32])
 

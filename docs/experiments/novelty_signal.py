@@ -52,7 +52,7 @@ from stages.encode import preprocess_obs
 from stages.measure.coverage import action_vectors
 from stages.networks.symlog import symlog
 from stages.replay import Row, StepCounters, Windows, read_windows, sample_windows, write_back
-from stages.rssm import Latent, initial
+from stages.rssm import Latent, initial_latent
 from stages.sweep.start import start_jax
 from stages.world_model import Observed, WorldModel, action_vector, model_loss, observe
 
@@ -150,7 +150,7 @@ def observe_window(model: WorldModel, batch: Row, hypers: Hypers, *, key: PRNGKe
 def posterior(model: WorldModel, rows: Row, unimix: Array) -> Latent:
     """States of whole streams [T, N]."""
     action = action_vector(model, rows.action)
-    context = initial(model.rssm, rows.is_first.shape[1:], model.dtype)
+    context = initial_latent(model.rssm, rows.is_first.shape[1:], model.dtype)
     before = jnp.concatenate([jnp.zeros_like(action[:1]), action[:-1]])
     return observe(model, context, before, rows.obs, rows.is_first, unimix, key=jr.key(7)).latent
 
