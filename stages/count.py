@@ -24,7 +24,7 @@ from envs.environment import ActionSpace, Space
 from stages.config import Config, EnsembleConfig, Hypers
 from stages.ensemble import own_optimizer, own_step
 from stages.imagine import posterior
-from stages.intrinsic import ObsReward, VisitCounts, normalize_by
+from stages.intrinsic import ObsReward, VisitCounts, update_normalizer
 from stages.networks.layers import Head
 from stages.obs_numbers import ObsNumbers, input_size, state_action_inputs
 from stages.replay import Row
@@ -69,7 +69,7 @@ class CountBonus(ObsReward):
     ) -> tuple["CountBonus", optax.OptState, Float[Array, ""]]:
         """One step towards the bonus of every action in the pairs' first states: those never taken pay 1 there."""
         assert counts.visits is not None, "validate.check_countable refuses other environments"
-        reward = normalize_by(self, model, pairs)
+        reward = update_normalizer(self, model, pairs)
         feat = posterior(model, jax.tree.map(lambda x: x[0], pairs)).feat
 
         def inputs_of(action: Float[Array, " A"]) -> Float[Array, "n I"]:

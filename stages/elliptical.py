@@ -28,7 +28,7 @@ from envs.environment import ActionSpace, Space
 from stages.config import Config, EnsembleConfig, Hypers
 from stages.decode import decode_mean
 from stages.encode import number_count
-from stages.intrinsic import ObsReward, VisitCounts, normalize_by
+from stages.intrinsic import ObsReward, VisitCounts, update_normalizer
 from stages.obs_numbers import ObsNumbers
 from stages.replay import Row
 from stages.rssm import Latent, bound_action, latent_of
@@ -86,7 +86,7 @@ class EllipticalBonus(ObsReward):
         """One step of the average towards the pairs that were drawn uniformly; the loss is their mean bonus before."""
         # The first quarter comes from the newest rows, and would count them many times.
         pairs = jax.tree.map(lambda x: x[:, x.shape[1] // 4 :], pairs)
-        reward = normalize_by(self, model, pairs)
+        reward = update_normalizer(self, model, pairs)
         feat = Latent.stored(pairs.deter[0], pairs.stoch[0], model.rssm.classes, model.dtype).feat
         action, acted = action_vector(model, pairs.action[0]), ~pairs.is_last[0]
         phi, chosen = reward._features(model, feat, action, hypers)

@@ -122,8 +122,8 @@ class ObsReward(IntrinsicReward):
 SomeObsReward = TypeVar("SomeObsReward", bound=ObsReward)
 
 
-def normalize_by(reward: SomeObsReward, model: WorldModel, pairs: Row) -> SomeObsReward:
-    """The reward with its normaliser moved towards the second observations of pairs, [2, n, ...]."""
+def update_normalizer(reward: SomeObsReward, model: WorldModel, pairs: Row) -> SomeObsReward:
+    """The reward with its normaliser updated by the second observations of pairs, [2, n, ...]."""
     numbers = reward.numbers.updated(model.decoder.space, jax.tree.map(lambda x: x[1], pairs.obs))
     return eqx.tree_at(lambda reward: reward.numbers, reward, numbers)
 

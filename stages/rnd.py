@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from envs.environment import ActionSpace, Space
 from stages.config import Config, EnsembleConfig, Hypers
 from stages.ensemble import own_optimizer, own_step
-from stages.intrinsic import ObsReward, VisitCounts, normalize_by
+from stages.intrinsic import ObsReward, VisitCounts, update_normalizer
 from stages.networks.layers import Head
 from stages.obs_numbers import ObsNumbers, input_size, state_action_inputs
 from stages.replay import Row
@@ -64,7 +64,7 @@ class RND(ObsReward):
         self, opt_state: optax.OptState, model: WorldModel, pairs: Row, counts: VisitCounts, hypers: Hypers
     ) -> tuple["RND", optax.OptState, Float[Array, ""]]:
         del counts
-        reward = normalize_by(self, model, pairs)
+        reward = update_normalizer(self, model, pairs)
         feat = Latent.stored(pairs.deter[0], pairs.stoch[0], model.rssm.classes, model.dtype).feat
         action = action_vector(model, pairs.action[0])
         inputs = state_action_inputs(reward.numbers, self.config, model, feat, action, hypers)
