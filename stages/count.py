@@ -86,7 +86,7 @@ class CountBonus(ObsReward):
         predictor, opt_state, value = own_step(reward.predictor, opt_state, loss, hypers)
         return reward._with_predictor(predictor), opt_state, value
 
-    def untrained(self, config: Config, obs: Space, actions: ActionSpace, *, key: PRNGKeyArray) -> "CountBonus":
+    def reinitialize(self, config: Config, obs: Space, actions: ActionSpace, *, key: PRNGKeyArray) -> "CountBonus":
         return self._with_predictor(CountBonus(config, obs, actions, key=key).predictor)
 
     def _predict(self, inputs: Float[Array, "*b I"]) -> Float[Array, "*b"]:

@@ -99,7 +99,7 @@ class EllipticalBonus(ObsReward):
         updated = eqx.tree_at(lambda r: (r.moment, r.weight, r.inverse), reward, (moment, weight, inverse))
         return updated, opt_state, (self._bonus(phi, chosen) * acted).sum() / jnp.maximum(acted.sum(), 1)
 
-    def untrained(self, config: Config, obs: Space, actions: ActionSpace, *, key: PRNGKeyArray) -> "EllipticalBonus":
+    def reinitialize(self, config: Config, obs: Space, actions: ActionSpace, *, key: PRNGKeyArray) -> "EllipticalBonus":
         fresh = EllipticalBonus(config, obs, actions, key=key)
         return eqx.tree_at(lambda r: (r.frequencies, r.numbers), fresh, (self.frequencies, self.numbers))
 

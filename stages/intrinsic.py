@@ -96,8 +96,8 @@ class IntrinsicReward(eqx.Module):
         """
 
     @abc.abstractmethod
-    def untrained(self, config: Config, obs: Space, actions: ActionSpace, *, key: PRNGKeyArray) -> "IntrinsicReward":
-        """This reward with new trainable weights; what is not trained by gradient is kept."""
+    def reinitialize(self, config: Config, obs: Space, actions: ActionSpace, *, key: PRNGKeyArray) -> "IntrinsicReward":
+        """This reward with new trainable weights, as before training. What is not trained by gradient is kept."""
 
 
 class ObsReward(IntrinsicReward):
@@ -170,7 +170,7 @@ class Disagreement(IntrinsicReward):
         ensemble, opt_state, loss = update_ensemble(self.ensemble, opt_state, model, pairs, hypers)
         return eqx.tree_at(lambda reward: reward.ensemble, self, ensemble), opt_state, loss
 
-    def untrained(self, config: Config, obs: Space, actions: ActionSpace, *, key: PRNGKeyArray) -> "Disagreement":
+    def reinitialize(self, config: Config, obs: Space, actions: ActionSpace, *, key: PRNGKeyArray) -> "Disagreement":
         ensemble = replace_members(self.ensemble, Ensemble(config, obs, actions.size, key=key).members)
         return eqx.tree_at(lambda reward: reward.ensemble, self, ensemble)
 
@@ -221,5 +221,5 @@ class ConstantReward(IntrinsicReward):
         unpaid, opt_state, loss = self.unpaid.update(opt_state, model, pairs, counts, hypers)
         return eqx.tree_at(lambda reward: reward.unpaid, self, unpaid), opt_state, loss
 
-    def untrained(self, config: Config, obs: Space, actions: ActionSpace, *, key: PRNGKeyArray) -> "ConstantReward":
-        return eqx.tree_at(lambda r: r.unpaid, self, self.unpaid.untrained(config, obs, actions, key=key))
+    def reinitialize(self, config: Config, obs: Space, actions: ActionSpace, *, key: PRNGKeyArray) -> "ConstantReward":
+        return eqx.tree_at(lambda r: r.unpaid, self, self.unpaid.reinitialize(config, obs, actions, key=key))

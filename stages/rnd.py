@@ -76,7 +76,7 @@ class RND(ObsReward):
         predictor, opt_state, value = own_step(reward.predictor, opt_state, loss, hypers)
         return reward._with_predictor(predictor), opt_state, value
 
-    def untrained(self, config: Config, obs: Space, actions: ActionSpace, *, key: PRNGKeyArray) -> "RND":
+    def reinitialize(self, config: Config, obs: Space, actions: ActionSpace, *, key: PRNGKeyArray) -> "RND":
         return self._with_predictor(RND(config, obs, actions, key=key).predictor)
 
     def _error(self, inputs: Float[Array, "*b I"]) -> Float[Array, "*b"]:

@@ -96,7 +96,7 @@ def test_nothing_is_known_before_the_first_row(case):
     np.testing.assert_allclose(pay(bonus, *about(model, pairs)), 1, rtol=1e-5)
     learned, _, first = update(bonus, pairs)
     np.testing.assert_allclose(first, 1, rtol=1e-5)
-    untrained = learned.untrained(CONFIG, OBS, case[0], key=jr.key(5))
+    untrained = learned.reinitialize(CONFIG, OBS, case[0], key=jr.key(5))
     np.testing.assert_allclose(pay(untrained, *about(model, pairs)), 1, rtol=1e-5)
     assert tree_equal(untrained.frequencies, bonus.frequencies)
 

@@ -46,7 +46,7 @@ def made():
                     )
                 )(MODEL),
                 "updated": reward.update(state, MODEL, pairs, COUNTS, HYPERS),
-                "untrained": reward.untrained(CONFIG, OBS, ACTIONS, key=jr.key(7)),
+                "untrained": reward.reinitialize(CONFIG, OBS, ACTIONS, key=jr.key(7)),
             }
         return results
 

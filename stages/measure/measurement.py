@@ -161,7 +161,7 @@ def reward_baselines(
     _, fresh = lax.scan(act, actor_state, jr.split(key_steps, RANDOM_STEPS))
     assert agent.intrinsic is not None
     intrinsic = agent.intrinsic.novelty_signal
-    untrained = intrinsic.untrained(config, env.obs_space, env.action_space, key=key_members)
+    untrained = intrinsic.reinitialize(config, env.obs_space, env.action_space, key=key_members)
     return RewardBaselines(
         _mean_novelty(intrinsic, agent.model, recent, present, hypers),
         _mean_novelty(untrained, agent.model, recent, present, hypers),
