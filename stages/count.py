@@ -76,7 +76,7 @@ class CountBonus(ObsReward):
             actions = jnp.broadcast_to(action, (*feat.shape[:-1], *action.shape))
             return state_action_inputs(reward.numbers, self.config, model, feat, actions, hypers)
 
-        inputs = jax.vmap(inputs_of, out_axes=1)(counts.actions)  # [n, U, I]
+        inputs = jax.vmap(inputs_of, out_axes=1)(counts.action_vectors)  # [n, U, I]
         target = jax.lax.rsqrt(1.0 + counts.visits)
 
         def loss(predictor: Head) -> Float[Array, ""]:

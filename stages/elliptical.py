@@ -92,9 +92,9 @@ class EllipticalBonus(ObsReward):
         phi, chosen = reward._features(model, feat, action, hypers)
         count = phi.shape[0]
         moment = jnp.einsum("nu,nv,nw->uvw", chosen * acted[:, None], phi, phi) / count
-        rate = jnp.minimum(1.0, count / (PASSES * jnp.maximum(1, counts.stored)))
+        rate = jnp.minimum(1.0, count / (PASSES * jnp.maximum(1, counts.rows_in_replay)))
         moment, weight = (1 - rate) * self.moment + rate * moment, (1 - rate) * self.weight + rate
-        total = counts.stored * moment / jnp.maximum(weight, 1e-8) / hypers.elliptical_ridge
+        total = counts.rows_in_replay * moment / jnp.maximum(weight, 1e-8) / hypers.elliptical_ridge
         inverse = jax.vmap(_inverse)(total + jnp.eye(phi.shape[-1]))
         updated = eqx.tree_at(lambda r: (r.moment, r.weight, r.inverse), reward, (moment, weight, inverse))
         return updated, opt_state, (self._bonus(phi, chosen) * acted).sum() / jnp.maximum(acted.sum(), 1)

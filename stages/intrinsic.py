@@ -34,8 +34,8 @@ from stages.world_model import Observed, WorldModel
 class VisitCounts(NamedTuple):
     """Counts that an update may use beside its replayed pairs of rows."""
 
-    stored: Int[Array, ""]  # rows that replay holds
-    actions: Float[Array, "U A"]  # a vector of each action that is told apart (measure/coverage.py)
+    rows_in_replay: Int[Array, ""]
+    action_vectors: Float[Array, "U A"]  # of the actions that are told apart (measure/coverage.py)
     visits: Int[Array, "n U"] | None  # how often each was taken in the pair's first state; None: no state is counted
 
 

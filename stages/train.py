@@ -171,7 +171,7 @@ def update_intrinsic(
     reward = state.agent.intrinsic
     assert reward is not None
     shape = (replay.capacity_of(state.ring), config.envs, config.ensemble.batch_size)
-    stored = jnp.minimum(counters.step, shape[0]) * config.envs
+    rows_in_replay = jnp.minimum(counters.step, shape[0]) * config.envs
     key, key_steps = jr.split(state.key)
 
     def step(carry, key):
@@ -181,7 +181,7 @@ def update_intrinsic(
             replay.read_windows(state.ring, windows, 1),
             visits_at(state.coverage, windows.start, windows.env),
         )
-        counts = VisitCounts(stored, action_vectors(state.agent.model.actions), visits)
+        counts = VisitCounts(rows_in_replay, action_vectors(state.agent.model.actions), visits)
         reward, opt_state, loss = reward.update(opt_state, state.agent.model, pairs, counts, state.hypers)
         return (reward, opt_state), loss
 
