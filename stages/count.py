@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from envs.environment import ActionSpace, Space
 from stages.config import Config, EnsembleConfig, Hypers
 from stages.ensemble import own_optimizer, own_step
-from stages.imagine import posterior
+from stages.imagine import stored_latent
 from stages.intrinsic import ObsReward, VisitCounts, update_normalizer
 from stages.networks.layers import Head
 from stages.obs_numbers import ObsNumbers, input_size, state_action_inputs
@@ -70,7 +70,7 @@ class CountBonus(ObsReward):
         """One step towards the bonus of every action in the pairs' first states: those never taken pay 1 there."""
         assert counts.visits is not None, "validate.check_countable refuses other environments"
         reward = update_normalizer(self, model, pairs)
-        feat = posterior(model, jax.tree.map(lambda x: x[0], pairs)).feat
+        feat = stored_latent(model, jax.tree.map(lambda x: x[0], pairs)).feat
 
         def inputs_of(action: Float[Array, " A"]) -> Float[Array, "n I"]:
             actions = jnp.broadcast_to(action, (*feat.shape[:-1], *action.shape))

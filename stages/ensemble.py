@@ -24,7 +24,7 @@ from envs.environment import Obs, Space
 from stages.config import Config, EnsembleConfig, Hypers
 from stages.encode import embed_size, flat_numbers
 from stages.fast.stacked import Stacked
-from stages.imagine import posterior
+from stages.imagine import stored_latent
 from stages.networks.distributions import Categorical
 from stages.networks.layers import Head
 from stages.obs_numbers import ObsNumbers, input_size, state_action_inputs
@@ -178,7 +178,7 @@ def update_ensemble(
     Returns:
         (ensemble, optimiser state, loss []): the loss in nats, the mean over members and pairs.
     """
-    latent = posterior(model, pairs)
+    latent = stored_latent(model, pairs)
     successor_obs = jax.tree.map(lambda x: x[1], pairs.obs)
     numbers = ensemble.numbers.updated(model.decoder.space, successor_obs)
     ensemble = eqx.tree_at(lambda e: e.numbers, ensemble, numbers)

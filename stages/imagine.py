@@ -95,8 +95,8 @@ def _append(xs, x):
 # ---- along replayed actions ----------------------------------------------------------------------------------------
 
 
-def posterior(model: WorldModel, rows: Row) -> Latent:
-    """The states that the agent had at its rows."""
+def stored_latent(model: WorldModel, rows: Row) -> Latent:
+    """The posterior states that replay stores with its rows: those that the agent had there."""
     return Latent.stored(rows.deter, rows.stoch, model.rssm.classes, model.dtype)
 
 
@@ -111,7 +111,7 @@ def open_loop(
         unimix: uniform share of the prior.
     """
     uniform = jr.uniform(key, (*observed.shape, model.rssm.stoch))
-    states, actions = posterior(model, rows), action_vector(model, rows.action)
+    states, actions = stored_latent(model, rows), action_vector(model, rows.action)
 
     def step(carry, inputs):
         (latent, last_action), (state, observed, uniform, action) = carry, inputs

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from stages.config import Hypers
-from stages.imagine import posterior
+from stages.imagine import stored_latent
 from stages.measure.heads import HEADS_AHEAD, ROWS, draw_rows, head_errors
 from stages.replay import Row
 from stages.rssm import imagine_step
@@ -81,7 +81,7 @@ def test_errors_are_means_over_the_rows_that_were_drawn(history, measured, step)
     uniform = np.asarray(jr.uniform(key_ahead, (LENGTH + 1, index.size, MODEL.rssm.stoch)))
     walk = jax.jit(lambda *before: imagine_step(MODEL.rssm, *before, HYPERS.unimix))
     read = jax.jit(lambda latent: (MODEL.reward.mean(MODEL.reward(latent.feat)), MODEL.cont(latent.feat)))
-    known = jax.tree.map(np.asarray, (posterior(MODEL, history), action_vector(MODEL, history.action)))
+    known = jax.tree.map(np.asarray, (stored_latent(MODEL, history), action_vector(MODEL, history.action)))
     real = np.asarray(history.reward)
     first, goes_on = np.asarray(history.is_first), ~np.asarray(history.is_terminal)
     each = {(kind, ahead): [] for kind in KINDS for ahead in HEADS_AHEAD}

@@ -15,7 +15,7 @@ import pytest
 from stages import train
 from stages.config import Hypers
 from stages.ensemble import disagreement
-from stages.imagine import posterior
+from stages.imagine import stored_latent
 from stages.measure.measurement import (
     RECENT_ROWS,
     ROWS_PER_STATE,
@@ -66,7 +66,7 @@ def test_foresight_is_the_mean_over_windows_as_far_as_their_episode_goes(mix_age
     )()
     walk = jax.jit(lambda *before: imagine_step(model.rssm, *before, HYPERS.unimix))
     wrong = jax.jit(lambda latent, obs: errors(model.decoder, latent, obs).loss)
-    known, first = (posterior(model, ring), action_vector(model, ring.action), ring.obs), np.asarray(ring.is_first)
+    known, first = (stored_latent(model, ring), action_vector(model, ring.action), ring.obs), np.asarray(ring.is_first)
     ahead, seen = ([[] for _ in AHEAD] for _ in range(2))
     oldest = max(0, step - CAPACITY)
     for w, (start, n) in enumerate(zip(np.asarray(windows.start), np.asarray(windows.env), strict=True)):
@@ -91,7 +91,7 @@ def test_foresight_of_a_short_ring_goes_as_far_as_its_rows(mix_agent, ring, fore
     whole = dataclasses.replace(ring, is_first=jnp.zeros_like(ring.is_first))
     found = foresee(mix_agent.model, whole, jnp.int32(6))  # 5 rows follow the first one
     assert np.isfinite(found.open_loop[:2]).all() and np.isnan(found.open_loop[2]) and np.isnan(found.posterior[2])
-    known = jax.tree.map(lambda x: x[jnp.array([1, 5])], (posterior(mix_agent.model, ring), ring.obs))
+    known = jax.tree.map(lambda x: x[jnp.array([1, 5])], (stored_latent(mix_agent.model, ring), ring.obs))
     every = errors(mix_agent.model.decoder, *known).loss
     low, high = np.asarray(every).min(1) - 1e-6, np.asarray(every).max(1) + 1e-6
     assert ((low <= found.posterior[:2]) & (found.posterior[:2] <= high)).all(), "rows 1 and 5 of either environment"
@@ -108,7 +108,7 @@ def test_what_changes_in_a_row_and_how_much_of_it_is_predicted(mix_agent, ring, 
     )()
     uniform = jr.uniform(jr.fold_in(KEY, 2), (WINDOWS, model.rssm.stoch))
     predict = jax.jit(lambda *before: model.decoder(imagine_step(model.rssm, *before, HYPERS.unimix)))
-    known = (posterior(model, ring), action_vector(model, ring.action))
+    known = (stored_latent(model, ring), action_vector(model, ring.action))
     obs, first, right = np.asarray(ring.obs), np.asarray(ring.is_first), []
     for w, (start, n) in enumerate(zip(np.asarray(windows.start), np.asarray(windows.env), strict=True)):
         following = (start + 1) % CAPACITY

@@ -14,7 +14,7 @@ import pytest
 from envs.environment import ActionSpace, DictSpace, ObsSpace, map_entries
 from stages.config import Config, Hypers
 from stages.decode import make_decoder
-from stages.imagine import open_loop, posterior
+from stages.imagine import open_loop, stored_latent
 from stages.measure.open_loop import (
     CONTEXT,
     changed_right,
@@ -59,7 +59,7 @@ def test_a_row_that_is_seen_has_the_posterior_state_and_one_that_is_not_follows_
     latent = jax.jit(lambda rows, observed: open_loop(model, rows, observed, 0.02, key=KEY))(
         rows, jnp.asarray(observed)
     )
-    known, action = posterior(model, rows), action_vector(model, rows.action)
+    known, action = stored_latent(model, rows), action_vector(model, rows.action)
     uniform = jr.uniform(KEY, (T, N, model.rssm.stoch))
     step = jax.jit(lambda *before: imagine_step(model.rssm, *before, 0.02))
     for n in range(N):
@@ -118,7 +118,7 @@ def test_only_episodes_that_are_so_long_count(mix_agent, rows):
     ahead = (1, 5, 6)  # rows 5, 9, and 10, which is the next episode's
     ours, observed, count = open_loop_errors(mix_agent.model, rows, ahead, 0.02, key=KEY)
     np.testing.assert_array_equal(count, [N, N, 0])
-    every = errors(mix_agent.model.decoder, posterior(mix_agent.model, rows), rows.obs)
+    every = errors(mix_agent.model.decoder, stored_latent(mix_agent.model, rows), rows.obs)
     np.testing.assert_allclose(observed.loss[:2], np.asarray(every.loss)[[CONTEXT, CONTEXT + 4]].mean(1), rtol=1e-5)
     assert np.isfinite(ours.loss[:2]).all() and np.isnan(ours.loss[2]) and np.isnan(observed.loss[2])
     assert (np.asarray(ours.loss)[:2] != np.asarray(observed.loss)[:2]).all()  # it did not look
@@ -152,7 +152,7 @@ def test_only_binary_and_categorical_numbers_that_change_count(present):
     rows = two_rows(MIXED, model)
     found = jax.jit(lambda rows, present: changed_right(model, rows, 0.02, present, key=KEY))(rows, jnp.int32(present))
     uniform = jr.uniform(KEY, (N, model.rssm.stoch))
-    known = jax.tree.map(lambda x: x[0], (posterior(model, rows), action_vector(model, rows.action)))
+    known = jax.tree.map(lambda x: x[0], (stored_latent(model, rows), action_vector(model, rows.action)))
     predict = jax.jit(lambda *before: model.decoder(imagine_step(model.rssm, *before, 0.02)))
     right, obs = [], jax.tree.map(np.asarray, rows.obs)
     for n in (0, 2):

@@ -41,7 +41,7 @@ from stages.cli.parse import parse
 from stages.cli.processes import Processes
 from stages.config import Config, Hypers
 from stages.evaluate import evaluate
-from stages.imagine import draw_noise, imagine, posterior
+from stages.imagine import draw_noise, imagine, stored_latent
 from stages.replay import StepCounters
 from stages.store.arrays import leaves_by_path
 from stages.store.checkpoint import FOLDER, CheckpointId, Checkpoints
@@ -104,7 +104,7 @@ def imagined_score(state: TrainState, collected: int, env: Environment, *, key: 
     chosen = jr.randint(key_rows, (IMAGINED,), 0, min(collected, capacity) * envs)
     rows = jax.tree.map(lambda x: x.reshape(capacity * envs, *x.shape[2:])[chosen], state.ring)
     noise = draw_noise(model, actor, env.time_limit, IMAGINED, key=key_noise)
-    start, shares = posterior(model, rows), (hypers.unimix, hypers.policy_unimix)
+    start, shares = stored_latent(model, rows), (hypers.unimix, hypers.policy_unimix)
     trajectory = imagine(model, actor, start, noise, *shares, block=IMAGINED)
     reward = model.reward.mean(model.reward(trajectory.feat[0]))
     goes_on = jnp.minimum(1.0, trajectory.cont[0] / (1 - 1 / hypers.discount_horizon))

@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from stages.config import Hypers
-from stages.imagine import open_loop, posterior
+from stages.imagine import open_loop, stored_latent
 from stages.replay import ReplayBuffer, Windows, capacity_of, read_windows
 from stages.rssm import Latent
 from stages.world_model import WorldModel, continue_logit
@@ -67,7 +67,7 @@ def head_errors(
         return jnp.where(is_valid, jnp.abs(errors), 0).sum(1) / is_valid.sum(1)
 
     ahead = open_loop(model, rows, observed, hypers.unimix, key=key_ahead)
-    return HeadErrors(*jnp.stack([means(posterior(model, rows), is_drawn), means(ahead, is_drawn & is_reached)], 1))
+    return HeadErrors(*jnp.stack([means(stored_latent(model, rows), is_drawn), means(ahead, is_drawn & is_reached)], 1))
 
 
 def draw_rows(

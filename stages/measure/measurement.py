@@ -21,7 +21,7 @@ from envs.environment import Environment
 from stages.agent import Agent
 from stages.collect import collect, init_actor_state
 from stages.config import Config, Hypers
-from stages.imagine import posterior
+from stages.imagine import stored_latent
 from stages.intrinsic import IntrinsicReward
 from stages.measure.coverage import Coverage, action_vectors
 from stages.measure.heads import HeadErrors, head_errors
@@ -173,7 +173,7 @@ def _mean_novelty(
     reward: IntrinsicReward, model: WorldModel, rows: Row, present: Bool[Array, "R N"], hypers: Hypers
 ) -> Float[Array, ""]:
     """The mean over stored rows. An episode's last row is left out, since no action was taken there."""
-    feat = posterior(model, rows).feat
+    feat = stored_latent(model, rows).feat
     by_row = reward(model, feat, action_vector(model, rows.action), hypers)
     return jnp.where(present, by_row, 0.0).sum() / present.sum()
 

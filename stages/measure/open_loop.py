@@ -22,7 +22,7 @@ from stages.collect import collect, init_actor_state
 from stages.config import Hypers, Scalar
 from stages.decode import Decoder, recon_loss, reconstruct
 from stages.encode import join
-from stages.imagine import open_loop, posterior
+from stages.imagine import open_loop, stored_latent
 from stages.replay import Row
 from stages.rssm import Latent, imagine_step
 from stages.uniform import RandomPolicy
@@ -112,7 +112,7 @@ def changed_right(
     first, second = (jax.tree.map(lambda x, t=t: x[t], rows) for t in (0, 1))
     lead, space = second.is_first.shape, model.decoder.space
     uniform = jr.uniform(key, (*lead, model.rssm.stoch))
-    latent = imagine_step(model.rssm, posterior(model, first), action_vector(model, first.action), uniform, unimix)
+    latent = imagine_step(model.rssm, stored_latent(model, first), action_vector(model, first.action), uniform, unimix)
     likeliest = jax.tree.map(jnp.round, reconstruct(model.decoder, latent))
     is_valid = ~second.is_first & (present > 1)
     changed = (1 - _equal_numbers(space, first.obs, second.obs, lead)) * is_valid[:, None]
@@ -149,4 +149,4 @@ def open_loop_errors(
         latent, obs = jax.tree.map(lambda x: x[target], (latent, rows.obs))
         return jax.tree.map(lambda x: jnp.where(is_valid, x, 0).sum(1) / count, errors(model.decoder, latent, obs))
 
-    return mean(open_loop(model, rows, observed, unimix, key=key)), mean(posterior(model, rows)), count
+    return mean(open_loop(model, rows, observed, unimix, key=key)), mean(stored_latent(model, rows)), count
