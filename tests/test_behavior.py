@@ -21,7 +21,7 @@ from stages.behavior import Behavior, BehaviorTarget, Objective, Replayed, behav
 from stages.config import Hypers, ModelConfig
 from stages.fast import blocks
 from stages.imagine import Trajectory
-from stages.networks.layers import Outputs
+from stages.networks.layers import ParallelLinear
 from stages.returns import ReturnScale
 from tests.conftest import arbitrary
 
@@ -141,7 +141,7 @@ def slow_head(head, x):
         x = x @ layer.linear.weight + layer.linear.bias
         x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-4) * layer.norm.scale
         x = x / (1 + np.exp(-x))
-    if isinstance(head.out, Outputs):
+    if isinstance(head.out, ParallelLinear):
         return np.concatenate(
             [x @ w + b for w, b in zip(head.out.parts.module.weight, head.out.parts.module.bias, strict=True)], -1
         )
