@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from envs.environment import ActionSpace, Space
 from stages.config import Config, EnsembleConfig, Hypers
-from stages.ensemble import own_optimizer, own_step
+from stages.ensemble import intrinsic_optimizer, intrinsic_step
 from stages.imagine import stored_latent
 from stages.intrinsic import ObsReward, VisitCounts, update_normalizer
 from stages.networks.layers import Head
@@ -62,7 +62,7 @@ class CountBonus(ObsReward):
         return jnp.zeros(rows.reward.shape)
 
     def init_opt_state(self, hypers: Hypers) -> optax.OptState:
-        return own_optimizer(hypers).init(eqx.filter(self.predictor, eqx.is_array))
+        return intrinsic_optimizer(hypers).init(eqx.filter(self.predictor, eqx.is_array))
 
     def update(
         self, opt_state: optax.OptState, model: WorldModel, pairs: Row, counts: VisitCounts, hypers: Hypers
@@ -83,7 +83,7 @@ class CountBonus(ObsReward):
             error = jnp.square(reward._with_predictor(predictor)._predict(inputs) - target).mean(-1)
             return jnp.where(pairs.is_last[0], 0.0, error).mean()  # no action follows an episode's last row
 
-        predictor, opt_state, value = own_step(reward.predictor, opt_state, loss, hypers)
+        predictor, opt_state, value = intrinsic_step(reward.predictor, opt_state, loss, hypers)
         return reward._with_predictor(predictor), opt_state, value
 
     def reinitialize(self, config: Config, obs: Space, actions: ActionSpace, *, key: PRNGKeyArray) -> "CountBonus":

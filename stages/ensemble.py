@@ -149,21 +149,21 @@ def replace_members(ensemble: Ensemble, members: Stacked) -> Ensemble:
 
 def init_opt_state(ensemble: Ensemble, hypers: Hypers) -> optax.OptState:
     """The state of the members' own optimiser before its first step."""
-    return own_optimizer(hypers).init(eqx.filter(ensemble.members, eqx.is_array))
+    return intrinsic_optimizer(hypers).init(eqx.filter(ensemble.members, eqx.is_array))
 
 
-def own_optimizer(hypers: Hypers) -> optax.GradientTransformation:
-    """The optimiser of what learns by updates of its own."""
+def intrinsic_optimizer(hypers: Hypers) -> optax.GradientTransformation:
+    """Adam, for intrinsic rewards that learn by updates of their own."""
     # With b2 at 0.99 it forgets within a hundred updates how large gradients were: new states make large ones.
     return optax.chain(optax.scale_by_adam(b1=0.9, b2=0.99), optax.scale_by_learning_rate(hypers.ensemble_lr))
 
 
-def own_step(
+def intrinsic_step(
     network: Network, opt_state: optax.OptState, loss: Callable[[Network], Float[Array, ""]], hypers: Hypers
 ) -> tuple[Network, optax.OptState, Float[Array, ""]]:
-    """One step of `own_optimizer` down the gradient of `loss`: (network, optimiser state, loss before the step)."""
+    """One step of `intrinsic_optimizer` on `loss`: (network, optimiser state, loss before the step)."""
     value, grads = jax.value_and_grad(loss)(network)
-    updates, opt_state = own_optimizer(hypers).update(grads, opt_state)
+    updates, opt_state = intrinsic_optimizer(hypers).update(grads, opt_state)
     return eqx.apply_updates(network, updates), opt_state, value
 
 
@@ -192,5 +192,5 @@ def update_ensemble(
         error = 0.5 * jnp.square(predict(replace_members(ensemble, members), inputs, hypers) - target).sum(-1)
         return jnp.where(pairs.is_first[1], 0.0, error).mean(1).sum()  # over members: each learns as it would alone
 
-    members, opt_state, total = own_step(ensemble.members, opt_state, loss, hypers)
+    members, opt_state, total = intrinsic_step(ensemble.members, opt_state, loss, hypers)
     return replace_members(ensemble, members), opt_state, total / len(members)

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from envs.environment import ActionSpace, Space
 from stages.config import Config, EnsembleConfig, Hypers
-from stages.ensemble import own_optimizer, own_step
+from stages.ensemble import intrinsic_optimizer, intrinsic_step
 from stages.intrinsic import ObsReward, VisitCounts, update_normalizer
 from stages.networks.layers import Head
 from stages.obs_numbers import ObsNumbers, input_size, state_action_inputs
@@ -58,7 +58,7 @@ class RND(ObsReward):
         return jnp.where(rows.is_last, 0.0, self._error(inputs))  # no action follows an episode's last row
 
     def init_opt_state(self, hypers: Hypers) -> optax.OptState:
-        return own_optimizer(hypers).init(eqx.filter(self.predictor, eqx.is_array))
+        return intrinsic_optimizer(hypers).init(eqx.filter(self.predictor, eqx.is_array))
 
     def update(
         self, opt_state: optax.OptState, model: WorldModel, pairs: Row, counts: VisitCounts, hypers: Hypers
@@ -73,7 +73,7 @@ class RND(ObsReward):
             error = reward._with_predictor(predictor)._error(inputs)
             return jnp.where(pairs.is_last[0], 0.0, error).mean()
 
-        predictor, opt_state, value = own_step(reward.predictor, opt_state, loss, hypers)
+        predictor, opt_state, value = intrinsic_step(reward.predictor, opt_state, loss, hypers)
         return reward._with_predictor(predictor), opt_state, value
 
     def reinitialize(self, config: Config, obs: Space, actions: ActionSpace, *, key: PRNGKeyArray) -> "RND":
