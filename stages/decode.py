@@ -21,14 +21,14 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 from envs.environment import DictSpace, Obs, ObsSpace, Space, map_entries, zip_entries
 from stages.config import ModelConfig
 from stages.encode import (
-    MULTIPLIERS,
-    convolutional,
-    features,
+    DEPTH_MULTIPLIERS,
     image_shape,
     images_and_vectors,
     join,
-    joined_image,
+    joined_image_space,
     number_count,
+    preprocessed_shape,
+    uses_convolutions,
 )
 from stages.networks.convolution import Conv, ConvStage, pyramid, upsample
 from stages.networks.layers import MLP, BlockLinear, Dense, Head, Linear, RMSNorm
@@ -48,8 +48,8 @@ class MLPDecoder(eqx.Module):
         self.space = space
 
     def __call__(self, latent: Latent) -> Float[Array, "..."]:
-        """Raw outputs [..., *features]: logits, or predicted symlog."""
-        return self.head(latent.feat).reshape(*latent.deter.shape[:-1], *features(self.space))
+        """Raw outputs [..., *preprocessed]: logits, or predicted symlog."""
+        return self.head(latent.feat).reshape(*latent.deter.shape[:-1], *preprocessed_shape(self.space))
 
 
 class ConvDecoder(eqx.Module):
@@ -68,7 +68,7 @@ class ConvDecoder(eqx.Module):
     def __init__(self, space: ObsSpace, model: ModelConfig, *, key: PRNGKeyArray):
         height, width, channels = image_shape(space)
         sizes = pyramid((height, width))
-        depths = [model.depth * m for m in MULTIPLIERS[: max(1, len(sizes) - 1)]]
+        depths = [model.depth * m for m in DEPTH_MULTIPLIERS[: max(1, len(sizes) - 1)]]
         kernel = 5 if len(sizes) > 3 else 3
         coarse = math.prod(sizes[-1]) * depths[-1]
         key_deter, key_stoch, key_hidden, key_out, *keys = jr.split(key, 4 + len(depths) - 1)
@@ -85,7 +85,7 @@ class ConvDecoder(eqx.Module):
         self.space = space
 
     def __call__(self, latent: Latent) -> Float[Array, "..."]:
-        """Raw outputs [..., *features]: logits, or predicted symlog."""
+        """Raw outputs [..., *preprocessed]: logits, or predicted symlog."""
         deter, stoch = latent.deter, latent.stoch
         lead, sizes = deter.shape[:-1], pyramid(image_shape(self.space)[:2])
         height, width = sizes[-1]
@@ -97,7 +97,7 @@ class ConvDecoder(eqx.Module):
             x = upsample(x, sizes[-2 - level])
             x = jax.nn.silu(stage.norm(stage.conv(x)))
         x = upsample(x, sizes[0]) if len(sizes) > 1 else x
-        return self.out(x).astype(jnp.float32).reshape(*lead, *features(self.space))
+        return self.out(x).astype(jnp.float32).reshape(*lead, *preprocessed_shape(self.space))
 
 
 class DictDecoder(eqx.Module):
@@ -116,11 +116,11 @@ class DictDecoder(eqx.Module):
             name: Linear(model.units, number_count(entry), key=key_out)
             for key_out, (name, entry) in zip(keys, vectors.items(), strict=False)
         }
-        self.conv = ConvDecoder(joined_image(images), model, key=key_conv) if images else None
+        self.conv = ConvDecoder(joined_image_space(images), model, key=key_conv) if images else None
         self.space = space
 
     def __call__(self, latent: Latent) -> dict[str, Float[Array, "..."]]:
-        """Raw outputs [..., *features] of each entry: logits, or predicted symlog."""
+        """Raw outputs [..., *preprocessed] of each entry: logits, or predicted symlog."""
         lead, raw = latent.deter.shape[:-1], {}
         if self.mlp is not None:
             hidden = self.mlp(latent.feat)
@@ -130,7 +130,9 @@ class DictDecoder(eqx.Module):
             channels = [image_shape(self.space.entries[name])[2] for name in images]
             ends = [sum(channels[: i + 1]) for i in range(len(channels) - 1)]
             raw |= dict(zip(images, jnp.split(self.conv(latent), ends, -1), strict=True))
-        return {name: raw[name].reshape(*lead, *features(entry)) for name, entry in self.space.entries.items()}
+        return {
+            name: raw[name].reshape(*lead, *preprocessed_shape(entry)) for name, entry in self.space.entries.items()
+        }
 
 
 Decoder = MLPDecoder | ConvDecoder | DictDecoder
@@ -140,7 +142,7 @@ def make_decoder(space: Space, model: ModelConfig, *, key: PRNGKeyArray) -> Deco
     """The decoder that this observation space calls for. Raises ConfigError where there is none."""
     if isinstance(space, DictSpace):
         return DictDecoder(space, model, key=key)
-    cls = ConvDecoder if convolutional(space, model) else MLPDecoder
+    cls = ConvDecoder if uses_convolutions(space, model) else MLPDecoder
     return cls(space, model, key=key)
 
 
