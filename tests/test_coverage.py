@@ -20,7 +20,7 @@ from stages.elliptical import EllipticalBonus
 from stages.ensemble import disagreement
 from stages.measure.coverage import action_count, action_index, action_vectors
 from stages.measure.heads import HEADS_AHEAD
-from stages.measure.measurement import ROWS_PER_STATE, measure, novelty, rows_of_states
+from stages.measure.measurement import ROWS_PER_STATE, measure, measure_novelty, rows_of_states
 from stages.measure.open_loop import AHEAD
 from stages.rnd import RND
 from stages.rssm import Latent
@@ -184,7 +184,7 @@ def test_disagreement_of_a_state_is_the_mean_over_its_rows(short):
     sea, _, state, _ = short
     one = pick(state, 1)
     rows, present = rows_of_states(one.coverage.where, SIZE * SIZE, key=jr.key(0))
-    measured = jax.jit(lambda s: novelty(sea, s.agent, s.ring, s.coverage, s.hypers, key=jr.key(0)))(one)
+    measured = jax.jit(lambda s: measure_novelty(sea, s.agent, s.ring, s.coverage, s.hypers, key=jr.key(0)))(one)
     expected = jax.jit(
         lambda feat, vectors: disagreement(one.agent.intrinsic.ensemble, one.agent.model, feat, vectors, one.hypers)
     )
@@ -220,7 +220,7 @@ def test_every_reward_is_held_beside_visits(short, cls):
                 seed.agent.model, latent.feat, jnp.broadcast_to(action, (*seed.ring.action.shape, 2)), seed.hypers
             )
         )(jnp.eye(2))
-        return novelty(sea, seed.agent, seed.ring, seed.coverage, seed.hypers, key=jr.key(0)), paid
+        return measure_novelty(sea, seed.agent, seed.ring, seed.coverage, seed.hypers, key=jr.key(0)), paid
 
     one = pick(state, 1)
     measured, paid = jax.jit(learned)(one)

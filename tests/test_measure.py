@@ -20,8 +20,8 @@ from stages.measure.measurement import (
     RECENT_ROWS,
     ROWS_PER_STATE,
     WINDOWS,
-    open_loop_error,
-    reward_baselines,
+    measure_baselines,
+    measure_open_loop,
     rows_of_states,
 )
 from stages.measure.open_loop import AHEAD, errors, play_rows
@@ -50,7 +50,7 @@ def ring(env, mix_agent):
 
 @pytest.fixture(scope="module")
 def foresee():
-    return jax.jit(lambda model, ring, step: open_loop_error(model, ring, step, HYPERS, key=KEY))
+    return jax.jit(lambda model, ring, step: measure_open_loop(model, ring, step, HYPERS, key=KEY))
 
 
 @pytest.mark.parametrize("step", [25, 53])
@@ -150,11 +150,11 @@ def test_an_empty_ring_has_no_state():
 
 @pytest.fixture(scope="module")
 def uncounted(env, config, hypers):
-    """(config, an exploring seed of Catch after prefill, its counters, reward_baselines compiled)."""
+    """(config, an exploring seed of Catch after prefill, its counters, measure_baselines compiled)."""
     config = dataclasses.replace(config, mode="explore")
     state = jax.jit(lambda key: train.init(env, config, hypers, key=key))(jr.key(1))
     state, counters, _ = jax.jit(lambda s: train.collect_steps(env, config, s, StepCounters.zero(), 23))(state)
-    take = jax.jit(lambda s, step, key: reward_baselines(env, config, s.agent, s.ring, step, s.hypers, key=key))
+    take = jax.jit(lambda s, step, key: measure_baselines(env, config, s.agent, s.ring, step, s.hypers, key=key))
     return config, state, counters, take
 
 

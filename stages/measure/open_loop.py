@@ -100,21 +100,21 @@ def _equal_numbers(space: Space, obs: Obs, other: Obs, lead: tuple[int, ...]) ->
 
 
 def changed_right(
-    model: WorldModel, rows: Row, unimix: Scalar, present: Int[Array, ""], *, key: PRNGKeyArray
+    model: WorldModel, rows: Row, unimix: Scalar, stored_rows: Int[Array, ""], *, key: PRNGKeyArray
 ) -> Float[Array, ""]:
     """Of the binary and categorical numbers that differ between row 0 and row 1 of an episode, the share that the prior
     predicts right from row 0. NaN where none differs.
 
     Args:
         rows: [T, N, ...], with the posterior states.
-        present: how many of the T rows have been collected.
+        stored_rows: how many of the T rows have been collected.
     """
     first, second = (jax.tree.map(lambda x, t=t: x[t], rows) for t in (0, 1))
     lead, space = second.is_first.shape, model.decoder.space
     uniform = jr.uniform(key, (*lead, model.rssm.stoch))
     latent = imagine_step(model.rssm, stored_latent(model, first), action_vector(model, first.action), uniform, unimix)
     likeliest = jax.tree.map(jnp.round, reconstruct(model.decoder, latent))
-    is_valid = ~second.is_first & (present > 1)
+    is_valid = ~second.is_first & (stored_rows > 1)
     changed = (1 - _equal_numbers(space, first.obs, second.obs, lead)) * is_valid[:, None]
     return (changed * _equal_numbers(space, likeliest, second.obs, lead)).sum() / changed.sum()
 
@@ -125,7 +125,7 @@ def open_loop_errors(
     ahead: tuple[int, ...],
     unimix: Scalar,
     context: int = CONTEXT,
-    present: Int[Array, ""] | int | None = None,
+    stored_rows: Int[Array, ""] | int | None = None,
     *,
     key: PRNGKeyArray,
 ) -> tuple[Errors, Errors, Int[Array, " H"]]:
@@ -133,7 +133,7 @@ def open_loop_errors(
 
     Args:
         rows: [T, N, ...], T at least context + max(ahead).
-        present: how many of the T rows have been collected; None: all.
+        stored_rows: how many of the T rows have been collected; None: all.
 
     Returns:
         (errors of the model run forward, errors of the posterior that sees those rows, number of windows whose episode
@@ -141,8 +141,8 @@ def open_loop_errors(
     """
     target = jnp.array(ahead) + context - 1
     same_episode = jnp.cumsum(rows.is_first, 0) == rows.is_first[0]
-    rows_present = rows.is_first.shape[0] if present is None else present
-    is_valid = same_episode[target] & (target < rows_present)[:, None]
+    row_count = rows.is_first.shape[0] if stored_rows is None else stored_rows
+    is_valid = same_episode[target] & (target < row_count)[:, None]
     observed, count = episode_step(rows.is_first) < context, is_valid.sum(1)
 
     def mean(latent):
