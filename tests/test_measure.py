@@ -24,7 +24,7 @@ from stages.measure.measurement import (
     measure_open_loop,
     rows_of_states,
 )
-from stages.measure.open_loop import AHEAD, errors, play_rows
+from stages.measure.open_loop import AHEAD, play_rows, prediction_errors
 from stages.replay import StepCounters, sample_windows
 from stages.rssm import Latent, imagine_step
 from stages.world_model import action_vector
@@ -65,7 +65,7 @@ def test_foresight_is_the_mean_over_windows_as_far_as_their_episode_goes(mix_age
         )
     )()
     walk = jax.jit(lambda *before: imagine_step(model.rssm, *before, HYPERS.unimix))
-    wrong = jax.jit(lambda latent, obs: errors(model.decoder, latent, obs).loss)
+    wrong = jax.jit(lambda latent, obs: prediction_errors(model.decoder, latent, obs).loss)
     known, first = (stored_latent(model, ring), action_vector(model, ring.action), ring.obs), np.asarray(ring.is_first)
     ahead, seen = ([[] for _ in AHEAD] for _ in range(2))
     oldest = max(0, step - CAPACITY)
@@ -92,7 +92,7 @@ def test_foresight_of_a_short_ring_goes_as_far_as_its_rows(mix_agent, ring, fore
     found = foresee(mix_agent.model, whole, jnp.int32(6))  # 5 rows follow the first one
     assert np.isfinite(found.open_loop[:2]).all() and np.isnan(found.open_loop[2]) and np.isnan(found.posterior[2])
     known = jax.tree.map(lambda x: x[jnp.array([1, 5])], (stored_latent(mix_agent.model, ring), ring.obs))
-    every = errors(mix_agent.model.decoder, *known).loss
+    every = prediction_errors(mix_agent.model.decoder, *known).loss
     low, high = np.asarray(every).min(1) - 1e-6, np.asarray(every).max(1) + 1e-6
     assert ((low <= found.posterior[:2]) & (found.posterior[:2] <= high)).all(), "rows 1 and 5 of either environment"
 

@@ -20,7 +20,7 @@ from stages.replay import ReplayBuffer, Windows, capacity_of, read_windows
 from stages.rssm import Latent
 from stages.world_model import WorldModel, continue_logit
 
-ROWS = 64  # of each kind, at most
+ROWS_PER_KIND = 64  # at most
 HEADS_AHEAD = (0, 5)
 """Rows that the model is run forward before the heads read; 0: they read the posterior state."""
 
@@ -48,7 +48,7 @@ def head_errors(
     capacity, length = capacity_of(ring), max(HEADS_AHEAD)
     stored, rewarded = (jnp.arange(capacity) < step)[:, None], ring.reward != 0
     kinds = stored & jnp.stack([rewarded, ~rewarded, ring.is_terminal, ~ring.is_terminal])
-    index, is_drawn = draw_rows(kinds, ROWS, key=key_rows)
+    index, is_drawn = draw_rows(kinds, ROWS_PER_KIND, key=key_rows)
     position, env = jnp.unravel_index(index.reshape(-1), ring.reward.shape)
     rows = read_windows(
         ring, Windows((position - length) % capacity, env), length

@@ -25,7 +25,7 @@ from stages.imagine import stored_latent
 from stages.intrinsic import IntrinsicReward
 from stages.measure.coverage import Coverage, action_vectors
 from stages.measure.heads import HeadErrors, head_errors
-from stages.measure.open_loop import AHEAD, changed_right, open_loop_errors
+from stages.measure.open_loop import AHEAD, changed_accuracy, open_loop_errors
 from stages.replay import ReplayBuffer, Row, StepCounters, capacity_of, read_windows, sample_windows
 from stages.rssm import Latent
 from stages.uniform import RandomPolicy
@@ -38,11 +38,11 @@ WINDOWS = 64  # of replayed rows that the model is run forward through
 
 
 class OpenLoopError(eqx.Module):
-    """One seed's prediction errors on replayed rows (open_loop.Errors.loss)."""
+    """One seed's prediction errors on replayed rows (open_loop.PredictionErrors.loss)."""
 
     open_loop: Float[Array, " H"]  # the model run forward so many rows with the actions that were taken
     posterior: Float[Array, " H"]  # the posterior's at the same rows, which the model saw
-    changed: Float[Array, ""]  # share predicted right of the numbers that change in a row (open_loop.changed_right)
+    changed: Float[Array, ""]  # share predicted right of the numbers that change in a row (open_loop.changed_accuracy)
 
 
 class Novelty(eqx.Module):
@@ -113,7 +113,7 @@ def measure_open_loop(
     ahead, observed, _ = open_loop_errors(
         model, rows, AHEAD, hypers.unimix, context=1, stored_rows=stored_rows, key=key_ahead
     )
-    changed = changed_right(model, rows, hypers.unimix, stored_rows, key=key_changed)
+    changed = changed_accuracy(model, rows, hypers.unimix, stored_rows, key=key_changed)
     return OpenLoopError(ahead.loss, observed.loss, changed)
 
 

@@ -42,7 +42,7 @@ class Played(eqx.Module):
     state: Int[Array, "T N"] | None  # which countable state (envs.environment.StateSpace); None where there are none
 
 
-class Errors(eqx.Module):
+class PredictionErrors(eqx.Module):
     """How far predicted observations are from the real ones."""
 
     loss: Float[Array, "..."]  # the decoder's loss, a mean over the observation's numbers (decode.recon_loss)
@@ -81,15 +81,15 @@ def episode_step(is_first: Bool[Array, "T N"]) -> Int[Array, "T N"]:
     return rows - lax.cummax(jnp.where(is_first, rows, 0))
 
 
-def errors(decoder: Decoder, latent: Latent, obs: Obs) -> Errors:
+def prediction_errors(decoder: Decoder, latent: Latent, obs: Obs) -> PredictionErrors:
     """Errors, each [...], of the observations predicted from states [..., D] and [..., S, K]."""
     space, lead = decoder.space, latent.deter.shape[:-1]
     loss = recon_loss(decoder, latent, obs) / sum(math.prod(entry.shape) for entry in obs_entries(space).values())
     right = _equal_numbers(space, jax.tree.map(jnp.round, reconstruct(decoder, latent)), obs, lead)
     if right.shape[-1] == 0:
         nan = jnp.full(lead, jnp.nan)
-        return Errors(loss, nan, nan)
-    return Errors(loss, right.mean(-1), right.min(-1))
+        return PredictionErrors(loss, nan, nan)
+    return PredictionErrors(loss, right.mean(-1), right.min(-1))
 
 
 def _equal_numbers(space: Space, obs: Obs, other: Obs, lead: tuple[int, ...]) -> Float[Array, "..."]:
@@ -99,7 +99,7 @@ def _equal_numbers(space: Space, obs: Obs, other: Obs, lead: tuple[int, ...]) ->
     return join([x.astype(jnp.float32) for x in equal]) if equal else jnp.zeros((*lead, 0))
 
 
-def changed_right(
+def changed_accuracy(
     model: WorldModel, rows: Row, unimix: Scalar, stored_rows: Int[Array, ""], *, key: PRNGKeyArray
 ) -> Float[Array, ""]:
     """Of the binary and categorical numbers that differ between row 0 and row 1 of an episode, the share that the prior
@@ -128,7 +128,7 @@ def open_loop_errors(
     stored_rows: Int[Array, ""] | int | None = None,
     *,
     key: PRNGKeyArray,
-) -> tuple[Errors, Errors, Int[Array, " H"]]:
+) -> tuple[PredictionErrors, PredictionErrors, Int[Array, " H"]]:
     """Errors of predictions `ahead` [H] rows after the first `context` rows, which the model sees, in one episode.
 
     Args:
@@ -147,6 +147,7 @@ def open_loop_errors(
 
     def mean(latent):
         latent, obs = jax.tree.map(lambda x: x[target], (latent, rows.obs))
-        return jax.tree.map(lambda x: jnp.where(is_valid, x, 0).sum(1) / count, errors(model.decoder, latent, obs))
+        errors = prediction_errors(model.decoder, latent, obs)
+        return jax.tree.map(lambda x: jnp.where(is_valid, x, 0).sum(1) / count, errors)
 
     return mean(open_loop(model, rows, observed, unimix, key=key)), mean(stored_latent(model, rows)), count

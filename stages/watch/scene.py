@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from envs.environment import Environment
 from stages.decode import reconstruct
 from stages.imagine import open_loop, stored_latent
-from stages.measure.open_loop import CONTEXT, episode_step, errors, play_rows
+from stages.measure.open_loop import CONTEXT, episode_step, play_rows, prediction_errors
 from stages.store.load import AgentBatch, select_behavior, take_seeds
 from stages.sweep.sweep import keys_of
 from stages.world_model import action_vector
@@ -66,7 +66,7 @@ def record_scene(group: AgentBatch, seed: int, policy: str, rows: int, eval_seed
             action = action_vector(model, played.rows.action)
             novelty = agent.intrinsic.novelty_signal(model, stored_latent(model, played.rows).feat, action, hypers)
             novelty = jnp.where(played.rows.is_last, 0.0, novelty)  # the action there leads nowhere
-        error = errors(model.decoder, latent, played.rows.obs).loss
+        error = prediction_errors(model.decoder, latent, played.rows.obs).loss
         arrays = (played.rows, reconstruct(model.decoder, latent), error, observed, step, novelty, played.state)
         return jax.tree.map(lambda x: x[:, 0], arrays)
 

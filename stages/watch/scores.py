@@ -40,7 +40,7 @@ class Scores(NamedTuple):
     score: Floats  # [S, E]; NaN where something was not finite
     length: Floats  # [S, E], rows
     expected_score: Floats  # [S, E], what the reward head expected of these episodes in all
-    open_loop: dict[str, Floats]  # loss, right and exact [S, H] of the model run forward (open_loop.Errors)
+    open_loop: dict[str, Floats]  # loss, right and exact [S, H] of the model run forward (open_loop.PredictionErrors)
     posterior: dict[str, Floats]  # the same where the model sees the rows
     episodes: Floats  # [S, H]: how many episodes were long enough
 
