@@ -16,7 +16,7 @@ from stages.sweep.rounds import (
     assign,
     fit_width,
     plan,
-    side_by_side,
+    round_width,
     split_chunks,
 )
 from stages.sweep.sweep import mesh_for
@@ -62,7 +62,7 @@ def pretend():
     ],
 )
 def test_side_by_side(seeds, devices, most, width):
-    assert side_by_side(seeds, devices, most) == width
+    assert round_width(seeds, devices, most) == width
 
 
 def test_side_by_side_fills_all_devices_and_wastes_no_round():
@@ -70,7 +70,7 @@ def test_side_by_side_fills_all_devices_and_wastes_no_round():
     for seeds in range(1, 40):
         for devices in range(1, 9):
             for most in range(1, 45):
-                width = side_by_side(seeds, devices, most)
+                width = round_width(seeds, devices, most)
                 assert 1 <= width <= most and (width <= devices or width % devices == 0)
                 cut = most if most <= devices else most // devices * devices
                 assert -(-seeds // width) == max(1, -(-seeds // cut))

@@ -46,7 +46,7 @@ class Round:
 
 
 class Phase(NamedTuple):
-    """A stretch of a round in one mode: `chunks` calls of `chunk_iterations` iterations each (Config.schedule)."""
+    """A part of a round in one mode: `chunks` calls of `chunk_iterations` iterations each (Config.schedule)."""
 
     compiled: CompiledPhase
     chunk_iterations: int
@@ -89,18 +89,18 @@ class Evaluator:
         return self.processes.gather(np.asarray(played.score).mean(1))[: len(self.round.seeds)]
 
 
-def split_chunks(config: Config, todo: int, log_points: int) -> tuple[int, int]:
-    """(iterations of a chunk, chunks) that collect `todo` rows or little more: chunks are equal, so one is compiled."""
-    iterations = -(-_iterations(config, todo) // log_points)
-    return iterations, _chunks(config, todo, iterations)
+def split_chunks(config: Config, rows: int, log_points: int) -> tuple[int, int]:
+    """(iterations of a chunk, chunks) that collect so many rows or little more. Chunks are equal: one is compiled."""
+    iterations = -(-_iterations(config, rows) // log_points)
+    return iterations, _chunks(config, rows, iterations)
 
 
-def _iterations(config: Config, todo: int) -> int:
-    return max(1, -(-todo // (config.schedule[0] * config.envs)))
+def _iterations(config: Config, rows: int) -> int:
+    return max(1, -(-rows // (config.schedule[0] * config.envs)))
 
 
-def _chunks(config: Config, todo: int, iterations: int) -> int:
-    return -(-_iterations(config, todo) // iterations)
+def _chunks(config: Config, rows: int, iterations: int) -> int:
+    return -(-_iterations(config, rows) // iterations)
 
 
 def phases_of(
@@ -119,20 +119,20 @@ def phases_of(
     """
     mesh, task = mesh_for(width, devices), dataclasses.replace(config, mode="task")
     prefilled = config.prefill * config.envs
-    stretches = [(config, config.steps - prefilled)] + ([(task, config.adapt_steps)] if config.adapt_steps else [])
+    wanted = [(config, config.steps - prefilled)] + ([(task, config.adapt_steps)] if config.adapt_steps else [])
     if chunk_iterations:
-        split = [(n, _chunks(*stretch, n)) for stretch, n in zip(stretches, chunk_iterations, strict=True)]
+        split = [(n, _chunks(*phase, n)) for phase, n in zip(wanted, chunk_iterations, strict=True)]
     else:
-        split = [split_chunks(*stretch, log_points) for stretch in stretches]
+        split = [split_chunks(*phase, log_points) for phase in wanted]
     # Rows that are collected, which may be more than asked for since chunks are equal: the ring must hold all of them.
     rows = [
         n * chunks * phase_config.schedule[0] * phase_config.envs
-        for (phase_config, _), (n, chunks) in zip(stretches, split, strict=True)
+        for (phase_config, _), (n, chunks) in zip(wanted, split, strict=True)
     ]
     exact = {"steps": prefilled + rows[0], "adapt_steps": sum(rows[1:])}
     return [
         Phase(CompiledPhase(env, dataclasses.replace(phase_config, **exact), mesh), n, chunks)
-        for (phase_config, _), (n, chunks) in zip(stretches, split, strict=True)
+        for (phase_config, _), (n, chunks) in zip(wanted, split, strict=True)
     ]
 
 
@@ -159,17 +159,17 @@ def prepare(phases: list[Phase], width: int, usable: float) -> float:
     return max(needs) * pools
 
 
-def side_by_side(seeds: int, devices: int, limit: float) -> int:
-    """Seeds of a round, P, at most `limit`: the fewest rounds, equally full, and equally many seeds on each device.
+def round_width(seeds: int, devices: int, limit: float) -> int:
+    """The seeds of a round, P: for the fewest rounds of at most `limit` seeds, equally full, on equally full devices.
 
     P is a multiple of the devices, or fewer than them. Rounded up, it can exceed `seeds`.
     """
-    limit = int(min(_fill(seeds, devices), limit))
+    limit = int(min(_slots_for(seeds, devices), limit))
     limit = limit if limit <= devices else limit // devices * devices
-    return _fill(-(-seeds // -(-seeds // limit)), devices) if limit else 0
+    return _slots_for(-(-seeds // -(-seeds // limit)), devices) if limit else 0
 
 
-def _fill(seeds: int, devices: int) -> int:
+def _slots_for(seeds: int, devices: int) -> int:
     """Slots for so many seeds: equally many on each device where there are more seeds than devices."""
     return seeds if seeds <= devices else -(-seeds // devices) * devices
 
@@ -191,7 +191,7 @@ def fit_width(
         limit: seeds side by side at most.
         minimum: give up where not even so many fit.
     """
-    width, all_need = side_by_side(seeds, len(devices), limit), 0.0
+    width, all_need = round_width(seeds, len(devices), limit), 0.0
     while True:
         built = build(width)
         need = prepare(built, width, usable())
@@ -203,7 +203,7 @@ def fit_width(
         if width <= minimum:
             return Fit(0, built, need, all_need)
         guess = width // 2 if math.isinf(need) else int(width * room / need)
-        width = side_by_side(seeds, len(devices), max(minimum, min(guess, width - 1)))
+        width = round_width(seeds, len(devices), max(minimum, min(guess, width - 1)))
 
 
 # ---- the sweep's rounds --------------------------------------------------------------------------------------------
@@ -252,7 +252,7 @@ def plan(
         fitted = fit_width(share, devices, build, room.usable, minimum=_fewest(share, devices))
     else:
         limit = math.inf if parallel >= agents else max(1, parallel // processes.count)
-        fitted = fit_width(share, devices, build, room.free, limit, minimum=side_by_side(share, len(devices), limit))
+        fitted = fit_width(share, devices, build, room.free, limit, minimum=round_width(share, len(devices), limit))
     agreed = min(int(answer) for answer in processes.exchange(b"%d" % fitted.width))
     if not agreed:
         raise _memory_error(fitted, room.words(), parallel)
