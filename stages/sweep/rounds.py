@@ -195,14 +195,14 @@ def fit_width(
     while True:
         built = build(width)
         need = prepare(built, width, usable())
-        room = usable()
+        available = usable()
         if not math.isinf(need):
             all_need = max(all_need, need * max(1, seeds / width))
-        if need <= room:
+        if need <= available:
             return Fit(width, built, need, all_need)
         if width <= minimum:
             return Fit(0, built, need, all_need)
-        guess = width // 2 if math.isinf(need) else int(width * room / need)
+        guess = width // 2 if math.isinf(need) else int(width * available / need)
         width = round_width(seeds, len(devices), max(minimum, min(guess, width - 1)))
 
 
@@ -245,27 +245,28 @@ def plan(
     Raises:
         ConfigError: not even one seed fits, or not as many as `parallel` wants; in all processes.
     """
-    room = memory.Room(devices, processes.on_this_machine() if memory.shared(devices) else 1, allowed)
+    budget = memory.MemoryBudget(devices, processes.on_this_machine() if memory.shared(devices) else 1, allowed)
     agents = len(seeds) * max(1, len(trials))
-    share = -(-agents // processes.count)
+    process_seeds = -(-agents // processes.count)
     if parallel == "auto":
-        fitted = fit_width(share, devices, build, room.usable, minimum=_fewest(share, devices))
+        fitted = fit_width(process_seeds, devices, build, budget.usable, minimum=_fewest(process_seeds, devices))
     else:
         limit = math.inf if parallel >= agents else max(1, parallel // processes.count)
-        fitted = fit_width(share, devices, build, room.free, limit, minimum=round_width(share, len(devices), limit))
+        minimum = round_width(process_seeds, len(devices), limit)
+        fitted = fit_width(process_seeds, devices, build, budget.free, limit, minimum)
     agreed = min(int(answer) for answer in processes.exchange(b"%d" % fitted.width))
     if not agreed:
-        raise _memory_error(fitted, room.words(), parallel)
+        raise _memory_error(fitted, budget.describe(), parallel)
     fitted = _narrowed(fitted, agreed, build)
     rounds = assign(seeds, agreed, processes, trials)
-    line = _announce(fitted, rounds, processes, room.words(), tight=fitted.need > room.usable())
+    line = _announce(fitted, rounds, processes, budget.describe(), tight=fitted.need > budget.usable())
     compiled, config = fitted.phases[0].compiled, fitted.phases[0].compiled.config
     return Plan(fitted.phases, rounds, compiled.parameters(agreed), line, config.steps + config.adapt_steps)
 
 
-def _fewest(share: int, devices: Devices) -> int:
+def _fewest(process_seeds: int, devices: Devices) -> int:
     """Seeds side by side that need the least memory: on accelerators one on each device, which share none."""
-    return 1 if memory.shared(devices) else min(share, len(devices))
+    return 1 if memory.shared(devices) else min(process_seeds, len(devices))
 
 
 def _narrowed(fitted: Fit, width: int, build: Callable[[int], list[Phase]]) -> Fit:
@@ -276,23 +277,23 @@ def _narrowed(fitted: Fit, width: int, build: Callable[[int], list[Phase]]) -> F
     return Fit(width, built, prepare(built, width, math.inf), fitted.all_need)
 
 
-def _memory_error(fitted: Fit, room: str, parallel: int | Literal["auto"]) -> ConfigError:
+def _memory_error(fitted: Fit, budget: str, parallel: int | Literal["auto"]) -> ConfigError:
     """Why the sweep does not fit, and what to do."""
     if fitted.width:
         return ConfigError("the sweep does not fit into the memory of another process")
     problem = "not even one seed fits" if parallel == "auto" else f"--parallel {parallel} does not fit"
     advice = "or take a smaller --preset" if parallel == "auto" else "or leave --parallel at auto"
     return ConfigError(
-        f"{problem}: it needs {format_bytes(fitted.need)}, and {room}; lower --replay.capacity, --envs or "
+        f"{problem}: it needs {format_bytes(fitted.need)}, and {budget}; lower --replay.capacity, --envs or "
         f"--replay.batch-size, {advice}"
     )
 
 
-def _announce(fitted: Fit, rounds: list[Round], processes: Processes, room: str, tight: bool) -> str:
+def _announce(fitted: Fit, rounds: list[Round], processes: Processes, budget: str, tight: bool) -> str:
     """What will run side by side, and why, in a line."""
     seeds, width = sum(len(round.seeds) for round in rounds), fitted.width * processes.count
     scope = " in each process" if processes.count > 1 else ""
-    line = f"seeds side by side: {seeds}; they need {format_bytes(fitted.need)}{scope}, {room}"
+    line = f"seeds side by side: {seeds}; they need {format_bytes(fitted.need)}{scope}, {budget}"
     if len(rounds) > 1:
-        line = f"{len(rounds)} rounds of {width}: {seeds} seeds need {format_bytes(fitted.all_need)}{scope}, {room}"
+        line = f"{len(rounds)} rounds of {width}: {seeds} seeds need {format_bytes(fitted.all_need)}{scope}, {budget}"
     return line + (": that is tight, and may fail; a smaller --parallel, or auto, is safe" if tight else "")
