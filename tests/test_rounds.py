@@ -35,7 +35,7 @@ class Pretended:
     def shapes(self, seeds):
         return jax.ShapeDtypeStruct((seeds, HELD), np.uint8), None
 
-    def least(self, state):
+    def min_bytes_per_seed(self, state):
         return 0
 
     def prepare(self, state, counters, iterations):

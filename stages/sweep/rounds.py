@@ -146,7 +146,7 @@ def prepare(phases: list[Phase], width: int, usable: float) -> float:
     pools = first.mesh.size if memory.shared(list(first.mesh.devices)) else 1
     state, counters = first.shapes(width)
     held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)) / first.mesh.size * pools
-    minimum = held + first.least(state)
+    minimum = held + first.min_bytes_per_seed(state)
     if minimum > usable:
         return minimum
     try:

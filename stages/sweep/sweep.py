@@ -30,8 +30,8 @@ from stages.sweep import memory
 from stages.sweep.start import usable_cores
 from stages.train import Progress, TrainState
 
-MEASURING = 2**31
-"""The first number of the random streams that measurements use."""
+FIRST_MEASURE_STREAM = 2**31
+"""The first random stream of measurements (`keys_of`): theirs are this number and above."""
 CPU_VMAP_WIDTH = 1
 """Seeds that a CPU device computes at once, measured: see docs/speed.md."""
 ONCE, EACH_CHUNK = 0, 1
@@ -46,7 +46,7 @@ def mesh_for(seeds: int, devices: memory.Devices | None = None) -> Mesh:
 
 
 def keys_of(seeds: Sequence[int], stream: int) -> jax.Array:
-    """A key for each seed. Random stream 0 is for training, MEASURING and above to measure, others to evaluate."""
+    """A key for each seed. Random stream 0 trains; those from FIRST_MEASURE_STREAM on measure; all others evaluate."""
     keys = jax.vmap(jr.key)(jnp.asarray(seeds, jnp.uint32))
     return jax.vmap(jr.fold_in, (0, None))(keys, stream)
 
@@ -114,8 +114,8 @@ def vmap_width_of(config: Config, mesh: Mesh) -> int:
     return config.vmap_width or (CPU_VMAP_WIDTH if mesh.devices.flat[0].platform == "cpu" else 0)
 
 
-def _compiled_fast(mesh: Mesh, level: int) -> dict[str, int | bool] | None:
-    """Compiler options for a program that runs seldom: on a CPU, optimising it takes longer than running it."""
+def _fast_compile_options(mesh: Mesh, level: int) -> dict[str, int | bool] | None:
+    """Compiler options of a program that runs seldom: on a CPU, full optimisation takes longer than running it."""
     if mesh.devices.flat[0].platform != "cpu":
         return None
     # jaxlib 0.10 still has its older emitters: they compile in half the time, and some kernels are slower.
@@ -123,8 +123,8 @@ def _compiled_fast(mesh: Mesh, level: int) -> dict[str, int | bool] | None:
     return {"xla_backend_optimization_level": level} | emitters
 
 
-def _measured(state: TrainState) -> tuple[PyTree, ...]:
-    """The parts of a state that measurements read."""
+def _measure_inputs(state: TrainState) -> tuple[PyTree, ...]:
+    """The parts of a state that `measure` reads."""
     return state.agent, state.ring, state.coverage, state.hypers, state.env_params
 
 
@@ -157,7 +157,7 @@ class CompiledPhase:
             return measure(env.with_params(env_params), config, agent, ring, coverage, step, hypers, key=key)
 
         def jit(level: int) -> Callable[..., jax.stages.Wrapped]:
-            return functools.partial(jax.jit, compiler_options=_compiled_fast(mesh, level))
+            return functools.partial(jax.jit, compiler_options=_fast_compile_options(mesh, level))
 
         self._jitted = {
             "init": jit(ONCE)(wrap(init, 2, False)),
@@ -183,11 +183,11 @@ class CompiledPhase:
         return self._placed(jax.eval_shape(jax.vmap(train.adapt), state), P("seeds"))
 
     def parameters(self, seeds: int) -> dict[str, int]:
-        """Parameters of one of so many seeds, by part; nothing is computed."""
+        """Parameter counts of a seed, by part, from the shapes of so many seeds side by side."""
         state, _ = self.shapes(seeds)
         return parameter_counts(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state.agent))
 
-    def least(self, state: TrainState) -> float:
+    def min_bytes_per_seed(self, state: TrainState) -> float:
         """A lower bound of the bytes that one seed needs in addition to its state, from shapes alone.
 
         While it trains, these are in memory at once: a batch, its features, what two heads store for their gradients,
@@ -220,7 +220,7 @@ class CompiledPhase:
         jobs = {
             "train_chunk": (self._train_chunk(iterations), state, counters),
             "evaluate": (self._jitted["evaluate"], state.agent, state.hypers, state.env_params, keys),
-            "measure": (self._jitted["measure"], *_measured(state), step, keys),
+            "measure": (self._jitted["measure"], *_measure_inputs(state), step, keys),
         }
         if adapts:
             jobs["adapt"] = (self._jitted["adapt"], before)
@@ -240,8 +240,8 @@ class CompiledPhase:
         self._prepared = (seeds, iterations), highest
         return highest
 
-    def compile(self, state: TrainState, counters: StepCounters, iterations: int) -> jax.stages.Compiled:
-        """Compile `train_chunk` for chunks of `iterations` iterations; returns the compiled program."""
+    def compile_chunk(self, state: TrainState, counters: StepCounters, iterations: int) -> jax.stages.Compiled:
+        """Compile `train_chunk` for chunks of so many iterations; returns the compiled program."""
         self._compiled[iterations] = self._train_chunk(iterations).lower(state, counters).compile()
         return self._compiled[iterations]
 
@@ -264,7 +264,7 @@ class CompiledPhase:
     ) -> tuple[TrainState, StepCounters, Progress]:
         """One chunk. Consumes `state`."""
         if iterations not in self._compiled:
-            self.compile(state, counters, iterations)
+            self.compile_chunk(state, counters, iterations)
         return self._compiled[iterations](state, counters)
 
     def adapt(self, state: TrainState) -> TrainState:
@@ -276,9 +276,9 @@ class CompiledPhase:
         return self._run("evaluate", state.agent, state.hypers, state.env_params, self._keys(seeds, evaluation + 1))
 
     def measure(self, state: TrainState, seeds: Sequence[int], step: int) -> Measurement:
-        """What is measured of each seed, [seeds, ...], after so many steps of each environment."""
+        """The measurements of each seed, [seeds, ...], after `step` steps of each environment."""
         steps = jax.device_put(np.full(len(seeds), step, np.int32), NamedSharding(self.mesh, P("seeds")))
-        return self._run("measure", *_measured(state), steps, self._keys(seeds, MEASURING + step))
+        return self._run("measure", *_measure_inputs(state), steps, self._keys(seeds, FIRST_MEASURE_STREAM + step))
 
     def _run(self, name: str, *args: PyTree) -> Any:
         """Call a program. If `prepare` has not compiled it, it is compiled now."""
