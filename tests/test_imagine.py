@@ -57,8 +57,8 @@ def merged(trajectory):
 @pytest.fixture(scope="module")
 def run_model():
     """imagine, compiled and merged."""
-    run = jax.jit(imagine, static_argnames="block")
-    return lambda *args, block=0: merged(run(*args, RATIO, SHARE, block=block))
+    run = jax.jit(imagine, static_argnames="block_size")
+    return lambda *args, block_size=0: merged(run(*args, RATIO, SHARE, block_size=block_size))
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def test_cont_of_a_joint_outcome_is_the_share_of_bins_where_the_episode_goes_on(
 def test_blocks_change_no_number(config, run_model, trajectory, model, actor, start, noise, block, blocks):
     raw = jax.eval_shape(lambda *args: imagine(*args, RATIO, SHARE, block), model, actor, start, noise)
     chex.assert_tree_shape_prefix(raw, (blocks, H + 1, n // blocks))
-    other = run_model(model, actor, start, noise, block=block)
+    other = run_model(model, actor, start, noise, block_size=block)
     chex.assert_trees_all_close(other, trajectory, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(other.feat[..., config.model.deter :], trajectory.feat[..., config.model.deter :])
 
@@ -157,8 +157,8 @@ def test_another_action_changes_what_comes_after_it_and_nothing_before(
 
 @pytest.mark.parametrize("block", [0, 2])
 def test_starts_do_not_mix(run_model, model, actor, start, noise, block):
-    one = run_model(model, actor, start, noise, block=block)
-    other = run_model(model, actor, Latent(start.deter.at[1].add(1.0), start.stoch), noise, block=block)
+    one = run_model(model, actor, start, noise, block_size=block)
+    other = run_model(model, actor, Latent(start.deter.at[1].add(1.0), start.stoch), noise, block_size=block)
     changed = (other.feat != one.feat).any((0, 2))
     np.testing.assert_array_equal(changed, [False, True, False, False])
 

@@ -108,7 +108,7 @@ class Case:
         model, actor = self.agent.model, getattr(self.agent, name).actor
         key = dict(zip(("tasker", "explorer"), jr.split(jr.split(KEY)[1]), strict=True))[name]
         noise = draw_noise(model, actor, H, T * B, key=key)
-        out = imagine(model, actor, start, noise, HYPERS.unimix, HYPERS.policy_unimix, block=T * B)
+        out = imagine(model, actor, start, noise, HYPERS.unimix, HYPERS.policy_unimix, block_size=T * B)
         batch = rewards.Batch(rows, action_vector(model, rows.action), latent, latent.feat)
         if name == "tasker":
             values = rewards.tasker_rewards(model, out, batch)

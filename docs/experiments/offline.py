@@ -105,7 +105,7 @@ def imagined_score(state: TrainState, collected: int, env: Environment, *, key: 
     rows = jax.tree.map(lambda x: x.reshape(capacity * envs, *x.shape[2:])[chosen], state.ring)
     noise = draw_noise(model, actor, env.time_limit, IMAGINED, key=key_noise)
     start, shares = stored_latent(model, rows), (hypers.unimix, hypers.policy_unimix)
-    trajectory = imagine(model, actor, start, noise, *shares, block=IMAGINED)
+    trajectory = imagine(model, actor, start, noise, *shares, block_size=IMAGINED)
     reward = model.reward.mean(model.reward(trajectory.feat[0]))
     goes_on = jnp.minimum(1.0, trajectory.cont[0] / (1 - 1 / hypers.discount_horizon))
     # Nothing follows a replayed last row; every other start goes on, whatever the head says.
