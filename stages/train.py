@@ -60,7 +60,7 @@ class Progress(eqx.Module):
     diverged: Int[Array, "..."]  # as in TrainState, at its end
 
 
-def capacity(config: Config) -> int:
+def ring_capacity(config: Config) -> int:
     """Rows that the ring keeps of each environment: no more than the run collects, and at least one window."""
     rows = min(config.replay.capacity, config.steps + config.adapt_steps) // config.envs
     return max(rows, config.replay.batch_length + 1)
@@ -75,7 +75,7 @@ def init(env: Environment, config: Config, hypers: Hypers, *, key: PRNGKeyArray)
     agent = Agent(config, env.obs_space, env.action_space, key=key_agent)
     actor_state = init_actor_state(env, agent.model, config.envs, key=key_rollout)
     row = jax.eval_shape(lambda: collect(env, agent, agent.tasker, actor_state, hypers, key=key_row)[1])
-    ring = replay.empty(row, capacity(config))
+    ring = replay.empty(row, ring_capacity(config))
     intrinsic_opt_state = None
     if agent.intrinsic is not None and agent.intrinsic.updates:
         intrinsic_opt_state = agent.intrinsic.init_opt_state(hypers)
@@ -89,7 +89,7 @@ def init(env: Environment, config: Config, hypers: Hypers, *, key: PRNGKeyArray)
         hypers=hypers,
         key=key_train,
         env_params=env_params,
-        coverage=start_coverage(env, capacity(config), config.envs),
+        coverage=start_coverage(env, ring_capacity(config), config.envs),
         diverged=jnp.zeros((), jnp.int32),
     )
 

@@ -243,8 +243,8 @@ def test_bfloat16_trains_with_float32_parameters(half):
 
 
 def test_capacity_is_what_the_run_collects_at_most(config):
-    rows = train.capacity(config)
+    rows = train.ring_capacity(config)
     assert rows * config.envs >= config.steps
     small = dataclasses.replace(config, replay=dataclasses.replace(config.replay, capacity=50))
-    assert train.capacity(small) == 25
+    assert train.ring_capacity(small) == 25
     assert jnp.asarray(rows).dtype == jnp.int32

@@ -177,7 +177,7 @@ def made_up_state(
     """States of all seeds, sharded, and counters at which the ring is full and no window waits to be served."""
     fill = jax.jit(over_seeds(mesh, functools.partial(full, env, config, hypers), 1, False))
     keys = jax.device_put(keys_of(seeds), NamedSharding(mesh, P("seeds")))
-    counters = StepCounters(jnp.int32(train.capacity(config)), jnp.int32(2**30))
+    counters = StepCounters(jnp.int32(train.ring_capacity(config)), jnp.int32(2**30))
     return jax.block_until_ready((fill(keys), jax.device_put(counters, NamedSharding(mesh, P()))))
 
 
