@@ -1,14 +1,14 @@
-"""The elliptical bonus: how little the replayed rows say about an action in a state, in closed form.
+"""The elliptical bonus: how little the replayed rows say of an action in a state, in closed form.
 
 phi(s) are random Fourier features of the observation that the decoder makes of s, of length 1. For every action a,
 A_a = sum over a's replayed rows of phi phi' + ridge I, and the bonus is ridge phi' A_a^-1 phi: 1 where nothing like
 (s, a) was seen, and ridge / (n + ridge) after n visits of it. It equals the disagreement of infinitely many linear
-members with random priors, each learned to its end. So it has a unit of its own, and no optimiser.
+members with random priors, each trained to convergence. So it needs no optimiser, and its scale is fixed.
 
 The model moves, and with it phi of every row. A_a is therefore a moving average over replayed rows, scaled to all rows.
 
-Axes: U actions that are told apart (1 for continuous ones and several choices, which join the observation), P numbers
-read, W frequencies, V = 2 W features, n pairs, T time, B windows. Source: the bonus of linear bandits (Abbasi-Yadkori
+Axes: U actions that are told apart (1 for continuous ones and several choices, which join the observation), P inputs,
+W frequencies, V = 2 W features, n pairs, T time, B windows. Source: the bonus of linear bandits (Abbasi-Yadkori
 et al. 2011) and LSVI-UCB (Jin et al. 2020, arXiv 1907.05388); random features: Rahimi & Recht 2007.
 """
 
@@ -39,11 +39,11 @@ PASSES = 4
 
 
 class EllipticalBonus(ObsReward):
-    """ridge phi' A_a^-1 phi, in (0, 1]. It reads the decoded observation, whatever `--ensemble.input` says."""
+    """ridge phi' A_a^-1 phi, in (0, 1]. Its input is the decoded observation, whatever `--ensemble.input` says."""
 
     frequencies: Float[Array, "P W"]  # fixed and random
     moment: Float[Array, "U V V"]  # moving average of phi phi' over rows, of each action
-    weight: Float[Array, ""]  # what the average sums to: it starts at zero
+    weight: Float[Array, ""]  # the sum of the average's weights: it starts at zero
     inverse: Float[Array, "U V V"]  # ridge A^-1
     numbers: ObsNumbers
     actions: ActionSpace = eqx.field(static=True)
@@ -54,12 +54,12 @@ class EllipticalBonus(ObsReward):
     def __init__(self, config: Config, obs: Space, actions: ActionSpace, *, key: PRNGKeyArray):
         key_frequencies, key_numbers = jr.split(key)
         discrete, width = actions.kind == "discrete", 2 * config.ensemble.frequencies
-        read = number_count(obs) + (0 if discrete else actions.size)
-        self.frequencies = jr.normal(key_frequencies, (read, config.ensemble.frequencies))
+        inputs = number_count(obs) + (0 if discrete else actions.size)
+        self.frequencies = jr.normal(key_frequencies, (inputs, config.ensemble.frequencies))
         self.moment = jnp.zeros((actions.size if discrete else 1, width, width))
         self.weight = jnp.zeros(())
         self.inverse = jnp.broadcast_to(jnp.eye(width), self.moment.shape)
-        # It reads the numbers as they are: neither their projection nor the frequencies of another input.
+        # Its input is the decoded observation itself: neither its projection nor its Fourier features.
         plain = dataclasses.replace(config.ensemble, input="decoded", target="embed")
         self.numbers = ObsNumbers(obs, plain, key=key_numbers)
         self.actions, self.config = actions, config.ensemble
@@ -89,37 +89,37 @@ class EllipticalBonus(ObsReward):
         reward = update_normalizer(self, model, pairs)
         feat = Latent.stored(pairs.deter[0], pairs.stoch[0], model.rssm.classes, model.dtype).feat
         action, acted = action_vector(model, pairs.action[0]), ~pairs.is_last[0]
-        phi, chosen = reward._features(model, feat, action, hypers)
+        phi, one_hot = reward._features(model, feat, action, hypers)
         count = phi.shape[0]
-        moment = jnp.einsum("nu,nv,nw->uvw", chosen * acted[:, None], phi, phi) / count
+        moment = jnp.einsum("nu,nv,nw->uvw", one_hot * acted[:, None], phi, phi) / count
         rate = jnp.minimum(1.0, count / (PASSES * jnp.maximum(1, counts.rows_in_replay)))
         moment, weight = (1 - rate) * self.moment + rate * moment, (1 - rate) * self.weight + rate
         total = counts.rows_in_replay * moment / jnp.maximum(weight, 1e-8) / hypers.elliptical_ridge
         inverse = jax.vmap(_inverse)(total + jnp.eye(phi.shape[-1]))
         updated = eqx.tree_at(lambda r: (r.moment, r.weight, r.inverse), reward, (moment, weight, inverse))
-        return updated, opt_state, (self._bonus(phi, chosen) * acted).sum() / jnp.maximum(acted.sum(), 1)
+        return updated, opt_state, (self._bonus(phi, one_hot) * acted).sum() / jnp.maximum(acted.sum(), 1)
 
     def reinitialize(self, config: Config, obs: Space, actions: ActionSpace, *, key: PRNGKeyArray) -> "EllipticalBonus":
         fresh = EllipticalBonus(config, obs, actions, key=key)
         return eqx.tree_at(lambda r: (r.frequencies, r.numbers), fresh, (self.frequencies, self.numbers))
 
-    def _bonus(self, phi: Float[Array, "*b V"], chosen: Float[Array, "*b U"]) -> Float[Array, "*b"]:
+    def _bonus(self, phi: Float[Array, "*b V"], one_hot: Float[Array, "*b U"]) -> Float[Array, "*b"]:
         """ridge phi' A_a^-1 phi. Sends no gradient."""
-        spread = jnp.einsum("...u,...v,uvw->...w", chosen, phi, self.inverse)
-        return sg(jnp.clip((spread * phi).sum(-1), 0.0, 1.0))
+        product = jnp.einsum("...u,...v,uvw->...w", one_hot, phi, self.inverse)
+        return sg(jnp.clip((product * phi).sum(-1), 0.0, 1.0))
 
     def _features(
         self, model: WorldModel, feat: Float[Array, "*b F"], action: Float[Array, "*b A"], hypers: Hypers
     ) -> tuple[Float[Array, "*b V"], Float[Array, "*b U"]]:
-        """(phi, of length 1; which action, one-hot). Sends no gradient."""
-        seen = decode_mean(model.decoder, latent_of(model.rssm, feat)).astype(jnp.float32)
-        read, chosen = self.numbers.normalize(model.decoder.space, seen), action.astype(jnp.float32)
+        """(phi, of length 1; the action among the U, one-hot). Sends no gradient."""
+        decoded = decode_mean(model.decoder, latent_of(model.rssm, feat)).astype(jnp.float32)
+        inputs, one_hot = self.numbers.normalize(model.decoder.space, decoded), action.astype(jnp.float32)
         if self.actions.kind != "discrete":
-            read = jnp.concatenate([read, hypers.action_scale * bound_action(chosen)], -1)
-            chosen = jnp.ones((*action.shape[:-1], 1))
-        angle = hypers.fourier_sharpness * read @ self.frequencies / math.sqrt(read.shape[-1])
+            inputs = jnp.concatenate([inputs, hypers.action_scale * bound_action(one_hot)], -1)
+            one_hot = jnp.ones((*action.shape[:-1], 1))
+        angle = hypers.fourier_sharpness * inputs @ self.frequencies / math.sqrt(inputs.shape[-1])
         phi = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1) / math.sqrt(angle.shape[-1])
-        return sg(phi), sg(chosen)
+        return sg(phi), sg(one_hot)
 
 
 def _inverse(matrix: Float[Array, "V V"]) -> Float[Array, "V V"]:
