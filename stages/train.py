@@ -29,7 +29,7 @@ from stages.fast import rows
 from stages.finite import all_finite, tree_where, update_diverged_step
 from stages.intrinsic import VisitCounts
 from stages.loss import LossAux, agent_loss
-from stages.measure.coverage import Coverage, action_vectors, count_row, start_coverage, visits_at
+from stages.measure.coverage import Coverage, action_vectors, count_row, init_coverage, visits_at
 from stages.replay import ReplayBuffer, StepCounters
 
 
@@ -89,7 +89,7 @@ def init(env: Environment, config: Config, hypers: Hypers, *, key: PRNGKeyArray)
         hypers=hypers,
         key=key_train,
         env_params=env_params,
-        coverage=start_coverage(env, ring_capacity(config), config.envs),
+        coverage=init_coverage(env, ring_capacity(config), config.envs),
         diverged=jnp.zeros((), jnp.int32),
     )
 

@@ -32,7 +32,7 @@ class Coverage(eqx.Module):
     solved_episode: Int[Array, ""]  # the first after which fewer than 90 % of all episodes had missed the goal
 
 
-def start_coverage(env: Environment, capacity: int, envs: int) -> Coverage | None:
+def init_coverage(env: Environment, capacity: int, envs: int) -> Coverage | None:
     """The record of a seed before its first row; None where states cannot be counted."""
     if env.states is None:
         return None
