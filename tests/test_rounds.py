@@ -132,16 +132,16 @@ def planned(seeds, allowed, parallel="auto"):
 def test_a_sweep_too_big_says_so():
     result, _ = planned(110, 90_000)
     assert len(result.rounds) == 2
-    assert result.line == "2 rounds of 56: 110 seeds need 165.0 kB, 90.0 kB are allowed"
+    assert result.description == "2 rounds of 56: 110 seeds need 165.0 kB, 90.0 kB are allowed"
 
 
 def test_a_sweep_that_fits_says_so():
     result, _ = planned(7, 10**9)
     assert [each.seeds for each in result.rounds] == [list(range(7))] and result.rounds[0].mine == [*range(7), 6]
-    assert result.line == "seeds side by side: 7; they need 12.0 kB, 1.0 GB are allowed"
+    assert result.description == "seeds side by side: 7; they need 12.0 kB, 1.0 GB are allowed"
     assert result.steps == 30 + 12
     result, _ = planned(7, 0)
-    assert result.line.endswith("GB are free")
+    assert result.description.endswith("GB are free")
 
 
 def test_parallel_is_what_was_asked_for():
@@ -184,7 +184,7 @@ def test_processes_agree_on_the_narrowest():
     assert compiled == [16, 4] and [each.mine for each in result.rounds] == [
         list(range(start, start + 4)) for start in (0, 8, 16, 24)
     ]
-    assert result.line.startswith("4 rounds of 8: 32 seeds need") and "in each process" in result.line
+    assert result.description.startswith("4 rounds of 8: 32 seeds need") and "in each process" in result.description
     with pytest.raises(ConfigError, match="another process"):
         plan(list(range(32)), jax.devices(), Crowd(other=0), build, allowed=10**9)
 

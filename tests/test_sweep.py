@@ -126,7 +126,7 @@ def test_adapt_is_what_each_seed_does_alone(env, config, hypers):
     state = compiled.init([4, 5, 6, 7], hypers)
     adapt = jax.jit(train.adapt)
     wanted = [adapt(pick(state, i)) for i in range(4)]
-    shapes = compiled.adapted(compiled.shapes(4)[0])
+    shapes = compiled.adapted_shapes(compiled.shapes(4)[0])
     adapted = compiled.adapt(state)
     assert adapted.agent.explorer is None and adapted.agent.intrinsic is None and adapted.targets.explorer is None
     assert jax.tree.structure(adapted) == jax.tree.structure(shapes) == jax.tree.structure(wanted[0])

@@ -110,7 +110,7 @@ class CheckpointPolicy:
             return None
         state, counters = self._phases[0].compiled.shapes(len(logged.round.mine))
         if logged.phase:
-            state = self._phases[logged.phase].compiled.adapted(state)
+            state = self._phases[logged.phase].compiled.adapted_shapes(state)
         best = (state.agent,) if self._keeps_best else ()
         restored = self._checkpoints.restore(CheckpointId(index, logged.step), (state, counters, *best))
         self._best = restored[2] if self._keeps_best else None

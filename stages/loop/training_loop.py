@@ -153,7 +153,7 @@ def train_phase(
     checkpoint_policy: CheckpointPolicy | None = None,
 ) -> tuple[TrainState, StepCounters]:
     """Collect and train in equal chunks; log and save after each. Consumes `state`."""
-    compiled, round_log, since, first = phase.compiled, log.round, time.monotonic(), log.round.done
+    compiled, round_log, phase_since, done_before = phase.compiled, log.round, time.monotonic(), log.round.done
     arguments = log.setup.arguments
     evaluates = arguments.config.mode != "task" or arguments.checkpoint_best  # the tasker, at every log point
     while round_log.done < phase.total_iterations:
@@ -162,10 +162,9 @@ def train_phase(
         rows = chunk_rows(log, progress, compiled.config, counters, phase.chunk_iterations, chunk_since)
         rows = with_measurements(log, rows, compiled.measure(state, round_log.round.mine, int(counters.step)))
         scores = evaluate(compiled, state, counters) if evaluates else None
-        rows_each = compiled.config.schedule[0] * compiled.config.envs
-        pace = Pace.of(
-            round_log.done + phase.chunk_iterations, first, phase.total_iterations, rows_each, time.monotonic() - since
-        )
+        iteration_rows = compiled.config.schedule[0] * compiled.config.envs
+        done, seconds = round_log.done + phase.chunk_iterations, time.monotonic() - phase_since
+        pace = Pace.of(done, done_before, phase.total_iterations, iteration_rows, seconds)
         log_chunk(log, compiled.config, rows, scores, phase.chunk_iterations, pace)
         if checkpoint_policy:
             checkpoint_policy.on_chunk(state, counters)

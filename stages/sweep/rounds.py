@@ -39,9 +39,9 @@ class Round:
             return list(range(len(self.seeds)))
         return [slot for slot, number in enumerate(self.trials) if number == trial]
 
-    def hypers(self, of_trials: Sequence[Hypers]) -> Hypers:
-        """The hyperparameters of each of `mine`, [P]."""
-        records = [of_trials[trial] for trial in self.mine_trials or [0] * len(self.mine)]
+    def hypers(self, trial_hypers: Sequence[Hypers]) -> Hypers:
+        """The hyperparameters of each of `mine`, [P], from those of each trial."""
+        records = [trial_hypers[trial] for trial in self.mine_trials or [0] * len(self.mine)]
         return jax.tree.map(lambda *values: np.array(values, np.float32), *records)
 
 
@@ -73,8 +73,8 @@ class Plan(NamedTuple):
     phases: list[Phase]  # compiled
     rounds: list[Round]
     parameters: dict[str, int]  # of a seed, by part
-    line: str  # says what runs side by side, and why
-    steps: int = 0  # that a seed collects, in all phases
+    description: str  # a line: what runs side by side, and why
+    steps: int = 0  # of a seed, in all phases
 
 
 class Evaluator:
@@ -214,11 +214,11 @@ def assign(seeds: list[int], width: int, processes: Processes, trials: Sequence[
     pairs = [(trial, seed) for trial in trials or [0] for seed in seeds]
     block, rounds = width * processes.count, []
     for start in range(0, len(pairs), block):
-        logged = pairs[start : start + block]
-        slots = logged + logged[-1:] * (block - len(logged))
+        in_round = pairs[start : start + block]
+        slots = in_round + in_round[-1:] * (block - len(in_round))
         local = slots[processes.index * width :][:width]
-        numbers = [[trial for trial, _ in pairs] if trials else [] for pairs in (logged, local)]
-        rounds.append(Round([seed for _, seed in logged], [seed for _, seed in local], *numbers))
+        numbers = [[trial for trial, _ in pairs] if trials else [] for pairs in (in_round, local)]
+        rounds.append(Round([seed for _, seed in in_round], [seed for _, seed in local], *numbers))
     return rounds
 
 
@@ -259,9 +259,9 @@ def plan(
         raise _memory_error(fitted, budget.describe(), parallel)
     fitted = _narrowed(fitted, agreed, build)
     rounds = assign(seeds, agreed, processes, trials)
-    line = _announce(fitted, rounds, processes, budget.describe(), tight=fitted.need > budget.usable())
+    description = _describe(fitted, rounds, processes, budget.describe(), tight=fitted.need > budget.usable())
     compiled, config = fitted.phases[0].compiled, fitted.phases[0].compiled.config
-    return Plan(fitted.phases, rounds, compiled.parameters(agreed), line, config.steps + config.adapt_steps)
+    return Plan(fitted.phases, rounds, compiled.parameters(agreed), description, config.steps + config.adapt_steps)
 
 
 def _fewest(process_seeds: int, devices: Devices) -> int:
@@ -289,7 +289,7 @@ def _memory_error(fitted: Fit, budget: str, parallel: int | Literal["auto"]) -> 
     )
 
 
-def _announce(fitted: Fit, rounds: list[Round], processes: Processes, budget: str, tight: bool) -> str:
+def _describe(fitted: Fit, rounds: list[Round], processes: Processes, budget: str, tight: bool) -> str:
     """What will run side by side, and why, in a line."""
     seeds, width = sum(len(round.seeds) for round in rounds), fitted.width * processes.count
     scope = " in each process" if processes.count > 1 else ""

@@ -178,8 +178,8 @@ class CompiledPhase:
         traced = self._jitted["init"].trace(self._hyper_shapes(seeds), self._key_shapes(seeds))
         return self._placed(traced.out_info, P("seeds")), self._placed(jax.eval_shape(StepCounters.zero), P())
 
-    def adapted(self, state: TrainState) -> TrainState:
-        """What `adapt` makes of a state of these shapes, as shapes."""
+    def adapted_shapes(self, state: TrainState) -> TrainState:
+        """The shapes of what `adapt` makes of a state of these shapes."""
         return self._placed(jax.eval_shape(jax.vmap(train.adapt), state), P("seeds"))
 
     def parameters(self, seeds: int) -> dict[str, int]:
@@ -214,7 +214,7 @@ class CompiledPhase:
         if self._prepared and self._prepared[0] == (seeds, iterations):
             return self._prepared[1]
         keys = self._key_shapes(seeds)
-        state = self.adapted(before) if adapts else before
+        state = self.adapted_shapes(before) if adapts else before
         step = self._placed(jax.ShapeDtypeStruct(keys.shape, jnp.int32), P("seeds"))
         # The longest first. One on each core, since each takes memory; the next is traced while one compiles.
         jobs = {
