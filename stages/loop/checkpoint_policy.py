@@ -49,7 +49,7 @@ class CheckpointPolicy:
         self._best: Agent | None = None  # of the round at work, [P, ...]
         self._environment = fingerprint(env)
         self._phases: list[Phase] = []
-        self._lost: list[int] = []  # rounds whose last state could not be saved
+        self._unsaved_rounds: list[int] = []  # rounds whose last state could not be saved
         self._saved_at = self._chunk_at = time.monotonic()
         signals.on_abort = log.on_abort
         try:
@@ -105,14 +105,14 @@ class CheckpointPolicy:
 
     def restore(self, index: int) -> tuple[TrainState, StepCounters] | None:
         """State and counters of round `index` at its newest checkpoint; None if it has none. Raises RunFolderError."""
-        logged, self._best = self._log.round, None
-        if not logged.step:
+        round_log, self._best = self._log.round, None
+        if not round_log.step:
             return None
-        state, counters = self._phases[0].compiled.shapes(len(logged.round.mine))
-        if logged.phase:
-            state = self._phases[logged.phase].compiled.adapted_shapes(state)
+        state, counters = self._phases[0].compiled.shapes(len(round_log.round.mine))
+        if round_log.phase:
+            state = self._phases[round_log.phase].compiled.adapted_shapes(state)
         best = (state.agent,) if self._keeps_best else ()
-        restored = self._checkpoints.restore(CheckpointId(index, logged.step), (state, counters, *best))
+        restored = self._checkpoints.restore(CheckpointId(index, round_log.step), (state, counters, *best))
         self._best = restored[2] if self._keeps_best else None
         return restored[:2]
 
@@ -151,16 +151,16 @@ class CheckpointPolicy:
         saved = self._save(state, counters)
         written = self._wait()  # in every process, whether or not its own save began
         if all(self._processes.exchange_json(saved and written)):
-            self._tried(lambda: self._checkpoints.prune(index))
+            self._succeeds(lambda: self._checkpoints.prune(index))
         else:
-            self._lost.append(index)
+            self._unsaved_rounds.append(index)
 
     def close(self) -> None:
         """Close the checkpoints. Raises RunFolderError if the last agents of a round could not be saved."""
         self._checkpoints.close()
-        if self._lost:
+        if self._unsaved_rounds:
             rounds = len(self._log.rounds)
-            agents = f"the agents of {len(self._lost)} of {rounds} rounds" if rounds > 1 else "the agents"
+            agents = f"the agents of {len(self._unsaved_rounds)} of {rounds} rounds" if rounds > 1 else "the agents"
             raise RunFolderError(
                 f"{agents} could not be saved at the end, see the warnings: metrics and scores are whole, but eval and "
                 "video have an earlier checkpoint, if any; free the disk, and train again into another --logdir"
@@ -179,18 +179,18 @@ class CheckpointPolicy:
             "environment": self._environment
         }
         best = () if self._best is None else (self._best,)
-        saved = self._tried(lambda: self._checkpoints.save(checkpoint, (state, counters, *best), progress))
+        saved = self._succeeds(lambda: self._checkpoints.save(checkpoint, (state, counters, *best), progress))
         self._saved_at = time.monotonic()
         return saved
 
     def _wait(self) -> bool:
         """Whether all that was saved is on disk."""
-        return self._tried(self._checkpoints.wait)
+        return self._succeeds(self._checkpoints.wait)
 
-    def _tried(self, act: Callable[[], None]) -> bool:
-        """Call `act`; returns whether it succeeded. A failure is printed as a warning."""
+    def _succeeds(self, action: Callable[[], None]) -> bool:
+        """Call `action`; returns whether it succeeded. A failure is printed as a warning."""
         try:
-            act()
+            action()
         except RunFolderError as error:
             terminal.warn(f"not saved: {error}")
             return False
