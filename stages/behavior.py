@@ -1,9 +1,9 @@
 """Behaviour: an actor and its critic, and what they learn from. One function, used for explorer and tasker.
 
 The actor ascends (R - v) / max(floor, S) by REINFORCE, plus entropy. R are lambda-returns and v values. S is the range
-of the returns (DreamerV3, eq. 7), or the range or root mean square of the advantages R - v, as the norm says. The
-critic matches R, and its slow copy, on imagined and on replayed rows. Only actor and critic get gradient, and what
-`replayed.feat` was computed from.
+of the returns (DreamerV3, eq. 7), or the range or root mean square of the advantages R - v, as `Objective.norm`
+says. The critic is trained towards R, and towards its slow copy, on imagined and on replayed rows. Gradient reaches the
+actor, the critic, and what `replayed.feat` was computed from.
 
 Axes: H horizon, L = H + 1 states, c starts of a block, T time, B windows, I bins.
 Source: DreamerV3, eq. 4-7, and the reference's imag_loss and repl_loss.
@@ -80,7 +80,7 @@ def behavior_loss(
     objective: Objective,
     hypers: Hypers,
 ) -> tuple[dict[str, Array], ReturnScale, dict[str, Array]]:
-    """Actor and critic losses, as the module says.
+    """The losses of actor and critic, as described at the top of this module.
 
     Returns:
         losses: policy [] and value [], means over imagined rows, and repval [T-1, B] (the last row has no successor).

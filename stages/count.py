@@ -1,8 +1,8 @@
 """The count bonus: 1 / sqrt(1 + n) for an action that was taken n times in a state, where states can be counted.
 
 An imagined state has no index whose count could be looked up. A network therefore learns the bonus of every action at
-replayed rows, whose states are known, with the counts of the moment; in imagination its prediction is paid. In states
-that were never visited the network extrapolates. Its output starts at 1, the bonus of an action never tried.
+replayed rows, whose states are known, from the current counts. In imagination the explorer is paid its prediction. In
+states that were never visited the network extrapolates. Its output starts at 1, the bonus of an action never tried.
 
 It reads what the ensemble reads (`--ensemble.input`) and has the ensemble's sizes, updates and learning rate, as RND.
 
@@ -67,7 +67,7 @@ class CountBonus(ObsReward):
     def update(
         self, opt_state: optax.OptState, model: WorldModel, pairs: Row, counts: VisitCounts, hypers: Hypers
     ) -> tuple["CountBonus", optax.OptState, Float[Array, ""]]:
-        """One step towards the bonus of every action in the pairs' first states: those never taken pay 1 there."""
+        """One step towards the bonus of every action in the pairs' first states: 1 for actions never taken there."""
         assert counts.visits is not None, "validate.check_countable refuses other environments"
         reward = update_normalizer(self, model, pairs)
         feat = stored_latent(model, jax.tree.map(lambda x: x[0], pairs)).feat

@@ -1,7 +1,7 @@
 """Encoder: observation -> embedding. The observation space picks the network.
 
-Of an observation of several entries, images go through convolutions, joined by their channels, and all other entries
-through one MLP; both embeddings are joined (DreamerV3's encoder).
+An observation may have several entries. Its images, concatenated along their channels, go through convolutions. All
+other entries go through one MLP. The two embeddings are concatenated (DreamerV3's encoder).
 """
 
 import math
@@ -143,7 +143,7 @@ def joined_image_space(images: dict[str, ObsSpace]) -> ObsSpace:
 
 
 class DictEncoder(eqx.Module):
-    """Images, joined by their channels -> convolutions; all other entries, joined -> MLP; both embeddings joined."""
+    """Images go through convolutions, all other entries through an MLP; the two embeddings are concatenated."""
 
     mlp: MLP | None
     conv: ConvEncoder | None

@@ -62,7 +62,7 @@ class Ensemble(eqx.Module):
 
 
 def predict(ensemble: Ensemble, inputs: Float[Array, "*b I"], hypers: Hypers) -> Float[Array, "M *b Y"]:
-    """Every member's prediction of the next row's target: what it learned, plus its prior, which never learns."""
+    """Every member's prediction of the next row's target: the output of its network, plus that of its frozen prior."""
     predictions = ensemble.members.map(lambda member: member(inputs))
     if ensemble.prior is not None:
         predictions += hypers.prior_scale * sg(ensemble.prior.map(lambda prior: prior(inputs)))
@@ -154,7 +154,7 @@ def init_opt_state(ensemble: Ensemble, hypers: Hypers) -> optax.OptState:
 
 def intrinsic_optimizer(hypers: Hypers) -> optax.GradientTransformation:
     """Adam, for intrinsic rewards that learn by updates of their own."""
-    # With b2 at 0.99 it forgets within a hundred updates how large gradients were: new states make large ones.
+    # b2 = 0.99 forgets the size of gradients within a hundred updates: those of new states are large.
     return optax.chain(optax.scale_by_adam(b1=0.9, b2=0.99), optax.scale_by_learning_rate(hypers.ensemble_lr))
 
 

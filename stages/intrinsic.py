@@ -64,7 +64,7 @@ class IntrinsicReward(eqx.Module):
     @property
     @abc.abstractmethod
     def obs_numbers(self) -> ObsNumbers:
-        """What it reads of a decoded observation."""
+        """How it normalises and projects decoded observations."""
 
     @property
     @abc.abstractmethod

@@ -1,5 +1,5 @@
-"""All losses of one update: observe -> imagine -> reward -> learn. One gradient of one sum; stop_gradient draws the
-borders between the parts.
+"""All losses of one update: observe, imagine, reward, actor and critic. An update takes one gradient, of their sum;
+stop_gradient separates the parts.
 
 Axes: T time, B windows, n = T B starts of imagination.
 """
@@ -62,7 +62,7 @@ def agent_loss(
         loss = agent.intrinsic.loss(sg(model), observed, rows, batch.action, hypers)
         losses[agent.intrinsic.loss_name] = loss
 
-    # Of the behaviours' losses only the tasker's critic loss on replayed rows moves the model, in mode explore none.
+    # Only the tasker's critic loss on replayed rows sends gradient to the model; in mode explore, not even that.
     tasker_losses, tasker_scale, tasker_metrics = learner_loss(
         model, tasker, sg(batch) if reward_free else batch, config, hypers, key=key_tasker
     )
@@ -85,7 +85,7 @@ class Learner(NamedTuple):
     behavior: Behavior
     target: BehaviorTarget
     objective: Objective
-    intrinsic: IntrinsicReward | None  # what pays it; None: the environment does
+    intrinsic: IntrinsicReward | None  # its reward; None: the environment's
 
 
 def learners(agent: Agent, targets: Targets, config: Config, hypers: Hypers) -> tuple[Learner, Learner | None]:

@@ -1,4 +1,4 @@
-"""Replay on the device: a ring of rows, sampled in windows, newest first once, with latents written back.
+"""Replay on the device: a ring of rows, sampled in windows, with latents written back.
 
 Axes: N environments, C capacity (rows of one environment), B windows, T trained rows of a window.
 The ring belongs to one seed. The `StepCounters` are shared by all seeds and stay outside their vmap, so that a write
@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped, UInt8
 from envs.environment import Obs
 
 NEWEST_ROWS = 64
-"""Rows, of all environments together, that a quarter of the sampled pairs come from."""
+"""How many newest rows, of all environments together, a quarter of the sampled pairs is drawn from."""
 
 
 class Row(eqx.Module):
@@ -143,8 +143,8 @@ def write_back(
 ) -> ReplayBuffer:
     """Replace the stored latents of the windows' trained rows by fresh ones (the context row keeps its own).
 
-    A row that several windows hold is written once, on every device: by the window in which more rows came before it,
-    the later one if it is as many.
+    A row that several windows hold is written once, and on every device alike: by the window in which it has the most
+    rows before it, and among equal ones by the last.
     """
     length, capacity = deter.shape[0], capacity_of(ring)
     position = (windows.start + 1 + jnp.arange(length)[:, None]) % capacity
