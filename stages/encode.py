@@ -42,8 +42,8 @@ def number_count(space: Space) -> int:
 
 def image_shape(space: ObsSpace) -> tuple[int, int, int]:
     """(H, W, C) that convolutions see; integer grids have their one-hot classes among the channels."""
-    height, width, *rest = preprocessed_shape(space)
-    return height, width, math.prod(rest)
+    height, width, *channels = preprocessed_shape(space)
+    return height, width, math.prod(channels)
 
 
 def preprocess_obs(space: ObsSpace, obs: Shaped[Array, "..."]) -> Float[Array, "..."]:

@@ -92,9 +92,9 @@ def prediction_errors(decoder: Decoder, latent: Latent, obs: Obs) -> PredictionE
     return PredictionErrors(loss, right.mean(-1), right.min(-1))
 
 
-def _equal_numbers(space: Space, obs: Obs, other: Obs, lead: tuple[int, ...]) -> Float[Array, "..."]:
+def _equal_numbers(space: Space, obs: Obs, other_obs: Obs, lead: tuple[int, ...]) -> Float[Array, "..."]:
     """1 where two observations agree, else 0: the numbers of binary and categorical entries, [*lead, numbers]."""
-    entries = zip_entries(space, obs, other)
+    entries = zip_entries(space, obs, other_obs)
     equal = [(a == b).reshape(*lead, -1) for _, entry, a, b in entries if entry.kind in ("binary", "categorical")]
     return join([x.astype(jnp.float32) for x in equal]) if equal else jnp.zeros((*lead, 0))
 

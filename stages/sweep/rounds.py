@@ -249,7 +249,7 @@ def plan(
     agents = len(seeds) * max(1, len(trials))
     process_seeds = -(-agents // processes.count)
     if parallel == "auto":
-        fitted = fit_width(process_seeds, devices, build, budget.usable, minimum=_fewest(process_seeds, devices))
+        fitted = fit_width(process_seeds, devices, build, budget.usable, minimum=_min_width(process_seeds, devices))
     else:
         limit = math.inf if parallel >= agents else max(1, parallel // processes.count)
         minimum = round_width(process_seeds, len(devices), limit)
@@ -264,7 +264,7 @@ def plan(
     return Plan(fitted.phases, rounds, compiled.parameters(agreed), description, config.steps + config.adapt_steps)
 
 
-def _fewest(process_seeds: int, devices: Devices) -> int:
+def _min_width(process_seeds: int, devices: Devices) -> int:
     """Seeds side by side that need the least memory: on accelerators one on each device, which share none."""
     return 1 if memory.shared(devices) else min(process_seeds, len(devices))
 
