@@ -42,6 +42,7 @@ from stages import train
 from stages.config import Config, Hypers
 from stages.log import run_log
 from stages.replay import StepCounters
+from stages.sweep.memory import peak_memory_mb
 from stages.sweep.sweep import mesh_for, over_seeds, vmap_width_of
 from stages.world_model import compute_dtype
 
@@ -112,7 +113,7 @@ def products(config: Config, hypers: Hypers) -> Result:
 
 def memory_used(before: float | None, sizes_mb: Result) -> Result:
     """Peak memory since `before`, MB of this process with the state in it; and it over state and temporaries."""
-    whole = run_log.peak_memory_mb()
+    whole = peak_memory_mb()
     if jax.default_backend() == "cpu" and before is not None:
         peak = common.resident_mb("VmHWM") - before + sizes_mb["state_mb"]
     else:
