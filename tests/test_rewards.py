@@ -80,7 +80,7 @@ def batch_of(is_first, feat, reward=0.0) -> Batch:
 )
 def test_what_the_explorer_is_paid(settings, name):
     config = Config(**settings)
-    assert name == (explorer_objective(config, HYPERS).reward if config.explores else None)
+    assert name == (explorer_objective(config, HYPERS).reward_name if config.explores else None)
     # The tasker is paid alike in all modes.
     assert tasker_objective(config, HYPERS) == DREAMER
 
@@ -117,7 +117,7 @@ def test_divisors_are_the_configs_and_the_hypers(norm, mode):
     objective = explorer_objective(config, hypers)
     assert objective == Objective("disagreement", 0.2, norm, 1e-3, debias=True)
     constant = dataclasses.replace(config, explorer_reward="constant")
-    assert explorer_objective(constant, hypers) == DREAMER._replace(reward_name="constant", entropy=0.2)
+    assert explorer_objective(constant, hypers) == DREAMER._replace(reward_name="constant", entropy_scale=0.2)
     episodic = dataclasses.replace(constant, episodic_novelty=True)  # a constant, and so episodic novelty alone
     assert explorer_objective(episodic, hypers) == objective._replace(reward_name="constant")
 
