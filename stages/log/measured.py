@@ -11,7 +11,7 @@ from stages.log.round_log import RoundLog, shortest
 from stages.measure.heads import HEADS_AHEAD
 from stages.measure.measurement import Measurement, Novelty, RewardBaselines
 from stages.measure.open_loop import AHEAD
-from stages.results.novelty import Map, contrast_metrics, novelty_metrics
+from stages.results.novelty import Map, baseline_metrics, novelty_metrics
 
 Columns = dict[str, list[float] | list[int | None]]
 
@@ -44,7 +44,7 @@ def measured_columns(
 def _baseline_columns(measured: RewardBaselines, log: RoundLog, processes: Processes) -> Columns:
     """Where states cannot be counted."""
     everyone, seeds = processes.gather(measured), len(log.round.seeds)
-    metrics = contrast_metrics(*(x[:seeds] for x in (everyone.collected, everyone.untrained, everyone.random)))
+    metrics = baseline_metrics(*(x[:seeds] for x in (everyone.collected, everyone.untrained, everyone.random)))
     log.untrained_share = metrics["untrained_share"]
     return {f"novelty/{name}": values.tolist() for name, values in metrics.items()}
 
