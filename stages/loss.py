@@ -24,7 +24,7 @@ from stages.rewards import Batch, centre, explorer_objective, explorer_rewards, 
 from stages.rssm import Latent
 from stages.world_model import WorldModel, action_vector, model_loss, observe
 
-NAMED_BY_REWARD = ("rew", "replay_rew", "ret", "ret_scale", "val")
+NAMED_BY_REWARD: tuple[str, ...] = ("rew", "replay_rew", "ret", "ret_scale", "val")
 """Metrics whose names end with the reward's."""
 
 
