@@ -44,7 +44,7 @@ class Batch(eqx.Module):
 
 
 class Rewards(NamedTuple):
-    """What a behaviour is rewarded along imagined trajectories and on replayed rows, indexed by arrival."""
+    """A behaviour's rewards along imagined trajectories and on replayed rows, indexed by arrival."""
 
     imagined: Float[Array, "blocks L c"]
     replayed: Float[Array, "T B"]

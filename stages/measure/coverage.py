@@ -94,7 +94,7 @@ def visits_at(coverage: Coverage | None, position: Int[Array, " n"], env: Int[Ar
 
 
 def _first_event(before: Int[Array, ""], event: Bool[Array, " N"], number: Int[Array, " N"]) -> Int[Array, ""]:
-    """The number of the first event: that from before if there was one, else of these; 0 without any."""
+    """The number of the first event: `before` unless that is 0, else the first here; 0 without one."""
     current = jnp.where(event.any(), number[jnp.argmax(event)], 0)
     return jnp.where(before > 0, before, current)
 

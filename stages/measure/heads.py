@@ -50,9 +50,8 @@ def head_errors(
     kinds = stored & jnp.stack([rewarded, ~rewarded, ring.is_terminal, ~ring.is_terminal])
     index, is_drawn = draw_rows(kinds, ROWS_PER_KIND, key=key_rows)
     position, env = jnp.unravel_index(index.reshape(-1), ring.reward.shape)
-    rows = read_windows(
-        ring, Windows((position - length) % capacity, env), length
-    )  # row [-1] is the one that was drawn
+    # The last row of each window is the one that was drawn.
+    rows = read_windows(ring, Windows((position - length) % capacity, env), length)
     age = (position - jnp.maximum(0, step - capacity)) % capacity  # rows before it in the ring
     is_reached = ((age >= length) & ~rows.is_first[1:].any(0)).reshape(index.shape)
     observed = jnp.broadcast_to((jnp.arange(length + 1) == 0)[:, None], rows.reward.shape)

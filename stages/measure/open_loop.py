@@ -70,9 +70,8 @@ def play_rows(
         after, row, _ = collect(env, agent, behavior, actor_state, hypers, greedy=greedy, key=key_step)
         return after, (row, state)
 
-    return Played(
-        *lax.scan(step, init_actor_state(env, agent.model, envs, key=key_start), jr.split(key_loop, length))[1]
-    )
+    actor_state = init_actor_state(env, agent.model, envs, key=key_start)
+    return Played(*lax.scan(step, actor_state, jr.split(key_loop, length))[1])
 
 
 def episode_step(is_first: Bool[Array, "T N"]) -> Int[Array, "T N"]:
