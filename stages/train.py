@@ -177,10 +177,8 @@ def update_intrinsic(
     def step(carry, key):
         reward, opt_state = carry
         windows = replay.sample_pairs(counters, *shape, key=key)
-        pairs, visits = (
-            replay.read_windows(state.ring, windows, 1),
-            visits_at(state.coverage, windows.start, windows.env),
-        )
+        pairs = replay.read_windows(state.ring, windows, 1)
+        visits = visits_at(state.coverage, windows.start, windows.env)
         counts = VisitCounts(rows_in_replay, action_vectors(state.agent.model.actions), visits)
         reward, opt_state, loss = reward.update(opt_state, state.agent.model, pairs, counts, state.hypers)
         return (reward, opt_state), loss
