@@ -57,10 +57,11 @@ def update_targets(
 
 
 def trainable(agent: Agent) -> Agent:
-    """A filter for `eqx.partition`: what the agent's optimiser moves. An intrinsic reward with own updates is not."""
-    alone = agent.intrinsic is not None and agent.intrinsic.updates > 0
+    """A filter for `eqx.partition`: what the agent's optimiser updates. That is all of the agent, but for an intrinsic
+    reward with an optimiser of its own."""
+    has_own_optimizer = agent.intrinsic is not None and agent.intrinsic.updates > 0
     everything = jax.tree.map(lambda _: True, agent)
-    return eqx.tree_at(lambda a: a.intrinsic, everything, False) if alone else everything
+    return eqx.tree_at(lambda a: a.intrinsic, everything, False) if has_own_optimizer else everything
 
 
 def without_explorer(agent: Agent) -> Agent:
@@ -74,7 +75,7 @@ def replace_intrinsic(agent: Agent, intrinsic: IntrinsicReward | None) -> Agent:
 
 
 class Turns(eqx.Module):
-    """The explorer and the tasker by turns: one of them acts in each episode."""
+    """The explorer and the tasker by turns: each episode is played by one of them (`collect.take_turns`)."""
 
     explorer: Behavior
     tasker: Behavior
@@ -93,7 +94,7 @@ def collector(agent: Agent, mode: Mode) -> Collector:
 
 
 def parameter_counts(agent: Agent) -> dict[str, int]:
-    """Parameters of each part, read off the tree: a path of two fields, such as model.rssm. Shapes will do."""
+    """The number of parameters of each part, by a path of two fields such as model.rssm. `agent` may be of shapes."""
     counts: dict[str, int] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(agent):
         part = ".".join(key.name for key in path[:2])

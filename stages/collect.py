@@ -17,7 +17,7 @@ from stages.agent import Agent, Collector, Turns
 from stages.behavior import Behavior
 from stages.config import Hypers
 from stages.replay import Row
-from stages.rssm import Latent, initial, observe_step
+from stages.rssm import Latent, initial_latent, observe_step
 from stages.uniform import RandomPolicy
 from stages.world_model import WorldModel
 
@@ -36,7 +36,7 @@ class ActorState(eqx.Module):
 
 
 class Episodes(eqx.Module):
-    """Sums over the episodes that ended, []. Added up over steps; the score is total / count."""
+    """Sums over the episodes that ended, []. The mean score is score / count."""
 
     count: Float[Array, ""]
     score: Float[Array, ""]
@@ -46,10 +46,10 @@ class Episodes(eqx.Module):
     tasker_score: Float[Array, ""] | None = None
 
 
-def start(env: Environment, model: WorldModel, envs: int, *, key: PRNGKeyArray) -> ActorState:
+def init_actor_state(env: Environment, model: WorldModel, envs: int, *, key: PRNGKeyArray) -> ActorState:
     """`envs` environments at their first observation, with the model's initial state."""
     env_state, timestep = jax.vmap(env.reset)(jr.split(key, envs))
-    latent = initial(model.rssm, (envs,), model.dtype)
+    latent = initial_latent(model.rssm, (envs,), model.dtype)
     action = jnp.zeros((envs, env.action_space.size))
     score, length = jnp.zeros(envs), jnp.zeros(envs, jnp.int32)
     events = {name: jnp.zeros(envs, jnp.int32) for name in timestep.events}
@@ -104,7 +104,7 @@ def choose_action(
     policy = behavior.actor(latent.feat, hypers.policy_unimix)
     noise = behavior.actor.noise(latent.deter.shape[:-1], key=key)
     action = policy.mode() if greedy else policy.sample(noise)
-    return action.astype(jnp.float32)  # whatever the model computes in: environments take it as it is
+    return action.astype(jnp.float32)  # the model may compute in bfloat16, and environments take the action as it is
 
 
 def take_turns(
@@ -119,11 +119,11 @@ def take_turns(
     """The action of the behaviour whose turn it is, and whether that is the tasker: drawn at an episode's first row."""
     key_turn, key_action = jr.split(key)
     tasker_acts = jnp.where(is_first, jr.bernoulli(key_turn, hypers.tasker_share, is_first.shape), tasker_acts)
-    explores, tasks = (
+    explorer_action, tasker_action = (
         choose_action(behavior, latent, hypers, greedy=False, key=key_action)
         for behavior in (turns.explorer, turns.tasker)
     )
-    return jnp.where(tasker_acts[:, None], tasks, explores), tasker_acts
+    return jnp.where(tasker_acts[:, None], tasker_action, explorer_action), tasker_acts
 
 
 def env_action(model: WorldModel, action: Float[Array, "... A"]) -> Array:
@@ -149,7 +149,7 @@ def collect(
     """One step of every environment: observe, act, step.
 
     Args:
-        resets: whether another episode begins where one has ended. Compiling a reset may take half a minute.
+        resets: whether the next episode begins where one has ended. Compiling a reset may take half a minute.
 
     Returns:
         the actors' state at the next observation; the present row [N, ...] with the action and latent the agent had

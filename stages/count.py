@@ -1,8 +1,8 @@
 """The count bonus: 1 / sqrt(1 + n) for an action that was taken n times in a state, where states can be counted.
 
 An imagined state has no index whose count could be looked up. A network therefore learns the bonus of every action at
-replayed rows, whose states are known, with the counts of the moment; in imagination its prediction is paid. In states
-that were never visited the network extrapolates. Its output starts at 1, the bonus of an action never tried.
+replayed rows, whose states are known, from the current counts. In imagination the explorer is paid its prediction. In
+states that were never visited the network extrapolates. Its output starts at 1, the bonus of an action never tried.
 
 It reads what the ensemble reads (`--ensemble.input`) and has the ensemble's sizes, updates and learning rate, as RND.
 
@@ -22,9 +22,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from envs.environment import ActionSpace, Space
 from stages.config import Config, EnsembleConfig, Hypers
-from stages.ensemble import own_optimizer, own_step
-from stages.imagine import posterior
-from stages.intrinsic import ObsReward, VisitCounts, normalize_by
+from stages.ensemble import intrinsic_optimizer, intrinsic_step
+from stages.imagine import stored_latent
+from stages.intrinsic import ObsReward, VisitCounts, update_normalizer
 from stages.networks.layers import Head
 from stages.obs_numbers import ObsNumbers, input_size, state_action_inputs
 from stages.replay import Row
@@ -62,31 +62,31 @@ class CountBonus(ObsReward):
         return jnp.zeros(rows.reward.shape)
 
     def init_opt_state(self, hypers: Hypers) -> optax.OptState:
-        return own_optimizer(hypers).init(eqx.filter(self.predictor, eqx.is_array))
+        return intrinsic_optimizer(hypers).init(eqx.filter(self.predictor, eqx.is_array))
 
     def update(
         self, opt_state: optax.OptState, model: WorldModel, pairs: Row, counts: VisitCounts, hypers: Hypers
     ) -> tuple["CountBonus", optax.OptState, Float[Array, ""]]:
-        """One step towards the bonus of every action in the pairs' first states: those never taken pay 1 there."""
+        """One step towards the bonus of every action in the pairs' first states: 1 for actions never taken there."""
         assert counts.visits is not None, "validate.check_countable refuses other environments"
-        reward = normalize_by(self, model, pairs)
-        feat = posterior(model, jax.tree.map(lambda x: x[0], pairs)).feat
+        reward = update_normalizer(self, model, pairs)
+        feat = stored_latent(model, jax.tree.map(lambda x: x[0], pairs)).feat
 
         def inputs_of(action: Float[Array, " A"]) -> Float[Array, "n I"]:
             actions = jnp.broadcast_to(action, (*feat.shape[:-1], *action.shape))
             return state_action_inputs(reward.numbers, self.config, model, feat, actions, hypers)
 
-        inputs = jax.vmap(inputs_of, out_axes=1)(counts.actions)  # [n, U, I]
+        inputs = jax.vmap(inputs_of, out_axes=1)(counts.action_vectors)  # [n, U, I]
         target = jax.lax.rsqrt(1.0 + counts.visits)
 
         def loss(predictor: Head) -> Float[Array, ""]:
             error = jnp.square(reward._with_predictor(predictor)._predict(inputs) - target).mean(-1)
             return jnp.where(pairs.is_last[0], 0.0, error).mean()  # no action follows an episode's last row
 
-        predictor, opt_state, value = own_step(reward.predictor, opt_state, loss, hypers)
+        predictor, opt_state, value = intrinsic_step(reward.predictor, opt_state, loss, hypers)
         return reward._with_predictor(predictor), opt_state, value
 
-    def untrained(self, config: Config, obs: Space, actions: ActionSpace, *, key: PRNGKeyArray) -> "CountBonus":
+    def reinitialize(self, config: Config, obs: Space, actions: ActionSpace, *, key: PRNGKeyArray) -> "CountBonus":
         return self._with_predictor(CountBonus(config, obs, actions, key=key).predictor)
 
     def _predict(self, inputs: Float[Array, "*b I"]) -> Float[Array, "*b"]:

@@ -1,9 +1,11 @@
 """Decoder: latent -> observation. The observation space picks network and loss.
 
-Binary observations are Bernoulli (a summed squared error learns them far more slowly: on Catch, with all else equal, a
-return of -0.56 against 0.84 after 2,048 updates), reals a squared error of their symlog, integers categorical, images a
-squared error of a sigmoid as in the reference. Where an observation has several entries, each has outputs of its own:
-images are channels of one image that convolutions make, all other entries have a linear layer each on one MLP.
+The outputs for binary observations are Bernoulli logits, and for integers categorical ones. Reals have a squared error
+of their symlog, images one of a sigmoid, as in the reference. With a squared error, binary observations are learned far
+more slowly: on Catch, with all else equal, the return after 2,048 updates was -0.56 against 0.84.
+
+An observation may have several entries. Its images are channels of one image that convolutions make. Each of its other
+entries has a linear layer on one MLP.
 
 Axes: D deter, S categoricals, K classes; "..." are any leading axes.
 """
@@ -21,14 +23,14 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 from envs.environment import DictSpace, Obs, ObsSpace, Space, map_entries, zip_entries
 from stages.config import ModelConfig
 from stages.encode import (
-    MULTIPLIERS,
-    convolutional,
-    features,
+    DEPTH_MULTIPLIERS,
     image_shape,
     images_and_vectors,
     join,
-    joined_image,
+    joined_image_space,
     number_count,
+    preprocessed_shape,
+    uses_convolutions,
 )
 from stages.networks.convolution import Conv, ConvStage, pyramid, upsample
 from stages.networks.layers import MLP, BlockLinear, Dense, Head, Linear, RMSNorm
@@ -48,8 +50,8 @@ class MLPDecoder(eqx.Module):
         self.space = space
 
     def __call__(self, latent: Latent) -> Float[Array, "..."]:
-        """Raw outputs [..., *features]: logits, or predicted symlog."""
-        return self.head(latent.feat).reshape(*latent.deter.shape[:-1], *features(self.space))
+        """Raw outputs [..., *preprocessed]: logits, or predicted symlog."""
+        return self.head(latent.feat).reshape(*latent.deter.shape[:-1], *preprocessed_shape(self.space))
 
 
 class ConvDecoder(eqx.Module):
@@ -68,7 +70,7 @@ class ConvDecoder(eqx.Module):
     def __init__(self, space: ObsSpace, model: ModelConfig, *, key: PRNGKeyArray):
         height, width, channels = image_shape(space)
         sizes = pyramid((height, width))
-        depths = [model.depth * m for m in MULTIPLIERS[: max(1, len(sizes) - 1)]]
+        depths = [model.depth * m for m in DEPTH_MULTIPLIERS[: max(1, len(sizes) - 1)]]
         kernel = 5 if len(sizes) > 3 else 3
         coarse = math.prod(sizes[-1]) * depths[-1]
         key_deter, key_stoch, key_hidden, key_out, *keys = jr.split(key, 4 + len(depths) - 1)
@@ -85,7 +87,7 @@ class ConvDecoder(eqx.Module):
         self.space = space
 
     def __call__(self, latent: Latent) -> Float[Array, "..."]:
-        """Raw outputs [..., *features]: logits, or predicted symlog."""
+        """Raw outputs [..., *preprocessed]: logits, or predicted symlog."""
         deter, stoch = latent.deter, latent.stoch
         lead, sizes = deter.shape[:-1], pyramid(image_shape(self.space)[:2])
         height, width = sizes[-1]
@@ -97,11 +99,11 @@ class ConvDecoder(eqx.Module):
             x = upsample(x, sizes[-2 - level])
             x = jax.nn.silu(stage.norm(stage.conv(x)))
         x = upsample(x, sizes[0]) if len(sizes) > 1 else x
-        return self.out(x).astype(jnp.float32).reshape(*lead, *features(self.space))
+        return self.out(x).astype(jnp.float32).reshape(*lead, *preprocessed_shape(self.space))
 
 
 class DictDecoder(eqx.Module):
-    """Entries that are no images: a linear layer each on one MLP; images: the channels of one ConvDecoder."""
+    """Images are channels of one ConvDecoder; each other entry has a linear layer on one MLP."""
 
     mlp: MLP | None
     out: dict[str, Linear]
@@ -116,11 +118,11 @@ class DictDecoder(eqx.Module):
             name: Linear(model.units, number_count(entry), key=key_out)
             for key_out, (name, entry) in zip(keys, vectors.items(), strict=False)
         }
-        self.conv = ConvDecoder(joined_image(images), model, key=key_conv) if images else None
+        self.conv = ConvDecoder(joined_image_space(images), model, key=key_conv) if images else None
         self.space = space
 
     def __call__(self, latent: Latent) -> dict[str, Float[Array, "..."]]:
-        """Raw outputs [..., *features] of each entry: logits, or predicted symlog."""
+        """Raw outputs [..., *preprocessed] of each entry: logits, or predicted symlog."""
         lead, raw = latent.deter.shape[:-1], {}
         if self.mlp is not None:
             hidden = self.mlp(latent.feat)
@@ -130,7 +132,9 @@ class DictDecoder(eqx.Module):
             channels = [image_shape(self.space.entries[name])[2] for name in images]
             ends = [sum(channels[: i + 1]) for i in range(len(channels) - 1)]
             raw |= dict(zip(images, jnp.split(self.conv(latent), ends, -1), strict=True))
-        return {name: raw[name].reshape(*lead, *features(entry)) for name, entry in self.space.entries.items()}
+        return {
+            name: raw[name].reshape(*lead, *preprocessed_shape(entry)) for name, entry in self.space.entries.items()
+        }
 
 
 Decoder = MLPDecoder | ConvDecoder | DictDecoder
@@ -140,7 +144,7 @@ def make_decoder(space: Space, model: ModelConfig, *, key: PRNGKeyArray) -> Deco
     """The decoder that this observation space calls for. Raises ConfigError where there is none."""
     if isinstance(space, DictSpace):
         return DictDecoder(space, model, key=key)
-    cls = ConvDecoder if convolutional(space, model) else MLPDecoder
+    cls = ConvDecoder if uses_convolutions(space, model) else MLPDecoder
     return cls(space, model, key=key)
 
 
@@ -178,7 +182,7 @@ def _entry_loss(space: ObsSpace, raw: Float[Array, "..."], obs: Shaped[Array, ".
 
 
 def decode_mean(decoder: Decoder, latent: Latent) -> Float[Array, "... P"]:
-    """The observation that the decoder expects, flat, in the numbers that an encoder reads (encode.flat_numbers)."""
+    """The mean of the predicted observation, flat and preprocessed as an encoder's input (encode.flat_numbers)."""
     lead = latent.deter.shape[:-1]
     entries = zip_entries(decoder.space, decoder(latent))
     return join([_entry_mean(space, raw).reshape(*lead, -1) for _, space, raw in entries])

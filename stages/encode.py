@@ -1,7 +1,7 @@
 """Encoder: observation -> embedding. The observation space picks the network.
 
-Of an observation of several entries, images go through convolutions, joined by their channels, and all other entries
-through one MLP; both embeddings are joined (DreamerV3's encoder).
+An observation may have several entries. Its images, concatenated along their channels, go through convolutions. All
+other entries go through one MLP. The two embeddings are concatenated (DreamerV3's encoder).
 """
 
 import math
@@ -18,10 +18,11 @@ from stages.networks.convolution import ConvStage, max_pool, pyramid
 from stages.networks.layers import MLP
 from stages.networks.symlog import symlog
 
-MULTIPLIERS = (2, 3, 4, 4)
+DEPTH_MULTIPLIERS = (2, 3, 4, 4)
+"""Channels of each convolution level, as multiples of `ModelConfig.depth`."""
 
 
-def convolutional(space: ObsSpace, model: ModelConfig) -> bool:
+def uses_convolutions(space: ObsSpace, model: ModelConfig) -> bool:
     """Whether this observation goes through convolutions.
 
     (H, W, C) does. (H, W) may (`--model.encoder conv`), but goes through the MLP unless asked, as in the reference.
@@ -29,20 +30,20 @@ def convolutional(space: ObsSpace, model: ModelConfig) -> bool:
     return {"auto": len(space.shape) == 3, "mlp": False, "conv": len(space.shape) in (2, 3)}[model.encoder]
 
 
-def features(space: ObsSpace) -> tuple[int, ...]:
-    """Shape of one observation as the networks see it: integers become one-hot, a grid gets a channel axis last."""
+def preprocessed_shape(space: ObsSpace) -> tuple[int, ...]:
+    """Shape of one preprocessed observation: the one-hot of integers has an axis of its own, the last."""
     return space.shape + ((space.classes,) if space.kind == "categorical" else ())
 
 
 def number_count(space: Space) -> int:
     """P: how many numbers of an observation the networks see."""
-    return sum(math.prod(features(entry)) for entry in obs_entries(space).values())
+    return sum(math.prod(preprocessed_shape(entry)) for entry in obs_entries(space).values())
 
 
 def image_shape(space: ObsSpace) -> tuple[int, int, int]:
     """(H, W, C) that convolutions see; integer grids have their one-hot classes among the channels."""
-    height, width, *rest = features(space)
-    return height, width, math.prod(rest)
+    height, width, *channels = preprocessed_shape(space)
+    return height, width, math.prod(channels)
 
 
 def preprocess_obs(space: ObsSpace, obs: Shaped[Array, "..."]) -> Float[Array, "..."]:
@@ -60,7 +61,7 @@ def flat_numbers(space: Space, obs: Obs) -> Float[Array, "... P"]:
 
 
 def join(parts: list[Float[Array, "..."]]) -> Float[Array, "..."]:
-    """Along the last axis; a single part as it is."""
+    """Concatenate along the last axis; a single part is returned unchanged."""
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, -1)
 
 
@@ -96,7 +97,7 @@ class ConvEncoder(eqx.Module):
     def __init__(self, space: ObsSpace, model: ModelConfig, *, key: PRNGKeyArray):
         height, width, channels = image_shape(space)
         levels = len(pyramid((height, width))) - 1
-        depths = [channels] + [model.depth * m for m in MULTIPLIERS[: max(1, levels)]]
+        depths = [channels] + [model.depth * m for m in DEPTH_MULTIPLIERS[: max(1, levels)]]
         kernel = 5 if levels > 2 else 3
         keys = jr.split(key, len(depths) - 1)
         self.stages = tuple(
@@ -126,7 +127,7 @@ def images_and_vectors(space: DictSpace, model: ModelConfig) -> tuple[dict[str, 
     Raises:
         ConfigError: images of several sizes: their channels cannot be joined.
     """
-    images = {name: entry for name, entry in space.entries.items() if convolutional(entry, model)}
+    images = {name: entry for name, entry in space.entries.items() if uses_convolutions(entry, model)}
     if len(sizes := {entry.shape[:2] for entry in images.values()}) > 1:
         raise ConfigError(
             f"the observation's images {', '.join(images)} have {len(sizes)} sizes, but are joined by their channels: "
@@ -135,14 +136,14 @@ def images_and_vectors(space: DictSpace, model: ModelConfig) -> tuple[dict[str, 
     return images, {name: entry for name, entry in space.entries.items() if name not in images}
 
 
-def joined_image(images: dict[str, ObsSpace]) -> ObsSpace:
+def joined_image_space(images: dict[str, ObsSpace]) -> ObsSpace:
     """The space of images joined by their channels, as convolutions see them."""
     shapes = [image_shape(entry) for entry in images.values()]
     return ObsSpace((*shapes[0][:2], sum(channels for *_, channels in shapes)), "real")
 
 
 class DictEncoder(eqx.Module):
-    """Images, joined by their channels -> convolutions; all other entries, joined -> MLP; both embeddings joined."""
+    """Images go through convolutions, all other entries through an MLP; the two embeddings are concatenated."""
 
     mlp: MLP | None
     conv: ConvEncoder | None
@@ -154,7 +155,7 @@ class DictEncoder(eqx.Module):
         images, vectors = images_and_vectors(space, model)
         size = sum(number_count(entry) for entry in vectors.values())
         self.mlp = MLP(size, model.units, model.layers, key=key_mlp) if vectors else None
-        self.conv = ConvEncoder(joined_image(images), model, key=key_conv) if images else None
+        self.conv = ConvEncoder(joined_image_space(images), model, key=key_conv) if images else None
         self.images, self.space = tuple(images), space
 
     def __call__(self, obs: dict[str, Shaped[Array, "..."]], dtype: jnp.dtype) -> Float[Array, "... E"]:
@@ -180,7 +181,7 @@ def make_encoder(space: Space, model: ModelConfig, *, key: PRNGKeyArray) -> Enco
     """The encoder that this observation space calls for. Raises ConfigError where there is none."""
     if isinstance(space, DictSpace):
         return DictEncoder(space, model, key=key)
-    cls = ConvEncoder if convolutional(space, model) else MLPEncoder
+    cls = ConvEncoder if uses_convolutions(space, model) else MLPEncoder
     return cls(space, model, key=key)
 
 

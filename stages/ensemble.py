@@ -24,7 +24,7 @@ from envs.environment import Obs, Space
 from stages.config import Config, EnsembleConfig, Hypers
 from stages.encode import flat_numbers
 from stages.fast.stacked import Stacked
-from stages.imagine import posterior
+from stages.imagine import stored_latent
 from stages.networks.distributions import Categorical
 from stages.networks.layers import Head
 from stages.obs_numbers import ObsNumbers, input_size, state_action_inputs
@@ -60,7 +60,7 @@ class Ensemble(eqx.Module):
 
 
 def predict(ensemble: Ensemble, inputs: Float[Array, "*b I"], hypers: Hypers) -> Float[Array, "M *b Y"]:
-    """Every member's prediction of the next row's target: what it learned, plus its prior, which never learns."""
+    """Every member's prediction of the next row's target: the output of its network, plus that of its frozen prior."""
     predictions = ensemble.members.map(lambda member: member(inputs))
     if ensemble.prior is not None:
         predictions += hypers.prior_scale * sg(ensemble.prior.map(lambda prior: prior(inputs)))
@@ -132,21 +132,21 @@ def replace_members(ensemble: Ensemble, members: Stacked) -> Ensemble:
 
 def init_opt_state(ensemble: Ensemble, hypers: Hypers) -> optax.OptState:
     """The state of the members' own optimiser before its first step."""
-    return own_optimizer(hypers).init(eqx.filter(ensemble.members, eqx.is_array))
+    return intrinsic_optimizer(hypers).init(eqx.filter(ensemble.members, eqx.is_array))
 
 
-def own_optimizer(hypers: Hypers) -> optax.GradientTransformation:
-    """The optimiser of what learns by updates of its own."""
-    # With b2 at 0.99 it forgets within a hundred updates how large gradients were: new states make large ones.
+def intrinsic_optimizer(hypers: Hypers) -> optax.GradientTransformation:
+    """Adam, for intrinsic rewards that learn by updates of their own."""
+    # b2 = 0.99 forgets the size of gradients within a hundred updates: those of new states are large.
     return optax.chain(optax.scale_by_adam(b1=0.9, b2=0.99), optax.scale_by_learning_rate(hypers.ensemble_lr))
 
 
-def own_step(
+def intrinsic_step(
     network: Network, opt_state: optax.OptState, loss: Callable[[Network], Float[Array, ""]], hypers: Hypers
 ) -> tuple[Network, optax.OptState, Float[Array, ""]]:
-    """One step of `own_optimizer` down the gradient of `loss`: (network, optimiser state, loss before the step)."""
+    """One step of `intrinsic_optimizer` on `loss`: (network, optimiser state, loss before the step)."""
     value, grads = jax.value_and_grad(loss)(network)
-    updates, opt_state = own_optimizer(hypers).update(grads, opt_state)
+    updates, opt_state = intrinsic_optimizer(hypers).update(grads, opt_state)
     return eqx.apply_updates(network, updates), opt_state, value
 
 
@@ -165,7 +165,7 @@ def update_ensemble(
     second = jax.tree.map(lambda x: x[1], pairs)
     numbers = ensemble.numbers.updated(model.decoder.space, second.obs)
     ensemble = eqx.tree_at(lambda e: e.numbers, ensemble, numbers)
-    feat, action = posterior(model, first).feat, action_vector(model, first.action)
+    feat, action = stored_latent(model, first).feat, action_vector(model, first.action)
     inputs = ensemble_inputs(ensemble, model, feat, action, hypers)
     target = ensemble_target(ensemble, model, None, second.obs)
 
@@ -173,5 +173,5 @@ def update_ensemble(
         error = 0.5 * jnp.square(predict(replace_members(ensemble, members), inputs, hypers) - target).sum(-1)
         return jnp.where(second.is_first, 0.0, error).mean(1).sum()  # over members: each learns as it would alone
 
-    members, opt_state, total = own_step(ensemble.members, opt_state, loss, hypers)
+    members, opt_state, total = intrinsic_step(ensemble.members, opt_state, loss, hypers)
     return replace_members(ensemble, members), opt_state, total / len(members)

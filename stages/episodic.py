@@ -25,23 +25,23 @@ from stages.replay import Row
 from stages.rssm import latent_of
 from stages.world_model import WorldModel
 
-LEAST_STD = 1e-8
+MIN_REWARD_STD = 1e-8
 """Smallest divisor of an intrinsic reward: a constant one has no deviation."""
 
 
-class Past(eqx.Module):
-    """A batch's rows: what later states are compared with, and how large their intrinsic reward is."""
+class EpisodicMemory(eqx.Module):
+    """The rows of a batch, which later states of their episodes are compared with."""
 
-    read: Float[Array, "T B P"]
+    decoded: Float[Array, "T B P"]  # their decoded observations, normalised
     episode: Int[Array, "T B"]  # counted from the window's first row
-    mean: Float[Array, ""]  # of the rows' intrinsic reward
-    std: Float[Array, ""]
+    reward_mean: Float[Array, ""]  # of the rows' intrinsic reward
+    reward_std: Float[Array, ""]
 
 
-def past_of(
+def episodic_memory(
     model: WorldModel, numbers: ObsNumbers, feat: Float[Array, "T B F"], rows: Row, reward: Float[Array, "T B"]
-) -> Past:
-    """The `Past` that a batch's rows make.
+) -> EpisodicMemory:
+    """The memory that holds a batch's rows.
 
     Args:
         feat: their features.
@@ -50,21 +50,22 @@ def past_of(
     """
     counts = ~rows.is_last
     mean, std = sg(reward.mean(where=counts)), sg(reward.std(where=counts))
-    return Past(_read(model, numbers, feat), jnp.cumsum(rows.is_first, 0), mean, std)
+    return EpisodicMemory(_decode(model, numbers, feat), jnp.cumsum(rows.is_first, 0), mean, std)
 
 
-def modulator(past: Past, reward: Float[Array, "*b"], hypers: Hypers) -> Float[Array, "*b"]:
+def modulator(memory: EpisodicMemory, reward: Float[Array, "*b"], hypers: Hypers) -> Float[Array, "*b"]:
     """What an intrinsic reward multiplies episodic novelty by: 1 to `hypers.novelty_limit`."""
-    return jnp.clip(1 + (reward - past.mean) / jnp.maximum(past.std, LEAST_STD), 1.0, hypers.novelty_limit)
+    z_score = (reward - memory.reward_mean) / jnp.maximum(memory.reward_std, MIN_REWARD_STD)
+    return jnp.clip(1 + z_score, 1.0, hypers.novelty_limit)
 
 
-def replayed_novelty(past: Past, hypers: Hypers) -> Float[Array, "T B"]:
+def replayed_novelty(memory: EpisodicMemory, hypers: Hypers) -> Float[Array, "T B"]:
     """Episodic novelty of the batch's rows. Sends no gradient."""
-    return _novelty((_kernel(past.read, past.read, hypers) * _earlier(past)).sum(1))
+    return _novelty((_kernel(memory.decoded, memory.decoded, hypers) * _earlier(memory)).sum(1))
 
 
 def imagined_novelty(
-    past: Past,
+    memory: EpisodicMemory,
     model: WorldModel,
     numbers: ObsNumbers,
     feat: Float[Array, "L c F"],
@@ -76,13 +77,13 @@ def imagined_novelty(
     Args:
         start: the row where each trajectory starts, in the batch's order [T, B].
     """
-    read, (time, window) = _read(model, numbers, feat), jnp.divmod(start, past.episode.shape[1])
-    replayed = _kernel(read, past.read[:, window], hypers) * _earlier(past)[time, :, window].T  # [L, T, c]
-    imagined = _kernel(read, read, hypers) * jnp.tri(read.shape[0], k=-1)[..., None]
+    decoded, (time, window) = _decode(model, numbers, feat), jnp.divmod(start, memory.episode.shape[1])
+    replayed = _kernel(decoded, memory.decoded[:, window], hypers) * _earlier(memory)[time, :, window].T  # [L, T, c]
+    imagined = _kernel(decoded, decoded, hypers) * jnp.tri(decoded.shape[0], k=-1)[..., None]
     return _novelty(replayed.sum(1) + imagined.sum(1))
 
 
-def _read(model: WorldModel, numbers: ObsNumbers, feat: Float[Array, "*b F"]) -> Float[Array, "*b P"]:
+def _decode(model: WorldModel, numbers: ObsNumbers, feat: Float[Array, "*b F"]) -> Float[Array, "*b P"]:
     """The normalised decoded observations by which states are compared. Sends no gradient."""
     decoded = decode_mean(model.decoder, latent_of(model.rssm, feat))
     return sg(numbers.normalize(model.decoder.space, decoded).astype(jnp.float32))
@@ -95,10 +96,10 @@ def _kernel(x: Float[Array, "X *b P"], y: Float[Array, "Y *b P"], hypers: Hypers
     return jnp.exp(-0.5 * jnp.square(hypers.episodic_sharpness) * jnp.maximum(distance, 0.0))
 
 
-def _earlier(past: Past) -> Float[Array, "T T B"]:
+def _earlier(memory: EpisodicMemory) -> Float[Array, "T T B"]:
     """1 where the second row comes before the first, in the same episode."""
-    before = jnp.tri(past.episode.shape[0], k=-1)[..., None]
-    return before * (past.episode[:, None] == past.episode)
+    before = jnp.tri(memory.episode.shape[0], k=-1)[..., None]
+    return before * (memory.episode[:, None] == memory.episode)
 
 
 def _novelty(count: Float[Array, "*b"]) -> Float[Array, "*b"]:

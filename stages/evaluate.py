@@ -1,4 +1,4 @@
-"""Evaluate: whole episodes with a policy, mostly the tasker's, in environments of their own."""
+"""Evaluate: whole episodes with a policy, mostly the tasker's, in environments apart from those of training."""
 
 from typing import NamedTuple
 
@@ -12,16 +12,16 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from envs.environment import Environment
 from stages.agent import Agent
 from stages.behavior import Behavior
-from stages.collect import ActorState, collect, start
+from stages.collect import ActorState, collect, init_actor_state
 from stages.config import Config, Hypers
 from stages.finite import all_finite
 from stages.uniform import RandomPolicy
 
-EVALUATION_ROWS = 64_000
-"""Rows of one evaluation of a seed at the most, where the time limit alone says how long an episode may be."""
+MAX_EVAL_ROWS = 64_000
+"""The most rows of one evaluation of a seed, where only the time limit bounds the length of an episode."""
 
 
-def episodes_of(env: Environment, config: Config) -> int:
+def eval_episode_count(env: Environment, config: Config) -> int:
     """Episodes of one evaluation of a seed: fewer than `config.eval_episodes` where the time limit is long.
 
     Episodes are left out, and none is cut short, so that the mean score is of whole episodes. With `config.eval_steps`
@@ -29,7 +29,7 @@ def episodes_of(env: Environment, config: Config) -> int:
     """
     if config.eval_steps:
         return config.eval_episodes
-    return min(config.eval_episodes, max(1, EVALUATION_ROWS // env.time_limit))
+    return min(config.eval_episodes, max(1, MAX_EVAL_ROWS // env.time_limit))
 
 
 class Evaluation(NamedTuple):
@@ -37,9 +37,9 @@ class Evaluation(NamedTuple):
 
     score: Float[Array, " E"]
     length: Float[Array, " E"]  # rows
-    expected: Float[Array, " E"]
-    """What the reward head expected in all, at the states that the agent had at these rows. Far above the score, the
-    policy seeks states whose reward the head overestimates."""
+    expected_score: Float[Array, " E"]
+    """The sum of the reward head's expectations, at the states that the agent had at these rows. If it is far above the
+    score, the policy seeks states whose reward the head overestimates."""
 
 
 class _Loop(eqx.Module):
@@ -58,7 +58,7 @@ def evaluate(
     *,
     key: PRNGKeyArray,
 ) -> Evaluation:
-    """Score and length of first episodes, as many as `episodes_of` says, played side by side.
+    """Score and length of `eval_episode_count` episodes, the first of as many environments side by side.
 
     An episode that `config.eval_steps` (or the environment's time limit) cuts short counts with what it has by then.
     Where an observation or a reward is not finite, neither is the score: NaN.
@@ -67,25 +67,24 @@ def evaluate(
         behavior: who plays; None is the tasker.
     """
     key_start, key_loop = jr.split(key)
-    player, episodes = behavior or agent.tasker, episodes_of(env, config)
+    player, episodes = behavior or agent.tasker, eval_episode_count(env, config)
     limit = (config.eval_steps or env.time_limit) + 1
     zeros = jnp.zeros(episodes)
-    actor_state = start(env, agent.model, episodes, key=key_start)
-    nothing = Evaluation(zeros, zeros, zeros)
-    loop = _Loop(actor_state, jnp.zeros((), jnp.int32), jnp.zeros(episodes, bool), nothing)
+    actor_state = init_actor_state(env, agent.model, episodes, key=key_start)
+    loop = _Loop(actor_state, jnp.zeros((), jnp.int32), jnp.zeros(episodes, bool), Evaluation(zeros, zeros, zeros))
 
     def step(loop: _Loop) -> _Loop:
         key_step = jr.fold_in(key_loop, loop.step)
         actor_state, row, _ = collect(
             env, agent, player, loop.actor_state, hypers, greedy=config.eval_greedy, resets=False, key=key_step
         )
-        counts = ~loop.done
+        is_running = ~loop.done
         reward = jnp.where(jax.vmap(all_finite)(row), row.reward, jnp.nan)
         expected = agent.model.reward.mean(agent.model.reward(actor_state.latent.feat))
         played = Evaluation(
-            loop.played.score + jnp.where(counts, reward, 0.0),
-            loop.played.length + counts,
-            loop.played.expected + jnp.where(counts, expected, 0.0),
+            loop.played.score + jnp.where(is_running, reward, 0.0),
+            loop.played.length + is_running,
+            loop.played.expected_score + jnp.where(is_running, expected, 0.0),
         )
         return _Loop(actor_state, loop.step + 1, loop.done | row.is_last, played)
 

@@ -37,7 +37,7 @@ class Trajectory(eqx.Module):
 
 
 def draw_noise(model: WorldModel, actor: Actor, horizon: int, starts: int, *, key: PRNGKeyArray) -> Noise:
-    """Noise for `horizon` steps from each of so many starts."""
+    """Noise for `horizon` imagined steps from each start."""
     key_latent, key_action = jr.split(key)
     latent = jr.uniform(key_latent, (horizon, starts, model.rssm.stoch))
     return Noise(latent, actor.noise((horizon + 1, starts), key=key_action))
@@ -50,7 +50,7 @@ def imagine(
     noise: Noise,
     unimix: Scalar,
     policy_unimix: Scalar,
-    block: int = 0,
+    block_size: int = 0,
 ) -> Trajectory:
     """Imagine from each start, which is step 0 of its trajectory.
 
@@ -58,10 +58,10 @@ def imagine(
         start: [n, ...] states.
         unimix: uniform share of the prior.
         policy_unimix: uniform share of a categorical policy.
-        block: most starts of a block; 0 takes what suits the machine. It changes no number.
+        block_size: starts of a block, at most; 0 takes what suits the machine. It changes no number.
     """
     model, actor, start = sg((model, actor, start))
-    count = blocks.count(start.deter.shape[0], block)
+    count = blocks.count(start.deter.shape[0], block_size)
     starts, noises = blocks.split(start, count), blocks.split(noise, count, axis=1)
 
     def imagine_block(block: tuple[Latent, Noise]) -> Trajectory:
@@ -95,15 +95,15 @@ def _append(xs, x):
 # ---- along replayed actions ----------------------------------------------------------------------------------------
 
 
-def posterior(model: WorldModel, rows: Row) -> Latent:
-    """The states that the agent had at its rows."""
+def stored_latent(model: WorldModel, rows: Row) -> Latent:
+    """The posterior states that replay stores with its rows: those that the agent had there."""
     return Latent.stored(rows.deter, rows.stoch, model.rssm.classes, model.dtype)
 
 
 def open_loop(
     model: WorldModel, rows: Row, observed: Bool[Array, "T N"], unimix: Scalar, *, key: PRNGKeyArray
 ) -> Latent:
-    """The model's states at rows of which it sees some: [T, N, ...].
+    """The model's states at rows, [T, N, ...]: the posterior where it observes the row, else a sample of the prior.
 
     Args:
         rows: [T, N, ...], with the posterior states.
@@ -111,7 +111,7 @@ def open_loop(
         unimix: uniform share of the prior.
     """
     uniform = jr.uniform(key, (*observed.shape, model.rssm.stoch))
-    states, actions = posterior(model, rows), action_vector(model, rows.action)
+    states, actions = stored_latent(model, rows), action_vector(model, rows.action)
 
     def step(carry, inputs):
         (latent, last_action), (state, observed, uniform, action) = carry, inputs
@@ -122,5 +122,5 @@ def open_loop(
         )
         return (latent, action), latent
 
-    before = jax.tree.map(lambda x: jnp.zeros_like(x[0]), (states, actions))
-    return lax.scan(step, before, (states, observed, uniform, actions))[1]
+    zeros = jax.tree.map(lambda x: jnp.zeros_like(x[0]), (states, actions))
+    return lax.scan(step, zeros, (states, observed, uniform, actions))[1]

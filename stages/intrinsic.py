@@ -34,7 +34,7 @@ from stages.world_model import Observed, WorldModel
 class VisitCounts(NamedTuple):
     """Counts that an update may use beside its replayed pairs of rows."""
 
-    actions: Float[Array, "U A"]  # a vector of each action that is told apart (measure/coverage.py)
+    action_vectors: Float[Array, "U A"]  # of the actions that are told apart (measure/coverage.py)
     visits: Int[Array, "n U"] | None  # how often each was taken in the pair's first state; None: no state is counted
 
 
@@ -63,12 +63,12 @@ class IntrinsicReward(eqx.Module):
     @property
     @abc.abstractmethod
     def obs_numbers(self) -> ObsNumbers:
-        """What it reads of a decoded observation."""
+        """How it normalises and projects decoded observations."""
 
     @property
     @abc.abstractmethod
-    def measured(self) -> "IntrinsicReward":
-        """The reward that measure/ compares with visits: itself, unless it is a control."""
+    def novelty_signal(self) -> "IntrinsicReward":
+        """The reward that measure/ compares with visits: this one, unless it is a control."""
 
     @abc.abstractmethod
     def loss(
@@ -95,12 +95,12 @@ class IntrinsicReward(eqx.Module):
         """
 
     @abc.abstractmethod
-    def untrained(self, config: Config, obs: Space, actions: ActionSpace, *, key: PRNGKeyArray) -> "IntrinsicReward":
-        """This reward with new trainable weights; what is not trained by gradient is kept."""
+    def reinitialize(self, config: Config, obs: Space, actions: ActionSpace, *, key: PRNGKeyArray) -> "IntrinsicReward":
+        """This reward with new trainable weights, as before training. What is not trained by gradient is kept."""
 
 
 class ObsReward(IntrinsicReward):
-    """A reward that has `ObsNumbers` and an EnsembleConfig, and that is measured itself."""
+    """A reward that has `ObsNumbers` and an EnsembleConfig, and is its own novelty signal."""
 
     numbers: eqx.AbstractVar[ObsNumbers]
     config: eqx.AbstractVar[EnsembleConfig]
@@ -114,15 +114,15 @@ class ObsReward(IntrinsicReward):
         return self.config.updates
 
     @property
-    def measured(self) -> "ObsReward":
+    def novelty_signal(self) -> "ObsReward":
         return self
 
 
 SomeObsReward = TypeVar("SomeObsReward", bound=ObsReward)
 
 
-def normalize_by(reward: SomeObsReward, model: WorldModel, pairs: Row) -> SomeObsReward:
-    """The reward with its normaliser moved towards the second observations of pairs, [2, n, ...]."""
+def update_normalizer(reward: SomeObsReward, model: WorldModel, pairs: Row) -> SomeObsReward:
+    """The reward with its normaliser updated by the second observations of pairs, [2, n, ...]."""
     numbers = reward.numbers.updated(model.decoder.space, jax.tree.map(lambda x: x[1], pairs.obs))
     return eqx.tree_at(lambda reward: reward.numbers, reward, numbers)
 
@@ -151,7 +151,7 @@ class Disagreement(IntrinsicReward):
         return disagreement(self.ensemble, model, feat, action, hypers)
 
     @property
-    def measured(self) -> "Disagreement":
+    def novelty_signal(self) -> "Disagreement":
         return self
 
     def loss(
@@ -169,7 +169,7 @@ class Disagreement(IntrinsicReward):
         ensemble, opt_state, loss = update_ensemble(self.ensemble, opt_state, model, pairs, hypers)
         return eqx.tree_at(lambda reward: reward.ensemble, self, ensemble), opt_state, loss
 
-    def untrained(self, config: Config, obs: Space, actions: ActionSpace, *, key: PRNGKeyArray) -> "Disagreement":
+    def reinitialize(self, config: Config, obs: Space, actions: ActionSpace, *, key: PRNGKeyArray) -> "Disagreement":
         ensemble = replace_members(self.ensemble, Ensemble(config, obs, actions.size, key=key).members)
         return eqx.tree_at(lambda reward: reward.ensemble, self, ensemble)
 
@@ -181,7 +181,7 @@ class ConstantReward(IntrinsicReward):
     explorer is paid for long episodes. An ensemble is trained as well, so that disagreement can be measured.
     """
 
-    unpaid: Disagreement
+    unpaid: Disagreement  # trained and measured; the explorer is not paid it
     name: ClassVar[str] = "constant"
     loss_name: ClassVar[str] = Disagreement.loss_name
 
@@ -203,7 +203,7 @@ class ConstantReward(IntrinsicReward):
         return jnp.ones(feat.shape[:-1])
 
     @property
-    def measured(self) -> Disagreement:
+    def novelty_signal(self) -> Disagreement:
         return self.unpaid
 
     def loss(
@@ -220,5 +220,5 @@ class ConstantReward(IntrinsicReward):
         unpaid, opt_state, loss = self.unpaid.update(opt_state, model, pairs, counts, hypers)
         return eqx.tree_at(lambda reward: reward.unpaid, self, unpaid), opt_state, loss
 
-    def untrained(self, config: Config, obs: Space, actions: ActionSpace, *, key: PRNGKeyArray) -> "ConstantReward":
-        return eqx.tree_at(lambda r: r.unpaid, self, self.unpaid.untrained(config, obs, actions, key=key))
+    def reinitialize(self, config: Config, obs: Space, actions: ActionSpace, *, key: PRNGKeyArray) -> "ConstantReward":
+        return eqx.tree_at(lambda r: r.unpaid, self, self.unpaid.reinitialize(config, obs, actions, key=key))

@@ -1,5 +1,5 @@
-"""All losses of one update: observe -> imagine -> reward -> learn. One gradient of one sum; stop_gradient draws the
-borders between the parts.
+"""All losses of one update: observe, imagine, reward, actor and critic. An update takes one gradient, of their sum;
+stop_gradient separates the parts.
 
 Axes: T time, B windows, n = T B starts of imagination.
 """
@@ -20,15 +20,15 @@ from stages.imagine import draw_noise, imagine
 from stages.intrinsic import IntrinsicReward
 from stages.replay import Row
 from stages.returns import ReturnScale
-from stages.rewards import Batch, centre, explorer_objective, pay_explorer, pay_tasker, tasker_objective
+from stages.rewards import Batch, centre, explorer_objective, explorer_rewards, tasker_objective, tasker_rewards
 from stages.rssm import Latent
 from stages.world_model import WorldModel, action_vector, model_loss, observe
 
-OF_REWARD = ("rew", "replay_rew", "ret", "ret_scale", "val")
-"""Metrics that bear the name of the reward."""
+NAMED_BY_REWARD: tuple[str, ...] = ("rew", "replay_rew", "ret", "ret_scale", "val")
+"""Metrics whose names end with the reward's."""
 
 
-class Outcome(eqx.Module):
+class LossAux(eqx.Module):
     """What an update needs besides its gradient."""
 
     latent: Latent  # fresh latents of the trained rows, [T, B, ...]
@@ -39,14 +39,14 @@ class Outcome(eqx.Module):
 
 def agent_loss(
     agent: Agent, targets: Targets, rows: Row, config: Config, hypers: Hypers, *, key: PRNGKeyArray
-) -> tuple[Float[Array, ""], Outcome]:
+) -> tuple[Float[Array, ""], LossAux]:
     """The summed loss of one batch.
 
     Args:
         rows: [T+1, B, ...]; row 0 is context: its stored latent starts the window.
 
     Returns:
-        loss [] and the Outcome.
+        loss [], and the LossAux.
     """
     key_observe, key_imagine = jr.split(key)
     key_tasker, key_explorer = jr.split(key_imagine)
@@ -62,13 +62,13 @@ def agent_loss(
         loss = agent.intrinsic.loss(sg(model), observed, rows, batch.action, hypers)
         losses[agent.intrinsic.loss_name] = loss
 
-    # Of the behaviours' losses only the tasker's critic loss on replayed rows moves the model, in mode explore none.
-    tasker_losses, tasker_scale, tasker_metrics = learn_behavior(
+    # Only the tasker's critic loss on replayed rows sends gradient to the model; in mode explore, not even that.
+    tasker_losses, tasker_scale, tasker_metrics = learner_loss(
         model, tasker, sg(batch) if reward_free else batch, config, hypers, key=key_tasker
     )
     losses, metrics, explorer_scale = losses | tasker_losses, metrics | tasker_metrics, None
     if explorer is not None:
-        explorer_losses, explorer_scale, explorer_metrics = learn_behavior(
+        explorer_losses, explorer_scale, explorer_metrics = learner_loss(
             model, explorer, sg(batch), config, hypers, key=key_explorer
         )
         losses |= {f"explorer_{name}": loss for name, loss in explorer_losses.items()}
@@ -76,16 +76,16 @@ def agent_loss(
 
     total, means = _weighted_sum(losses, loss_scales(hypers, agent))
     metrics |= {f"loss/{name}": mean for name, mean in means.items()}
-    return total, Outcome(sg(observed.latent), tasker_scale, explorer_scale, metrics)
+    return total, LossAux(sg(observed.latent), tasker_scale, explorer_scale, metrics)
 
 
 class Learner(NamedTuple):
-    """A behaviour and what it learns from."""
+    """A behaviour, and what its loss depends on besides experience."""
 
     behavior: Behavior
     target: BehaviorTarget
     objective: Objective
-    intrinsic: IntrinsicReward | None  # what pays it; None: the environment does
+    intrinsic: IntrinsicReward | None  # its reward; None: the environment's
 
 
 def learners(agent: Agent, targets: Targets, config: Config, hypers: Hypers) -> tuple[Learner, Learner | None]:
@@ -96,10 +96,10 @@ def learners(agent: Agent, targets: Targets, config: Config, hypers: Hypers) -> 
     return tasker, Learner(agent.explorer, targets.explorer, explorer_objective(config, hypers), agent.intrinsic)
 
 
-def learn_behavior(
+def learner_loss(
     model: WorldModel, learner: Learner, batch: Batch, config: Config, hypers: Hypers, *, key: PRNGKeyArray
 ) -> tuple[dict[str, Array], ReturnScale, dict[str, Array]]:
-    """Imagine from every replayed state, compute the reward, and learn from it: losses, the new scale, metrics.
+    """Imagine from every replayed state, and compute the rewards: the behaviour's losses, its new scale, metrics.
 
     Args:
         batch: the gradient of the replayed values may pass through its feat into the world model.
@@ -110,17 +110,17 @@ def learn_behavior(
     noise = draw_noise(model, behavior.actor, config.horizon, start.deter.shape[0], key=key)
     trajectory = imagine(model, behavior.actor, start, noise, hypers.unimix, hypers.policy_unimix, config.imagine_batch)
     if intrinsic is not None:
-        paid = pay_explorer(model, intrinsic, trajectory, batch, config, hypers)
+        rewards = explorer_rewards(model, intrinsic, trajectory, batch, config, hypers)
     else:
-        paid = pay_tasker(model, trajectory, batch)
+        rewards = tasker_rewards(model, trajectory, batch)
     # Without the first state: its reward is in no return, and an intrinsic one is 0 there.
-    means = {"rew": paid.imagined[:, 1:].mean(), "replay_rew": paid.replayed[1:].mean()}
-    imagined, replayed = centre(paid, trajectory.cont, batch.rows.is_first) if objective.centred else paid
+    means = {"rew": rewards.imagined[:, 1:].mean(), "replay_rew": rewards.replayed[1:].mean()}
+    imagined, replayed = centre(rewards, trajectory.cont, batch.rows.is_first) if objective.centred else rewards
 
     replay = Replayed(batch.feat, replayed, batch.rows.is_last, batch.rows.is_terminal)
     losses, scale, metrics = behavior_loss(behavior, target, trajectory, imagined, replay, objective, hypers)
-    named = {f"{name}_{objective.reward}" if name in OF_REWARD else name: x for name, x in (means | metrics).items()}
-    return losses, scale, named
+    suffix = dict.fromkeys(NAMED_BY_REWARD, f"_{objective.reward_name}")
+    return losses, scale, {name + suffix.get(name, ""): x for name, x in (means | metrics).items()}
 
 
 def loss_scales(hypers: Hypers, agent: Agent) -> dict[str, Scalar]:

@@ -1,4 +1,4 @@
-"""What intrinsic rewards read of a state and an action: the decoded observation's numbers, brought to one scale.
+"""Inputs of intrinsic rewards: a state's decoded observation, its numbers normalised, and an action.
 
 Axes: n pairs, F feat, A action vector, I inputs, P numbers of an observation, Q numbers of its projection.
 """
@@ -64,8 +64,8 @@ class ObsNumbers(eqx.Module):
     def normalize(self, space: Space, numbers: Float[Array, "... P"]) -> Float[Array, "... P"]:
         """Real numbers one by one, by the running mean and variance; the numbers of any other entry together.
 
-        A grid with one of 100 cells set then has the same mean square as a full one, beside the action and to the prior
-        networks.
+        So a grid with one of 100 cells set has the same mean square as a full one, and weighs as much beside the action
+        and in the prior networks.
         """
         reals = numbers if self.normalizer is None else self.normalizer(numbers)
         parts, start = [], 0

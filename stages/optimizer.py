@@ -50,7 +50,7 @@ def adaptive_clip(
     """Scale each tensor's gradient so that its norm is at most `clip` times the parameter's (at least `floor`) norm.
 
     Norms are over whole tensors, as in the reference (optax's own works unit by unit; Brock et al. 2021, arXiv
-    2102.06171). The modules of a Stacked one are clipped one by one: an ensemble trains as its members alone would.
+    2102.06171). The modules of a Stacked are clipped one by one: each member of an ensemble trains as it would alone.
 
     Args:
         counts: rows of each tensor, [K].
@@ -61,7 +61,7 @@ def adaptive_clip(
 
 
 def drop_opt_state(state: optax.OptState, before: PyTree, after: PyTree) -> optax.OptState:
-    """The state of an optimiser of `before` -> of `after`, which is `before` without some of its parts (None there)."""
+    """The optimiser's state for `after`, from that for `before`. `after` is `before` with some parts None."""
 
     def kept(rows: Float[Array, "R 64"]) -> Float[Array, "Q 64"]:
         moments = from_rows(rows, before)

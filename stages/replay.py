@@ -1,8 +1,8 @@
-"""Replay on the device: a ring of rows, sampled in windows, newest first once, with latents written back.
+"""Replay on the device: a ring of rows, sampled in windows, with latents written back.
 
 Axes: N environments, C capacity (rows of one environment), B windows, T trained rows of a window.
-The ring belongs to one seed. Its clock is shared by all seeds and stays outside their vmap, so that a write compiles to
-a slice and not to a scatter. Source: DreamerV3's embodied/core/replay.py (online queue, replay context).
+The ring belongs to one seed. The `StepCounters` are shared by all seeds and stay outside their vmap, so that a write
+compiles to a slice and not to a scatter. Source: DreamerV3's embodied/core/replay.py (online queue, replay context).
 """
 
 import equinox as eqx
@@ -14,8 +14,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped, UInt8
 
 from envs.environment import Obs
 
-NEWEST = 64
-"""Rows, of all environments together, that a quarter of the sampled pairs come from."""
+NEWEST_ROWS = 64
+"""How many newest rows, of all environments together, a quarter of the sampled pairs is drawn from."""
 
 
 class Row(eqx.Module):
@@ -62,19 +62,19 @@ def capacity_of(ring: ReplayBuffer) -> int:
     return ring.reward.shape[0]
 
 
-def add(ring: ReplayBuffer, row: Row, step: Int[Array, ""], taken: Bool[Array, ""] | bool = True) -> ReplayBuffer:
-    """Write row number `step` [N, ...] over the oldest one, if it is taken. `step` must not be batched."""
-    return jax.tree.map(lambda rows, x: write_row(rows, x, step, taken), ring, row)
+def add(ring: ReplayBuffer, row: Row, step: Int[Array, ""], is_kept: Bool[Array, ""] | bool = True) -> ReplayBuffer:
+    """Write row number `step` [N, ...] over the oldest one, if `is_kept`. `step` must not be batched."""
+    return jax.tree.map(lambda rows, x: write_row(rows, x, step, is_kept), ring, row)
 
 
 def write_row(
-    rows: Shaped[Array, "C ..."], row: Shaped[Array, "..."], step: Int[Array, ""], taken: Bool[Array, ""] | bool
+    rows: Shaped[Array, "C ..."], row: Shaped[Array, "..."], step: Int[Array, ""], is_kept: Bool[Array, ""] | bool
 ) -> Shaped[Array, "C ..."]:
-    """`add` for one array. The old row is written once more where the new one is not taken: a choice between two rings
+    """`add` for one array. Where the new row is not kept, the old one is written once more: a choice between two rings
     would copy them."""
     position = step % rows.shape[0]
     old = lax.dynamic_index_in_dim(rows, position, keepdims=False)
-    return lax.dynamic_update_index_in_dim(rows, jnp.where(taken, row, old), position, 0)
+    return lax.dynamic_update_index_in_dim(rows, jnp.where(is_kept, row, old), position, 0)
 
 
 def online_windows(step: Int[Array, ""], envs: int, length: int) -> Int[Array, ""]:
@@ -83,59 +83,59 @@ def online_windows(step: Int[Array, ""], envs: int, length: int) -> Int[Array, "
     return envs * jnp.maximum(0, (step - 1) // length)
 
 
-def advance_cursor(clock: StepCounters, capacity: int, envs: int, batch: int, length: int) -> StepCounters:
-    """The clock after one batch."""
-    first = _next_online(clock, capacity, envs, length)
+def advance_cursor(counters: StepCounters, capacity: int, envs: int, batch: int, length: int) -> StepCounters:
+    """The counters after one batch."""
+    first = _next_online(counters, capacity, envs, length)
     return StepCounters(
-        clock.step, jnp.minimum(first + batch, jnp.maximum(first, online_windows(clock.step, envs, length)))
+        counters.step, jnp.minimum(first + batch, jnp.maximum(first, online_windows(counters.step, envs, length)))
     )
 
 
-def choose(
-    clock: StepCounters, capacity: int, envs: int, batch: int, length: int, online: bool, *, key: PRNGKeyArray
+def sample_windows(
+    counters: StepCounters, capacity: int, envs: int, batch: int, length: int, online: bool, *, key: PRNGKeyArray
 ) -> Windows:
-    """B windows of T+1 rows: the online queue's first, uniform over all others. None straddles the write head.
+    """B windows of T+1 rows: those that wait in the online queue, then windows drawn uniformly from the ring.
 
-    Uniform windows start at one of the `filled - T` rows that T more follow; positions are counted from the oldest row.
+    None straddles the write head: a uniform window starts at one of the `filled - T` oldest rows.
     """
     key_start, key_env = jr.split(key)
-    filled = jnp.minimum(clock.step, capacity)
-    oldest = clock.step - filled
+    filled = jnp.minimum(counters.step, capacity)
+    oldest = counters.step - filled
     # A float could not tell starts apart in a ring of more than 2^24 rows.
     start = oldest + jr.randint(key_start, (batch,), 0, jnp.maximum(1, filled - length))
     env = jr.randint(key_env, (batch,), 0, envs)
     if online:
-        number = _next_online(clock, capacity, envs, length) + jnp.arange(batch)
-        fresh = number < online_windows(clock.step, envs, length)
+        number = _next_online(counters, capacity, envs, length) + jnp.arange(batch)
+        fresh = number < online_windows(counters.step, envs, length)
         start = jnp.where(fresh, number // envs * length, start)
         env = jnp.where(fresh, number % envs, env)
     return Windows(start % capacity, env)
 
 
-def _next_online(clock: StepCounters, capacity: int, envs: int, length: int) -> Int[Array, ""]:
+def _next_online(counters: StepCounters, capacity: int, envs: int, length: int) -> Int[Array, ""]:
     """The online queue's next window. Those that the ring has overwritten before their turn are skipped."""
-    oldest = jnp.maximum(0, clock.step - capacity)
-    return jnp.maximum(clock.online_cursor, -(-oldest // length) * envs)
+    oldest = jnp.maximum(0, counters.step - capacity)
+    return jnp.maximum(counters.online_cursor, -(-oldest // length) * envs)
 
 
-def choose_pairs(clock: StepCounters, capacity: int, envs: int, count: int, *, key: PRNGKeyArray) -> Windows:
-    """`count` windows of two rows: a quarter of them from the newest NEWEST rows, the others uniform over all.
+def sample_pairs(counters: StepCounters, capacity: int, envs: int, count: int, *, key: PRNGKeyArray) -> Windows:
+    """`count` windows of two rows: a quarter of them from the newest NEWEST_ROWS, the others uniform over all.
 
     None straddles the write head; an episode's end may (the row after it is_first).
     """
     key_start, key_env = jr.split(key)
-    filled = jnp.minimum(clock.step, capacity)
+    filled = jnp.minimum(counters.step, capacity)
     starts = jnp.maximum(1, filled - 1)  # rows that another one follows
-    newest = jnp.minimum(starts, max(1, NEWEST // envs))
+    newest = jnp.minimum(starts, max(1, NEWEST_ROWS // envs))
     first = jnp.where(jnp.arange(count) < count // 4, starts - newest, 0)
-    start = clock.step - filled + jr.randint(key_start, (count,), first, starts)
+    start = counters.step - filled + jr.randint(key_start, (count,), first, starts)
     return Windows(start % capacity, jr.randint(key_env, (count,), 0, envs))
 
 
-def read(ring: ReplayBuffer, windows: Windows, length: int) -> Row:
+def read_windows(ring: ReplayBuffer, windows: Windows, length: int) -> Row:
     """The windows' rows, [T+1, B, ...]; row 0 is context."""
-    at = (windows.start + jnp.arange(length + 1)[:, None]) % capacity_of(ring), windows.env[None]
-    return jax.tree.map(lambda x: x[at], ring)
+    index = (windows.start + jnp.arange(length + 1)[:, None]) % capacity_of(ring), windows.env[None]
+    return jax.tree.map(lambda x: x[index], ring)
 
 
 def write_back(
@@ -143,13 +143,13 @@ def write_back(
 ) -> ReplayBuffer:
     """Replace the stored latents of the windows' trained rows by fresh ones (the context row keeps its own).
 
-    A row that several windows hold is written once, on every device: by the window in which more rows came before it,
-    the later one if it is as many.
+    A row that several windows hold is written once, and on every device alike: by the window in which it has the most
+    rows before it, and among equal ones by the last.
     """
     length, capacity = deter.shape[0], capacity_of(ring)
     position = (windows.start + 1 + jnp.arange(length)[:, None]) % capacity
-    at = jnp.where(_overwritten(windows, length, capacity), capacity, position)  # there is no row C: it is dropped
-    write = lambda x, fresh: x.at[at, windows.env[None]].set(fresh, mode="drop")
+    index = jnp.where(_overwritten(windows, length, capacity), capacity, position)  # there is no row C: it is dropped
+    write = lambda x, fresh: x.at[index, windows.env[None]].set(fresh, mode="drop")
     return eqx.tree_at(lambda r: (r.deter, r.stoch), ring, (write(ring.deter, deter), write(ring.stoch, stoch)))
 
 

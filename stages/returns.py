@@ -17,27 +17,27 @@ def lambda_return(
     reward: Float[Array, "T *b"],
     value: Float[Array, "T *b"],
     discount: Float[Array, "T *b"],
-    last: Bool[Array, "T *b"] | Float[Array, "T *b"],
+    is_last: Bool[Array, "T *b"] | Float[Array, "T *b"],
     lam: Scalar,
 ) -> Float[Array, "T-1 *b"]:
-    """R_t = r_{t+1} + d_{t+1} ((1 - l_{t+1}) v_{t+1} + l_{t+1} R_{t+1}), l = lam (1 - last) (DreamerV3, eq. 5).
+    """R_t = r_{t+1} + d_{t+1} ((1 - l_{t+1}) v_{t+1} + l_{t+1} R_{t+1}), l = lam (1 - is_last) (DreamerV3, eq. 5).
 
     Args:
         reward: arrival-indexed: reward[t] came with state t, so reward[0] is not used.
         value: bootstrap values; the last one starts the recursion.
         discount: d, the discount times the probability that the episode goes on after state t (0 at a terminal state).
-        last: where a replayed sequence breaks off: bootstrap there instead of reading on into the next episode.
+        is_last: where a replayed sequence breaks off: bootstrap there instead of reading on into the next episode.
         lam: mixes one-step and longer returns.
     """
-    lam_t = lam * (1 - last.astype(jnp.float32))
+    lam_t = lam * (1 - is_last.astype(jnp.float32))
     inputs = (reward[1:] + discount[1:] * (1 - lam_t[1:]) * value[1:], discount[1:] * lam_t[1:])
 
-    def back(following, step):
-        here, decay = step
-        ret = here + decay * following
+    def step(next_ret, inputs):
+        reward, decay = inputs
+        ret = reward + decay * next_ret
         return ret, ret
 
-    return lax.scan(back, value[-1], inputs, reverse=True)[1]
+    return lax.scan(step, value[-1], inputs, reverse=True)[1]
 
 
 class ReturnScale(eqx.Module):
@@ -46,14 +46,14 @@ class ReturnScale(eqx.Module):
 
     low: Float[Array, "..."]
     high: Float[Array, "..."]
-    weight: Float[Array, "..."]  # of all that was averaged so far, 0 at first: `divisor` debiases by it
+    weight: Float[Array, "..."]  # the sum of the averages' weights, 0 at first: `divisor` debiases by it
 
     @staticmethod
     def zero() -> "ReturnScale":
         return ReturnScale(jnp.zeros(()), jnp.zeros(()), jnp.zeros(()))
 
 
-def update_scale(
+def update_percentiles(
     scale: ReturnScale,
     returns: Float[Array, "..."],
     rate: Scalar,
@@ -97,9 +97,9 @@ def weighted_percentiles(
 ) -> Float[Array, " q"]:
     """For each q the smallest number in x at and below which lies at least q percent of all weight."""
     order = jnp.argsort(x.ravel())
-    below = jnp.cumsum(weight.ravel()[order])
-    at = jnp.searchsorted(below, percent / 100 * below[-1])
-    return x.ravel()[order][jnp.minimum(at, x.size - 1)]
+    cumulative = jnp.cumsum(weight.ravel()[order])
+    index = jnp.searchsorted(cumulative, percent / 100 * cumulative[-1])
+    return x.ravel()[order][jnp.minimum(index, x.size - 1)]
 
 
 def divisor(scale: ReturnScale, floor: Scalar, debias: bool) -> Float[Array, ""]:

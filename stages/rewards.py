@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from stages.behavior import Objective
 from stages.config import Config, Hypers, Scalar
 from stages.count import CountBonus
-from stages.episodic import imagined_novelty, modulator, past_of, replayed_novelty
+from stages.episodic import episodic_memory, imagined_novelty, modulator, replayed_novelty
 from stages.imagine import Trajectory
 from stages.intrinsic import ConstantReward, Disagreement, IntrinsicReward
 from stages.replay import Row
@@ -25,7 +25,7 @@ from stages.rnd import RND
 from stages.rssm import Latent
 from stages.world_model import WorldModel
 
-LEAST_LEVEL = 1e-8
+MIN_MEAN_REWARD = 1e-8
 """Smallest divisor of a centred reward, whose mean is 0 where all members agree."""
 INTRINSIC_REWARDS: dict[str, type[IntrinsicReward]] = {
     reward.name: reward for reward in (Disagreement, ConstantReward, RND, CountBonus)
@@ -42,8 +42,8 @@ class Batch(eqx.Module):
     feat: Float[Array, "T B F"]
 
 
-class Paid(NamedTuple):
-    """A reward's values along imagined trajectories and on replayed rows."""
+class Rewards(NamedTuple):
+    """A behaviour's rewards along imagined trajectories and on replayed rows, indexed by arrival."""
 
     imagined: Float[Array, "blocks L c"]
     replayed: Float[Array, "T B"]
@@ -53,79 +53,79 @@ def tasker_objective(config: Config, hypers: Hypers) -> Objective:
     """The tasker's objective: the environment's reward. Its advantages are divided by the range of returns, or by their
     own range or root mean square, but by no less than a floor."""
     if config.task_norm == "returns":
-        return _like_dreamer("extrinsic", hypers.entropy, hypers)
+        return _dreamer_objective("extrinsic", hypers.entropy, hypers)
     return Objective("extrinsic", hypers.entropy, config.task_norm, hypers.task_floor, debias=True)
 
 
 def explorer_objective(config: Config, hypers: Hypers) -> Objective:
-    """The explorer's objective, in modes with an explorer: what `pay_explorer` makes of the intrinsic reward."""
+    """The explorer's objective, in modes with an explorer: what `explorer_rewards` makes of the intrinsic reward."""
     name, entropy = config.explorer_reward, hypers.explorer_entropy
     if name == ConstantReward.name and not config.episodic_novelty:
-        return _like_dreamer(name, entropy, hypers)
+        return _dreamer_objective(name, entropy, hypers)
     return Objective(
         name,
         entropy,
         config.intrinsic_norm,
         hypers.intrinsic_floor,
         debias=True,  # the floor is so small that the moving averages' start at zero would matter
-        shortening=_shortening(hypers),
+        discount_ratio=_discount_ratio(hypers),
         centred=config.intrinsic_centred,
     )
 
 
-def _like_dreamer(name: str, entropy: Scalar, hypers: Hypers) -> Objective:
+def _dreamer_objective(name: str, entropy: Scalar, hypers: Hypers) -> Objective:
     """Advantages divided by the range of returns, but by no less than the floor (DreamerV3, eq. 7)."""
     return Objective(name, entropy, "returns", hypers.return_floor, debias=False)
 
 
-def _shortening(hypers: Hypers) -> Scalar:
+def _discount_ratio(hypers: Hypers) -> Scalar:
     """The ratio of the intrinsic reward's discount to the discount in the continue head."""
     ratio = (1 - 1 / jnp.maximum(hypers.intrinsic_horizon, 1.0)) / (1 - 1 / hypers.discount_horizon)
     return jnp.where(jnp.asarray(hypers.intrinsic_horizon) > 0, ratio, 1.0)
 
 
-def pay_tasker(model: WorldModel, trajectory: Trajectory, batch: Batch) -> Paid:
+def tasker_rewards(model: WorldModel, trajectory: Trajectory, batch: Batch) -> Rewards:
     """The environment's reward: what the head expects on arrival in each imagined state, and what arrived."""
     imagined = lax.map(lambda feat: model.reward.mean(model.reward(feat)), trajectory.feat)
-    return Paid(imagined, batch.rows.reward)
+    return Rewards(imagined, batch.rows.reward)
 
 
-def pay_explorer(
+def explorer_rewards(
     model: WorldModel,
     intrinsic: IntrinsicReward,
     trajectory: Trajectory,
     batch: Batch,
     config: Config,
     hypers: Hypers,
-) -> Paid:
-    """What the explorer is paid on arrival in a state: the intrinsic reward, or episodic novelty times a factor of it
+) -> Rewards:
+    """The explorer's reward on arrival in a state: the intrinsic reward, or episodic novelty times a factor of it
     (episodic.modulator).
 
     No action leads to the first state of a trajectory, of a window or of an episode: nothing arrives there.
     """
-    numbers, past = intrinsic.obs_numbers, None
+    numbers, memory = intrinsic.obs_numbers, None
     reward = intrinsic(model, batch.feat, batch.action, hypers)
     if config.episodic_novelty:
-        past = past_of(model, numbers, batch.feat, batch.rows, reward)
+        memory = episodic_memory(model, numbers, batch.feat, batch.rows, reward)
 
     def imagined(inputs: tuple[Trajectory, Int[Array, " c"]]) -> Float[Array, "L c"]:
         block, start = inputs
         # intrinsic.Disagreement.__call__: here disagreement becomes the explorer's reward.
         reward = intrinsic(model, block.feat[:-1], block.action[:-1], hypers)
-        if past is None:
+        if memory is None:
             return shift_to_arrival(reward)
-        novelty = imagined_novelty(past, model, numbers, block.feat, start, hypers)
-        return shift_to_arrival(modulator(past, reward, hypers)) * novelty
+        novelty = imagined_novelty(memory, model, numbers, block.feat, start, hypers)
+        return shift_to_arrival(modulator(memory, reward, hypers)) * novelty
 
     replayed = shift_to_arrival(reward[:-1])
-    if past is not None:
-        replayed = shift_to_arrival(modulator(past, reward[:-1], hypers)) * replayed_novelty(past, hypers)
+    if memory is not None:
+        replayed = shift_to_arrival(modulator(memory, reward[:-1], hypers)) * replayed_novelty(memory, hypers)
     blocks, _, width = trajectory.cont.shape
     starts = jnp.arange(blocks * width).reshape(blocks, width)
-    return Paid(lax.map(imagined, (trajectory, starts)), jnp.where(batch.rows.is_first, 0.0, replayed))
+    return Rewards(lax.map(imagined, (trajectory, starts)), jnp.where(batch.rows.is_first, 0.0, replayed))
 
 
-def centre(paid: Paid, cont: Float[Array, "blocks L c"], is_first: Bool[Array, "T B"]) -> Paid:
+def centre(rewards: Rewards, cont: Float[Array, "blocks L c"], is_first: Bool[Array, "T B"]) -> Rewards:
     """A reward divided by its mean along imagined trajectories, less 1; 0 at an episode's first row.
 
     An intrinsic reward is never negative, so its uncentred return grows with the length of an episode: the end of an
@@ -137,9 +137,9 @@ def centre(paid: Paid, cont: Float[Array, "blocks L c"], is_first: Bool[Array, "
             as in the losses.
     """
     weight = jnp.cumprod(cont, 1)[:, :-1]
-    level = jnp.maximum((weight * paid.imagined[:, 1:]).sum() / weight.sum(), LEAST_LEVEL)
-    imagined = paid.imagined.at[:, 1:].set(paid.imagined[:, 1:] / level - 1)
-    return Paid(imagined, jnp.where(is_first, 0.0, paid.replayed / level - 1))
+    mean = jnp.maximum((weight * rewards.imagined[:, 1:]).sum() / weight.sum(), MIN_MEAN_REWARD)
+    imagined = rewards.imagined.at[:, 1:].set(rewards.imagined[:, 1:] / mean - 1)
+    return Rewards(imagined, jnp.where(is_first, 0.0, rewards.replayed / mean - 1))
 
 
 def shift_to_arrival(reward: Float[Array, "H *b"]) -> Float[Array, "L *b"]:

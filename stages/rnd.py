@@ -18,8 +18,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from envs.environment import ActionSpace, Space
 from stages.config import Config, EnsembleConfig, Hypers
-from stages.ensemble import own_optimizer, own_step
-from stages.intrinsic import ObsReward, VisitCounts, normalize_by
+from stages.ensemble import intrinsic_optimizer, intrinsic_step
+from stages.intrinsic import ObsReward, VisitCounts, update_normalizer
 from stages.networks.layers import Head
 from stages.obs_numbers import ObsNumbers, input_size, state_action_inputs
 from stages.replay import Row
@@ -58,13 +58,13 @@ class RND(ObsReward):
         return jnp.where(rows.is_last, 0.0, self._error(inputs))  # no action follows an episode's last row
 
     def init_opt_state(self, hypers: Hypers) -> optax.OptState:
-        return own_optimizer(hypers).init(eqx.filter(self.predictor, eqx.is_array))
+        return intrinsic_optimizer(hypers).init(eqx.filter(self.predictor, eqx.is_array))
 
     def update(
         self, opt_state: optax.OptState, model: WorldModel, pairs: Row, counts: VisitCounts, hypers: Hypers
     ) -> tuple["RND", optax.OptState, Float[Array, ""]]:
         del counts
-        reward = normalize_by(self, model, pairs)
+        reward = update_normalizer(self, model, pairs)
         feat = Latent.stored(pairs.deter[0], pairs.stoch[0], model.rssm.classes, model.dtype).feat
         action = action_vector(model, pairs.action[0])
         inputs = state_action_inputs(reward.numbers, self.config, model, feat, action, hypers)
@@ -73,10 +73,10 @@ class RND(ObsReward):
             error = reward._with_predictor(predictor)._error(inputs)
             return jnp.where(pairs.is_last[0], 0.0, error).mean()
 
-        predictor, opt_state, value = own_step(reward.predictor, opt_state, loss, hypers)
+        predictor, opt_state, value = intrinsic_step(reward.predictor, opt_state, loss, hypers)
         return reward._with_predictor(predictor), opt_state, value
 
-    def untrained(self, config: Config, obs: Space, actions: ActionSpace, *, key: PRNGKeyArray) -> "RND":
+    def reinitialize(self, config: Config, obs: Space, actions: ActionSpace, *, key: PRNGKeyArray) -> "RND":
         return self._with_predictor(RND(config, obs, actions, key=key).predictor)
 
     def _error(self, inputs: Float[Array, "*b I"]) -> Float[Array, "*b"]:

@@ -74,7 +74,7 @@ class RSSM(eqx.Module):
         self.deter, self.stoch, self.classes = model.deter, model.stoch, model.classes
 
 
-def initial(rssm: RSSM, lead: tuple[int, ...], dtype: jnp.dtype) -> Latent:
+def initial_latent(rssm: RSSM, lead: tuple[int, ...], dtype: jnp.dtype) -> Latent:
     """The state before an episode: zeros, [*lead, ...]."""
     return Latent(jnp.zeros((*lead, rssm.deter), dtype), jnp.zeros((*lead, rssm.stoch, rssm.classes), dtype))
 

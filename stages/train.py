@@ -23,13 +23,13 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from envs.environment import Environment
 from stages import optimizer, replay
 from stages.agent import Agent, Targets, collector, replace_intrinsic, trainable, update_targets, without_explorer
-from stages.collect import ActorState, Episodes, collect, start
+from stages.collect import ActorState, Episodes, collect, init_actor_state
 from stages.config import Config, Hypers
 from stages.fast import rows
 from stages.finite import all_finite, tree_where, update_diverged_step
 from stages.intrinsic import VisitCounts
-from stages.loss import Outcome, agent_loss
-from stages.measure.coverage import Coverage, action_vectors, count_row, start_coverage, visits_at
+from stages.loss import LossAux, agent_loss
+from stages.measure.coverage import Coverage, action_vectors, count_row, init_coverage, visits_at
 from stages.replay import ReplayBuffer, StepCounters
 
 
@@ -60,7 +60,7 @@ class Progress(eqx.Module):
     diverged: Int[Array, "..."]  # as in TrainState, at its end
 
 
-def capacity(config: Config) -> int:
+def ring_capacity(config: Config) -> int:
     """Rows that the ring keeps of each environment: no more than the run collects, and at least one window."""
     rows = min(config.replay.capacity, config.steps + config.adapt_steps) // config.envs
     return max(rows, config.replay.batch_length + 1)
@@ -73,9 +73,9 @@ def init(env: Environment, config: Config, hypers: Hypers, *, key: PRNGKeyArray)
     env = env.with_params(env_params)
     hypers = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hypers)
     agent = Agent(config, env.obs_space, env.action_space, key=key_agent)
-    actor_state = start(env, agent.model, config.envs, key=key_rollout)
+    actor_state = init_actor_state(env, agent.model, config.envs, key=key_rollout)
     row = jax.eval_shape(lambda: collect(env, agent, agent.tasker, actor_state, hypers, key=key_row)[1])
-    ring = replay.empty(row, capacity(config))
+    ring = replay.empty(row, ring_capacity(config))
     intrinsic_opt_state = None
     if agent.intrinsic is not None and agent.intrinsic.updates:
         intrinsic_opt_state = agent.intrinsic.init_opt_state(hypers)
@@ -89,60 +89,60 @@ def init(env: Environment, config: Config, hypers: Hypers, *, key: PRNGKeyArray)
         hypers=hypers,
         key=key_train,
         env_params=env_params,
-        coverage=start_coverage(env, capacity(config), config.envs),
+        coverage=init_coverage(env, ring_capacity(config), config.envs),
         diverged=jnp.zeros((), jnp.int32),
     )
 
 
 def collect_steps(
-    env: Environment, config: Config, state: TrainState, clock: StepCounters, steps: int
+    env: Environment, config: Config, state: TrainState, counters: StepCounters, steps: int
 ) -> tuple[TrainState, StepCounters, Episodes]:
     """Step every environment `steps` times and add the rows to the ring."""
     env, behavior = env.with_params(state.env_params), collector(state.agent, config.mode)
     key, key_steps = jr.split(state.key)
 
     def step(carry, key_step):
-        before, ring, coverage, diverged, clock = carry
+        before, ring, coverage, diverged, counters = carry
         actor_state, row, episodes = collect(env, state.agent, behavior, before, state.hypers, key=key_step)
         is_finite = (diverged == 0) & all_finite((row, actor_state.timestep))
-        ring = replay.add(ring, row, clock.step, is_finite)
-        coverage = count_row(env, coverage, before, row, clock.step, is_finite)
-        clock = StepCounters(clock.step + 1, clock.online_cursor)
-        diverged = update_diverged_step(diverged, is_finite, clock.step)
+        ring = replay.add(ring, row, counters.step, is_finite)
+        coverage = count_row(env, coverage, before, row, counters.step, is_finite)
+        counters = StepCounters(counters.step + 1, counters.online_cursor)
+        diverged = update_diverged_step(diverged, is_finite, counters.step)
         no_episodes = jax.tree.map(jnp.zeros_like, episodes)
-        carry = (tree_where(is_finite, actor_state, before), ring, coverage, diverged, clock)
+        carry = (tree_where(is_finite, actor_state, before), ring, coverage, diverged, counters)
         return carry, tree_where(is_finite, episodes, no_episodes)
 
-    carry = (state.actor_state, state.ring, state.coverage, state.diverged, clock)
-    (actor_state, ring, coverage, diverged, clock), episodes = lax.scan(step, carry, jr.split(key_steps, steps))
+    carry = (state.actor_state, state.ring, state.coverage, state.diverged, counters)
+    (actor_state, ring, coverage, diverged, counters), episodes = lax.scan(step, carry, jr.split(key_steps, steps))
     state = dataclasses.replace(
         state, actor_state=actor_state, ring=ring, coverage=coverage, diverged=diverged, key=key
     )
-    return state, clock, jax.tree.map(jnp.sum, episodes)
+    return state, counters, jax.tree.map(jnp.sum, episodes)
 
 
 def update(
-    config: Config, state: TrainState, clock: StepCounters
+    config: Config, state: TrainState, counters: StepCounters
 ) -> tuple[TrainState, StepCounters, dict[str, Float[Array, ""]]]:
     """Sample one batch, take one gradient, and step the optimiser, the slow critics and the return scales.
 
     The batch's new latents are written back to the ring. An intrinsic reward with updates of its own is updated last.
     """
     shape = (replay.capacity_of(state.ring), config.envs, config.replay.batch_size, config.replay.batch_length)
-    key, key_choose, key_loss = jr.split(state.key, 3)
-    windows = replay.choose(clock, *shape, config.replay.online, key=key_choose)
-    batch = replay.read(state.ring, windows, config.replay.batch_length)
+    key, key_windows, key_loss = jr.split(state.key, 3)
+    windows = replay.sample_windows(counters, *shape, config.replay.online, key=key_windows)
+    batch = replay.read_windows(state.ring, windows, config.replay.batch_length)
 
     trained, fixed = eqx.partition(state.agent, trainable(state.agent))
 
-    def loss(trained: Agent) -> tuple[Float[Array, ""], Outcome]:
+    def loss(trained: Agent) -> tuple[Float[Array, ""], LossAux]:
         return agent_loss(eqx.combine(trained, fixed), state.targets, batch, config, state.hypers, key=key_loss)
 
-    (total, outcome), grads = jax.value_and_grad(loss, has_aux=True)(trained)
+    (total, aux), grads = jax.value_and_grad(loss, has_aux=True)(trained)
     updates, opt_state = optimizer.optimizer(state.hypers).update(grads, state.opt_state, trained)
     agent: Agent = eqx.combine(eqx.apply_updates(trained, updates), fixed)
-    targets = update_targets(state.targets, agent, outcome.tasker_scale, outcome.explorer_scale, state.hypers)
-    latents = (outcome.latent.deter.astype(state.ring.deter.dtype), outcome.latent.classes)
+    targets = update_targets(state.targets, agent, aux.tasker_scale, aux.explorer_scale, state.hypers)
+    latents = (aux.latent.deter.astype(state.ring.deter.dtype), aux.latent.classes)
 
     norms = {"opt/grad_norm": rows.norm(grads), "opt/update_norm": rows.norm(updates)}
     is_finite = (state.diverged == 0) & all_finite((total, norms))
@@ -155,17 +155,17 @@ def update(
         opt_state=opt_state,
         ring=replay.write_back(state.ring, windows, *latents),
         key=key,
-        diverged=update_diverged_step(state.diverged, is_finite, clock.step),
+        diverged=update_diverged_step(state.diverged, is_finite, counters.step),
     )
-    metrics = tree_where(is_finite, outcome.metrics | norms, jnp.nan)
+    metrics = tree_where(is_finite, aux.metrics | norms, jnp.nan)
     if state.intrinsic_opt_state is not None:
-        state, intrinsic_metrics = update_intrinsic(config, state, clock)
+        state, intrinsic_metrics = update_intrinsic(config, state, counters)
         metrics |= intrinsic_metrics
-    return state, replay.advance_cursor(clock, *shape), metrics
+    return state, replay.advance_cursor(counters, *shape), metrics
 
 
 def update_intrinsic(
-    config: Config, state: TrainState, clock: StepCounters
+    config: Config, state: TrainState, counters: StepCounters
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """Update the intrinsic reward by its own optimiser, each time on pairs of rows drawn for that update."""
     reward = state.agent.intrinsic
@@ -175,8 +175,9 @@ def update_intrinsic(
 
     def step(carry, key):
         reward, opt_state = carry
-        windows = replay.choose_pairs(clock, *shape, key=key)
-        pairs, visits = replay.read(state.ring, windows, 1), visits_at(state.coverage, windows.start, windows.env)
+        windows = replay.sample_pairs(counters, *shape, key=key)
+        pairs = replay.read_windows(state.ring, windows, 1)
+        visits = visits_at(state.coverage, windows.start, windows.env)
         counts = VisitCounts(action_vectors(state.agent.model.actions), visits)
         reward, opt_state, loss = reward.update(opt_state, state.agent.model, pairs, counts, state.hypers)
         return (reward, opt_state), loss
@@ -190,38 +191,38 @@ def update_intrinsic(
         agent=replace_intrinsic(state.agent, intrinsic),
         intrinsic_opt_state=opt_state,
         key=key,
-        diverged=update_diverged_step(state.diverged, is_finite, clock.step),
+        diverged=update_diverged_step(state.diverged, is_finite, counters.step),
     )
     return state, tree_where(is_finite, {f"loss/{reward.loss_name}": losses.mean()}, jnp.nan)
 
 
 def iteration(
-    env: Environment, config: Config, state: TrainState, clock: StepCounters
+    env: Environment, config: Config, state: TrainState, counters: StepCounters
 ) -> tuple[TrainState, StepCounters, Progress]:
     """Collect, then update."""
     steps, updates = config.schedule
-    state, clock, episodes = collect_steps(env, config, state, clock, steps)
+    state, counters, episodes = collect_steps(env, config, state, counters, steps)
 
     def one(carry, _):
-        state, clock, metrics = update(config, *carry)
-        return (state, clock), metrics
+        state, counters, metrics = update(config, *carry)
+        return (state, counters), metrics
 
-    (state, clock), metrics = lax.scan(one, (state, clock), length=updates)
-    return state, clock, Progress(episodes, jax.tree.map(jnp.mean, metrics), state.diverged)
+    (state, counters), metrics = lax.scan(one, (state, counters), length=updates)
+    return state, counters, Progress(episodes, jax.tree.map(jnp.mean, metrics), state.diverged)
 
 
 def train_chunk(
-    env: Environment, config: Config, iterations: int, state: TrainState, clock: StepCounters
+    env: Environment, config: Config, iterations: int, state: TrainState, counters: StepCounters
 ) -> tuple[TrainState, StepCounters, Progress]:
     """`iterations` iterations in one scan; metrics are means over them, episodes sums."""
 
     def one(carry, _):
-        state, clock, progress = iteration(env, config, *carry)
-        return (state, clock), progress
+        state, counters, progress = iteration(env, config, *carry)
+        return (state, counters), progress
 
-    (state, clock), progress = lax.scan(one, (state, clock), length=iterations)
+    (state, counters), progress = lax.scan(one, (state, counters), length=iterations)
     metrics = jax.tree.map(jnp.mean, progress.metrics)
-    return state, clock, Progress(jax.tree.map(jnp.sum, progress.episodes), metrics, state.diverged)
+    return state, counters, Progress(jax.tree.map(jnp.sum, progress.episodes), metrics, state.diverged)
 
 
 def adapt(state: TrainState) -> TrainState:

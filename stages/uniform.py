@@ -1,4 +1,4 @@
-"""Uniformly random actions: what collects in mode random, the control beside which every explorer is judged.
+"""Uniformly random actions: the policy of mode random, the control with which explorers are compared.
 
 Axes: F feat, A action vector.
 """
@@ -13,7 +13,7 @@ from stages.config import Scalar
 from stages.networks.distributions import ActionDistribution, policy_at
 
 
-class Box(eqx.Module):
+class UniformBox(eqx.Module):
     """The uniform distribution over [-1, 1] in each of A dimensions."""
 
     center: Float[Array, "... A"]  # zeros
@@ -23,25 +23,25 @@ class Box(eqx.Module):
         return self.center + noise
 
     def mode(self) -> Float[Array, "... A"]:
-        """Its middle: no action is likelier than another."""
+        """The center, though no action is likelier than another."""
         return self.center
 
 
 class UniformActor(eqx.Module):
-    """An actor that does not look: every discrete action is equally likely, and continuous ones fill their bounds."""
+    """An actor that ignores the state: discrete actions are equally likely, continuous ones uniform in their bounds."""
 
     actions: ActionSpace = eqx.field(static=True)
 
-    def __call__(self, feat: Float[Array, "... F"], unimix: Scalar) -> ActionDistribution | Box:
+    def __call__(self, feat: Float[Array, "... F"], unimix: Scalar) -> ActionDistribution | UniformBox:
         """The same distribution at every feature."""
         del unimix
         zeros = jnp.zeros((*feat.shape[:-1], self.actions.size))
-        return Box(zeros) if self.actions.kind == "continuous" else policy_at(self.actions, zeros, 0.0)
+        return UniformBox(zeros) if self.actions.kind == "continuous" else policy_at(self.actions, zeros, 0.0)
 
     def noise(self, lead: tuple[int, ...], *, key: PRNGKeyArray) -> Float[Array, "..."]:
         """The random numbers that `lead` samples take: [*lead] or [*lead, D] in [0, 1), or [*lead, A] in [-1, 1)."""
-        least = -1.0 if self.actions.kind == "continuous" else 0.0
-        return jr.uniform(key, (*lead, *self.actions.struct.shape), minval=least)
+        low = -1.0 if self.actions.kind == "continuous" else 0.0
+        return jr.uniform(key, (*lead, *self.actions.struct.shape), minval=low)
 
 
 class RandomPolicy(eqx.Module):

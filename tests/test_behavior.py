@@ -21,7 +21,7 @@ from stages.behavior import Behavior, BehaviorTarget, Objective, Replayed, behav
 from stages.config import Hypers, ModelConfig
 from stages.fast import blocks
 from stages.imagine import Trajectory
-from stages.networks.layers import Outputs
+from stages.networks.layers import ParallelLinear
 from stages.returns import ReturnScale
 from tests.conftest import arbitrary
 
@@ -96,7 +96,10 @@ CASES = {
     "returns": (DISCRETE, Objective("paid", ENTROPY, "returns", 1.0, False)),
     "returns, below the floor": (DISCRETE, Objective("paid", ENTROPY, "returns", 6.0, False)),
     "advantages, continuous": (CONTINUOUS, Objective("paid", ENTROPY, "advantages", 1e-8, True)),
-    "advantages, a shorter horizon": (DISCRETE, Objective("paid", ENTROPY, "advantages", 1e-8, True, shortening=0.9)),
+    "advantages, a shorter horizon": (
+        DISCRETE,
+        Objective("paid", ENTROPY, "advantages", 1e-8, True, discount_ratio=0.9),
+    ),
     "root mean square": (DISCRETE, Objective("paid", ENTROPY, "rms", 1e-8, True)),
     "root mean square, below the floor": (DISCRETE, Objective("paid", ENTROPY, "rms", 50.0, True)),
 }
@@ -138,7 +141,7 @@ def slow_head(head, x):
         x = x @ layer.linear.weight + layer.linear.bias
         x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-4) * layer.norm.scale
         x = x / (1 + np.exp(-x))
-    if isinstance(head.out, Outputs):
+    if isinstance(head.out, ParallelLinear):
         return np.concatenate(
             [x @ w + b for w, b in zip(head.out.parts.module.weight, head.out.parts.module.bias, strict=True)], -1
         )
@@ -211,7 +214,7 @@ def slow_loss(behavior, target, imagined, replayed, objective, hypers, believed=
     returns = np.zeros((H, n))
     for i in range(n):
         for t in range(H):
-            live = objective.shortening * imagined.cont[:, i]
+            live = objective.discount_ratio * imagined.cont[:, i]
             returns[t, i] = slow_return(imagined.reward[:, i], value[:, i], live, np.zeros(H + 1), hypers.lam, t)
 
     gain, reached = returns - value[:H], np.cumprod(imagined.cont, 0)[:H]
@@ -241,7 +244,7 @@ def slow_loss(behavior, target, imagined, replayed, objective, hypers, believed=
     slow_rows = softmax(slow_head(target.slow.head, replayed.feat)) @ slow_bins()
     for b in range(B):
         boot = [returns[0, t * B + b] for t in range(T)]
-        discount = objective.shortening * (1 - 1 / hypers.discount_horizon)
+        discount = objective.discount_ratio * (1 - 1 / hypers.discount_horizon)
         live = [0.0 if replayed.is_terminal[t, b] else discount for t in range(T)]
         for t in range(T - 1):
             if replayed.is_last[t, b]:

@@ -57,7 +57,7 @@ def test_each_seeds_agent_is_from_where_it_scored_most(tmp_path, monkeypatch):
     made_up = {5: [0, 9, 1, 2, 3, 3], 6: [0, 1, 2, 3, 4, 4], 7: [9, 1, 2, 5, 4, 4]}  # the first is of the untrained
     agents: dict[int, list] = {seed: [] for seed in made_up}
 
-    def scored(self, compiled, state, clock):
+    def scored(self, compiled, state, counters):
         for slot, seed in enumerate(self.round.seeds):
             agents[seed].append(jax.tree.map(lambda x, i=slot: np.array(x[i]), state.agent))
         scores = np.array([float(made_up[seed][len(agents[seed]) - 1]) for seed in self.round.seeds])

@@ -18,9 +18,9 @@ from envs import registry
 from envs.environment import ActionSpace, ObsSpace
 from stages import rssm
 from stages.agent import Agent, collector
-from stages.collect import act, collect, env_action, start, take_turns
+from stages.collect import act, collect, env_action, init_actor_state, take_turns
 from stages.config import Config, Hypers
-from stages.rssm import Latent, initial
+from stages.rssm import Latent, initial_latent
 from stages.world_model import WorldModel, action_vector
 from tests.conftest import SMALL, arbitrary
 
@@ -40,7 +40,7 @@ class Case:
         self.agent = arbitrary(lambda: Agent(config, env.obs_space, env.action_space, key=jr.key(0)))
         self.key_start, self.keys = jr.key(1), jr.split(jr.key(2), S)
         step = jax.jit(lambda agent, actor_state, key: collect(env, agent, agent.tasker, actor_state, HYPERS, key=key))
-        actor_state = jax.jit(lambda key: start(env, self.agent.model, N, key=key))(self.key_start)
+        actor_state = jax.jit(lambda key: init_actor_state(env, self.agent.model, N, key=key))(self.key_start)
         self.rollouts, rows, self.episodes = [actor_state], [], []
         for key in self.keys:
             actor_state, row, episodes = step(self.agent, actor_state, key)
@@ -191,7 +191,7 @@ def test_acting_keeps_the_models_type(case, name, greedy):
     env, config = case(name).env, case(name).config
     half = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="bfloat16"))
     agent = arbitrary(lambda: Agent(half, env.obs_space, env.action_space, key=jr.key(0)))
-    actor_state = jax.eval_shape(lambda key: start(env, agent.model, N, key=key), jr.key(1))
+    actor_state = jax.eval_shape(lambda key: init_actor_state(env, agent.model, N, key=key), jr.key(1))
     choose = lambda actor_state: act(agent.model, agent.tasker, *before(actor_state), HYPERS, greedy, key=jr.key(5))
     latent, action = jax.eval_shape(choose, actor_state)
     chex.assert_type([latent.deter, latent.stoch, actor_state.latent.deter], jnp.bfloat16)
@@ -206,7 +206,7 @@ def test_a_continuous_action_is_not_rounded_to_the_models_type(case):
 
     @jax.jit
     def action_and_sample(key):
-        actor_state = start(env, agent.model, N, key=key)
+        actor_state = init_actor_state(env, agent.model, N, key=key)
         latent, action = act(agent.model, agent.tasker, *before(actor_state), HYPERS, False, key=key)
         noise = agent.tasker.actor.noise((N,), key=jr.split(key)[1])
         return action, agent.tasker.actor(latent.feat, HYPERS.policy_unimix).sample(noise)
@@ -276,7 +276,7 @@ def test_explorer_and_tasker_take_turns_that_last_an_episode(mix_agent):
     turns = collector(mix_agent, "mix")
     actors = lambda t: (t.explorer.actor, t.tasker.actor)
     turns = eqx.tree_at(actors, turns, (sure(turns.explorer.actor, 0), sure(turns.tasker.actor, 2)))
-    latent = initial(mix_agent.model.rssm, (400,), mix_agent.model.dtype)
+    latent = initial_latent(mix_agent.model.rssm, (400,), mix_agent.model.dtype)
 
     @jax.jit
     def step(is_first, tasker_acts, key):
@@ -304,7 +304,7 @@ def test_the_taskers_episodes_are_counted_apart(mix_agent, env):
 
     @jax.jit
     def play(key):
-        return jax.lax.scan(step, start(env, mix_agent.model, 4, key=key), jr.split(key, 30))[1]
+        return jax.lax.scan(step, init_actor_state(env, mix_agent.model, 4, key=key), jr.split(key, 30))[1]
 
     is_last, reward, acts, episodes = jax.device_get(play(jr.key(3)))
     np.testing.assert_array_equal(episodes.count, 4.0 * (np.arange(30) % 10 == 9))

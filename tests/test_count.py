@@ -63,7 +63,7 @@ def test_it_learns_the_table_of_bonuses_where_an_action_was_chosen():
     first = np.where(acted[:, None], (1 - expected_bonus(COUNTS)) ** 2, 0).mean()
     np.testing.assert_allclose(losses[0], first, rtol=1e-4)
     assert losses[-1] < 1e-3 * losses[0]
-    fresh = learned.untrained(READS, OBS, ACTIONS, key=jr.key(7))
+    fresh = learned.reinitialize(READS, OBS, ACTIONS, key=jr.key(7))
     np.testing.assert_array_equal(paid(fresh), 1)
     assert tree_equal(fresh.numbers, bonus.numbers)
 

@@ -19,7 +19,7 @@ from stages.count import CountBonus
 from stages.ensemble import disagreement
 from stages.measure.coverage import action_count, action_index, action_vectors
 from stages.measure.heads import HEADS_AHEAD
-from stages.measure.measurement import ROWS_PER_STATE, measure, novelty, rows_of_states
+from stages.measure.measurement import ROWS_PER_STATE, measure, measure_novelty, rows_of_states
 from stages.measure.open_loop import AHEAD
 from stages.rnd import RND
 from stages.rssm import Latent
@@ -30,7 +30,7 @@ SIZE, CHUNK, CAPACITY, PREFILL = 4, 12, 60, 45
 
 
 def play(config, hypers, seeds):
-    """A small Deep Sea with a mapping of each seed: (environment, compiled phase, state, clock).
+    """A small Deep Sea with a mapping of each seed: (environment, compiled phase, state, counters).
 
     All rows are collected before the first update: counting is collecting's.
     """
@@ -39,8 +39,8 @@ def play(config, hypers, seeds):
     replay = dataclasses.replace(config.replay, capacity=2 * CAPACITY, prefill=2 * PREFILL)
     config = dataclasses.replace(config, mode="mix", replay=replay)
     compiled = CompiledPhase(sea, config, mesh_for(len(seeds), jax.devices()[:1]))
-    state, clock, _ = compiled.prefill(compiled.init(seeds, hypers))
-    return sea, compiled, state, clock
+    state, counters, _ = compiled.prefill(compiled.init(seeds, hypers))
+    return sea, compiled, state, counters
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +55,9 @@ def alone(config, hypers):
     return play(config, hypers, [2])
 
 
-def replayed(ring, clock, seed, size=SIZE):
+def replayed(ring, counters, seed, size=SIZE):
     """VisitCounts and episodes of a seed, read off its rows one by one."""
-    steps = int(clock.step)
+    steps = int(counters.step)
     assert steps <= CAPACITY
     rows = {name: np.asarray(getattr(ring, name))[seed, :steps] for name in ("obs", "action", "reward", "is_last")}
     envs = rows["action"].shape[1]
@@ -77,9 +77,9 @@ def replayed(ring, clock, seed, size=SIZE):
 
 
 def test_counts_are_those_of_the_rows(short):
-    _, _, state, clock = short
+    _, _, state, counters = short
     for seed in range(3):
-        visits, number, bad, goal, solved = replayed(state.ring, clock, seed)
+        visits, number, bad, goal, solved = replayed(state.ring, counters, seed)
         counted = jax.tree.map(lambda x, i=seed: np.asarray(x[i]), state.coverage)
         np.testing.assert_array_equal(counted.visits, visits)
         assert (counted.episodes, counted.misses, counted.goal_episode, counted.solved_episode) == (
@@ -90,8 +90,8 @@ def test_counts_are_those_of_the_rows(short):
 
 
 def test_where_is_the_state_of_each_row(short):
-    _, _, state, clock = short
-    steps = int(clock.step)
+    _, _, state, counters = short
+    steps = int(counters.step)
     board = np.asarray(state.ring.obs)[:, :steps].reshape(3, steps, 2, -1)
     expected = np.where(np.asarray(state.ring.is_last)[:, :steps], -1, board.argmax(-1))
     where = np.asarray(state.coverage.where)
@@ -99,36 +99,36 @@ def test_where_is_the_state_of_each_row(short):
     assert (where[:, steps:] == -1).all()
 
 
-def assert_a_full_ring_is_known(state, clock):
-    assert int(clock.step) > CAPACITY
+def assert_a_full_ring_is_known(state, counters):
+    assert int(counters.step) > CAPACITY
     board = np.asarray(state.ring.obs).reshape(3, CAPACITY, 2, -1)
     np.testing.assert_array_equal(state.coverage.where, np.where(state.ring.is_last, -1, board.argmax(-1)))
-    acted = 2 * int(clock.step) - np.asarray(state.coverage.episodes)
+    acted = 2 * int(counters.step) - np.asarray(state.coverage.episodes)
     np.testing.assert_array_equal(state.coverage.visits.sum((1, 2)), acted, "what the ring has forgotten still counts")
 
 
 def test_a_ring_that_wraps_knows_the_states_of_the_rows_it_has(short):
-    sea, compiled, state, clock = short
-    more = lambda state: train.collect_steps(sea, compiled.config, state, clock, PREFILL)
-    state, clock, _ = jax.jit(jax.vmap(more, out_axes=(0, None, 0)))(state)
-    assert int(clock.step) == 2 * PREFILL
-    assert_a_full_ring_is_known(state, clock)
+    sea, compiled, state, counters = short
+    more = lambda state: train.collect_steps(sea, compiled.config, state, counters, PREFILL)
+    state, counters, _ = jax.jit(jax.vmap(more, out_axes=(0, None, 0)))(state)
+    assert int(counters.step) == 2 * PREFILL
+    assert_a_full_ring_is_known(state, counters)
 
 
 def test_a_seed_alone_counts_what_it_counts_in_a_sweep(short, alone):
-    _, compiled, many, clock = short
+    _, compiled, many, counters = short
     _, single, one, _ = alone
     chex.assert_trees_all_equal(pick(many.coverage, 2), pick(one.coverage, 0))
     np.testing.assert_array_equal(many.env_params[2], one.env_params[0])
     assert (np.asarray(many.env_params[0]) != many.env_params[1]).any()
-    measured = compiled.measure(many, [0, 1, 2], int(clock.step)), single.measure(one, [2], int(clock.step))
+    measured = compiled.measure(many, [0, 1, 2], int(counters.step)), single.measure(one, [2], int(counters.step))
     chex.assert_trees_all_close(pick(measured[0], 2), pick(measured[1], 0), rtol=1e-3, atol=1e-4)
 
 
 def test_a_seeds_mapping_is_that_of_its_rows_and_of_its_evaluation(short):
     """Where the ring shows a step to the right, the action is the mapping's; and evaluation is given that mapping."""
-    _, compiled, state, clock = short
-    steps, seen = int(clock.step), 0
+    _, compiled, state, counters = short
+    steps, seen = int(counters.step), 0
     obs, last = np.asarray(state.ring.obs), np.asarray(state.ring.is_last)
     for seed in range(3):
         for t in range(steps - 1):
@@ -150,13 +150,13 @@ def test_a_seeds_mapping_is_that_of_its_rows_and_of_its_evaluation(short):
 
 
 def test_adapting_goes_on_counting(short):
-    sea, compiled, state, clock = short
+    sea, compiled, state, counters = short
     before = np.asarray(state.coverage.visits).sum((1, 2))
     task = CompiledPhase(sea, dataclasses.replace(compiled.config, mode="task"), compiled.mesh)
-    state, clock, _ = task.train_chunk(jax.jit(jax.vmap(train.adapt))(state), clock, CHUNK)
+    state, counters, _ = task.train_chunk(jax.jit(jax.vmap(train.adapt))(state), counters, CHUNK)
     assert (np.asarray(state.coverage.visits.sum((1, 2))) > before).all()
-    assert_a_full_ring_is_known(state, clock)  # training between the rows
-    measured = task.measure(state, [0, 1, 2], int(clock.step)).novelty
+    assert_a_full_ring_is_known(state, counters)  # training between the rows
+    measured = task.measure(state, [0, 1, 2], int(counters.step)).novelty
     assert np.isnan(measured.reward).all(), "the ensemble is gone"
     np.testing.assert_array_equal(measured.visits, state.coverage.visits)
 
@@ -183,7 +183,7 @@ def test_disagreement_of_a_state_is_the_mean_over_its_rows(short):
     sea, _, state, _ = short
     one = pick(state, 1)
     rows, present = rows_of_states(one.coverage.where, SIZE * SIZE, key=jr.key(0))
-    measured = jax.jit(lambda s: novelty(sea, s.agent, s.ring, s.coverage, s.hypers, key=jr.key(0)))(one)
+    measured = jax.jit(lambda s: measure_novelty(sea, s.agent, s.ring, s.coverage, s.hypers, key=jr.key(0)))(one)
     expected = jax.jit(
         lambda feat, vectors: disagreement(one.agent.intrinsic.ensemble, one.agent.model, feat, vectors, one.hypers)
     )
@@ -204,7 +204,7 @@ def test_disagreement_of_a_state_is_the_mean_over_its_rows(short):
 @pytest.mark.parametrize("cls", [RND, CountBonus], ids=lambda cls: cls.name)
 def test_every_reward_is_held_beside_visits(short, cls):
     """What it pays for each action at the rows of a state, after it has learned from the seed's rows."""
-    sea, compiled, state, clock = short
+    sea, compiled, state, counters = short
     config = dataclasses.replace(compiled.config.ensemble, updates=20, batch_size=32, projection=4)
     config = dataclasses.replace(compiled.config, ensemble=config)
 
@@ -212,14 +212,14 @@ def test_every_reward_is_held_beside_visits(short, cls):
         reward = cls(config, sea.obs_space, sea.action_space, key=jr.key(1))
         agent = replace_intrinsic(seed.agent, reward)
         seed = dataclasses.replace(seed, agent=agent, intrinsic_opt_state=reward.init_opt_state(seed.hypers))
-        seed, _ = train.update_intrinsic(config, seed, clock)
+        seed, _ = train.update_intrinsic(config, seed, counters)
         latent = Latent.stored(seed.ring.deter, seed.ring.stoch, seed.agent.model.rssm.classes, jnp.float32)
         paid = jax.vmap(
             lambda action: seed.agent.intrinsic(
                 seed.agent.model, latent.feat, jnp.broadcast_to(action, (*seed.ring.action.shape, 2)), seed.hypers
             )
         )(jnp.eye(2))
-        return novelty(sea, seed.agent, seed.ring, seed.coverage, seed.hypers, key=jr.key(0)), paid
+        return measure_novelty(sea, seed.agent, seed.ring, seed.coverage, seed.hypers, key=jr.key(0)), paid
 
     one = pick(state, 1)
     measured, paid = jax.jit(learned)(one)
@@ -246,7 +246,7 @@ class MissedCounts(CountBonus):
 
 
 def test_a_reward_is_given_the_counts_of_the_states_that_its_pairs_begin_in(short):
-    sea, compiled, state, clock = short
+    sea, compiled, state, counters = short
     ensemble = dataclasses.replace(compiled.config.ensemble, updates=2, batch_size=32)
     config = dataclasses.replace(compiled.config, ensemble=ensemble)
     one = pick(state, 1)
@@ -256,15 +256,15 @@ def test_a_reward_is_given_the_counts_of_the_states_that_its_pairs_begin_in(shor
         reward = MissedCounts(config, sea.obs_space, sea.action_space, table=table, key=jr.key(1))
         agent, opt_state = replace_intrinsic(one.agent, reward), reward.init_opt_state(one.hypers)
         one = dataclasses.replace(one, agent=agent, intrinsic_opt_state=opt_state)
-        return train.update_intrinsic(config, one, clock)[1]["loss/count"]
+        return train.update_intrinsic(config, one, counters)[1]["loss/count"]
 
     assert missed(one, one.coverage.visits) == 0
     assert missed(one, one.coverage.visits + 1) > 0
 
 
 def test_measuring_reads_and_changes_nothing(short):
-    _, compiled, state, clock = short
-    first, again = (compiled.measure(state, [0, 1, 2], int(clock.step)).novelty for _ in range(2))
+    _, compiled, state, counters = short
+    first, again = (compiled.measure(state, [0, 1, 2], int(counters.step)).novelty for _ in range(2))
     assert tree_equal(first.visits, again.visits)
     np.testing.assert_array_equal(first.reward, again.reward)
 

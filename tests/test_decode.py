@@ -17,7 +17,7 @@ from envs.environment import ObsSpace
 from stages import decode
 from stages.config import ModelConfig
 from stages.decode import ConvDecoder, MLPDecoder
-from stages.encode import features, image_shape
+from stages.encode import image_shape, preprocessed_shape
 from stages.rssm import Latent
 from tests.by_hand import conv, dense, linear, norm_silu, sigmoid
 from tests.conftest import observations, scrambled
@@ -107,7 +107,7 @@ def test_outputs_have_the_observations_shape(space, network):
     assert type(decoder) is network
     for lead in [(), (3,), (2, 3)]:
         raw = jax.eval_shape(lambda decoder, latent: decoder(latent), decoder, latents(*lead))
-        chex.assert_shape(raw, (*lead, *features(space)))
+        chex.assert_shape(raw, (*lead, *preprocessed_shape(space)))
         loss = jax.eval_shape(decode.recon_loss, decoder, latents(*lead), observations(space, lead))
         chex.assert_shape(loss, lead)
 
@@ -133,7 +133,7 @@ def test_a_network_by_force(space, encoder, network):
     decoder = jax.eval_shape(lambda: make(space, encoder=encoder))
     assert type(decoder) is network
     raw = jax.eval_shape(lambda decoder, latent: decoder(latent), decoder, latents(2))
-    chex.assert_shape(raw, (2, *features(space)))
+    chex.assert_shape(raw, (2, *preprocessed_shape(space)))
 
 
 MLP_SPACES = [ObsSpace((2, 3), "real"), ObsSpace((2,), "categorical", 3), ObsSpace((), "real")]
@@ -163,7 +163,7 @@ def test_mlp_decoder_agrees_with_numpy(decoded, space):
         x = np.concatenate([latent.deter[t, b], latent.stoch[t, b].reshape(-1)]).astype(np.float64)
         for layer in decoder.head.mlp.layers:
             x = dense(layer, x)
-        close(raw[t, b], linear(decoder.head.out, x).reshape(features(space)), rtol=1e-4, atol=1e-4)
+        close(raw[t, b], linear(decoder.head.out, x).reshape(preprocessed_shape(space)), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("space, encoder, kernel, sizes", CONV_SPACES)
@@ -186,7 +186,7 @@ def test_conv_decoder_agrees_with_numpy(decoded, space, encoder, kernel, sizes):
         x = norm_silu(conv(grown(x, *size), stage.conv), stage.norm.scale)
     x = conv(grown(x, *sizes[0]) if len(sizes) > 1 else x, decoder.out)
     assert x.shape == image_shape(space)
-    close(raw[1, 0], x.reshape(features(space)), rtol=1e-3, atol=1e-3)
+    close(raw[1, 0], x.reshape(preprocessed_shape(space)), rtol=1e-3, atol=1e-3)
 
 
 def test_an_image_has_the_references_depths():

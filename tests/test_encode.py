@@ -78,7 +78,7 @@ def pool(x):
 
 @every_space
 def test_the_space_picks_the_network_and_the_sizes(space, features, network, size):
-    assert encode.features(space) == features
+    assert encode.preprocessed_shape(space) == features
     assert encode.embed_size(space, MODEL) == size
     encoder = jax.eval_shape(lambda: make(space))
     assert type(encoder) is network

@@ -18,7 +18,7 @@ from stages.config import Config, ConfigError, EnsembleConfig, Hypers, ModelConf
 from stages.decode import ConvDecoder
 from stages.encode import ConvEncoder
 from stages.library.policy import Policy
-from stages.measure.open_loop import errors
+from stages.measure.open_loop import prediction_errors
 from stages.obs_numbers import ObsNumbers
 from stages.presets import preset
 from stages.rssm import Latent
@@ -106,7 +106,7 @@ def results(encoder, decoder):
             "loss": decode.recon_loss(decoder, latent, obs),
             "mean": decode.decode_mean(decoder, latent),
             "likeliest": decode.reconstruct(decoder, latent),
-            "errors": errors(decoder, latent, obs),
+            "errors": prediction_errors(decoder, latent, obs),
         }
 
     return jax.tree.map(np.asarray, compute(observed(), states(T, B)))

@@ -15,11 +15,11 @@ import pytest
 from envs.environment import ActionSpace, ObsSpace
 from stages.config import Config, EnsembleConfig, Hypers, ModelConfig
 from stages.decode import decode_mean
-from stages.episodic import imagined_novelty, modulator, past_of, replayed_novelty
+from stages.episodic import episodic_memory, imagined_novelty, modulator, replayed_novelty
 from stages.imagine import Trajectory
 from stages.intrinsic import ConstantReward, Disagreement
 from stages.replay import Row
-from stages.rewards import INTRINSIC_REWARDS, Batch, pay_explorer
+from stages.rewards import INTRINSIC_REWARDS, Batch, explorer_rewards
 from stages.rssm import Latent, latent_of
 from stages.world_model import WorldModel
 from tests.conftest import arbitrary, draw
@@ -58,12 +58,12 @@ def rows_of(is_first=IS_FIRST) -> Row:
     return Row(jnp.zeros((T, B, P)), TAKEN[..., 0], jnp.zeros((T, B)), *flags, *latent)
 
 
-def past_by(intrinsic, feat=ROWS, is_first=IS_FIRST, model=MODEL):
+def memory_of(intrinsic, feat=ROWS, is_first=IS_FIRST, model=MODEL):
     feat = jnp.asarray(feat)
-    return past_of(model, intrinsic.obs_numbers, feat, rows_of(is_first), intrinsic(model, feat, TAKEN, HYPERS))
+    return episodic_memory(model, intrinsic.obs_numbers, feat, rows_of(is_first), intrinsic(model, feat, TAKEN, HYPERS))
 
 
-PAST = past_by(CONSTANT)
+MEMORY = memory_of(CONSTANT)
 
 
 def read(feat: np.ndarray) -> np.ndarray:
@@ -90,12 +90,12 @@ def earlier(time: int, window: int) -> list[np.ndarray]:
 def imagined() -> np.ndarray:
     """[2, L, C]"""
     starts = jnp.arange(2 * C).reshape(2, C)
-    of_block = lambda feat, start: imagined_novelty(PAST, MODEL, CONSTANT.obs_numbers, feat, start, HYPERS)
+    of_block = lambda feat, start: imagined_novelty(MEMORY, MODEL, CONSTANT.obs_numbers, feat, start, HYPERS)
     return np.asarray(jax.jit(jax.vmap(of_block))(jnp.asarray(IMAGINED), starts))
 
 
 def test_a_replayed_row_counts_the_rows_of_its_episode_before_it():
-    factor = np.asarray(jax.jit(replayed_novelty)(PAST, HYPERS))
+    factor = np.asarray(jax.jit(replayed_novelty)(MEMORY, HYPERS))
     chex.assert_shape(factor, (T, B))
     for t in range(T):
         for b in range(B):
@@ -117,21 +117,21 @@ def test_an_imagined_state_counts_those_before_it_and_the_rows_before_its_start(
 
 def test_the_nth_visit_of_one_state_is_paid_one_over_root_n():
     same = jnp.broadcast_to(jnp.asarray(ROWS[:1, :1]), ROWS.shape)
-    past = past_by(CONSTANT, same, np.zeros((T, B), bool))
+    memory = memory_of(CONSTANT, same, np.zeros((T, B), bool))
     visits = 1 + np.arange(T)
-    np.testing.assert_allclose(replayed_novelty(past, HYPERS), np.repeat(visits[:, None] ** -0.5, B, 1), rtol=1e-5)
+    np.testing.assert_allclose(replayed_novelty(memory, HYPERS), np.repeat(visits[:, None] ** -0.5, B, 1), rtol=1e-5)
 
 
 def test_a_reward_above_the_average_of_the_rows_raises_episodic_novelty_up_to_a_limit():
     """NGU's eq. 1 with L = 3, in numpy."""
-    past, reward = past_by(FEATURE), IMAGINED[..., 0]
+    memory, reward = memory_of(FEATURE), IMAGINED[..., 0]
     leads_on = ROWS[..., 0][~IS_LAST]  # an episode's last action leads nowhere
     mean, std = leads_on.mean(), leads_on.std()
-    np.testing.assert_allclose([past.mean, past.std], [mean, std], rtol=1e-5)
+    np.testing.assert_allclose([memory.reward_mean, memory.reward_std], [mean, std], rtol=1e-5)
     by_hand = np.minimum(np.maximum(1 + (reward - mean) / std, 1), 3)
-    np.testing.assert_allclose(modulator(past, jnp.asarray(reward), HYPERS), by_hand, rtol=1e-5)
+    np.testing.assert_allclose(modulator(memory, jnp.asarray(reward), HYPERS), by_hand, rtol=1e-5)
     assert (by_hand == 1).any() and (by_hand == 3).any() and ((by_hand > 1) & (by_hand < 3)).any()
-    constant = modulator(PAST, jnp.ones((L, C)), HYPERS)  # no deviation at all
+    constant = modulator(MEMORY, jnp.ones((L, C)), HYPERS)  # no deviation at all
     np.testing.assert_array_equal(constant, 1.0)
 
 
@@ -139,22 +139,25 @@ def test_the_explorer_is_paid_the_product(imagined):
     rows = rows_of()
     batch = Batch(rows, TAKEN, Latent(rows.deter, jnp.zeros((T, B, 1, 2))), jnp.asarray(ROWS))
     trajectory = Trajectory(jnp.asarray(IMAGINED), jnp.zeros((2, L, C, 2)), jnp.ones((2, L, C)))
-    paid, past = jax.jit(lambda: pay_explorer(MODEL, FEATURE, trajectory, batch, EPISODIC, HYPERS))(), past_by(FEATURE)
-    arrived = modulator(past, jnp.asarray(IMAGINED[:, :-1, :, 0]), HYPERS) * imagined[:, 1:]
-    np.testing.assert_allclose(paid.imagined[:, 1:], arrived, rtol=1e-5)
-    assert (np.asarray(paid.imagined[:, 0]) == 0).all()  # nothing arrives with a start
+    rewards, memory = (
+        jax.jit(lambda: explorer_rewards(MODEL, FEATURE, trajectory, batch, EPISODIC, HYPERS))(),
+        memory_of(FEATURE),
+    )
+    arrived = modulator(memory, jnp.asarray(IMAGINED[:, :-1, :, 0]), HYPERS) * imagined[:, 1:]
+    np.testing.assert_allclose(rewards.imagined[:, 1:], arrived, rtol=1e-5)
+    assert (np.asarray(rewards.imagined[:, 0]) == 0).all()  # nothing arrives with a start
     arrived = np.zeros((T, B))
-    arrived[1:] = modulator(past, jnp.asarray(ROWS[:-1, :, 0]), HYPERS)
-    arrived = np.where(IS_FIRST, 0, arrived * np.asarray(replayed_novelty(past, HYPERS)))
-    np.testing.assert_allclose(paid.replayed, arrived, rtol=1e-5)
+    arrived[1:] = modulator(memory, jnp.asarray(ROWS[:-1, :, 0]), HYPERS)
+    arrived = np.where(IS_FIRST, 0, arrived * np.asarray(replayed_novelty(memory, HYPERS)))
+    np.testing.assert_allclose(rewards.replayed, arrived, rtol=1e-5)
 
 
 def test_no_gradient_leaves():
     def total(model):
-        past = past_by(DISAGREEMENT, model=model)
+        memory = memory_of(DISAGREEMENT, model=model)
         feat, start = jnp.asarray(IMAGINED[0]), jnp.arange(C)
-        ahead = imagined_novelty(past, model, CONSTANT.obs_numbers, feat, start, HYPERS)
-        return replayed_novelty(past, HYPERS).sum() + ahead.sum() + past.mean + past.std
+        ahead = imagined_novelty(memory, model, CONSTANT.obs_numbers, feat, start, HYPERS)
+        return replayed_novelty(memory, HYPERS).sum() + ahead.sum() + memory.reward_mean + memory.reward_std
 
     gradient = jax.jit(jax.grad(total))(MODEL)
     assert all((np.asarray(x) == 0).all() for x in jax.tree.leaves(gradient))

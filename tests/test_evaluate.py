@@ -17,7 +17,7 @@ import pytest
 from envs.environment import ActionSpace, Environment, ObsSpace, Timestep
 from stages.agent import Agent
 from stages.config import Hypers
-from stages.evaluate import episodes_of, evaluate
+from stages.evaluate import eval_episode_count, evaluate
 from tests.conftest import arbitrary
 
 E, HYPERS, KEY = 12, Hypers(policy_unimix=0.0), jr.key(3)
@@ -117,7 +117,7 @@ def test_what_the_reward_head_expects_is_summed_over_the_same_rows(config, bin):
     config = dataclasses.replace(config, mode="mix", eval_episodes=E)
     played = jax.jit(lambda agent, key: evaluate(RANDOM, agent, config, HYPERS, key=key))(agent, KEY)
     assert config.model.bins == 15 and len(set(played.length.tolist())) > 3
-    np.testing.assert_allclose(played.expected, np.expm1((bin - 7) * 20 / 7) * played.length, rtol=1e-5)
+    np.testing.assert_allclose(played.expected_score, np.expm1((bin - 7) * 20 / 7) * played.length, rtol=1e-5)
 
 
 @pytest.mark.parametrize("cut", [1, 3])
@@ -181,7 +181,7 @@ def test_catch_pays_once_in_ten_rows(config, env):
 def test_where_the_time_limit_is_long_fewer_episodes_are_played(config, time_limit, settings, episodes):
     env = Script(1, time_limit, time_limit, by_action=False)
     config = dataclasses.replace(config, mode="mix", eval_episodes=64, **settings)
-    assert episodes_of(env, config) == episodes
+    assert eval_episode_count(env, config) == episodes
     agent = jax.eval_shape(lambda: Agent(config, OBS, ACTIONS, key=KEY))
     scores, lengths, _ = jax.eval_shape(lambda agent: evaluate(env, agent, config, HYPERS, key=KEY), agent)
     assert scores.shape == lengths.shape == (episodes,)

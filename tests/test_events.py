@@ -17,7 +17,7 @@ import pytest
 from envs import EnvError, own
 from envs.environment import ActionSpace, Environment, ObsSpace, Timestep
 from stages.agent import Agent
-from stages.collect import Episodes, collect, start
+from stages.collect import Episodes, collect, init_actor_state
 from stages.log.events import EventLog, crafter_score
 from stages.log.round_log import metric_rows
 from stages.report.tables import event_table
@@ -60,7 +60,7 @@ def test_episodes_with_an_event_are_counted_as_by_hand(config, hypers):
         carry, row, episodes = collect(env, agent, random, carry, hypers, key=key)
         return carry, (row, episodes, carry.events)
 
-    first = start(env, agent.model, N, key=jr.key(1))
+    first = init_actor_state(env, agent.model, N, key=jr.key(1))
     _, (rows, episodes, running) = jax.jit(lambda c: jax.lax.scan(step, c, jr.split(jr.key(2), T)))(first)
     ended = dict.fromkeys(("bump", "two", "any"), 0)
     for n in range(N):
@@ -82,7 +82,7 @@ def test_episodes_with_an_event_are_counted_as_by_hand(config, hypers):
 
 
 def test_environments_without_events_carry_none(config, env, mix_agent):
-    actor_state = start(env, mix_agent.model, N, key=jr.key(0))
+    actor_state = init_actor_state(env, mix_agent.model, N, key=jr.key(0))
     assert actor_state.events == {} == actor_state.timestep.events
 
 

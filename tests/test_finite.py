@@ -68,10 +68,10 @@ def play(compiled, hypers, wrong=(0.0, 0.0), **own):
     state = eqx.tree_at(lambda s: s.env_params, state, broken(state.env_params, jnp.array(wrong)))
     for name, value in own.items():
         state = eqx.tree_at(lambda s, n=name: getattr(s.hypers, n), state, broken(getattr(state.hypers, name), value))
-    state, clock, _ = compiled.prefill(state)
+    state, counters, _ = compiled.prefill(state)
     chunks = []
     for _ in range(2):
-        state, clock, progress = compiled.train_chunk(state, clock, ITERATIONS)
+        state, counters, progress = compiled.train_chunk(state, counters, ITERATIONS)
         chunks.append(numbers((state, progress)))
     scores, *_ = compiled.evaluate(state, SEEDS, 0)
     return chunks, np.asarray(scores), compiled.config.prefill

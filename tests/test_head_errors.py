@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from stages.config import Hypers
-from stages.imagine import posterior
-from stages.measure.heads import HEADS_AHEAD, ROWS, draw_rows, head_errors
+from stages.imagine import stored_latent
+from stages.measure.heads import HEADS_AHEAD, ROWS_PER_KIND, draw_rows, head_errors
 from stages.replay import Row
 from stages.rssm import imagine_step
 from stages.world_model import action_vector
@@ -76,12 +76,12 @@ def test_errors_are_means_over_the_rows_that_were_drawn(history, measured, step)
     """The ring is hardly filled, just full, or has wrapped."""
     ring = ring_of(history, step)
     key_rows, key_ahead = jr.split(KEY)
-    index, is_drawn = jax.jit(lambda kinds: draw_rows(kinds, ROWS, key=key_rows))(kinds_of(ring, step))
+    index, is_drawn = jax.jit(lambda kinds: draw_rows(kinds, ROWS_PER_KIND, key=key_rows))(kinds_of(ring, step))
     index, is_drawn = np.asarray(index), np.asarray(is_drawn)
     uniform = np.asarray(jr.uniform(key_ahead, (LENGTH + 1, index.size, MODEL.rssm.stoch)))
     walk = jax.jit(lambda *before: imagine_step(MODEL.rssm, *before, HYPERS.unimix))
     read = jax.jit(lambda latent: (MODEL.reward.mean(MODEL.reward(latent.feat)), MODEL.cont(latent.feat)))
-    known = jax.tree.map(np.asarray, (posterior(MODEL, history), action_vector(MODEL, history.action)))
+    known = jax.tree.map(np.asarray, (stored_latent(MODEL, history), action_vector(MODEL, history.action)))
     real = np.asarray(history.reward)
     first, goes_on = np.asarray(history.is_first), ~np.asarray(history.is_terminal)
     each = {(kind, ahead): [] for kind in KINDS for ahead in HEADS_AHEAD}
@@ -118,13 +118,13 @@ def test_errors_are_means_over_the_rows_that_were_drawn(history, measured, step)
 @pytest.mark.parametrize("step", [0, 1, 13, 36, 55])
 def test_rows_are_of_their_kind_and_there_and_all_of_them_where_they_are_few(history, step):
     kinds = kinds_of(ring_of(history, step), step)
-    index, is_drawn = jax.jit(lambda kinds: draw_rows(kinds, ROWS, key=KEY))(kinds)
-    assert index.shape == is_drawn.shape == (4, ROWS)
+    index, is_drawn = jax.jit(lambda kinds: draw_rows(kinds, ROWS_PER_KIND, key=KEY))(kinds)
+    assert index.shape == is_drawn.shape == (4, ROWS_PER_KIND)
     for k in range(4):
         rows, of_kind = np.asarray(index[k])[np.asarray(is_drawn[k])], np.flatnonzero(kinds[k])
-        assert len(set(rows)) == len(rows) == min(ROWS, of_kind.size) and set(rows) <= set(of_kind)
+        assert len(set(rows)) == len(rows) == min(ROWS_PER_KIND, of_kind.size) and set(rows) <= set(of_kind)
     if step >= C:
-        assert kinds[1].sum() > ROWS > kinds[2].sum(), "a kind of more rows and one of fewer"
+        assert kinds[1].sum() > ROWS_PER_KIND > kinds[2].sum(), "a kind of more rows and one of fewer"
 
 
 def test_rows_are_drawn_uniformly():
@@ -138,8 +138,8 @@ def test_rows_are_drawn_uniformly():
 
 
 def test_a_ring_of_fewer_rows_gives_all_of_them():
-    index, is_drawn = jax.jit(lambda kinds: draw_rows(kinds, ROWS, key=KEY))(np.ones((1, 4, 2), bool))
-    assert index.shape == (1, ROWS) and sorted(np.asarray(index)[is_drawn]) == list(range(8))
+    index, is_drawn = jax.jit(lambda kinds: draw_rows(kinds, ROWS_PER_KIND, key=KEY))(np.ones((1, 4, 2), bool))
+    assert index.shape == (1, ROWS_PER_KIND) and sorted(np.asarray(index)[is_drawn]) == list(range(8))
 
 
 @pytest.mark.parametrize("capacity", [5, 60])
@@ -147,7 +147,7 @@ def test_a_longer_ring_of_the_same_rows_gives_the_same(capacity):
     """As that of a run which is given more steps."""
     kinds = np.zeros((1, 200, 2), bool)
     kinds[:, :5] = np.random.default_rng(1).random((5, 2)) < 0.7
-    draw = jax.jit(lambda kinds: draw_rows(kinds, ROWS, key=KEY))
+    draw = jax.jit(lambda kinds: draw_rows(kinds, ROWS_PER_KIND, key=KEY))
     (index, is_drawn), (longer, is_longer) = draw(kinds[:, :capacity]), draw(kinds)
     assert 0 < is_drawn.sum() < 10
     np.testing.assert_array_equal(is_drawn, is_longer)

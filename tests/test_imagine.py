@@ -57,8 +57,8 @@ def merged(trajectory):
 @pytest.fixture(scope="module")
 def run_model():
     """imagine, compiled and merged."""
-    run = jax.jit(imagine, static_argnames="block")
-    return lambda *args, block=0: merged(run(*args, RATIO, SHARE, block=block))
+    run = jax.jit(imagine, static_argnames="block_size")
+    return lambda *args, block_size=0: merged(run(*args, RATIO, SHARE, block_size=block_size))
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def test_cont_of_a_joint_outcome_is_the_share_of_bins_where_the_episode_goes_on(
 def test_blocks_change_no_number(config, run_model, trajectory, model, actor, start, noise, block, blocks):
     raw = jax.eval_shape(lambda *args: imagine(*args, RATIO, SHARE, block), model, actor, start, noise)
     chex.assert_tree_shape_prefix(raw, (blocks, H + 1, n // blocks))
-    other = run_model(model, actor, start, noise, block=block)
+    other = run_model(model, actor, start, noise, block_size=block)
     chex.assert_trees_all_close(other, trajectory, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(other.feat[..., config.model.deter :], trajectory.feat[..., config.model.deter :])
 
@@ -157,8 +157,8 @@ def test_another_action_changes_what_comes_after_it_and_nothing_before(
 
 @pytest.mark.parametrize("block", [0, 2])
 def test_starts_do_not_mix(run_model, model, actor, start, noise, block):
-    one = run_model(model, actor, start, noise, block=block)
-    other = run_model(model, actor, Latent(start.deter.at[1].add(1.0), start.stoch), noise, block=block)
+    one = run_model(model, actor, start, noise, block_size=block)
+    other = run_model(model, actor, Latent(start.deter.at[1].add(1.0), start.stoch), noise, block_size=block)
     changed = (other.feat != one.feat).any((0, 2))
     np.testing.assert_array_equal(changed, [False, True, False, False])
 
@@ -217,7 +217,7 @@ def test_the_policy_is_given_features_and_its_uniform_share_alone(config, model,
 
 def test_all_unimix_makes_every_class_equally_likely(config, model, actor):
     many = 4000
-    start = rssm.initial(model.rssm, (many,), jnp.dtype(jnp.float32))
+    start = rssm.initial_latent(model.rssm, (many,), jnp.dtype(jnp.float32))
     noise = Noise(jr.uniform(jr.key(7), (1, many, config.model.stoch)), jnp.zeros((2, many, A)))
     out = merged(jax.jit(imagine)(model, actor, start, noise, 1.0, 0.0))
     stoch = np.reshape(out.feat[1, :, 16:], (many, config.model.stoch, config.model.classes))
@@ -228,7 +228,7 @@ def test_a_discrete_policy_has_a_uniform_share_of_its_own(config, env):
     many, actions = 4000, env.action_space
     model = arbitrary(lambda: WorldModel(config, env.obs_space, actions, key=jr.key(0)))
     actor = arbitrary(lambda: Actor(config.model, actions, key=jr.key(0)), seed=1)
-    start = rssm.initial(model.rssm, (many,), jnp.dtype(jnp.float32))
+    start = rssm.initial_latent(model.rssm, (many,), jnp.dtype(jnp.float32))
     noise = draw_noise(model, actor, 1, many, key=jr.key(7))
     out = merged(jax.jit(imagine)(model, actor, start, noise, 0.0, 1.0))
     np.testing.assert_array_equal(np.sort(out.action, -1), np.broadcast_to([0, 0, 1], out.action.shape))
@@ -240,7 +240,7 @@ def test_a_trajectory_has_the_compute_type(config, env):
     for actions in (ACTIONS, env.action_space):
         model = arbitrary(lambda a=actions: WorldModel(half, env.obs_space, a, key=jr.key(0)))
         actor = arbitrary(lambda a=actions: Actor(half.model, a, key=jr.key(0)))
-        noise, start = draw_noise(model, actor, H, n, key=jr.key(1)), rssm.initial(model.rssm, (n,), model.dtype)
+        noise, start = draw_noise(model, actor, H, n, key=jr.key(1)), rssm.initial_latent(model.rssm, (n,), model.dtype)
         out = jax.eval_shape(lambda *args: imagine(*args, RATIO, SHARE), model, actor, start, noise)
         chex.assert_type([out.feat, out.action, out.cont], [jnp.bfloat16, jnp.float32, jnp.float32])
 

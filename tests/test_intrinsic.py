@@ -37,7 +37,7 @@ def made():
             results[name] = {
                 "reward": reward,
                 "paid": reward(MODEL, feat, action, HYPERS),
-                "novelty": reward.measured(MODEL, feat, action, HYPERS),
+                "novelty": reward.novelty_signal(MODEL, feat, action, HYPERS),
                 "loss": loss(reward),
                 "grad": jax.grad(lambda reward, loss=loss: loss(reward).sum())(reward),
                 "model_grad": jax.grad(
@@ -46,7 +46,7 @@ def made():
                     )
                 )(MODEL),
                 "updated": reward.update(state, MODEL, pairs, COUNTS, HYPERS),
-                "untrained": reward.untrained(CONFIG, OBS, ACTIONS, key=jr.key(7)),
+                "untrained": reward.reinitialize(CONFIG, OBS, ACTIONS, key=jr.key(7)),
             }
         return results
 

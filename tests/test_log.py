@@ -20,7 +20,7 @@ from stages.collect import Episodes
 from stages.figures import look
 from stages.log import round_log
 from stages.log import run_log as log_module
-from stages.log.hooks import chunk_rows, log_chunk, log_evaluation, log_finish, log_plan, log_round, log_start
+from stages.log.hooks import announce_evaluation, chunk_rows, log_chunk, log_finish, log_plan, log_round, log_start
 from stages.log.lines import Pace, explored_words
 from stages.log.round_log import RoundLog, ScoreCurve, metric_rows
 from stages.log.run_log import RunLog, RunSetup
@@ -218,11 +218,11 @@ def test_an_exploring_line_says_states_and_goals():
 
 def test_an_evaluation_is_announced(tmp_path, capsys):
     log = make(RunFolder.open(tmp_path / "run"), ["--eval-episodes", "7"])
-    log_evaluation(log, "untrained")
-    log_evaluation(make(), "trained")
+    announce_evaluation(log, "untrained")
+    announce_evaluation(make(), "trained")
     assert capsys.readouterr().out == "evaluating untrained agents: 7 episodes a seed\n"
     log.setup = dataclasses.replace(log.setup, eval_episodes=3)
-    log_evaluation(log, "trained")
+    announce_evaluation(log, "trained")
     why = "(not 7: the time limit is long; --eval-steps N plays all, of N steps at most)"
     assert " ".join(capsys.readouterr().out.split()) == f"evaluating trained agents: 3 episodes a seed {why}"
 

@@ -49,7 +49,7 @@ class Lost:
 
     total: np.ndarray
     grads: Agent
-    outcome: loss_stage.Outcome
+    aux: loss_stage.LossAux
 
 
 class Experience(NamedTuple):
@@ -86,8 +86,8 @@ class Case:
     def __call__(self, rows=None, **weights) -> Lost:
         """Losses that `weights` does not name count 0; without any, each counts 1."""
         every = {name: float(weights.get(name, not weights)) for name in NAMES[self.mode]}
-        (total, outcome), grads = self._run(self.agent, self.rows if rows is None else rows, every, self.targets)
-        return Lost(*arrays((total, grads, outcome)))
+        (total, aux), grads = self._run(self.agent, self.rows if rows is None else rows, every, self.targets)
+        return Lost(*arrays((total, grads, aux)))
 
     @functools.cached_property
     def lost(self) -> Lost:
@@ -97,7 +97,7 @@ class Case:
     @functools.cached_property
     def experience(self) -> dict[str, Experience]:
         """Imagined from the latents that agent_loss returned, with the stages alone and the same random numbers."""
-        latent = jax.tree.map(jnp.asarray, self.lost.outcome.latent)
+        latent = jax.tree.map(jnp.asarray, self.lost.aux.latent)
         start = jax.tree.map(lambda x: x.reshape(T * B, *x.shape[2:]), latent)
         rows = jax.tree.map(lambda x: x[1:], self.rows)
         parts = jax.jit(functools.partial(self._experience, latent, start, rows), static_argnums=0)
@@ -108,13 +108,13 @@ class Case:
         model, actor = self.agent.model, getattr(self.agent, name).actor
         key = dict(zip(("tasker", "explorer"), jr.split(jr.split(KEY)[1]), strict=True))[name]
         noise = draw_noise(model, actor, H, T * B, key=key)
-        out = imagine(model, actor, start, noise, HYPERS.unimix, HYPERS.policy_unimix, block=T * B)
+        out = imagine(model, actor, start, noise, HYPERS.unimix, HYPERS.policy_unimix, block_size=T * B)
         batch = rewards.Batch(rows, action_vector(model, rows.action), latent, latent.feat)
         if name == "tasker":
-            paid = rewards.pay_tasker(model, out, batch)
+            values = rewards.tasker_rewards(model, out, batch)
         else:
-            paid = rewards.pay_explorer(model, self.agent.intrinsic, out, batch, self.config, HYPERS)
-        return out.feat[0], out.action[0], out.cont[0], paid.imagined[0], paid.replayed
+            values = rewards.explorer_rewards(model, self.agent.intrinsic, out, batch, self.config, HYPERS)
+        return out.feat[0], out.action[0], out.cont[0], values.imagined[0], values.replayed
 
 
 def made_up(sizes, env) -> Row:
@@ -154,9 +154,9 @@ def test_losses_are_those_that_have_a_scale(config, env, mode):
     def run(agent):
         return agent_loss(agent, Targets.of(agent), made_up(config.model, env), config, HYPERS, key=jr.key(1))
 
-    total, outcome = jax.eval_shape(run, agent)
+    total, aux = jax.eval_shape(run, agent)
     assert total.shape == ()
-    assert {name for name in outcome.metrics if name.startswith("loss/")} == {f"loss/{name}" for name in NAMES[mode]}
+    assert {name for name in aux.metrics if name.startswith("loss/")} == {f"loss/{name}" for name in NAMES[mode]}
     assert loss_scales(HYPERS, agent).keys() == set(NAMES[mode])
 
 
@@ -191,9 +191,9 @@ def test_an_ensemble_with_updates_of_its_own_has_no_loss_here_and_is_not_moved_w
 
         return jax.grad(loss, has_aux=True)(trained)
 
-    grads, outcome = jax.eval_shape(run)
+    grads, aux = jax.eval_shape(run)
     assert jax.tree.leaves(grads.intrinsic) == [] and grads.explorer is not None
-    names = {name.removeprefix("loss/") for name in outcome.metrics if name.startswith("loss/")}
+    names = {name.removeprefix("loss/") for name in aux.metrics if name.startswith("loss/")}
     assert names == set(NAMES[mode]) - {"ensemble"} == loss_scales(HYPERS, shapes_of(config, env)).keys()
 
 
@@ -201,9 +201,9 @@ def test_an_ensemble_with_updates_of_its_own_has_no_loss_here_and_is_not_moved_w
 def test_the_loss_is_the_weighted_sum_of_means(case, mode):
     weights = {name: 0.5 + i for i, name in enumerate(NAMES[mode])}
     lost = case(mode)(**weights)
-    expected = sum(weight * lost.outcome.metrics[f"loss/{name}"] for name, weight in weights.items())
+    expected = sum(weight * lost.aux.metrics[f"loss/{name}"] for name, weight in weights.items())
     np.testing.assert_allclose(lost.total, expected, rtol=1e-4)
-    chex.assert_tree_all_finite((lost.grads, lost.outcome))
+    chex.assert_tree_all_finite((lost.grads, lost.aux))
 
 
 # ---- borders -------------------------------------------------------------------------------------------------------
@@ -274,7 +274,7 @@ def test_every_member_learns(case, mode):
 
 @every_mode
 def test_behaviours_learn_from_the_experience_that_the_stages_give(case, mode):
-    metrics = case(mode).lost.outcome.metrics
+    metrics = case(mode).lost.aux.metrics
     for name, experience in case(mode).experience.items():
         prefix, paid = {"tasker": ("", "extrinsic"), "explorer": ("explorer_", "disagreement")}[name]
         np.testing.assert_allclose(
@@ -288,7 +288,7 @@ def test_behaviours_learn_from_the_experience_that_the_stages_give(case, mode):
 
 @every_mode
 def test_metrics_tell_of_every_reward(case, mode):
-    reported = set(case(mode).lost.outcome.metrics)
+    reported = set(case(mode).lost.aux.metrics)
     paid = ("extrinsic",) if mode == "task" else ("extrinsic", "explorer_disagreement")
     expected = set()
     for prefix, reward in (name.rpartition("_")[::2] for name in paid):
@@ -317,7 +317,7 @@ def test_imagined_disagreement_pays_the_action_it_was_about(case, mode):
 
 @exploring
 def test_replayed_disagreement_pays_the_action_it_was_about_and_no_reset(case, mode):
-    rows, latent = case(mode).rows, case(mode).lost.outcome.latent
+    rows, latent = case(mode).rows, case(mode).lost.aux.latent
     paid = case(mode).experience["explorer"].replayed
     np.testing.assert_array_equal(paid == 0, [[True, True], [False, False], [True, False], [False, False]])
     action = np.eye(A, dtype=np.float32)[np.asarray(rows.action[1:])]
@@ -408,7 +408,7 @@ def changed(rows, name, at, value):
 )
 def test_the_context_rows_latent_and_action_matter(case, name, value):
     other = case("explore")(changed(case("explore").rows, name, 0, value))
-    gap = np.abs(other.outcome.latent.deter - case("explore").lost.outcome.latent.deter)[0].max(-1)
+    gap = np.abs(other.aux.latent.deter - case("explore").lost.aux.latent.deter)[0].max(-1)
     assert (gap > 1e-5).all()
 
 
@@ -440,8 +440,8 @@ def test_explorer_and_tasker_imagine_apart(case, mode):
 
 @every_mode
 def test_new_scales_are_of_the_behaviours_that_exist(case, mode):
-    outcome = case(mode).lost.outcome
-    assert outcome.tasker_scale.low.shape == () and (outcome.explorer_scale is None) == (mode == "task")
+    aux = case(mode).lost.aux
+    assert aux.tasker_scale.low.shape == () and (aux.explorer_scale is None) == (mode == "task")
 
 
 # ---- blocks --------------------------------------------------------------------------------------------------------
@@ -456,4 +456,4 @@ def test_blocks_change_no_number(case, mode, block, blocks):
     assert count_blocks(T * B, block) == blocks and count_blocks(T * B, case(mode).config.imagine_batch) == 1
     np.testing.assert_allclose(lost.total, one.total, rtol=1e-5)
     chex.assert_trees_all_close(lost.grads, one.grads, rtol=1e-4, atol=1e-5)
-    chex.assert_trees_all_close(lost.outcome, one.outcome, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(lost.aux, one.aux, rtol=1e-4, atol=1e-5)

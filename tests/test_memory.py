@@ -31,18 +31,18 @@ def test_version_2_counts_the_page_cache_as_free(tmp_path):
         memory_dot_current=700,
         memory_dot_stat="anon 400\ninactive_file 250",
     )
-    assert memory.free_of_groups(tmp_path) == 550
+    assert memory.free_in_cgroups(tmp_path) == 550
 
 
 def test_a_limit_further_up_binds(tmp_path):
     listed(tmp_path, "0::/jobs/mine\n")
     stat = "inactive_file 0"
     group(tmp_path, "jobs/mine", memory_dot_max="max", memory_dot_current=700, memory_dot_stat=stat)
-    assert memory.free_of_groups(tmp_path) == math.inf
+    assert memory.free_in_cgroups(tmp_path) == math.inf
     group(tmp_path, "jobs", memory_dot_max=900, memory_dot_current=800, memory_dot_stat=stat)
-    assert memory.free_of_groups(tmp_path) == 100
+    assert memory.free_in_cgroups(tmp_path) == 100
     group(tmp_path, "", memory_dot_max=50, memory_dot_current=60, memory_dot_stat=stat)
-    assert memory.free_of_groups(tmp_path) == 0
+    assert memory.free_in_cgroups(tmp_path) == 0
 
 
 def test_version_1_inside_a_container_where_only_the_top_is_there(tmp_path):
@@ -54,11 +54,11 @@ def test_version_1_inside_a_container_where_only_the_top_is_there(tmp_path):
         memory_dot_usage_in_bytes=300,
         memory_dot_stat="total_inactive_file 20",
     )
-    assert memory.free_of_groups(tmp_path) == 220
+    assert memory.free_in_cgroups(tmp_path) == 220
 
 
 def test_without_control_groups(tmp_path):
-    assert memory.free_of_groups(tmp_path) == math.inf
+    assert memory.free_in_cgroups(tmp_path) == math.inf
 
 
 def test_this_machine_has_some():

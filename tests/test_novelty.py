@@ -12,7 +12,7 @@ from stages.figures.novelty_maps import _draw_coverage, disagreement_scale, plot
 from stages.results.novelty import (
     Map,
     NoveltyLog,
-    contrast_metrics,
+    baseline_metrics,
     coverage_summary,
     median_episode,
     novelty_line,
@@ -69,7 +69,7 @@ def test_a_seed_that_has_not_arrived_counts_as_later_than_all(episodes, median):
 
 
 def test_contrast_by_hand():
-    found = contrast_metrics([0.2, 0.0], np.float32([0.8, 0.0]), [0.1, 0.3])
+    found = baseline_metrics([0.2, 0.0], np.float32([0.8, 0.0]), [0.1, 0.3])
     assert {name: values[0] for name, values in found.items()} == pytest.approx({
         "reward_collected": 0.2, "reward_untrained": 0.8, "reward_random": 0.1,
         "untrained_share": 0.25,

@@ -14,14 +14,14 @@ import pytest
 from envs.environment import ActionSpace, DictSpace, ObsSpace, map_entries
 from stages.config import Config, Hypers
 from stages.decode import make_decoder
-from stages.imagine import open_loop, posterior
+from stages.imagine import open_loop, stored_latent
 from stages.measure.open_loop import (
     CONTEXT,
-    changed_right,
+    changed_accuracy,
     episode_step,
-    errors,
     open_loop_errors,
     play_rows,
+    prediction_errors,
 )
 from stages.replay import Row
 from stages.rssm import Latent, imagine_step
@@ -59,7 +59,7 @@ def test_a_row_that_is_seen_has_the_posterior_state_and_one_that_is_not_follows_
     latent = jax.jit(lambda rows, observed: open_loop(model, rows, observed, 0.02, key=KEY))(
         rows, jnp.asarray(observed)
     )
-    known, action = posterior(model, rows), action_vector(model, rows.action)
+    known, action = stored_latent(model, rows), action_vector(model, rows.action)
     uniform = jr.uniform(KEY, (T, N, model.rssm.stoch))
     step = jax.jit(lambda *before: imagine_step(model.rssm, *before, 0.02))
     for n in range(N):
@@ -81,7 +81,7 @@ def by_a_decoder(space, seed=0):
     decoder = arbitrary(lambda: make_decoder(space, SMALL, key=jr.key(0)), seed)
     states = Latent(jr.normal(jr.key(1), (6, SMALL.deter)), jr.normal(jr.key(2), (6, SMALL.stoch, SMALL.classes)))
     obs = observations(space, (6,))
-    return np.asarray(decoder(states), np.float64), np.asarray(obs), errors(decoder, states, obs)
+    return np.asarray(decoder(states), np.float64), np.asarray(obs), prediction_errors(decoder, states, obs)
 
 
 def test_binary_errors_by_hand():
@@ -118,7 +118,7 @@ def test_only_episodes_that_are_so_long_count(mix_agent, rows):
     ahead = (1, 5, 6)  # rows 5, 9, and 10, which is the next episode's
     ours, observed, count = open_loop_errors(mix_agent.model, rows, ahead, 0.02, key=KEY)
     np.testing.assert_array_equal(count, [N, N, 0])
-    every = errors(mix_agent.model.decoder, posterior(mix_agent.model, rows), rows.obs)
+    every = prediction_errors(mix_agent.model.decoder, stored_latent(mix_agent.model, rows), rows.obs)
     np.testing.assert_allclose(observed.loss[:2], np.asarray(every.loss)[[CONTEXT, CONTEXT + 4]].mean(1), rtol=1e-5)
     assert np.isfinite(ours.loss[:2]).all() and np.isnan(ours.loss[2]) and np.isnan(observed.loss[2])
     assert (np.asarray(ours.loss)[:2] != np.asarray(observed.loss)[:2]).all()  # it did not look
@@ -150,9 +150,11 @@ def two_rows(space, model) -> Row:
 def test_only_binary_and_categorical_numbers_that_change_count(present):
     model = arbitrary(lambda: WorldModel(Config(model=SMALL), MIXED, ActionSpace("discrete", 3), key=KEY))
     rows = two_rows(MIXED, model)
-    found = jax.jit(lambda rows, present: changed_right(model, rows, 0.02, present, key=KEY))(rows, jnp.int32(present))
+    found = jax.jit(lambda rows, present: changed_accuracy(model, rows, 0.02, present, key=KEY))(
+        rows, jnp.int32(present)
+    )
     uniform = jr.uniform(KEY, (N, model.rssm.stoch))
-    known = jax.tree.map(lambda x: x[0], (posterior(model, rows), action_vector(model, rows.action)))
+    known = jax.tree.map(lambda x: x[0], (stored_latent(model, rows), action_vector(model, rows.action)))
     predict = jax.jit(lambda *before: model.decoder(imagine_step(model.rssm, *before, 0.02)))
     right, obs = [], jax.tree.map(np.asarray, rows.obs)
     for n in (0, 2):
@@ -170,4 +172,4 @@ def test_where_nothing_changes_there_is_no_share(space):
     rows = two_rows(space, model)
     if space.kind == "binary":
         rows = dataclasses.replace(rows, obs=jnp.zeros_like(rows.obs))
-    assert np.isnan(jax.jit(lambda rows: changed_right(model, rows, 0.02, jnp.int32(2), key=KEY))(rows))
+    assert np.isnan(jax.jit(lambda rows: changed_accuracy(model, rows, 0.02, jnp.int32(2), key=KEY))(rows))

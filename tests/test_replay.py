@@ -28,9 +28,9 @@ equal = chex.assert_trees_all_equal
 arrays = functools.partial(jax.tree.map, np.asarray)
 
 
-read = jax.jit(replay.read, static_argnums=2)
+read_windows = jax.jit(replay.read_windows, static_argnums=2)
 write_back = jax.jit(replay.write_back)
-choose_pairs = jax.jit(replay.choose_pairs, static_argnums=(1, 2, 3))
+sample_pairs = jax.jit(replay.sample_pairs, static_argnums=(1, 2, 3))
 
 
 @jax.jit
@@ -56,15 +56,15 @@ def filled(capacity: int, steps) -> Row:
     return jax.lax.fori_loop(0, steps, add, replay.empty(row_of(0), capacity))
 
 
-def clock_at(step: int, online_cursor: int = 0) -> StepCounters:
+def counters_at(step: int, online_cursor: int = 0) -> StepCounters:
     return StepCounters(jnp.int32(step), jnp.int32(online_cursor))
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
-def draw(clock: StepCounters, capacity: int, batch: int, length: int, online: bool, key):
-    """(windows, clock after)."""
-    windows = replay.choose(clock, capacity, N, batch, length, online, key=key)
-    return windows, replay.advance_cursor(clock, capacity, N, batch, length)
+def draw(counters: StepCounters, capacity: int, batch: int, length: int, online: bool, key):
+    """(windows, counters after)."""
+    windows = replay.sample_windows(counters, capacity, N, batch, length, online, key=key)
+    return windows, replay.advance_cursor(counters, capacity, N, batch, length)
 
 
 # ---- the ring ------------------------------------------------------------------------------------------------------
@@ -85,7 +85,7 @@ def test_observations_keep_their_storage_type(dtype):
     row = Row(**{**vars(row_of(0)), "obs": jnp.ones((N, 4, 4), dtype)})
     ring = replay.add(replay.empty(row, 5), row, jnp.int32(0))
     assert ring.obs.dtype == dtype
-    assert read(ring, Windows(jnp.zeros(2, int), jnp.zeros(2, int)), 2).obs.dtype == dtype
+    assert read_windows(ring, Windows(jnp.zeros(2, int), jnp.zeros(2, int)), 2).obs.dtype == dtype
 
 
 @pytest.mark.parametrize("steps", [0, 1, 6, 7, 8, 20])
@@ -101,7 +101,7 @@ def test_the_ring_holds_what_a_list_would(steps):
 def test_read_returns_the_rows_of_each_window_in_order():
     ring, slots = filled(7, 20), [row_of(step) for step in (14, 15, 16, 17, 18, 19, 13)]  # the newest is in slot 5
     windows = Windows(jnp.array([6, 0, 1]), jnp.array([2, 0, 1]))
-    rows, slots = jax.tree.map(np.asarray, (read(ring, windows, 4), slots))
+    rows, slots = jax.tree.map(np.asarray, (read_windows(ring, windows, 4), slots))
     chex.assert_tree_shape_prefix(rows, (5, 3))
     for t in range(5):
         for b, (start, env) in enumerate([(6, 2), (0, 0), (1, 1)]):
@@ -122,7 +122,7 @@ def test_add_under_vmap_over_seeds_is_a_slice_and_not_a_scatter():
 
     shared, own = opcodes(None, jnp.int32(3)), opcodes(0, jnp.full(seeds, 3))
     assert shared == {"dynamic-update-slice"}
-    # What a clock of each seed's own would cost: a scatter, which a CPU runs as a loop over seeds.
+    # What counters of each seed's own would cost: a scatter, which a CPU runs as a loop over seeds.
     assert {"scatter", "while"} & own
 
 
@@ -143,9 +143,9 @@ def test_add_under_vmap_writes_every_seeds_own_row():
 @pytest.mark.parametrize("steps", [2, 3, 6, 7, 8, 20, 1000])
 def test_pairs_are_consecutive_rows_that_the_ring_holds(steps):
     capacity = 7
-    ring, clock = filled(capacity, steps), clock_at(steps)
-    windows = choose_pairs(clock, capacity, N, 600, key=jr.key(steps))
-    rows = read(ring, windows, 1)
+    ring, counters = filled(capacity, steps), counters_at(steps)
+    windows = sample_pairs(counters, capacity, N, 600, key=jr.key(steps))
+    rows = read_windows(ring, windows, 1)
     number, env = np.asarray(rows.obs[..., 0]), np.asarray(rows.obs[..., 1])
     assert (np.diff(number, axis=0) == 1).all()  # never across the write head
     assert (env == env[0]).all()
@@ -158,8 +158,8 @@ def test_pairs_are_consecutive_rows_that_the_ring_holds(steps):
 @pytest.mark.parametrize("steps", [900, 5000])
 def test_a_quarter_of_the_pairs_is_of_the_newest_rows(steps):
     capacity, count = 1000, 4000
-    clock = clock_at(steps)
-    windows = choose_pairs(clock, capacity, N, count, key=jr.key(0))
+    counters = counters_at(steps)
+    windows = sample_pairs(counters, capacity, N, count, key=jr.key(0))
     filled_rows = min(steps, capacity)
     # How many rows lie between a pair and the newest one there can be.
     age = (steps - 2 - np.asarray(windows.start)) % capacity
@@ -189,15 +189,15 @@ def check_rows(rows: Row, step: int, capacity: int, length: int) -> None:
 @pytest.mark.parametrize("online", [True, False])
 def test_windows_never_straddle_the_write_head(capacity, length, online):
     @jax.jit
-    def look(ring, clock, keys):
-        windows = lambda key: replay.choose(clock, capacity, N, 4, length, online, key=key)
-        rows = jax.vmap(lambda key: read(ring, windows(key), length), out_axes=2)(keys)
-        after = replay.advance_cursor(clock, capacity, N, 4, length)
+    def look(ring, counters, keys):
+        windows = lambda key: replay.sample_windows(counters, capacity, N, 4, length, online, key=key)
+        rows = jax.vmap(lambda key: read_windows(ring, windows(key), length), out_axes=2)(keys)
+        after = replay.advance_cursor(counters, capacity, N, 4, length)
         return jax.tree.map(lambda x: x.reshape(x.shape[0], -1, *x.shape[3:]), rows), after
 
     cursor = 0
     for step in range(length + 1, 4 * capacity):
-        rows, after = look(filled(capacity, step), clock_at(step, cursor), jr.split(jr.key(step), 16))
+        rows, after = look(filled(capacity, step), counters_at(step, cursor), jr.split(jr.key(step), 16))
         check_rows(rows, step, capacity, length)
         if step % 3 == 0:  # not a batch for every row, so that the queue is sometimes long and sometimes empty
             cursor = int(after.online_cursor)
@@ -206,8 +206,8 @@ def test_windows_never_straddle_the_write_head(capacity, length, online):
 @pytest.mark.parametrize("capacity, step", [(11, 4), (11, 9), (11, 11), (11, 12), (11, 30), (1000, 20), (4, 57)])
 def test_uniform_windows_start_at_every_valid_row_and_only_there(capacity, step):
     length, count = 3, 6000
-    windows, _ = draw(clock_at(step), capacity, count, length, False, jr.key(step))
-    rows = read(filled(capacity, step), windows, length)
+    windows, _ = draw(counters_at(step), capacity, count, length, False, jr.key(step))
+    rows = read_windows(filled(capacity, step), windows, length)
     starts = collections.Counter((int(t), int(n)) for t, n in np.asarray(rows.obs)[0])
     valid = [(t, n) for t in range(max(0, step - capacity), step - length) for n in range(N)]
     assert set(starts) == set(valid)
@@ -217,14 +217,14 @@ def test_uniform_windows_start_at_every_valid_row_and_only_there(capacity, step)
 
 
 def test_windows_may_cross_an_episodes_border():
-    windows, _ = draw(clock_at(30), 11, 500, 3, False, jr.key(0))
-    rows = read(filled(11, 30), windows, 3)
+    windows, _ = draw(counters_at(30), 11, 500, 3, False, jr.key(0))
+    rows = read_windows(filled(11, 30), windows, 3)
     at = {int(t) for t in np.argwhere(np.asarray(rows.is_first))[:, 0]}
     assert at == {0, 1, 2, 3}
 
 
 def test_a_batch_differs_from_key_to_key_and_within_itself():
-    one, other = (draw(clock_at(900), 1000, 64, 3, False, jr.key(k))[0] for k in range(2))
+    one, other = (draw(counters_at(900), 1000, 64, 3, False, jr.key(k))[0] for k in range(2))
     assert (one.start != other.start).any() and (one.env != other.env).any()
     assert len(set(np.asarray(one.start).tolist())) > 40
     assert abs(np.corrcoef(one.start, one.env)[0, 1]) < 0.5
@@ -270,8 +270,8 @@ def test_each_newest_window_is_served_once_first_and_in_order(capacity, length, 
         queue.add()
         if step <= length or step % every:
             continue
-        windows, after = draw(clock_at(step, cursor), capacity, batch, length, True, jr.key(step))
-        rows = read(filled(capacity, step), windows, length)
+        windows, after = draw(counters_at(step, cursor), capacity, batch, length, True, jr.key(step))
+        rows = read_windows(filled(capacity, step), windows, length)
         before = len(queue.waiting)
         fresh = queue.take(batch, capacity)
         dropped += before - len(queue.waiting) - len(fresh)
@@ -279,7 +279,7 @@ def test_each_newest_window_is_served_once_first_and_in_order(capacity, length, 
         assert starts[: len(fresh)] == fresh, f"at step {step}"
         check_rows(rows, step, capacity, length)
         # The rest of the batch is what uniform sampling would have had in these places.
-        plain, _ = draw(clock_at(step, cursor), capacity, batch, length, False, jr.key(step))
+        plain, _ = draw(counters_at(step, cursor), capacity, batch, length, False, jr.key(step))
         rest = slice(len(fresh), None)
         mine, theirs = (jax.tree.map(lambda x, r=rest: x[r], arrays(batch_of)) for batch_of in (windows, plain))
         equal(mine, theirs)
@@ -292,17 +292,17 @@ def test_each_newest_window_is_served_once_first_and_in_order(capacity, length, 
 
 
 def test_without_the_online_queue_every_place_of_a_batch_is_uniform():
-    first = jax.vmap(lambda key: replay.choose(clock_at(10), 11, N, 2, 3, False, key=key).start[0])
+    first = jax.vmap(lambda key: replay.sample_windows(counters_at(10), 11, N, 2, 3, False, key=key).start[0])
     assert set(np.asarray(jax.jit(first)(jr.split(jr.key(0), 300))).tolist()) == set(range(7))
 
 
-def test_an_early_clock_has_no_newest_windows():
+def test_early_counters_have_no_newest_windows():
     count = [int(replay.online_windows(jnp.int32(step), N, 4)) for step in range(14)]
     assert count == [0] * 5 + [N] * 4 + [2 * N] * 4 + [3 * N]
 
 
 def test_seeds_share_the_queue_and_not_the_uniform_windows():
-    one = lambda key: replay.choose(clock_at(14), 100, N, 30, 4, True, key=key)
+    one = lambda key: replay.sample_windows(counters_at(14), 100, N, 30, 4, True, key=key)
     windows = jax.jit(jax.vmap(one))(jr.split(jr.key(0), 2))
     queue = 3 * N  # windows starting at 0, 4 and 8
     equal(windows.start[0, :queue], windows.start[1, :queue])
@@ -394,10 +394,10 @@ def test_write_back_writes_each_row_once(starts, envs):
 
 def test_what_is_written_back_is_what_the_next_batch_reads():
     ring, windows = filled(11, 30), Windows(jnp.array([9, 3]), jnp.array([2, 0]))
-    rows = read(ring, windows, 4)
+    rows = read_windows(ring, windows, 4)
     deter, stoch = np.asarray(rows.deter), np.asarray(rows.stoch)
     new = write_back(ring, windows, deter[1:] + 1, stoch[1:])
-    again = arrays(read(new, windows, 4))
+    again = arrays(read_windows(new, windows, 4))
     equal(again.deter[0], deter[0])
     equal(again.deter[1:], deter[1:] + 1)
     equal(again.stoch, stoch)

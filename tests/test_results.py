@@ -165,7 +165,7 @@ def test_two_runs_side_by_side(tmp_path):
     b = write_run(tmp_path / "b", ["--replay.train-ratio", "32"], final=(-1.0, 0.0, 0.5, 1.0), training=[[0.0] * 4])
     found = compare(read_runs([a, b]))
     [group] = found.groups
-    assert found.differing == ["config.replay.train_ratio"] and not found.over
+    assert found.differing == ["config.replay.train_ratio"] and not found.across_envs
     assert described(group.runs[1], found.differing) == "--replay.train-ratio 32"
     first, second = group.lines
     assert (first.seeds, first.estimates["mean"].value, first.estimates["iqm"].value) == (2, 0.75, 0.75)
@@ -230,12 +230,12 @@ def test_over_environments(tmp_path):
             paths.append(write_run(tmp_path / f"{env}-{mode}", words, final=final))
     found = compare(read_runs(paths))
     assert [group.env for group in found.groups] == list(sizes)
-    mix, task = found.over
+    mix, task = found.across_envs
     assert (mix.name, task.name, mix.seeds) == ("--mode mix", "--mode task", 6)
     # Shares of the scale: 1, 0.5 and 1, 0.5 for one, 0.5, 0 and 0.5, 0 for the other.
     assert mix.estimates["mean"].value == 0.75 and mix.estimates["optimality_gap"].value == 0.25
     assert task.estimates["iqm"].value == 0.25 and task.estimates["median"].value == 0.25
-    [pair] = found.over_pairs
+    [pair] = found.pairs_across_envs
     # Catch and CartPole: 3.5 of 4; Pendulum: each of mix's is between task's two: 2 of 4.
     assert pair.probability.value == pytest.approx((0.875 + 0.875 + 0.5) / 3)
     assert found.notes == ["scores over environments are without Pendulum-v1, whose scale is not known"]
@@ -266,14 +266,16 @@ def test_colours_come_again_in_another_environment_before_they_do_in_one(tmp_pat
 def test_environments_without_a_way_in_common(tmp_path):
     a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b", ["--env", "CartPole-v1", "--mode", "mix"])
     found = compare(read_runs([a, b]))
-    assert not found.over and not found.over_pairs and "nothing is said over environments" in found.notes[0]
+    assert (
+        not found.across_envs and not found.pairs_across_envs and "nothing is said over environments" in found.notes[0]
+    )
 
 
 def test_lengths_tell_ways_apart_only_where_they_were_varied(tmp_path):
     paths = [write_run(tmp_path / "a"), write_run(tmp_path / "b", ["--env", "CartPole-v1", "--steps", "300"])]
-    assert [line.name for line in compare(read_runs(paths)).over] == ["all runs"]
+    assert [line.name for line in compare(read_runs(paths)).across_envs] == ["all runs"]
     paths.append(write_run(tmp_path / "c", ["--steps", "400"]))
-    assert not compare(read_runs(paths)).over, "none of Catch's two lengths is CartPole's"
+    assert not compare(read_runs(paths)).across_envs, "none of Catch's two lengths is CartPole's"
 
 
 def test_other_versions_are_said(tmp_path):

@@ -98,11 +98,11 @@ def test_a_signal_while_untrained_agents_are_evaluated_does_not_wait_for_a_chunk
     """In the second round: the first one is saved, and the second begins again with the same numbers."""
     folder, evaluate, points = tmp_path / "run", rounds.Evaluator.__call__, []
 
-    def asked(self, compiled, state, clock):
+    def asked(self, compiled, state, counters):
         points.append(self.round.seeds)
         if points.count([7]) == 1 and points[-1] == [7]:
             ask(signal.SIGTERM)
-        return evaluate(self, compiled, state, clock)
+        return evaluate(self, compiled, state, counters)
 
     with monkeypatch.context() as patch:
         patch.setattr(rounds.Evaluator, "__call__", asked)

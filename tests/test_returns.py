@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from stages.returns import ReturnScale, divisor, lambda_return, update_rms, update_scale, weighted_percentiles
+from stages.returns import ReturnScale, divisor, lambda_return, update_percentiles, update_rms, weighted_percentiles
 from tests.by_hand import close, either
 
 REWARD, VALUE = jnp.float32([9, 1, 2, 3]), jnp.float32([7, 10, 20, 30])
@@ -74,7 +74,7 @@ def test_lambda_return_agrees_with_a_slow_recursion(run, lam):
 
 
 def test_return_scale_is_a_moving_average_of_percentiles():
-    rng, update = np.random.default_rng(10), jax.jit(update_scale)
+    rng, update = np.random.default_rng(10), jax.jit(update_percentiles)
     scale, low, high = ReturnScale.zero(), 0.0, 0.0
     for step in range(5):
         returns = rng.normal(size=(7, 9)).astype(np.float32) * (1 + step)
@@ -84,7 +84,7 @@ def test_return_scale_is_a_moving_average_of_percentiles():
 
 
 def test_return_scale_sends_no_gradient():
-    spread = lambda x: divisor(update_scale(ReturnScale.zero(), x, 0.5), 1e-8, True)
+    spread = lambda x: divisor(update_percentiles(ReturnScale.zero(), x, 0.5), 1e-8, True)
     chex.assert_trees_all_equal(jax.grad(spread)(jnp.arange(9.0)), jnp.zeros(9))
 
 
@@ -102,7 +102,7 @@ def test_divisor_is_the_spread_but_no_less_than_the_floor(run, floor, debias, ex
 def test_debias_makes_up_for_the_start_at_zero(steps):
     returns, scale = jnp.linspace(0, 1e-3, 101), ReturnScale.zero()
     for _ in range(steps):
-        scale = update_scale(scale, returns, 0.01)
+        scale = update_percentiles(scale, returns, 0.01)
     close(divisor(scale, 1e-8, True), 0.9e-3, rtol=1e-4)
     close(divisor(scale, 1e-8, False), 0.9e-3 * (1 - 0.99**steps), rtol=1e-4)
 
@@ -118,10 +118,10 @@ def test_weighted_percentiles_by_hand():
 
 def test_with_weights_alike_percentiles_are_the_plain_ones_and_without_weight_nothing_counts():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(40, 50)), jnp.float32)
-    plain, alike = (update_scale(ReturnScale.zero(), x, 1.0, w) for w in (None, jnp.full(x.shape, 0.3)))
+    plain, alike = (update_percentiles(ReturnScale.zero(), x, 1.0, w) for w in (None, jnp.full(x.shape, 0.3)))
     close((alike.low, alike.high), (plain.low, plain.high), atol=0.03)
     noisy = jnp.concatenate([x, 1e6 * x])
-    only = update_scale(ReturnScale.zero(), noisy, 1.0, jnp.concatenate([jnp.ones_like(x), jnp.zeros_like(x)]))
+    only = update_percentiles(ReturnScale.zero(), noisy, 1.0, jnp.concatenate([jnp.ones_like(x), jnp.zeros_like(x)]))
     close((only.low, only.high), (plain.low, plain.high), atol=0.03)
 
 

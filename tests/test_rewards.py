@@ -19,13 +19,13 @@ from stages.replay import Row
 from stages.rewards import (
     INTRINSIC_REWARDS,
     Batch,
-    Paid,
+    Rewards,
     centre,
     explorer_objective,
-    pay_explorer,
-    pay_tasker,
+    explorer_rewards,
     shift_to_arrival,
     tasker_objective,
+    tasker_rewards,
 )
 from stages.rnd import RND
 from stages.rssm import Latent
@@ -80,7 +80,7 @@ def batch_of(is_first, feat, reward=0.0) -> Batch:
 )
 def test_what_the_explorer_is_paid(settings, name):
     config = Config(**settings)
-    assert name == (explorer_objective(config, HYPERS).reward if config.explores else None)
+    assert name == (explorer_objective(config, HYPERS).reward_name if config.explores else None)
     # The tasker is paid alike in all modes.
     assert tasker_objective(config, HYPERS) == DREAMER
 
@@ -117,17 +117,17 @@ def test_divisors_are_the_configs_and_the_hypers(norm, mode):
     objective = explorer_objective(config, hypers)
     assert objective == Objective("disagreement", 0.2, norm, 1e-3, debias=True)
     constant = dataclasses.replace(config, explorer_reward="constant")
-    assert explorer_objective(constant, hypers) == DREAMER._replace(reward="constant", entropy=0.2)
+    assert explorer_objective(constant, hypers) == DREAMER._replace(reward_name="constant", entropy_scale=0.2)
     episodic = dataclasses.replace(constant, episodic_novelty=True)  # a constant, and so episodic novelty alone
-    assert explorer_objective(episodic, hypers) == objective._replace(reward="constant")
+    assert explorer_objective(episodic, hypers) == objective._replace(reward_name="constant")
 
 
 def test_an_intrinsic_reward_may_have_a_discount_of_its_own():
     hypers = Hypers(discount_horizon=100.0, intrinsic_horizon=20.0)
     for mode in ("explore", "mix"):
         objective = explorer_objective(Config(mode=mode), hypers)
-        np.testing.assert_allclose(objective.shortening, 0.95 / 0.99, rtol=1e-6)
-    assert explorer_objective(Config(mode="mix"), HYPERS).shortening == 1.0
+        np.testing.assert_allclose(objective.discount_ratio, 0.95 / 0.99, rtol=1e-6)
+    assert explorer_objective(Config(mode="mix"), HYPERS).discount_ratio == 1.0
 
 
 def test_a_centred_reward_by_hand():
@@ -138,13 +138,13 @@ def test_a_centred_reward_by_hand():
     imagined = jnp.array([[[0.0], [1.0], [3.0]], [[0.0], [2.0], [6.0]]])
     cont = jnp.array([[[0.5], [1.0], [1.0]], [[1.0], [1.0], [0.2]]])
     replayed, is_first = jnp.array([[0.0, 5.0], [10.0, 0.0]]), jnp.array([[1, 0], [0, 1]], bool)
-    made, rows = centre(Paid(imagined, replayed), cont, is_first)
+    made, rows = centre(Rewards(imagined, replayed), cont, is_first)
     level = 10 / 3
     np.testing.assert_allclose(
         made[:, :, 0], [[0, 1 / level - 1, 3 / level - 1], [0, 2 / level - 1, 6 / level - 1]], rtol=1e-6, atol=1e-6
     )
     np.testing.assert_allclose(rows, [[0, 0.5], [2, 0]], atol=1e-6)
-    agreed = centre(Paid(jnp.zeros_like(imagined), replayed), cont, is_first).imagined
+    agreed = centre(Rewards(jnp.zeros_like(imagined), replayed), cont, is_first).imagined
     assert np.isfinite(agreed).all()  # members that agree everywhere
 
 
@@ -154,30 +154,32 @@ def test_a_reward_arrives_one_step_after_the_action_it_pays():
     # Window 0 goes on; window 1 is reset at row 2, which nothing earned. The last row's is beyond the window.
     batch = batch_of([[0, 1], [0, 0], [0, 1], [0, 0]], feat)
     trajectory = Trajectory(jnp.zeros((1, 3, 8, 1)), jnp.zeros((1, 3, 8, 2)), jnp.ones((1, 3, 8)))
-    paid = pay_explorer(MODEL, FEATURE, trajectory, batch, SMALL, HYPERS)
-    np.testing.assert_array_equal(paid.replayed, [[0, 0], [1, 10], [2, 0], [3, 30]])
+    rewards = explorer_rewards(MODEL, FEATURE, trajectory, batch, SMALL, HYPERS)
+    np.testing.assert_array_equal(rewards.replayed, [[0, 0], [1, 10], [2, 0], [3, 30]])
 
 
 def test_a_constant_is_one_for_every_action():
     trajectory = Trajectory(jnp.zeros((1, 4, 2, 4)), jnp.zeros((1, 4, 2, 2)), jnp.full((1, 4, 2), 0.5))
     batch = batch_of([[0, 1], [0, 0], [0, 1]], jnp.zeros((3, 2, 4)))
-    paid = pay_explorer(MODEL, CONSTANT, trajectory, batch, SMALL, HYPERS)
-    np.testing.assert_array_equal(paid.imagined, [[[0, 0], [1, 1], [1, 1], [1, 1]]])
-    np.testing.assert_array_equal(paid.replayed, [[0, 0], [1, 1], [1, 0]])
+    rewards = explorer_rewards(MODEL, CONSTANT, trajectory, batch, SMALL, HYPERS)
+    np.testing.assert_array_equal(rewards.imagined, [[[0, 0], [1, 1], [1, 1], [1, 1]]])
+    np.testing.assert_array_equal(rewards.replayed, [[0, 0], [1, 1], [1, 0]])
 
 
 def test_the_tasker_is_paid_what_arrived_and_what_the_head_expects():
     feat = draw(2, 3, 4, 4)
     batch = batch_of(np.zeros((3, 2)), jnp.zeros((3, 2, 4)), reward=[[1.0, 2.0]] * 3)
-    paid = pay_tasker(MODEL, Trajectory(jnp.asarray(feat), jnp.zeros((2, 3, 4, 2)), jnp.ones((2, 3, 4))), batch)
-    np.testing.assert_array_equal(paid.replayed, [[1, 2]] * 3)
-    np.testing.assert_allclose(paid.imagined, MODEL.reward.mean(MODEL.reward(jnp.asarray(feat))), rtol=1e-5, atol=1e-5)
+    rewards = tasker_rewards(MODEL, Trajectory(jnp.asarray(feat), jnp.zeros((2, 3, 4, 2)), jnp.ones((2, 3, 4))), batch)
+    np.testing.assert_array_equal(rewards.replayed, [[1, 2]] * 3)
+    np.testing.assert_allclose(
+        rewards.imagined, MODEL.reward.mean(MODEL.reward(jnp.asarray(feat))), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_rewards_keep_their_order_in_every_block():
     feat = jnp.arange(96.0).reshape(2, 3, 4, 4) / 100  # two blocks of four starts, three states of each
     batch = batch_of(np.zeros((4, 2)), jnp.zeros((4, 2, 4)))
-    paid = pay_explorer(MODEL, FEATURE, Trajectory(feat, feat[..., :2], feat[..., 0]), batch, SMALL, HYPERS)
+    rewards = explorer_rewards(MODEL, FEATURE, Trajectory(feat, feat[..., :2], feat[..., 0]), batch, SMALL, HYPERS)
     expected = np.zeros((2, 3, 4))
     expected[:, 1:] = 2 * feat[:, :-1, :, 0]
-    np.testing.assert_allclose(paid.imagined, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(rewards.imagined, expected, rtol=1e-5, atol=1e-5)

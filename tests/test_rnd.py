@@ -31,7 +31,7 @@ def made():
         return {
             "reward": reward,
             "paid": reward(MODEL, feat, action, HYPERS),
-            "novelty": reward.measured(MODEL, feat, action, HYPERS),
+            "novelty": reward.novelty_signal(MODEL, feat, action, HYPERS),
             "loss": reward.loss(MODEL, observed, window, action, HYPERS),
             "updated": reward.update(reward.init_opt_state(HYPERS), MODEL, pairs, COUNTS, HYPERS),
         }

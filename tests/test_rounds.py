@@ -16,7 +16,7 @@ from stages.sweep.rounds import (
     assign,
     fit_width,
     plan,
-    side_by_side,
+    round_width,
     split_chunks,
 )
 from stages.sweep.sweep import mesh_for
@@ -35,10 +35,10 @@ class Pretended:
     def shapes(self, seeds):
         return jax.ShapeDtypeStruct((seeds, HELD), np.uint8), None
 
-    def least(self, state):
+    def min_bytes_per_seed(self, state):
         return 0
 
-    def prepare(self, state, clock, iterations):
+    def prepare(self, state, counters, iterations):
         assert state.shape[0] == self.width
         self.compiled.append(self.width)
         return (HELD + MORE) * self.width / self.mesh.size
@@ -62,7 +62,7 @@ def pretend():
     ],
 )
 def test_side_by_side(seeds, devices, most, width):
-    assert side_by_side(seeds, devices, most) == width
+    assert round_width(seeds, devices, most) == width
 
 
 def test_side_by_side_fills_all_devices_and_wastes_no_round():
@@ -70,7 +70,7 @@ def test_side_by_side_fills_all_devices_and_wastes_no_round():
     for seeds in range(1, 40):
         for devices in range(1, 9):
             for most in range(1, 45):
-                width = side_by_side(seeds, devices, most)
+                width = round_width(seeds, devices, most)
                 assert 1 <= width <= most and (width <= devices or width % devices == 0)
                 cut = most if most <= devices else most // devices * devices
                 assert -(-seeds // width) == max(1, -(-seeds // cut))
@@ -132,16 +132,16 @@ def planned(seeds, allowed, parallel="auto"):
 def test_a_sweep_too_big_says_so():
     result, _ = planned(110, 90_000)
     assert len(result.rounds) == 2
-    assert result.line == "2 rounds of 56: 110 seeds need 165.0 kB, 90.0 kB are allowed"
+    assert result.description == "2 rounds of 56: 110 seeds need 165.0 kB, 90.0 kB are allowed"
 
 
 def test_a_sweep_that_fits_says_so():
     result, _ = planned(7, 10**9)
     assert [each.seeds for each in result.rounds] == [list(range(7))] and result.rounds[0].mine == [*range(7), 6]
-    assert result.line == "seeds side by side: 7; they need 12.0 kB, 1.0 GB are allowed"
+    assert result.description == "seeds side by side: 7; they need 12.0 kB, 1.0 GB are allowed"
     assert result.steps == 30 + 12
     result, _ = planned(7, 0)
-    assert result.line.endswith("GB are free")
+    assert result.description.endswith("GB are free")
 
 
 def test_parallel_is_what_was_asked_for():
@@ -184,7 +184,7 @@ def test_processes_agree_on_the_narrowest():
     assert compiled == [16, 4] and [each.mine for each in result.rounds] == [
         list(range(start, start + 4)) for start in (0, 8, 16, 24)
     ]
-    assert result.line.startswith("4 rounds of 8: 32 seeds need") and "in each process" in result.line
+    assert result.description.startswith("4 rounds of 8: 32 seeds need") and "in each process" in result.description
     with pytest.raises(ConfigError, match="another process"):
         plan(list(range(32)), jax.devices(), Crowd(other=0), build, allowed=10**9)
 
@@ -192,7 +192,7 @@ def test_processes_agree_on_the_narrowest():
 def test_a_compiler_that_runs_out_of_memory_means_narrower(monkeypatch):
     build, compiled = pretend()
 
-    def refuse(self, state, clock, iterations):
+    def refuse(self, state, counters, iterations):
         compiled.append(self.width)
         if self.width > 8:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: ran out of memory in memory space hbm")
@@ -203,7 +203,7 @@ def test_a_compiler_that_runs_out_of_memory_means_narrower(monkeypatch):
 
 
 def after(step):
-    """The clock after so many steps."""
+    """The counters after so many steps."""
     return StepCounters(jnp.int32(step), jnp.int32(0))
 
 

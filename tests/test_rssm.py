@@ -257,7 +257,7 @@ def test_a_reset_wipes_its_own_row_only(model):
 
 def test_a_first_state_after_a_wipe_equals_one_from_the_initial_state(model):
     x = Inputs(10)
-    begin = rssm.initial(model, (B,), jnp.dtype(jnp.float32))
+    begin = rssm.initial_latent(model, (B,), jnp.dtype(jnp.float32))
     chex.assert_tree_all_finite(begin)
     chex.assert_trees_all_equal(begin, Latent(jnp.zeros((B, D)), jnp.zeros((B, S, K))))
     step = jax.jit(observe_row)
@@ -268,7 +268,7 @@ def test_a_first_state_after_a_wipe_equals_one_from_the_initial_state(model):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("lead", [(), (2,), (2, 3)])
 def test_the_initial_state_has_any_leading_axes_and_type(model, lead, dtype):
-    begin = rssm.initial(model, lead, jnp.dtype(dtype))
+    begin = rssm.initial_latent(model, lead, jnp.dtype(dtype))
     chex.assert_trees_all_equal(begin, Latent(jnp.zeros((*lead, D), dtype), jnp.zeros((*lead, S, K), dtype)))
     chex.assert_type([begin.deter, begin.stoch], dtype)
 
@@ -297,7 +297,7 @@ def test_actions_beyond_one_are_scaled_back_entry_by_entry(model, action, read):
 
 
 def test_the_action_before_a_reset_is_none(model):
-    nothing = rssm.initial(model, (), jnp.dtype(jnp.float32))
+    nothing = rssm.initial_latent(model, (), jnp.dtype(jnp.float32))
     for reset, read in ((True, [0, 0]), (False, [0.5, -0.25])):
         by_hand = deter_by_hand(model, nothing.deter, nothing.stoch, np.float64(read))
         close(deters(model, nothing, jnp.float32([0.5, -0.25]), reset)[0], by_hand, rtol=1e-4, atol=1e-5)

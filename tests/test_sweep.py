@@ -22,17 +22,17 @@ ITERATIONS = 8
 
 
 def play(env, config, hypers, seeds, devices, lane=0):
-    """A phase of its own, played -> the compiled phase, state, clock, last progress."""
+    """A phase of its own, played -> the compiled phase, state, counters, last progress."""
     config = dataclasses.replace(config, vmap_width=lane)
     return replay(CompiledPhase(env, config, mesh_for(len(seeds), jax.devices()[:devices])), seeds, hypers)
 
 
 def replay(compiled, seeds, hypers):
-    """Prefill and two chunks -> the compiled phase, state, clock, last progress; compiled on its first time."""
-    state, clock, _ = compiled.prefill(compiled.init(seeds, hypers))
+    """Prefill and two chunks -> the compiled phase, state, counters, last progress; compiled on its first time."""
+    state, counters, _ = compiled.prefill(compiled.init(seeds, hypers))
     for _ in range(2):
-        state, clock, progress = compiled.train_chunk(state, clock, ITERATIONS)
-    return compiled, state, clock, progress
+        state, counters, progress = compiled.train_chunk(state, counters, ITERATIONS)
+    return compiled, state, counters, progress
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +75,8 @@ def alone(env, config, hypers):
 
 def assert_same(one, other):
     """The same rows, to the bit, and numbers close to each other: weights to half an update's largest change."""
-    (_, state, clock, progress), (_, other_state, other_clock, other_progress) = one, other
-    assert tree_equal(clock, other_clock) and tree_equal(state.key, other_state.key)
+    (_, state, counters, progress), (_, other_state, other_clock, other_progress) = one, other
+    assert tree_equal(counters, other_clock) and tree_equal(state.key, other_state.key)
     for name in ("obs", "action", "reward", "is_first", "stoch"):
         np.testing.assert_array_equal(getattr(state.ring, name), getattr(other_state.ring, name), err_msg=name)
     numbers = lambda *trees: jax.tree.map(np.asarray, trees)
@@ -86,9 +86,9 @@ def assert_same(one, other):
 
 
 def test_seed_alone_equals_that_seed_in_a_sweep(together, alone, config):
-    _, many, clock, progress = together
+    _, many, counters, progress = together
     _, one, _, progress_one = alone
-    steps = int(clock.step)
+    steps = int(counters.step)
     assert steps >= 30
     np.testing.assert_array_equal(many.ring.action[3, :steps], one.ring.action[0, :steps])
     np.testing.assert_array_equal(many.ring.obs[3, :steps], one.ring.obs[0, :steps])
@@ -101,12 +101,12 @@ def test_learning_rates_side_by_side_equal_runs_alone(lanes, alone, hypers):
     seeds, rates = [0, 1, 0, 1], [1e-3, 1e-3, 4e-3, 4e-3]
     each = [dataclasses.replace(hypers, lr=rate) for rate in rates]
     stacked = jax.tree.map(lambda *values: jnp.array(values), *each)
-    _, many, clock, progress = replay(lanes[0], seeds, stacked)
+    _, many, counters, progress = replay(lanes[0], seeds, stacked)
     pick = lambda tree, i: jax.tree.map(lambda x: np.asarray(x[i]), tree)
-    steps, weights = int(clock.step), []
+    steps, weights = int(counters.step), []
     for i, (seed, rate) in enumerate(zip(seeds, rates, strict=True)):
-        _, state, clock_one, progress_one = replay(alone[0], [seed], dataclasses.replace(hypers, lr=rate))
-        assert int(clock_one.step) == steps and many.hypers.lr[i] == state.hypers.lr[0] == np.float32(rate)
+        _, state, counters_one, progress_one = replay(alone[0], [seed], dataclasses.replace(hypers, lr=rate))
+        assert int(counters_one.step) == steps and many.hypers.lr[i] == state.hypers.lr[0] == np.float32(rate)
         np.testing.assert_array_equal(many.ring.action[i, :steps], state.ring.action[0, :steps])
         np.testing.assert_array_equal(many.ring.obs[i, :steps], state.ring.obs[0, :steps])
         chex.assert_trees_all_close(pick(progress, i), pick(progress_one, 0), rtol=1e-4, atol=1e-4)
@@ -126,7 +126,7 @@ def test_adapt_is_what_each_seed_does_alone(env, config, hypers):
     state = compiled.init([4, 5, 6, 7], hypers)
     adapt = jax.jit(train.adapt)
     wanted = [adapt(pick(state, i)) for i in range(4)]
-    shapes = compiled.adapted(compiled.shapes(4)[0])
+    shapes = compiled.adapted_shapes(compiled.shapes(4)[0])
     adapted = compiled.adapt(state)
     assert adapted.agent.explorer is None and adapted.agent.intrinsic is None and adapted.targets.explorer is None
     assert jax.tree.structure(adapted) == jax.tree.structure(shapes) == jax.tree.structure(wanted[0])
@@ -137,8 +137,8 @@ def test_adapt_is_what_each_seed_does_alone(env, config, hypers):
 
 
 def test_seeds_differ(together):
-    _, state, clock, _ = together
-    actions = np.asarray(state.ring.action[:, : int(clock.step)])
+    _, state, counters, _ = together
+    actions = np.asarray(state.ring.action[:, : int(counters.step)])
     for i in range(4):
         for j in range(i):
             assert (actions[i] != actions[j]).any()
@@ -188,23 +188,23 @@ def test_rings_are_not_copied(env, config, seeds, copies):
     replay = dataclasses.replace(config.replay, capacity=1_000_000)
     large = dataclasses.replace(config, steps=1_000_000, envs=1, replay=replay)
     compiled = CompiledPhase(env, large, mesh_for(seeds, jax.devices()[:1]))
-    state, clock = compiled.shapes(seeds)
+    state, counters = compiled.shapes(seeds)
     one = sum(np.prod(x.shape[1:]) * x.dtype.itemsize for x in jax.tree.leaves(state.ring))
     assert one > 1e8
     # As users' programs are compiled, and not as conftest.py would: on jax 0.10 only these emitters want other layouts.
     options = {"xla_cpu_use_fusion_emitters": True} if jax.__version__.startswith("0.10.") else None
-    memory = compiled._train_chunk(2).lower(state, clock).compile(compiler_options=options).memory_analysis()
+    memory = compiled._train_chunk(2).lower(state, counters).compile(compiler_options=options).memory_analysis()
     assert copies * one <= memory.temp_size_in_bytes < (copies + 0.1) * one
 
 
 # ---- lanes of something small ---------------------------------------------------------------------------------------
 
 
-def walk(state, clock):
-    """A stage of one seed: its state, the clock, what it reports."""
+def walk(state, counters):
+    """A stage of one seed: its state, the counters, what it reports."""
     key, key_step = jr.split(state["key"])
-    x = state["x"] * (1 + clock) + jr.normal(key_step, (3,))
-    return {"key": key, "x": x}, clock + 2, {"sum": x.sum(), "clock": clock}
+    x = state["x"] * (1 + counters) + jr.normal(key_step, (3,))
+    return {"key": key, "x": x}, counters + 2, {"sum": x.sum(), "counters": counters}
 
 
 def walks(seeds):
@@ -212,8 +212,8 @@ def walks(seeds):
     return {"key": jr.split(jr.key(0), seeds), "x": jnp.arange(3.0 * seeds).reshape(seeds, 3)}
 
 
-def all_at_once(state, clock):
-    return jax.vmap(walk, in_axes=(0, None), out_axes=(0, None, 0))(state, clock)
+def all_at_once(state, counters):
+    return jax.vmap(walk, in_axes=(0, None), out_axes=(0, None, 0))(state, counters)
 
 
 def assert_same_walk(laned, plain):

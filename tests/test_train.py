@@ -20,7 +20,7 @@ from tests.conftest import pick, tree_equal
 
 
 def prefilled(env, config, hypers, key):
-    """A seed of this key with its first rows: state, clock, episodes."""
+    """A seed of this key with its first rows: state, counters, episodes."""
     state = train.init(env, config, hypers, key=key)
     return train.collect_steps(env, config, state, StepCounters.zero(), config.prefill)
 
@@ -33,19 +33,19 @@ def started(env, config, hypers):
 
 @pytest.fixture(scope="module")
 def advance(env, config, hypers):
-    """advance(state, clock, iterations), compiled for each number of iterations."""
+    """advance(state, counters, iterations), compiled for each number of iterations."""
     return functools.cache(lambda n: jax.jit(functools.partial(train.train_chunk, env, config, n)))
 
 
 def test_every_leaf_of_the_state_is_an_array(started):
-    state, clock, _ = started
-    for leaf in jax.tree.leaves((state, clock)):
+    state, counters, _ = started
+    for leaf in jax.tree.leaves((state, counters)):
         assert isinstance(leaf, jax.Array), type(leaf)
 
 
 def test_ring_holds_the_rows_in_order(started, config):
-    state, clock, episodes = started
-    ring, steps = state.ring, int(clock.step)
+    state, counters, episodes = started
+    ring, steps = state.ring, int(counters.step)
     assert steps == config.prefill
     # Catch from its first row: 10 rows an episode (9 steps), then the next one.
     first = np.arange(steps) % 10 == 0
@@ -58,17 +58,17 @@ def test_schedule_meets_the_train_ratio(started, advance, config):
     steps, updates = config.schedule
     replay = config.replay
     assert updates * replay.batch_size * replay.batch_length == replay.train_ratio * steps * config.envs
-    state, clock, _ = started
-    _, later, _ = advance(2)(state, clock)
-    assert int(later.step - clock.step) == 2 * steps
+    state, counters, _ = started
+    _, later, _ = advance(2)(state, counters)
+    assert int(later.step - counters.step) == 2 * steps
 
 
 def test_one_chunk_of_2n_equals_two_of_n_to_the_bit(started, advance):
-    state, clock, _ = started
-    once, clock_once, _ = advance(4)(state, clock)
-    half, clock_half, _ = advance(2)(state, clock)
-    twice, clock_twice, _ = advance(2)(half, clock_half)
-    assert tree_equal((once, clock_once), (twice, clock_twice))
+    state, counters, _ = started
+    once, counters_once, _ = advance(4)(state, counters)
+    half, counters_half, _ = advance(2)(state, counters)
+    twice, counters_twice, _ = advance(2)(half, counters_half)
+    assert tree_equal((once, counters_once), (twice, counters_twice))
     assert not tree_equal(half.agent, twice.agent)
 
 
@@ -77,24 +77,24 @@ OWN = EnsembleConfig(members=3, layers=1, input="decoded", target="projected", p
 
 @pytest.fixture(scope="module")
 def exploring(env, config, hypers):
-    """(config, three prefilled seeds, clock) of a run whose ensemble has updates of its own."""
+    """(config, three prefilled seeds, counters) of a run whose ensemble has updates of its own."""
     config = dataclasses.replace(config, mode="explore", ensemble=OWN)
     start = functools.partial(prefilled, env, config, dataclasses.replace(hypers, warmup=0.0))
-    states, clock, _ = jax.jit(jax.vmap(start, out_axes=(0, None, 0)))(jr.split(jr.key(0), 3))
-    return config, states, clock
+    states, counters, _ = jax.jit(jax.vmap(start, out_axes=(0, None, 0)))(jr.split(jr.key(0), 3))
+    return config, states, counters
 
 
 @pytest.fixture(scope="module")
 def update(exploring):
-    """update(state, clock) -> state, clock, metrics of the exploring run, compiled once."""
+    """update(state, counters) -> state, counters, metrics of the exploring run, compiled once."""
     return jax.jit(functools.partial(train.update, exploring[0]))
 
 
 @pytest.fixture(scope="module")
 def updated(exploring, update):
     """What `update` makes of each of the three exploring seeds."""
-    _, states, clock = exploring
-    return [update(pick(states, seed), clock) for seed in range(3)]
+    _, states, counters = exploring
+    return [update(pick(states, seed), counters) for seed in range(3)]
 
 
 @pytest.fixture(scope="module")
@@ -105,18 +105,18 @@ def half(env, config, hypers):
 
     @jax.jit
     def start_and_update(key):
-        state, clock, _ = prefilled(env, mix, dataclasses.replace(hypers, warmup=0.0), key)
-        return state, train.update(mix, state, clock)
+        state, counters, _ = prefilled(env, mix, dataclasses.replace(hypers, warmup=0.0), key)
+        return state, train.update(mix, state, counters)
 
     return mix, *start_and_update(jr.key(0))
 
 
 def test_update_moves_every_part_and_the_slow_critic_a_little(exploring, update, hypers):
-    _, states, clock = exploring
+    _, states, counters = exploring
     # Output layers that start at zero hide what is below them until they have moved: so three updates. So small a
     # model's latents cost less than the free nats.
     state = eqx.tree_at(lambda s: s.hypers.free_nats, pick(states, 0), jnp.float32(0))
-    after, later = state, clock
+    after, later = state, counters
     for _ in range(3):
         before = after
         after, later, metrics = update(after, later)
@@ -140,18 +140,18 @@ def test_update_moves_every_part_and_the_slow_critic_a_little(exploring, update,
 
 
 def test_update_writes_fresh_latents_and_nothing_else_to_the_ring(exploring, updated):
-    _, states, clock = exploring
+    _, states, counters = exploring
     state, (after, _, _) = pick(states, 0), updated[0]
     for name in ("obs", "action", "reward", "is_first", "is_last", "is_terminal"):
         np.testing.assert_array_equal(getattr(state.ring, name), getattr(after.ring, name))
     changed = (np.asarray(state.ring.deter) != np.asarray(after.ring.deter)).any(-1)
-    assert changed.any() and not changed[int(clock.step) :].any()
+    assert changed.any() and not changed[int(counters.step) :].any()
 
 
 def test_learning_rate_warms_up_from_zero(exploring, update):
-    _, states, clock = exploring
+    _, states, counters = exploring
     state = eqx.tree_at(lambda s: s.hypers.warmup, pick(states, 0), jnp.float32(10))
-    after, _, metrics = update(state, clock)
+    after, _, metrics = update(state, counters)
     assert tree_equal(replace_intrinsic(state.agent, None), replace_intrinsic(after.agent, None))
     assert float(metrics["opt/update_norm"]) == 0 and float(metrics["opt/grad_norm"]) > 0
 
@@ -160,9 +160,9 @@ def test_learning_rate_warms_up_from_zero(exploring, update):
 def test_exploring_seed_learns_then_adapts(request, env, config, advance, mode, own):
     if mode == "explore":
         exploring, states, _ = request.getfixturevalue("exploring")
-        state, [(after, clock, metrics), *_] = pick(states, 0), request.getfixturevalue("updated")
+        state, [(after, counters, metrics), *_] = pick(states, 0), request.getfixturevalue("updated")
     else:
-        exploring, state, (after, clock, metrics) = request.getfixturevalue("half")
+        exploring, state, (after, counters, metrics) = request.getfixturevalue("half")
     assert float(metrics["explorer_replay_rew_disagreement"]) > 0
     assert not tree_equal(state.agent.explorer, after.agent.explorer)
     for old, new in zip(*(jax.tree.leaves(s.agent.intrinsic.ensemble.members) for s in (state, after)), strict=True):
@@ -188,22 +188,22 @@ def test_exploring_seed_learns_then_adapts(request, env, config, advance, mode, 
         assert any((x != 0).any() for x in jax.tree.leaves(now))
     # With the run's own settings, too, which the phase that adapts keeps.
     task = dataclasses.replace(exploring, mode="task")
-    jax.eval_shape(functools.partial(train.train_chunk, env, task, 1), adapted, clock)
+    jax.eval_shape(functools.partial(train.train_chunk, env, task, 1), adapted, counters)
     if exploring.model.dtype == config.model.dtype:
-        later, _, progress = advance(2)(adapted, clock)
+        later, _, progress = advance(2)(adapted, counters)
         assert np.isfinite(float(progress.metrics["loss/recon"]))
         assert not tree_equal(later.agent.tasker, adapted.agent.tasker)
 
 
 def test_own_updates_move_members_alone_and_the_models_update_all_else(exploring, updated):
-    config, states, clock = exploring
+    config, states, counters = exploring
     state, (with_own, _, _) = pick(states, 0), updated[0]
 
     @jax.jit
     def apart(state):
         """The model's update and the ensemble's own."""
-        model, _, _ = train.update(config, dataclasses.replace(state, intrinsic_opt_state=None), clock)
-        return model, train.update_intrinsic(config, state, clock)
+        model, _, _ = train.update(config, dataclasses.replace(state, intrinsic_opt_state=None), counters)
+        return model, train.update_intrinsic(config, state, counters)
 
     alone, (after, metrics) = apart(state)
     assert list(metrics) == ["loss/ensemble"]
@@ -221,11 +221,11 @@ def test_own_updates_move_members_alone_and_the_models_update_all_else(exploring
 
 
 def test_a_seed_alone_learns_what_it_learns_in_a_sweep(exploring, updated):
-    config, states, clock = exploring
+    config, states, counters = exploring
     together, later, _ = jax.jit(jax.vmap(functools.partial(train.update, config), (0, None), (0, None, 0)))(
-        states, clock
+        states, counters
     )
-    assert not later.step.ndim and not later.online_cursor.ndim  # the clock is not batched
+    assert not later.step.ndim and not later.online_cursor.ndim  # the counters are not batched
     for seed in range(3):
         (alone, _, _), mine = updated[seed], pick(together, seed)
         chex.assert_trees_all_close(
@@ -243,8 +243,8 @@ def test_bfloat16_trains_with_float32_parameters(half):
 
 
 def test_capacity_is_what_the_run_collects_at_most(config):
-    rows = train.capacity(config)
+    rows = train.ring_capacity(config)
     assert rows * config.envs >= config.steps
     small = dataclasses.replace(config, replay=dataclasses.replace(config.replay, capacity=50))
-    assert train.capacity(small) == 25
+    assert train.ring_capacity(small) == 25
     assert jnp.asarray(rows).dtype == jnp.int32

@@ -68,8 +68,8 @@ def test_mode_random_trains_what_mode_task_trains_on_other_actions(config, hyper
         begin = jax.jit(lambda key, c=mine: train.init(env, c, hypers, key=key))(jr.key(3))
         begin = eqx.tree_at(lambda s: s.agent.tasker.actor.head.out.bias, begin, jnp.array([9.0, 0.0, 0.0]))
         collect = jax.jit(lambda state, c=mine: train.collect_steps(env, c, state, StepCounters.zero(), 20))
-        state, clock, _ = collect(begin)
-        metrics = jax.eval_shape(lambda state, clock, c=mine: train.update(c, state, clock), state, clock)[2]
+        state, counters, _ = collect(begin)
+        metrics = jax.eval_shape(lambda state, counters, c=mine: train.update(c, state, counters), state, counters)[2]
         ends[mode] = begin, state, metrics
     chex.assert_trees_all_equal(ends["task"][0].agent, ends["random"][0].agent)
     assert ends["task"][2].keys() == ends["random"][2].keys()

@@ -23,7 +23,7 @@ from stages import optimizer
 from stages.cli.parse import parse
 from stages.config import Config, Hypers
 from stages.decode import decode_mean
-from stages.encode import features, preprocess_obs
+from stages.encode import preprocess_obs, preprocessed_shape
 from stages.ensemble import Ensemble, disagreement, ensemble_loss, init_opt_state, update_ensemble
 from stages.fast.stacked import Stacked
 from stages.networks.layers import Head
@@ -127,7 +127,7 @@ class Variant:
 
     def init(self, env: Environment, base: Config, *, key: PRNGKeyArray) -> VariantState:
         key_members, key_prior, key_projection = jr.split(key, 3)
-        pixels, actions = math.prod(features(env.obs_space)), env.action_space.size
+        pixels, actions = math.prod(preprocessed_shape(env.obs_space)), env.action_space.size
         sizes = {
             "decoded": pixels,
             "observed": pixels,
@@ -251,7 +251,7 @@ class RND:
 
     def init(self, env: Environment, base: Config, *, key: PRNGKeyArray) -> NextRND:
         del base
-        pixels = math.prod(features(env.obs_space))
+        pixels = math.prod(preprocessed_shape(env.obs_space))
         key_predictor, key_target = jr.split(key)
         predictor = Head(pixels, self.units, 2, self.size, key=key_predictor)
         target = Head(pixels, self.units, 1, self.size, key=key_target)

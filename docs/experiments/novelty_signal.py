@@ -51,8 +51,8 @@ from stages.config import Config, Hypers
 from stages.encode import preprocess_obs
 from stages.measure.coverage import action_vectors
 from stages.networks.symlog import symlog
-from stages.replay import Row, StepCounters, Windows, choose, read, write_back
-from stages.rssm import Latent, initial
+from stages.replay import Row, StepCounters, Windows, read_windows, sample_windows, write_back
+from stages.rssm import Latent, initial_latent
 from stages.sweep.start import start_jax
 from stages.world_model import Observed, WorldModel, action_vector, model_loss, observe
 
@@ -112,7 +112,7 @@ def model_updates(
 
     def update(training: Training, _: None) -> tuple[Training, Array]:
         key, key_windows, key_observe = jr.split(training.key, 3)
-        windows, batch = sample_windows(config, training.ring, count, key=key_windows)
+        windows, batch = sample_batch(config, training.ring, count, key=key_windows)
         rows = jax.tree.map(lambda x: x[1:], batch)
 
         def loss(model: WorldModel) -> tuple[Array, tuple[Latent, Array]]:
@@ -132,12 +132,12 @@ def model_updates(
     return training, errors.mean()
 
 
-def sample_windows(config: Config, ring: Row, count: Array, *, key: PRNGKeyArray) -> tuple[Windows, Row]:
+def sample_batch(config: Config, ring: Row, count: Array, *, key: PRNGKeyArray) -> tuple[Windows, Row]:
     """A batch of the ring's first `count` rows, [T+1, B, ...]."""
     size, length = config.replay.batch_size, config.replay.batch_length
-    clock = StepCounters(count, jnp.zeros((), jnp.int32))
-    windows = choose(clock, ring.reward.shape[0], 1, size, length, False, key=key)
-    return windows, read(ring, windows, length)
+    counters = StepCounters(count, jnp.zeros((), jnp.int32))
+    windows = sample_windows(counters, ring.reward.shape[0], 1, size, length, False, key=key)
+    return windows, read_windows(ring, windows, length)
 
 
 def observe_window(model: WorldModel, batch: Row, hypers: Hypers, *, key: PRNGKeyArray) -> Observed:
@@ -150,7 +150,7 @@ def observe_window(model: WorldModel, batch: Row, hypers: Hypers, *, key: PRNGKe
 def posterior(model: WorldModel, rows: Row, unimix: Array) -> Latent:
     """States of whole streams [T, N]."""
     action = action_vector(model, rows.action)
-    context = initial(model.rssm, rows.is_first.shape[1:], model.dtype)
+    context = initial_latent(model.rssm, rows.is_first.shape[1:], model.dtype)
     before = jnp.concatenate([jnp.zeros_like(action[:1]), action[:-1]])
     return observe(model, context, before, rows.obs, rows.is_first, unimix, key=jr.key(7)).latent
 
@@ -215,13 +215,13 @@ def learn_form(form: Form, config: Config, hypers: Hypers, state: Any, model: Wo
     if form.updates == 0:
         assert isinstance(form, Preset), "the other forms learn by updates of their own alone"
         key_windows, key_observe = jr.split(key)
-        _, batch = sample_windows(config, ring, count, key=key_windows)
+        _, batch = sample_batch(config, ring, count, key=key_windows)
         observed, rows = observe_window(model, batch, hypers, key=key_observe), jax.tree.map(lambda x: x[1:], batch)
         return form.learn_with_model(state, model, observed, rows, action_vector(model, rows.action))
 
     def step(state, key):
         start = jr.randint(key, (config.ensemble.batch_size,), 0, count - 1)
-        return form.learn(state, model, read(ring, Windows(start, jnp.zeros_like(start)), 1)), None
+        return form.learn(state, model, read_windows(ring, Windows(start, jnp.zeros_like(start)), 1)), None
 
     return lax.scan(step, state, jr.split(key, form.updates))[0]
 

@@ -41,7 +41,7 @@ from stages.cli.parse import parse
 from stages.cli.processes import Processes
 from stages.config import Config, Hypers
 from stages.evaluate import evaluate
-from stages.imagine import draw_noise, imagine, posterior
+from stages.imagine import draw_noise, imagine, stored_latent
 from stages.replay import StepCounters
 from stages.store.arrays import leaves_by_path
 from stages.store.checkpoint import FOLDER, CheckpointId, Checkpoints
@@ -104,8 +104,8 @@ def imagined_score(state: TrainState, collected: int, env: Environment, *, key: 
     chosen = jr.randint(key_rows, (IMAGINED,), 0, min(collected, capacity) * envs)
     rows = jax.tree.map(lambda x: x.reshape(capacity * envs, *x.shape[2:])[chosen], state.ring)
     noise = draw_noise(model, actor, env.time_limit, IMAGINED, key=key_noise)
-    start, shares = posterior(model, rows), (hypers.unimix, hypers.policy_unimix)
-    trajectory = imagine(model, actor, start, noise, *shares, block=IMAGINED)
+    start, shares = stored_latent(model, rows), (hypers.unimix, hypers.policy_unimix)
+    trajectory = imagine(model, actor, start, noise, *shares, block_size=IMAGINED)
     reward = model.reward.mean(model.reward(trajectory.feat[0]))
     goes_on = jnp.minimum(1.0, trajectory.cont[0] / (1 - 1 / hypers.discount_horizon))
     # Nothing follows a replayed last row; every other start goes on, whatever the head says.
@@ -119,7 +119,7 @@ def learn(bench: Bench, updates: int, every: int) -> list[dict[str, str | float 
     env, _, config, hypers, rows, collected = bench
     seeds = rows[".reward"].shape[0]
     step = jnp.asarray(collected, jnp.int32)
-    clock = StepCounters(step, step * config.envs)  # no window is new: all are drawn uniformly
+    counters = StepCounters(step, step * config.envs)  # no window is new: all are drawn uniformly
 
     def start(inputs):
         key, stored, env_params = inputs
@@ -129,11 +129,11 @@ def learn(bench: Bench, updates: int, every: int) -> list[dict[str, str | float 
         return dataclasses.replace(state, ring=ring, env_params=env_params)
 
     def update(carry, _):
-        state, clock, metrics = train.update(config, *carry)
-        return (state, clock), {name: metrics[metric] for name, metric in SHOWN.items()}
+        state, counters, metrics = train.update(config, *carry)
+        return (state, counters), {name: metrics[metric] for name, metric in SHOWN.items()}
 
     def chunk(state: TrainState) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-        (state, _), metrics = lax.scan(update, (state, clock), length=CHUNK)
+        (state, _), metrics = lax.scan(update, (state, counters), length=CHUNK)
         return state, jax.tree.map(jnp.mean, metrics)
 
     def play(inputs):

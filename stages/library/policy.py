@@ -21,7 +21,7 @@ from envs.environment import DictSpace, Obs, ObsSpace, Space, zip_entries
 from stages.behavior import Behavior
 from stages.collect import act, env_action
 from stages.config import ConfigError, Hypers
-from stages.rssm import Latent, initial
+from stages.rssm import Latent, initial_latent
 from stages.store.load import POLICIES, AgentBatch, select_behavior, take_seeds
 from stages.uniform import RandomPolicy
 from stages.world_model import WorldModel
@@ -52,7 +52,7 @@ class Policy(eqx.Module):
         Call it once, not for each episode: at an episode's first row, `is_first` makes `act` reset the state.
         """
         action = jnp.zeros((*lead, self.model.actions.size))
-        return PolicyState(initial(self.model.rssm, lead, self.model.dtype), action)
+        return PolicyState(initial_latent(self.model.rssm, lead, self.model.dtype), action)
 
     def act(
         self, state: PolicyState, obs: ArrayLike | Mapping[str, ArrayLike], is_first: ArrayLike, *, key: PRNGKeyArray

@@ -50,11 +50,11 @@ class Training(NamedTuple):
     zero_shot: Floats | None  # [S], the same at the end of mode explore; None in other modes
 
 
-def _trained(env: Environment, config: Config, log: RoundLog, state: TrainState, clock: StepCounters) -> AgentBatch:
+def _trained(env: Environment, config: Config, log: RoundLog, state: TrainState, counters: StepCounters) -> AgentBatch:
     """A round's agents at its end, without padding."""
     parts = take_seeds((state.agent, state.hypers, state.env_params), np.arange(len(log.round.seeds)))
     config = config if log.phase == 0 else dataclasses.replace(config, mode="task")
-    step = int(clock.step) * config.envs
+    step = int(counters.step) * config.envs
     return AgentBatch(env, config, log.round.seeds, step, True, log.diverged_at, *parts)
 
 
@@ -114,8 +114,8 @@ def train(
     if on_progress is not None:
         log.on_point = lambda rows, pace: on_progress(_progress(rows, pace))
 
-    def keep(ended: RoundLog, state: TrainState, clock: StepCounters) -> None:
-        groups.append(_trained(env, config, ended, state, clock))
+    def keep(ended: RoundLog, state: TrainState, counters: StepCounters) -> None:
+        groups.append(_trained(env, config, ended, state, counters))
 
     train_rounds(env, log, on_round_end=keep)
     if folder is not None:

@@ -4,8 +4,8 @@ With several processes, all gather what is logged, and the first one prints and 
 folder of its own, like a run.
 
 The loop calls `log_start` and `log_plan` once, and `log_round` for each round. Before the untrained and the final
-evaluation it calls `log_evaluation`. After each chunk it calls `chunk_rows`, `with_measurements` and `log_chunk`. At
-the end it calls `log_finish`.
+evaluation it calls `announce_evaluation`. After each chunk it calls `chunk_rows`, `with_measurements` and `log_chunk`.
+At the end it calls `log_finish`.
 """
 
 import contextlib
@@ -80,8 +80,12 @@ def log_round(log: RunLog, index: int, round: Round) -> RoundLog:
     return log.round
 
 
-def log_evaluation(log: RunLog, agents: str) -> None:
-    """Announce an evaluation of agents of this kind, which may take as long as a chunk."""
+def announce_evaluation(log: RunLog, agents: str) -> None:
+    """Print that an evaluation begins: it may take as long as a chunk.
+
+    Args:
+        agents: untrained or trained.
+    """
     run = log.setup
     if run.folder is not None:
         asked, played = run.arguments.config.eval_episodes, run.eval_episodes
@@ -90,7 +94,7 @@ def log_evaluation(log: RunLog, agents: str) -> None:
 
 
 def chunk_rows(
-    log: RunLog, progress: Progress, config: Config, clock: StepCounters, iterations: int, since: float
+    log: RunLog, progress: Progress, config: Config, counters: StepCounters, iterations: int, since: float
 ) -> list[MetricRow]:
     """Rows of metrics.jsonl, of all processes' seeds. Reading the numbers waits for the chunk to end.
 
@@ -100,7 +104,7 @@ def chunk_rows(
         since: when it began, of time.monotonic.
     """
     everyone = log.setup.processes.gather(progress)
-    return metric_rows(everyone, log.round.round.seeds, config, int(clock.step), iterations, since)
+    return metric_rows(everyone, log.round.round.seeds, config, int(counters.step), iterations, since)
 
 
 def with_measurements(log: RunLog, rows: list[MetricRow], measured: Measurement) -> list[MetricRow]:

@@ -62,7 +62,7 @@ def plan_lines(plan: Plan, asked: int, compile_seconds: float) -> list[str]:
     """
     parts = ", ".join(f"{name} {count:,}" for name, count in plan.parameters.items())
     parameters = f"{sum(plan.parameters.values()):,} parameters a seed: {parts}"
-    lines = [f"compiled in {compile_seconds:.1f} s", plan.line, parameters]
+    lines = [f"compiled in {compile_seconds:.1f} s", plan.description, parameters]
     if plan.steps > asked:
         why = f"{plan.steps - asked:,} more than asked, since all chunks of a phase are equally long"
         lines.append(f"{plan.steps:,} steps a seed: {why}")

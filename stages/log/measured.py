@@ -11,7 +11,7 @@ from stages.log.round_log import RoundLog, shortest
 from stages.measure.heads import HEADS_AHEAD
 from stages.measure.measurement import Measurement, Novelty, RewardBaselines
 from stages.measure.open_loop import AHEAD
-from stages.results.novelty import Map, contrast_metrics, novelty_metrics
+from stages.results.novelty import Map, baseline_metrics, novelty_metrics
 
 Columns = dict[str, list[float] | list[int | None]]
 
@@ -35,16 +35,16 @@ def measured_columns(
     for index, ahead in enumerate(HEADS_AHEAD):
         columns |= {f"heads/{name}_{ahead}": values[:, index].tolist() for name, values in vars(heads).items()}
     if measured.baselines is not None:
-        columns |= _contrast_columns(measured.baselines, log, processes)
+        columns |= _baseline_columns(measured.baselines, log, processes)
     if measured.novelty is not None:
         columns |= _novelty_columns(measured.novelty, log, step, half, has_goal, processes)
     return columns
 
 
-def _contrast_columns(measured: RewardBaselines, log: RoundLog, processes: Processes) -> Columns:
+def _baseline_columns(measured: RewardBaselines, log: RoundLog, processes: Processes) -> Columns:
     """Where states cannot be counted."""
     everyone, seeds = processes.gather(measured), len(log.round.seeds)
-    metrics = contrast_metrics(*(x[:seeds] for x in (everyone.collected, everyone.untrained, everyone.random)))
+    metrics = baseline_metrics(*(x[:seeds] for x in (everyone.collected, everyone.untrained, everyone.random)))
     log.untrained_share = metrics["untrained_share"]
     return {f"novelty/{name}": values.tolist() for name, values in metrics.items()}
 

@@ -120,7 +120,7 @@ class RoundLog:
 
     def finished(self, phases: list[Phase]) -> bool:
         """Whether the round has ended the last of these phases and had its final evaluation."""
-        return bool(self.final.size) and self.phase == len(phases) - 1 and self.done >= phases[-1].total
+        return bool(self.final.size) and self.phase == len(phases) - 1 and self.done >= phases[-1].total_iterations
 
     def on_adapt(self) -> None:
         """The next phase begins: mode task goes on from here."""
@@ -169,9 +169,9 @@ class RoundLog:
 
 
 def metric_rows(
-    progress: Progress, seeds: list[int], config: Config, clock_step: int, iterations: int, since: float
+    progress: Progress, seeds: list[int], config: Config, step: int, iterations: int, since: float
 ) -> list[JsonObject]:
-    """One metrics row for each seed, with DreamerV3's names.
+    """One metrics row for each seed, with DreamerV3's names, after so many steps of each environment.
 
     Scores and `event/NAME`, the share of episodes in which it happened, are NaN where no episode ended;
     `diverged` is the env step at which the seed did, else None.
@@ -189,7 +189,7 @@ def metric_rows(
     }
     rows = []
     for i, seed in enumerate(seeds):
-        row = {"step": clock_step * config.envs, "seed": seed, "phase": config.mode}
+        row = {"step": step * config.envs, "seed": seed, "phase": config.mode}
         row["diverged"] = int(progress.diverged[i]) * config.envs or None
         row |= {"episode/score": float(scores[i]), "episode/length": float(lengths[i]), "episode/count": int(count[i])}
         row |= {name: value[i].item() for name, value in (turns | events).items()}

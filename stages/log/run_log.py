@@ -13,7 +13,7 @@ from stages.cli.arguments import Arguments
 from stages.cli.processes import Processes
 from stages.cli.settings_file import JsonObject
 from stages.config import ConfigError
-from stages.evaluate import episodes_of
+from stages.evaluate import eval_episode_count
 from stages.log.lines import Pace
 from stages.log.round_log import RoundLog
 from stages.log.sink import Tracker
@@ -52,7 +52,7 @@ class RunSetup:
         """The setup of a run in this environment."""
         return RunSetup(
             arguments, trials, processes, env.states, env.goal is not None, env.achievements,
-            episodes_of(env, arguments.config), max_entropy(env.action_space), folder, list(folders),
+            eval_episode_count(env, arguments.config), max_entropy(env.action_space), folder, list(folders),
         )  # fmt: skip
 
 

@@ -49,7 +49,7 @@ class CheckpointPolicy:
         self._best: Agent | None = None  # of the round at work, [P, ...]
         self._environment = fingerprint(env)
         self._phases: list[Phase] = []
-        self._lost: list[int] = []  # rounds whose last state could not be saved
+        self._unsaved_rounds: list[int] = []  # rounds whose last state could not be saved
         self._saved_at = self._chunk_at = time.monotonic()
         signals.on_abort = log.on_abort
         try:
@@ -57,8 +57,9 @@ class CheckpointPolicy:
         except BaseException:
             log.on_abort()
             raise
-        self.chunks: list[int] = []  # for each phase the iterations of one chunk, if the run is resumed; else empty
-        self.side_by_side = 0  # seeds that a resumed run trains at once, in all processes; else 0
+        # Of a resumed run: the iterations of a chunk in each phase, and the seeds side by side in all processes.
+        self.chunk_iterations: list[int] = []  # empty: the run is new
+        self.parallel = 0  # 0: the run is new
         if newest := self._checkpoints.newest():
             self._resume(newest, env)
         else:
@@ -82,8 +83,8 @@ class CheckpointPolicy:
                 "the environment's code, or jax, has changed since the run was saved: it goes on with the new one"
             )
         self._log.resume(saved)
-        self.chunks = saved["iterations"]
-        self.side_by_side = saved["width"] * processes.count
+        self.chunk_iterations = saved["iterations"]
+        self.parallel = saved["width"] * processes.count
 
     def on_plan(self, phases: list[Phase]) -> None:
         """Note the phases, once all programs are compiled."""
@@ -103,15 +104,15 @@ class CheckpointPolicy:
         self._chunk_at = time.monotonic()
 
     def restore(self, index: int) -> tuple[TrainState, StepCounters] | None:
-        """State and clock of round `index` at its newest checkpoint; None if it has none. Raises RunFolderError."""
-        logged, self._best = self._log.round, None
-        if not logged.step:
+        """State and counters of round `index` at its newest checkpoint; None if it has none. Raises RunFolderError."""
+        round_log, self._best = self._log.round, None
+        if not round_log.step:
             return None
-        state, clock = self._phases[0].compiled.shapes(len(logged.round.mine))
-        if logged.phase:
-            state = self._phases[logged.phase].compiled.adapted(state)
+        state, counters = self._phases[0].compiled.shapes(len(round_log.round.mine))
+        if round_log.phase:
+            state = self._phases[round_log.phase].compiled.adapted_shapes(state)
         best = (state.agent,) if self._keeps_best else ()
-        restored = self._checkpoints.restore(CheckpointId(index, logged.step), (state, clock, *best))
+        restored = self._checkpoints.restore(CheckpointId(index, round_log.step), (state, counters, *best))
         self._best = restored[2] if self._keeps_best else None
         return restored[:2]
 
@@ -126,7 +127,7 @@ class CheckpointPolicy:
         local = improved[np.minimum(slots, improved.size - 1)]  # padding trains the last seed once more
         self._best = keep_best(local, agent, agent if self._best is None else self._best)
 
-    def on_chunk(self, state: TrainState, clock: StepCounters) -> None:
+    def on_chunk(self, state: TrainState, counters: StepCounters) -> None:
         """Save if it is time. If a signal has asked any process to stop, save and raise Stopped."""
         self._check_folder()
         if self._keeps_best:
@@ -137,29 +138,29 @@ class CheckpointPolicy:
         by_process = self._processes.exchange_json(local)
         asked, due = max(code for code, _ in by_process), by_process[0][1]
         if due or asked:
-            self._save(state, clock)
+            self._save(state, counters)
         if asked:
             self._wait()
             self._log.on_stop()
             raise Stopped(asked)
         self._chunk_at = time.monotonic()
 
-    def on_round_end(self, index: int, state: TrainState, clock: StepCounters) -> None:
+    def on_round_end(self, index: int, state: TrainState, counters: StepCounters) -> None:
         """Save the state at a round's end, and remove the round's other checkpoints. `close` raises if a save fails."""
         self._check_folder()
-        saved = self._save(state, clock)
+        saved = self._save(state, counters)
         written = self._wait()  # in every process, whether or not its own save began
         if all(self._processes.exchange_json(saved and written)):
-            self._tried(lambda: self._checkpoints.prune(index))
+            self._succeeds(lambda: self._checkpoints.prune(index))
         else:
-            self._lost.append(index)
+            self._unsaved_rounds.append(index)
 
     def close(self) -> None:
         """Close the checkpoints. Raises RunFolderError if the last agents of a round could not be saved."""
         self._checkpoints.close()
-        if self._lost:
+        if self._unsaved_rounds:
             rounds = len(self._log.rounds)
-            agents = f"the agents of {len(self._lost)} of {rounds} rounds" if rounds > 1 else "the agents"
+            agents = f"the agents of {len(self._unsaved_rounds)} of {rounds} rounds" if rounds > 1 else "the agents"
             raise RunFolderError(
                 f"{agents} could not be saved at the end, see the warnings: metrics and scores are whole, but eval and "
                 "video have an earlier checkpoint, if any; free the disk, and train again into another --logdir"
@@ -170,24 +171,26 @@ class CheckpointPolicy:
         if self._log.setup.folder is not None and not (self._folder / RunFolder.CONFIG).exists():
             raise RunFolderError(f"{str(self._folder)!r} was removed or moved while the run was at work in it")
 
-    def _save(self, state: TrainState, clock: StepCounters) -> bool:
+    def _save(self, state: TrainState, counters: StepCounters) -> bool:
         """Begin a save; returns whether that succeeded."""
         self._wait()  # a failure of the save before must not make this one fail
         checkpoint = CheckpointId(self._log.current, self._log.round.step)
-        progress = self._log.to_json([phase.iterations for phase in self._phases]) | {"environment": self._environment}
+        progress = self._log.to_json([phase.chunk_iterations for phase in self._phases]) | {
+            "environment": self._environment
+        }
         best = () if self._best is None else (self._best,)
-        saved = self._tried(lambda: self._checkpoints.save(checkpoint, (state, clock, *best), progress))
+        saved = self._succeeds(lambda: self._checkpoints.save(checkpoint, (state, counters, *best), progress))
         self._saved_at = time.monotonic()
         return saved
 
     def _wait(self) -> bool:
         """Whether all that was saved is on disk."""
-        return self._tried(self._checkpoints.wait)
+        return self._succeeds(self._checkpoints.wait)
 
-    def _tried(self, act: Callable[[], None]) -> bool:
-        """Call `act`; returns whether it succeeded. A failure is printed as a warning."""
+    def _succeeds(self, action: Callable[[], None]) -> bool:
+        """Call `action`; returns whether it succeeded. A failure is printed as a warning."""
         try:
-            act()
+            action()
         except RunFolderError as error:
             terminal.warn(f"not saved: {error}")
             return False

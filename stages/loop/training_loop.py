@@ -16,9 +16,9 @@ from stages.cli.signals import Signals
 from stages.cli.validate import check_countable
 from stages.config import Hypers
 from stages.log.hooks import (
+    announce_evaluation,
     chunk_rows,
     log_chunk,
-    log_evaluation,
     log_finish,
     log_plan,
     log_round,
@@ -60,13 +60,16 @@ def train_program(program: Program, processes: Processes, signals: Signals, star
 
 
 def train_rounds(
-    env: Environment, log: RunLog, saving: CheckpointPolicy | None = None, on_round_end: OnRoundEnd | None = None
+    env: Environment,
+    log: RunLog,
+    checkpoint_policy: CheckpointPolicy | None = None,
+    on_round_end: OnRoundEnd | None = None,
 ) -> None:
     """Plan which seeds fit side by side, train them round by round, and log their metrics.
 
     Args:
-        saving: saves checkpoints, and resumes from them; None: nothing is saved.
-        on_round_end: called with each round's log, last state and clock.
+        checkpoint_policy: saves checkpoints, and resumes from them; None: nothing is saved.
+        on_round_end: called with each round's log, last state and counters.
 
     Raises:
         ConfigError: not even one seed fits into memory.
@@ -75,10 +78,12 @@ def train_rounds(
     setup, arguments = log.setup, log.setup.arguments
     seeds = list(range(arguments.seed_start, arguments.seed_start + arguments.seeds))
     devices = jax.local_devices()[: arguments.devices or None]
-    chunks, slots = (saving.chunks, saving.side_by_side) if saving else ([], 0)
+    chunk_iterations, parallel = (
+        (checkpoint_policy.chunk_iterations, checkpoint_policy.parallel) if checkpoint_policy else ([], 0)
+    )
 
     def build(width: int) -> list[Phase]:
-        return phases_of(env, arguments.config, devices, width, arguments.log_points, chunks)
+        return phases_of(env, arguments.config, devices, width, arguments.log_points, chunk_iterations)
 
     log_start(log, seeds, devices)
     since = time.monotonic()
@@ -86,21 +91,21 @@ def train_rounds(
         planned = plan(
             seeds, devices, setup.processes, build,
             trials=range(len(setup.trials)) if len(setup.trials) > 1 else (),
-            parallel=slots or arguments.parallel, allowed=arguments.memory * 1e9,
+            parallel=parallel or arguments.parallel, allowed=arguments.memory * 1e9,
         )  # fmt: skip
     except BaseException:
         log.on_abort()
         raise
     log_plan(log, planned, time.monotonic() - since)
-    if saving:
-        saving.on_plan(planned.phases)
+    if checkpoint_policy:
+        checkpoint_policy.on_plan(planned.phases)
     for index, round in enumerate(planned.rounds):
         hypers = round.hypers([trial.arguments.hypers for trial in setup.trials])
         if not log_round(log, index, round).finished(planned.phases):
-            train_round(planned.phases, round, hypers, log, saving, on_round_end)
+            train_round(planned.phases, round, hypers, log, checkpoint_policy, on_round_end)
     log_finish(log)
-    if saving:
-        saving.close()
+    if checkpoint_policy:
+        checkpoint_policy.close()
 
 
 def train_round(
@@ -108,59 +113,60 @@ def train_round(
     round: Round,
     hypers: Hypers,
     log: RunLog,
-    saving: CheckpointPolicy | None = None,
+    checkpoint_policy: CheckpointPolicy | None = None,
     on_round_end: OnRoundEnd | None = None,
 ) -> None:
     """Train a round's seeds through the phases, from their first step or their checkpoint, to their last evaluation."""
-    evaluate, logged = Evaluator(round, log.setup.processes), log.round
-    if saving and (saved := saving.restore(log.current)):
-        state, clock = saved
+    evaluate, round_log = Evaluator(round, log.setup.processes), log.round
+    if checkpoint_policy and (saved := checkpoint_policy.restore(log.current)):
+        state, counters = saved
     else:
         compiled = phases[0].compiled
-        state, clock, _ = compiled.prefill(compiled.init(round.mine, hypers))
-        log_evaluation(log, "untrained")
-        logged.untrained = evaluate(compiled, state, clock).score
-    if saving:
-        saving.on_training()
-    for phase in phases[logged.phase :]:
-        if phase is not phases[logged.phase]:
+        state, counters, _ = compiled.prefill(compiled.init(round.mine, hypers))
+        announce_evaluation(log, "untrained")
+        round_log.untrained = evaluate(compiled, state, counters).score
+    if checkpoint_policy:
+        checkpoint_policy.on_training()
+    for phase in phases[round_log.phase :]:
+        if phase is not phases[round_log.phase]:
             state = phase.compiled.adapt(state)
-            logged.on_adapt()
-            if saving:
-                saving.on_adapt()
-        state, clock = train_phase(phase, state, clock, evaluate, log, saving)
+            round_log.on_adapt()
+            if checkpoint_policy:
+                checkpoint_policy.on_adapt()
+        state, counters = train_phase(phase, state, counters, evaluate, log, checkpoint_policy)
         if phase.compiled.config.mode == "explore":
-            logged.zero_shot = logged.evaluation.scores[-1]
-    log_evaluation(log, "trained")
-    logged.final = evaluate(phases[-1].compiled, state, clock).score
-    if saving:
-        saving.on_round_end(log.current, state, clock)
+            round_log.zero_shot = round_log.evaluation.scores[-1]
+    announce_evaluation(log, "trained")
+    round_log.final = evaluate(phases[-1].compiled, state, counters).score
+    if checkpoint_policy:
+        checkpoint_policy.on_round_end(log.current, state, counters)
     if on_round_end:
-        on_round_end(logged, state, clock)
+        on_round_end(round_log, state, counters)
 
 
 def train_phase(
     phase: Phase,
     state: TrainState,
-    clock: StepCounters,
+    counters: StepCounters,
     evaluate: Evaluator,
     log: RunLog,
-    saving: CheckpointPolicy | None = None,
+    checkpoint_policy: CheckpointPolicy | None = None,
 ) -> tuple[TrainState, StepCounters]:
     """Collect and train in equal chunks; log and save after each. Consumes `state`."""
-    compiled, logged, since, first = phase.compiled, log.round, time.monotonic(), log.round.done
+    compiled, round_log, phase_since, done_before = phase.compiled, log.round, time.monotonic(), log.round.done
     arguments = log.setup.arguments
     evaluates = arguments.config.mode != "task" or arguments.checkpoint_best  # the tasker, at every log point
-    while logged.done < phase.total:
+    while round_log.done < phase.total_iterations:
         chunk_since = time.monotonic()
-        state, clock, progress = compiled.train_chunk(state, clock, phase.iterations)
-        rows = chunk_rows(log, progress, compiled.config, clock, phase.iterations, chunk_since)
-        rows = with_measurements(log, rows, compiled.measure(state, logged.round.mine, int(clock.step)))
-        scores = evaluate(compiled, state, clock) if evaluates else None
-        rows_each = compiled.config.schedule[0] * compiled.config.envs
-        pace = Pace.of(logged.done + phase.iterations, first, phase.total, rows_each, time.monotonic() - since)
-        log_chunk(log, compiled.config, rows, scores, phase.iterations, pace)
-        if saving:
-            saving.on_chunk(state, clock)
+        state, counters, progress = compiled.train_chunk(state, counters, phase.chunk_iterations)
+        rows = chunk_rows(log, progress, compiled.config, counters, phase.chunk_iterations, chunk_since)
+        rows = with_measurements(log, rows, compiled.measure(state, round_log.round.mine, int(counters.step)))
+        scores = evaluate(compiled, state, counters) if evaluates else None
+        iteration_rows = compiled.config.schedule[0] * compiled.config.envs
+        done, seconds = round_log.done + phase.chunk_iterations, time.monotonic() - phase_since
+        pace = Pace.of(done, done_before, phase.total_iterations, iteration_rows, seconds)
+        log_chunk(log, compiled.config, rows, scores, phase.chunk_iterations, pace)
+        if checkpoint_policy:
+            checkpoint_policy.on_chunk(state, counters)
     assert compiled.traces["train_chunk"] <= 1, compiled.traces
-    return state, clock
+    return state, counters

@@ -21,10 +21,10 @@ SOLVED_TENTHS = 9  # a seed has solved its task once less than this many tenths 
 
 
 class Coverage(eqx.Module):
-    """Counts of one seed, over all its environments. Episodes are numbered from 1 in the order in which they end; those
-    that end in the same step, in the order of the environments. 0 means not yet, or that there is no goal."""
+    """Counts of one seed, over all its environments. Episodes are numbered from 1 in the order in which they end, and
+    by environment where they end in the same step. Number 0 means not yet, or that there is no goal."""
 
-    visits: Int[Array, "X U"]  # actions taken; the action at an episode's last row is not executed and not counted
+    visits: Int[Array, "X U"]  # of each action; the one at an episode's last row is not executed and not counted
     where: Int[Array, "C N"]  # the state of each row of the ring; -1: no row yet, or no action was taken there
     episodes: Int[Array, ""]  # that have ended
     misses: Int[Array, ""]  # of them, those that did not reach the goal
@@ -32,7 +32,7 @@ class Coverage(eqx.Module):
     solved_episode: Int[Array, ""]  # the first after which fewer than 90 % of all episodes had missed the goal
 
 
-def start_coverage(env: Environment, capacity: int, envs: int) -> Coverage | None:
+def init_coverage(env: Environment, capacity: int, envs: int) -> Coverage | None:
     """The record of a seed before its first row; None where states cannot be counted."""
     if env.states is None:
         return None
@@ -74,8 +74,8 @@ def count_row(
     if env.goal is not None:
         reached = ended & (actor_state.score + row.reward > env.goal)
         missed = misses + jnp.cumsum(ended & ~reached)
-        goal = _first(goal, reached, number)
-        solved = _first(solved, ended & (10 * missed < SOLVED_TENTHS * number), number)
+        goal = _first_event(goal, reached, number)
+        solved = _first_event(solved, ended & (10 * missed < SOLVED_TENTHS * number), number)
         misses = missed[-1]
     return Coverage(visits, states, episodes, misses, goal, solved)
 
@@ -93,10 +93,10 @@ def visits_at(coverage: Coverage | None, position: Int[Array, " n"], env: Int[Ar
     return jnp.where(state[:, None] < 0, 0, coverage.visits[state])
 
 
-def _first(before: Int[Array, ""], event: Bool[Array, " N"], number: Int[Array, " N"]) -> Int[Array, ""]:
-    """The number of the first event, if there was none before and is one now."""
-    present = jnp.where(event.any(), number[jnp.argmax(event)], 0)
-    return jnp.where(before > 0, before, present)
+def _first_event(before: Int[Array, ""], event: Bool[Array, " N"], number: Int[Array, " N"]) -> Int[Array, ""]:
+    """The number of the first event: `before` unless that is 0, else the first here; 0 without one."""
+    current = jnp.where(event.any(), number[jnp.argmax(event)], 0)
+    return jnp.where(before > 0, before, current)
 
 
 # ---- actions that are told apart -----------------------------------------------------------------------------------
@@ -124,8 +124,8 @@ def action_vectors(actions: ActionSpace) -> Float[Array, "U A"]:
     if actions.kind == "discrete":
         return jnp.eye(actions.size)
     if actions.kind == "multi_discrete":
-        first, rest = actions.choices[0], [jnp.eye(1, n)[0] for n in actions.choices[1:]]
-        others = jnp.concatenate([*rest, jnp.zeros(0)])
-        return jnp.concatenate([jnp.eye(first), jnp.broadcast_to(others, (first, others.size))], -1)
+        count, *other_counts = actions.choices
+        first_options = jnp.concatenate([*(jnp.eye(1, n)[0] for n in other_counts), jnp.zeros(0)])
+        return jnp.concatenate([jnp.eye(count), jnp.broadcast_to(first_options, (count, first_options.size))], -1)
     middles = (2 * jnp.arange(ACTION_BINS) + 1) / ACTION_BINS - 1
     return jnp.zeros((ACTION_BINS, actions.size)).at[:, 0].set(middles)

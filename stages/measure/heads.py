@@ -15,12 +15,12 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from stages.config import Hypers
-from stages.imagine import open_loop, posterior
-from stages.replay import ReplayBuffer, Windows, capacity_of, read
+from stages.imagine import open_loop, stored_latent
+from stages.replay import ReplayBuffer, Windows, capacity_of, read_windows
 from stages.rssm import Latent
 from stages.world_model import WorldModel, continue_logit
 
-ROWS = 64  # of each kind, at most
+ROWS_PER_KIND = 64  # at most
 HEADS_AHEAD = (0, 5)
 """Rows that the model is run forward before the heads read; 0: they read the posterior state."""
 
@@ -48,9 +48,10 @@ def head_errors(
     capacity, length = capacity_of(ring), max(HEADS_AHEAD)
     stored, rewarded = (jnp.arange(capacity) < step)[:, None], ring.reward != 0
     kinds = stored & jnp.stack([rewarded, ~rewarded, ring.is_terminal, ~ring.is_terminal])
-    index, is_drawn = draw_rows(kinds, ROWS, key=key_rows)
+    index, is_drawn = draw_rows(kinds, ROWS_PER_KIND, key=key_rows)
     position, env = jnp.unravel_index(index.reshape(-1), ring.reward.shape)
-    rows = read(ring, Windows((position - length) % capacity, env), length)  # row [-1] is the one that was drawn
+    # The last row of each window is the one that was drawn.
+    rows = read_windows(ring, Windows((position - length) % capacity, env), length)
     age = (position - jnp.maximum(0, step - capacity)) % capacity  # rows before it in the ring
     is_reached = ((age >= length) & ~rows.is_first[1:].any(0)).reshape(index.shape)
     observed = jnp.broadcast_to((jnp.arange(length + 1) == 0)[:, None], rows.reward.shape)
@@ -65,7 +66,7 @@ def head_errors(
         return jnp.where(is_valid, jnp.abs(errors), 0).sum(1) / is_valid.sum(1)
 
     ahead = open_loop(model, rows, observed, hypers.unimix, key=key_ahead)
-    return HeadErrors(*jnp.stack([means(posterior(model, rows), is_drawn), means(ahead, is_drawn & is_reached)], 1))
+    return HeadErrors(*jnp.stack([means(stored_latent(model, rows), is_drawn), means(ahead, is_drawn & is_reached)], 1))
 
 
 def draw_rows(

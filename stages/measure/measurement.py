@@ -19,14 +19,14 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from envs.environment import Environment
 from stages.agent import Agent
-from stages.collect import collect, start
+from stages.collect import collect, init_actor_state
 from stages.config import Config, Hypers
-from stages.imagine import posterior
+from stages.imagine import stored_latent
 from stages.intrinsic import IntrinsicReward
 from stages.measure.coverage import Coverage, action_vectors
 from stages.measure.heads import HeadErrors, head_errors
-from stages.measure.open_loop import AHEAD, changed_right, open_loop_errors
-from stages.replay import ReplayBuffer, Row, StepCounters, capacity_of, choose, read
+from stages.measure.open_loop import AHEAD, changed_accuracy, open_loop_errors
+from stages.replay import ReplayBuffer, Row, StepCounters, capacity_of, read_windows, sample_windows
 from stages.rssm import Latent
 from stages.uniform import RandomPolicy
 from stages.world_model import WorldModel, action_vector
@@ -38,11 +38,11 @@ WINDOWS = 64  # of replayed rows that the model is run forward through
 
 
 class OpenLoopError(eqx.Module):
-    """One seed's prediction errors on replayed rows (open_loop.Errors.loss)."""
+    """One seed's prediction errors on replayed rows (open_loop.PredictionErrors.loss)."""
 
     open_loop: Float[Array, " H"]  # the model run forward so many rows with the actions that were taken
     posterior: Float[Array, " H"]  # the posterior's at the same rows, which the model saw
-    changed: Float[Array, ""]  # share predicted right of the numbers that change in a row (open_loop.changed_right)
+    changed: Float[Array, ""]  # share predicted right of the numbers that change in a row (open_loop.changed_accuracy)
 
 
 class Novelty(eqx.Module):
@@ -88,16 +88,17 @@ def measure(
     Args:
         step: rows of each environment that were collected so far.
     """
-    ahead, by_state, beside = open_loop_error(agent.model, ring, step, hypers, key=jr.fold_in(key, 0)), None, None
+    open_loop = measure_open_loop(agent.model, ring, step, hypers, key=jr.fold_in(key, 0))
     heads = head_errors(agent.model, ring, step, hypers, key=jr.fold_in(key, 3))  # split(key, 3) has 0 to 2
+    novelty = baselines = None
     if coverage is not None:
-        by_state = novelty(env, agent, ring, coverage, hypers, key=key)
+        novelty = measure_novelty(env, agent, ring, coverage, hypers, key=key)
     elif agent.intrinsic is not None:
-        beside = reward_baselines(env, config, agent, ring, step, hypers, key=key)
-    return Measurement(ahead, heads, by_state, beside)
+        baselines = measure_baselines(env, config, agent, ring, step, hypers, key=key)
+    return Measurement(open_loop, heads, novelty, baselines)
 
 
-def open_loop_error(
+def measure_open_loop(
     model: WorldModel, ring: ReplayBuffer, step: Int[Array, ""], hypers: Hypers, *, key: PRNGKeyArray
 ) -> OpenLoopError:
     """Errors of the model run forward from stored states, over uniform windows of the ring, within an episode.
@@ -106,33 +107,35 @@ def open_loop_error(
     and only its stored rows count.
     """
     (capacity, envs), length = ring.reward.shape, max(AHEAD)
-    clock = StepCounters(step, jnp.zeros((), jnp.int32))
-    rows = read(ring, choose(clock, capacity, envs, WINDOWS, length, online=False, key=key), length)
-    present, key_ahead, key_changed = jnp.minimum(step, capacity), jr.fold_in(key, 0), jr.fold_in(key, 2)
-    ahead, observed, _ = open_loop_errors(model, rows, AHEAD, hypers.unimix, context=1, present=present, key=key_ahead)
-    changed = changed_right(model, rows, hypers.unimix, present, key=key_changed)
+    counters = StepCounters(step, jnp.zeros((), jnp.int32))
+    rows = read_windows(ring, sample_windows(counters, capacity, envs, WINDOWS, length, online=False, key=key), length)
+    stored_rows, key_ahead, key_changed = jnp.minimum(step, capacity), jr.fold_in(key, 0), jr.fold_in(key, 2)
+    ahead, observed, _ = open_loop_errors(
+        model, rows, AHEAD, hypers.unimix, context=1, stored_rows=stored_rows, key=key_ahead
+    )
+    changed = changed_accuracy(model, rows, hypers.unimix, stored_rows, key=key_changed)
     return OpenLoopError(ahead.loss, observed.loss, changed)
 
 
-def novelty(
+def measure_novelty(
     env: Environment, agent: Agent, ring: ReplayBuffer, coverage: Coverage, hypers: Hypers, *, key: PRNGKeyArray
 ) -> Novelty:
     """Visits as counted, and the reward of every action in each state, averaged over stored rows of the state.
 
     Rows are read with their stored latents. Each state has the same number of them, however seldom it was visited.
     """
-    about = jnp.full(coverage.visits.shape, jnp.nan)
+    by_state = jnp.full(coverage.visits.shape, jnp.nan)
     if (reward := agent.intrinsic) is not None:
-        rows, present = rows_of_states(coverage.where, env.states.size if env.states else 0, key=key)
+        rows, has_rows = rows_of_states(coverage.where, env.states.size if env.states else 0, key=key)
         actions = action_vectors(env.action_space)
         by_row = lax.map(
-            lambda index: _novelty_of_rows(reward.measured, agent.model, ring, index, actions, hypers), rows.T
+            lambda index: _rewards_at_rows(reward.novelty_signal, agent.model, ring, index, actions, hypers), rows.T
         )
-        about = jnp.where(present[:, None], by_row.mean(0), jnp.nan)  # over K
-    return Novelty(coverage.visits, about, coverage.episodes, coverage.goal_episode, coverage.solved_episode)
+        by_state = jnp.where(has_rows[:, None], by_row.mean(0), jnp.nan)  # over K
+    return Novelty(coverage.visits, by_state, coverage.episodes, coverage.goal_episode, coverage.solved_episode)
 
 
-def reward_baselines(
+def measure_baselines(
     env: Environment,
     config: Config,
     agent: Agent,
@@ -151,34 +154,34 @@ def reward_baselines(
     capacity = capacity_of(ring)
     newest = (step - 1 - jnp.arange(min(RECENT_ROWS, capacity))) % capacity
     recent = jax.tree.map(lambda x: x[newest], ring)
-    present = (jnp.arange(newest.size) < step)[:, None] & ~recent.is_last
+    is_valid = (jnp.arange(newest.size) < step)[:, None] & ~recent.is_last
 
     def act(actor_state, key):
         actor_state, row, _ = collect(env, agent, RandomPolicy(env.action_space), actor_state, hypers, key=key)
         return actor_state, row
 
-    actor_state = start(env, agent.model, RANDOM_ENVS, key=key_start)
+    actor_state = init_actor_state(env, agent.model, RANDOM_ENVS, key=key_start)
     _, fresh = lax.scan(act, actor_state, jr.split(key_steps, RANDOM_STEPS))
     assert agent.intrinsic is not None
-    intrinsic = agent.intrinsic.measured
-    untrained = intrinsic.untrained(config, env.obs_space, env.action_space, key=key_members)
+    intrinsic = agent.intrinsic.novelty_signal
+    untrained = intrinsic.reinitialize(config, env.obs_space, env.action_space, key=key_members)
     return RewardBaselines(
-        _mean_novelty(intrinsic, agent.model, recent, present, hypers),
-        _mean_novelty(untrained, agent.model, recent, present, hypers),
-        _mean_novelty(intrinsic, agent.model, fresh, ~fresh.is_last, hypers),
+        _mean_reward(intrinsic, agent.model, recent, is_valid, hypers),
+        _mean_reward(untrained, agent.model, recent, is_valid, hypers),
+        _mean_reward(intrinsic, agent.model, fresh, ~fresh.is_last, hypers),
     )
 
 
-def _mean_novelty(
-    reward: IntrinsicReward, model: WorldModel, rows: Row, present: Bool[Array, "R N"], hypers: Hypers
+def _mean_reward(
+    reward: IntrinsicReward, model: WorldModel, rows: Row, is_valid: Bool[Array, "R N"], hypers: Hypers
 ) -> Float[Array, ""]:
     """The mean over stored rows. An episode's last row is left out, since no action was taken there."""
-    feat = posterior(model, rows).feat
+    feat = stored_latent(model, rows).feat
     by_row = reward(model, feat, action_vector(model, rows.action), hypers)
-    return jnp.where(present, by_row, 0.0).sum() / present.sum()
+    return jnp.where(is_valid, by_row, 0.0).sum() / is_valid.sum()
 
 
-def _novelty_of_rows(
+def _rewards_at_rows(
     reward: IntrinsicReward,
     model: WorldModel,
     ring: ReplayBuffer,
@@ -186,9 +189,9 @@ def _novelty_of_rows(
     actions: Float[Array, "U A"],
     hypers: Hypers,
 ) -> Float[Array, "X U"]:
-    """The novelty of each action at these rows of the ring."""
-    slot = jnp.unravel_index(index, ring.reward.shape)
-    feat = Latent.stored(ring.deter[slot], ring.stoch[slot], model.rssm.classes, model.dtype).feat
+    """The reward of each action at these rows of the ring."""
+    position = jnp.unravel_index(index, ring.reward.shape)
+    feat = Latent.stored(ring.deter[position], ring.stoch[position], model.rssm.classes, model.dtype).feat
 
     def of_action(action):
         return reward(model, feat, jnp.broadcast_to(action, (*index.shape, *action.shape)), hypers)
@@ -205,9 +208,7 @@ def rows_of_states(row_states: Int[Array, "C N"], states: int, *, key: PRNGKeyAr
     Returns:
         positions in the flattened ring; whether the state has any row, [X] (else the positions mean nothing).
     """
-    order = jnp.argsort(
-        row_states.reshape(-1), stable=True
-    )  # rows of one state stand together, those of none come first
+    order = jnp.argsort(row_states.reshape(-1), stable=True)  # rows of a state are together, those of none come first
     count = jnp.bincount(jnp.where(row_states < 0, states, row_states).reshape(-1), length=states + 1)[:states]
     first = row_states.size - count.sum() + jnp.cumsum(count) - count
     offset = jr.randint(key, (states,), 0, jnp.maximum(count, 1))

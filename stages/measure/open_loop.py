@@ -18,11 +18,11 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from envs.environment import Environment, Obs, Space, obs_entries, zip_entries
 from stages.agent import Agent
 from stages.behavior import Behavior
-from stages.collect import collect, start
+from stages.collect import collect, init_actor_state
 from stages.config import Hypers, Scalar
 from stages.decode import Decoder, recon_loss, reconstruct
 from stages.encode import join
-from stages.imagine import open_loop, posterior
+from stages.imagine import open_loop, stored_latent
 from stages.replay import Row
 from stages.rssm import Latent, imagine_step
 from stages.uniform import RandomPolicy
@@ -42,7 +42,7 @@ class Played(eqx.Module):
     state: Int[Array, "T N"] | None  # which countable state (envs.environment.StateSpace); None where there are none
 
 
-class Errors(eqx.Module):
+class PredictionErrors(eqx.Module):
     """How far predicted observations are from the real ones."""
 
     loss: Float[Array, "..."]  # the decoder's loss, a mean over the observation's numbers (decode.recon_loss)
@@ -70,7 +70,8 @@ def play_rows(
         after, row, _ = collect(env, agent, behavior, actor_state, hypers, greedy=greedy, key=key_step)
         return after, (row, state)
 
-    return Played(*lax.scan(step, start(env, agent.model, envs, key=key_start), jr.split(key_loop, length))[1])
+    actor_state = init_actor_state(env, agent.model, envs, key=key_start)
+    return Played(*lax.scan(step, actor_state, jr.split(key_loop, length))[1])
 
 
 def episode_step(is_first: Bool[Array, "T N"]) -> Int[Array, "T N"]:
@@ -79,40 +80,40 @@ def episode_step(is_first: Bool[Array, "T N"]) -> Int[Array, "T N"]:
     return rows - lax.cummax(jnp.where(is_first, rows, 0))
 
 
-def errors(decoder: Decoder, latent: Latent, obs: Obs) -> Errors:
+def prediction_errors(decoder: Decoder, latent: Latent, obs: Obs) -> PredictionErrors:
     """Errors, each [...], of the observations predicted from states [..., D] and [..., S, K]."""
     space, lead = decoder.space, latent.deter.shape[:-1]
     loss = recon_loss(decoder, latent, obs) / sum(math.prod(entry.shape) for entry in obs_entries(space).values())
     right = _equal_numbers(space, jax.tree.map(jnp.round, reconstruct(decoder, latent)), obs, lead)
     if right.shape[-1] == 0:
         nan = jnp.full(lead, jnp.nan)
-        return Errors(loss, nan, nan)
-    return Errors(loss, right.mean(-1), right.min(-1))
+        return PredictionErrors(loss, nan, nan)
+    return PredictionErrors(loss, right.mean(-1), right.min(-1))
 
 
-def _equal_numbers(space: Space, obs: Obs, other: Obs, lead: tuple[int, ...]) -> Float[Array, "..."]:
+def _equal_numbers(space: Space, obs: Obs, other_obs: Obs, lead: tuple[int, ...]) -> Float[Array, "..."]:
     """1 where two observations agree, else 0: the numbers of binary and categorical entries, [*lead, numbers]."""
-    entries = zip_entries(space, obs, other)
+    entries = zip_entries(space, obs, other_obs)
     equal = [(a == b).reshape(*lead, -1) for _, entry, a, b in entries if entry.kind in ("binary", "categorical")]
     return join([x.astype(jnp.float32) for x in equal]) if equal else jnp.zeros((*lead, 0))
 
 
-def changed_right(
-    model: WorldModel, rows: Row, unimix: Scalar, present: Int[Array, ""], *, key: PRNGKeyArray
+def changed_accuracy(
+    model: WorldModel, rows: Row, unimix: Scalar, stored_rows: Int[Array, ""], *, key: PRNGKeyArray
 ) -> Float[Array, ""]:
     """Of the binary and categorical numbers that differ between row 0 and row 1 of an episode, the share that the prior
     predicts right from row 0. NaN where none differs.
 
     Args:
         rows: [T, N, ...], with the posterior states.
-        present: how many of the T rows have been collected.
+        stored_rows: how many of the T rows have been collected.
     """
     first, second = (jax.tree.map(lambda x, t=t: x[t], rows) for t in (0, 1))
     lead, space = second.is_first.shape, model.decoder.space
     uniform = jr.uniform(key, (*lead, model.rssm.stoch))
-    latent = imagine_step(model.rssm, posterior(model, first), action_vector(model, first.action), uniform, unimix)
+    latent = imagine_step(model.rssm, stored_latent(model, first), action_vector(model, first.action), uniform, unimix)
     likeliest = jax.tree.map(jnp.round, reconstruct(model.decoder, latent))
-    is_valid = ~second.is_first & (present > 1)
+    is_valid = ~second.is_first & (stored_rows > 1)
     changed = (1 - _equal_numbers(space, first.obs, second.obs, lead)) * is_valid[:, None]
     return (changed * _equal_numbers(space, likeliest, second.obs, lead)).sum() / changed.sum()
 
@@ -123,15 +124,15 @@ def open_loop_errors(
     ahead: tuple[int, ...],
     unimix: Scalar,
     context: int = CONTEXT,
-    present: Int[Array, ""] | int | None = None,
+    stored_rows: Int[Array, ""] | int | None = None,
     *,
     key: PRNGKeyArray,
-) -> tuple[Errors, Errors, Int[Array, " H"]]:
+) -> tuple[PredictionErrors, PredictionErrors, Int[Array, " H"]]:
     """Errors of predictions `ahead` [H] rows after the first `context` rows, which the model sees, in one episode.
 
     Args:
         rows: [T, N, ...], T at least context + max(ahead).
-        present: how many of the T rows have been collected; None: all.
+        stored_rows: how many of the T rows have been collected; None: all.
 
     Returns:
         (errors of the model run forward, errors of the posterior that sees those rows, number of windows whose episode
@@ -139,12 +140,13 @@ def open_loop_errors(
     """
     target = jnp.array(ahead) + context - 1
     same_episode = jnp.cumsum(rows.is_first, 0) == rows.is_first[0]
-    rows_present = rows.is_first.shape[0] if present is None else present
-    is_valid = same_episode[target] & (target < rows_present)[:, None]
+    row_count = rows.is_first.shape[0] if stored_rows is None else stored_rows
+    is_valid = same_episode[target] & (target < row_count)[:, None]
     observed, count = episode_step(rows.is_first) < context, is_valid.sum(1)
 
     def mean(latent):
         latent, obs = jax.tree.map(lambda x: x[target], (latent, rows.obs))
-        return jax.tree.map(lambda x: jnp.where(is_valid, x, 0).sum(1) / count, errors(model.decoder, latent, obs))
+        errors = prediction_errors(model.decoder, latent, obs)
+        return jax.tree.map(lambda x: jnp.where(is_valid, x, 0).sum(1) / count, errors)
 
-    return mean(open_loop(model, rows, observed, unimix, key=key)), mean(posterior(model, rows)), count
+    return mean(open_loop(model, rows, observed, unimix, key=key)), mean(stored_latent(model, rows)), count

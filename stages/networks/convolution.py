@@ -10,15 +10,15 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from stages.networks.layers import RMSNorm, truncated_normal
 
-MOST_SLICED = 1600  # H * W of the largest board: Pong's 30 x 40 is one, a 64 x 64 image is not
+MAX_SLICED_SIZE = 1600  # H * W of the largest board: Pong's 30 x 40 is one, a 64 x 64 image is not
 
 
 class Conv(eqx.Module):
     """Convolution with "same" padding and stride 1 over [..., H, W, C].
 
     Boards are convolved as shifted slices and one matrix product. A library convolution with weights per seed becomes a
-    grouped one. That is 6 to 12 times slower on a CPU (forward and backward, 4 seeds, 15 x 20 to 64 x 64). Images take
-    the library's all the same: the slices of a batch would need a gigabyte a seed.
+    grouped one. That is 6 to 12 times slower on a CPU (forward and backward, 4 seeds, 15 x 20 to 64 x 64). Images use
+    the library's convolution nevertheless: the slices of a batch would need a gigabyte a seed.
     """
 
     weight: Float[Array, "k k i o"]
@@ -30,7 +30,7 @@ class Conv(eqx.Module):
         self.bias = jnp.zeros((outputs,))
 
     def __call__(self, x: Float[Array, "... H W i"]) -> Float[Array, "... H W o"]:
-        y = self._slices(x) if x.shape[-3] * x.shape[-2] <= MOST_SLICED else self._library(x)
+        y = self._slices(x) if x.shape[-3] * x.shape[-2] <= MAX_SLICED_SIZE else self._library(x)
         return y + self.bias.astype(x.dtype)
 
     def _slices(self, x):

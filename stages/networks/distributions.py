@@ -22,7 +22,7 @@ from stages.config import Scalar
 from stages.fast.kernels import matmul_highest, softmax
 
 MIN_STD, MAX_STD = 0.1, 1.0
-SMALLEST = 1e-30  # in float32 it changes no probability that a sample can have
+MIN_PROB = 1e-30  # in float32 it changes no probability that a sample can have
 
 
 class Categorical(eqx.Module):
@@ -41,7 +41,7 @@ class Categorical(eqx.Module):
         probs = softmax(outputs.astype(jnp.float32))
         probs = (1 - unimix) * probs + unimix / outputs.shape[-1]
         # Without a uniform share a class may have probability 0; its logarithm must not be infinite.
-        return Categorical(probs, jnp.log(probs + SMALLEST))
+        return Categorical(probs, jnp.log(probs + MIN_PROB))
 
     @staticmethod
     def outputs(actions: ActionSpace) -> int:

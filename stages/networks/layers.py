@@ -1,4 +1,4 @@
-"""Layers: Linear, RMSNorm, Dense, MLP, Outputs, Head and BlockLinear, initialised as DreamerV3's.
+"""Layers: Linear, RMSNorm, Dense, MLP, ParallelLinear, Head and BlockLinear, initialised as DreamerV3's.
 
 Every layer acts on the last axes and takes any leading ones. Parameters are float32; a layer computes in its input's
 type. Source: DreamerV3's embodied/jax/nets.py, re-derived.
@@ -83,8 +83,8 @@ class MLP(eqx.Module):
         return x
 
 
-class Outputs(eqx.Module):
-    """Several Linears that read the same, their outputs concatenated; the optimiser clips each by itself."""
+class ParallelLinear(eqx.Module):
+    """Several Linears of one input, their outputs concatenated; the optimiser clips each by itself."""
 
     parts: Stacked
 
@@ -96,10 +96,10 @@ class Outputs(eqx.Module):
 
 
 class Head(eqx.Module):
-    """MLP and a linear output, or several; `scale` multiplies the output layer's initial weights."""
+    """MLP and `parts` linear output layers; `scale` multiplies the output layers' initial weights."""
 
     mlp: MLP
-    out: Linear | Outputs
+    out: Linear | ParallelLinear
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ class Head(eqx.Module):
         if parts == 1:
             self.out = Linear(units, outputs, scale=scale, key=key_out)
         else:
-            self.out = Outputs(units, outputs, parts, scale=scale, key=key_out)
+            self.out = ParallelLinear(units, outputs, parts, scale=scale, key=key_out)
 
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
         return self.out(self.mlp(x)).astype(jnp.float32)

@@ -63,8 +63,8 @@ class Comparison:
     runs: list[Result]
     differing: list[str]  # settings that are not the same in all of them
     groups: list[Group]  # one for each environment
-    over: list[Line]  # over environments: one for each choice of settings that was run in several of them
-    over_pairs: list[Pair]
+    across_envs: list[Line]  # one for each choice of settings that was run in several environments
+    pairs_across_envs: list[Pair]
     notes: list[str]
 
 
@@ -77,7 +77,7 @@ def compare(runs: Sequence[Result]) -> Comparison:
     groups = [_group(env, members) for env, members in by_env.items()]
     # Environments need different numbers of steps. So LENGTH counts as a setting only where it differs within one.
     varied = {name for group in groups for name in differing_settings(group.runs)}
-    lines, pairs, notes = _over(groups, [name for name in differing if name not in LENGTH or name in varied])
+    lines, pairs, notes = _across_envs(groups, [name for name in differing if name not in LENGTH or name in varied])
     versions = {name for run in runs for name in run.settings if name.startswith("versions.")}
     for name in sorted(versions):
         if len(values := dict.fromkeys(str(run.settings.get(name)) for run in runs)) > 1:
@@ -193,7 +193,7 @@ def _some(items: list[str], limit: int = 8) -> str:
     return ", ".join(items[:limit]) + (f" and {len(items) - limit} more" if len(items) > limit else "")
 
 
-def _over(groups: list[Group], differing: list[str]) -> tuple[list[Line], list[Pair], list[str]]:
+def _across_envs(groups: list[Group], differing: list[str]) -> tuple[list[Line], list[Pair], list[str]]:
     """Each combination of settings, over the environments that all combinations were run on."""
     if len(groups) < 2:
         return [], [], []

@@ -43,9 +43,9 @@ def tables(comparison: Comparison) -> list[Table]:
         result.append(_scores(f"{group.env}: final scores{after}", group.lines, group.notes + apart))
         result += _improvement(group.env, group.pairs) + _novelty(group.env, group.lines)
         result += event_table(group.env, group.runs)
-    if comparison.over:
-        result.append(_scores("Over environments, 0 the lowest return and 1 the highest", comparison.over, []))
-    result += _improvement("Over environments", comparison.over_pairs)
+    if comparison.across_envs:
+        result.append(_scores("Over environments, 0 the lowest return and 1 the highest", comparison.across_envs, []))
+    result += _improvement("Over environments", comparison.pairs_across_envs)
     if comparison.notes:
         result.append(Table("", [], [], comparison.notes))
     return result
@@ -114,10 +114,13 @@ def comparison_json(comparison: Comparison) -> JsonObject:
             "improvement": [_pair_json(pair) for pair in group.pairs],
             "notes": group.notes,
         }
-    over = {line.name: _line_json(line) for line in comparison.over}
+    across_envs = {line.name: _line_json(line) for line in comparison.across_envs}
     return {
         "environments": groups,
-        "over_environments": {"scores": over, "improvement": [_pair_json(pair) for pair in comparison.over_pairs]},
+        "over_environments": {
+            "scores": across_envs,
+            "improvement": [_pair_json(pair) for pair in comparison.pairs_across_envs],
+        },
         "notes": comparison.notes,
     }
 

@@ -76,7 +76,7 @@ def median_episode(episodes: ArrayLike) -> float:
     return float(np.median(np.where(values > 0, values, np.inf))) if values.size else math.nan
 
 
-def contrast_metrics(collected: ArrayLike, untrained: ArrayLike, random: ArrayLike) -> dict[str, Floats]:
+def baseline_metrics(collected: ArrayLike, untrained: ArrayLike, random: ArrayLike) -> dict[str, Floats]:
     """Each seed's intrinsic reward where states cannot be counted, and the ratio collected / untrained; name -> [S].
 
     The ratio falls from 1 as the reward learns the collected rows. If the explorer seeks high rewards, the mean at its

@@ -2,8 +2,8 @@
 
 Orbax writes them to one folder for each round and process, `checkpoints/round-0000/process-0/STEP`. A checkpoint is
 either complete or does not exist. It holds every array of the state (parameters, optimiser, targets, replay,
-environments, keys) and the clock. It holds the log so far as JSON, with the run's arguments and versions. Checksums of
-its files are compared before anything is read. Processes resume from the newest checkpoint that all of them have.
+environments, keys) and the counters. It holds the log so far as JSON, with the run's arguments and versions. Checksums
+of its files are compared before anything is read. Processes resume from the newest checkpoint that all of them have.
 """
 
 from __future__ import annotations

@@ -211,7 +211,7 @@ def _group(checkpoints: Checkpoints, checkpoint: CheckpointId, path: Path, wante
         return None
     part, best_steps = _part(env, config, hypers, width, adapted), log.get("best_steps")  # in a copy of best agents
     if best and best_steps is None:
-        # The checkpoint has the state, the clock and the best agents.
+        # The checkpoint has the state, the counters and the best agents.
         without, _, agent = checkpoints.restore(checkpoint, (part._replace(agent=None), None, part.agent), part=True)
         part, evaluation = without._replace(agent=agent), log["evaluation"]
         points = best_points(evaluation["steps"], evaluation["scores"])

@@ -12,7 +12,7 @@ import psutil
 Devices = Sequence[Any]
 """jax's devices, or stand-ins with a platform and memory_stats."""
 
-SHARE = 0.8  # of the free memory may be used: the rest is for the compiler, fragmentation and other programs
+USABLE_SHARE = 0.8  # of the free memory may be used: the rest is for the compiler, fragmentation and other programs
 
 
 class Need(NamedTuple):
@@ -24,11 +24,11 @@ class Need(NamedTuple):
 
 def need(program: Any) -> Need:
     """The memory of a compiled program as the compiler reports it; zeros if it reports nothing."""
-    account = program.memory_analysis()
-    if account is None:
+    analysis = program.memory_analysis()
+    if analysis is None:
         return Need(0, 0)
-    results = account.output_size_in_bytes - account.alias_size_in_bytes
-    return Need(account.argument_size_in_bytes, account.temp_size_in_bytes + results)
+    results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return Need(analysis.argument_size_in_bytes, analysis.temp_size_in_bytes + results)
 
 
 def shared(devices: Devices) -> bool:
@@ -42,12 +42,12 @@ def free(devices: Devices) -> float:
     Infinite if no device reports its memory.
     """
     if shared(devices):
-        return min(psutil.virtual_memory().available, free_of_groups())
+        return min(psutil.virtual_memory().available, free_in_cgroups())
     stats = [device.memory_stats() or {} for device in devices]
     return min(s.get("bytes_limit", math.inf) - s.get("bytes_in_use", 0) for s in stats)
 
 
-def free_of_groups(root: Path = Path("/")) -> float:
+def free_in_cgroups(root: Path = Path("/")) -> float:
     """Bytes below the limits of this process's control groups (a container's limit), infinite without a limit.
 
     Both versions of Linux's control groups; `root` is where /proc and /sys are.
@@ -104,12 +104,12 @@ def format_bytes(size: float) -> str:
     return f"{size / unit:,.1f} {name}"
 
 
-class Room(NamedTuple):
-    """Memory that a process may use."""
+class MemoryBudget(NamedTuple):
+    """The memory that a process may use."""
 
     devices: Devices
     sharers: int  # processes that share the devices' memory
-    allowed: float  # bytes that the user allows; 0: no limit but the free memory, of which a plan takes SHARE
+    allowed: float  # bytes that the user allows; 0: no limit but the free memory, of which a plan takes USABLE_SHARE
 
     def free(self) -> float:
         """Bytes: all that the user allows, or this process's share of what is free now."""
@@ -117,9 +117,9 @@ class Room(NamedTuple):
 
     def usable(self) -> float:
         """Bytes that a plan may take: all that the user allows, or a share of what is free."""
-        return self.allowed or SHARE * self.free()
+        return self.allowed or USABLE_SHARE * self.free()
 
-    def words(self) -> str:
+    def describe(self) -> str:
         """How much memory there is, as text for a message."""
-        words = f"{format_bytes(self.free())} are {'allowed' if self.allowed else 'free'}"
-        return words if shared(self.devices) else f"{words} on each device"
+        text = f"{format_bytes(self.free())} are {'allowed' if self.allowed else 'free'}"
+        return text if shared(self.devices) else f"{text} on each device"

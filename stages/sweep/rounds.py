@@ -39,23 +39,23 @@ class Round:
             return list(range(len(self.seeds)))
         return [slot for slot, number in enumerate(self.trials) if number == trial]
 
-    def hypers(self, of_trials: Sequence[Hypers]) -> Hypers:
-        """The hyperparameters of each of `mine`, [P]."""
-        records = [of_trials[trial] for trial in self.mine_trials or [0] * len(self.mine)]
+    def hypers(self, trial_hypers: Sequence[Hypers]) -> Hypers:
+        """The hyperparameters of each of `mine`, [P], from those of each trial."""
+        records = [trial_hypers[trial] for trial in self.mine_trials or [0] * len(self.mine)]
         return jax.tree.map(lambda *values: np.array(values, np.float32), *records)
 
 
 class Phase(NamedTuple):
-    """A stretch of a round in one mode: `chunks` calls of `iterations` iterations each (Config.schedule)."""
+    """A part of a round in one mode: `chunks` calls of `chunk_iterations` iterations each (Config.schedule)."""
 
     compiled: CompiledPhase
-    iterations: int
+    chunk_iterations: int
     chunks: int
 
     @property
-    def total(self) -> int:
+    def total_iterations(self) -> int:
         """Iterations of the whole phase."""
-        return self.iterations * self.chunks
+        return self.chunk_iterations * self.chunks
 
 
 class Fit(NamedTuple):
@@ -73,8 +73,8 @@ class Plan(NamedTuple):
     phases: list[Phase]  # compiled
     rounds: list[Round]
     parameters: dict[str, int]  # of a seed, by part
-    line: str  # says what runs side by side, and why
-    steps: int = 0  # that a seed collects, in all phases
+    description: str  # a line: what runs side by side, and why
+    steps: int = 0  # of a seed, in all phases
 
 
 class TaskerScores(NamedTuple):
@@ -90,25 +90,25 @@ class Evaluator:
     def __init__(self, round: Round, processes: Processes):
         self.round, self.processes = round, processes
 
-    def __call__(self, compiled: CompiledPhase, state: TrainState, clock: StepCounters) -> TaskerScores:
+    def __call__(self, compiled: CompiledPhase, state: TrainState, counters: StepCounters) -> TaskerScores:
         """The tasker's mean scores over evaluation episodes."""
-        played = compiled.evaluate(state, self.round.mine, int(clock.step))
-        means = self.processes.gather([np.asarray(x).mean(1) for x in (played.score, played.expected)])
+        played = compiled.evaluate(state, self.round.mine, int(counters.step))
+        means = self.processes.gather([np.asarray(x).mean(1) for x in (played.score, played.expected_score)])
         return TaskerScores(*(mean[: len(self.round.seeds)] for mean in means))
 
 
-def split_chunks(config: Config, todo: int, points: int) -> tuple[int, int]:
-    """(iterations of a chunk, chunks) that collect `todo` rows or little more: chunks are equal, so one is compiled."""
-    iterations = -(-_iterations(config, todo) // points)
-    return iterations, _chunks(config, todo, iterations)
+def split_chunks(config: Config, rows: int, log_points: int) -> tuple[int, int]:
+    """(iterations of a chunk, chunks) that collect so many rows or little more. Chunks are equal: one is compiled."""
+    iterations = -(-_iterations(config, rows) // log_points)
+    return iterations, _chunks(config, rows, iterations)
 
 
-def _iterations(config: Config, todo: int) -> int:
-    return max(1, -(-todo // (config.schedule[0] * config.envs)))
+def _iterations(config: Config, rows: int) -> int:
+    return max(1, -(-rows // (config.schedule[0] * config.envs)))
 
 
-def _chunks(config: Config, todo: int, iterations: int) -> int:
-    return -(-_iterations(config, todo) // iterations)
+def _chunks(config: Config, rows: int, iterations: int) -> int:
+    return -(-_iterations(config, rows) // iterations)
 
 
 def phases_of(
@@ -116,33 +116,31 @@ def phases_of(
     config: Config,
     devices: Devices,
     width: int,
-    points: int,
-    iterations: Sequence[int] = (),
+    log_points: int,
+    chunk_iterations: Sequence[int] = (),
 ) -> list[Phase]:
     """The phases of a round of `width` seeds on these devices, not compiled yet.
 
     Args:
-        points: chunks in each phase, at most.
-        iterations: of a chunk, in each phase, if a resumed run keeps its chunks; else empty.
+        log_points: chunks in each phase, at most.
+        chunk_iterations: in each phase, of a resumed run, which keeps its chunks; else empty.
     """
     mesh, task = mesh_for(width, devices), dataclasses.replace(config, mode="task")
     prefilled = config.prefill * config.envs
-    stretches = [(config, config.steps - prefilled)] + ([(task, config.adapt_steps)] if config.adapt_steps else [])
-    if iterations:
-        split = [
-            (n, _chunks(phase_config, todo, n)) for (phase_config, todo), n in zip(stretches, iterations, strict=True)
-        ]
+    wanted = [(config, config.steps - prefilled)] + ([(task, config.adapt_steps)] if config.adapt_steps else [])
+    if chunk_iterations:
+        split = [(n, _chunks(*phase, n)) for phase, n in zip(wanted, chunk_iterations, strict=True)]
     else:
-        split = [split_chunks(phase_config, todo, points) for phase_config, todo in stretches]
+        split = [split_chunks(*phase, log_points) for phase in wanted]
     # Rows that are collected, which may be more than asked for since chunks are equal: the ring must hold all of them.
     rows = [
         n * chunks * phase_config.schedule[0] * phase_config.envs
-        for (phase_config, _), (n, chunks) in zip(stretches, split, strict=True)
+        for (phase_config, _), (n, chunks) in zip(wanted, split, strict=True)
     ]
     exact = {"steps": prefilled + rows[0], "adapt_steps": sum(rows[1:])}
     return [
         Phase(CompiledPhase(env, dataclasses.replace(phase_config, **exact), mesh), n, chunks)
-        for (phase_config, _), (n, chunks) in zip(stretches, split, strict=True)
+        for (phase_config, _), (n, chunks) in zip(wanted, split, strict=True)
     ]
 
 
@@ -154,14 +152,14 @@ def prepare(phases: list[Phase], width: int, usable: float) -> float:
     """
     (first, iterations, _), *adapting = phases
     pools = first.mesh.size if memory.shared(list(first.mesh.devices)) else 1
-    state, clock = first.shapes(width)
+    state, counters = first.shapes(width)
     held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)) / first.mesh.size * pools
-    minimum = held + first.least(state)
+    minimum = held + first.min_bytes_per_seed(state)
     if minimum > usable:
         return minimum
     try:
-        needs = [first.prepare(state, clock, iterations)]
-        needs += [phase.compiled.prepare(state, clock, phase.iterations, adapts=True) for phase in adapting]
+        needs = [first.prepare(state, counters, iterations)]
+        needs += [phase.compiled.prepare(state, counters, phase.chunk_iterations, adapts=True) for phase in adapting]
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):  # a TPU's compiler raises this for a program that does not fit
             raise
@@ -169,17 +167,17 @@ def prepare(phases: list[Phase], width: int, usable: float) -> float:
     return max(needs) * pools
 
 
-def side_by_side(seeds: int, devices: int, limit: float) -> int:
-    """Seeds of a round, P, at most `limit`: the fewest rounds, equally full, and equally many seeds on each device.
+def round_width(seeds: int, devices: int, limit: float) -> int:
+    """The seeds of a round, P: for the fewest rounds of at most `limit` seeds, equally full, on equally full devices.
 
     P is a multiple of the devices, or fewer than them. Rounded up, it can exceed `seeds`.
     """
-    limit = int(min(_fill(seeds, devices), limit))
+    limit = int(min(_slots_for(seeds, devices), limit))
     limit = limit if limit <= devices else limit // devices * devices
-    return _fill(-(-seeds // -(-seeds // limit)), devices) if limit else 0
+    return _slots_for(-(-seeds // -(-seeds // limit)), devices) if limit else 0
 
 
-def _fill(seeds: int, devices: int) -> int:
+def _slots_for(seeds: int, devices: int) -> int:
     """Slots for so many seeds: equally many on each device where there are more seeds than devices."""
     return seeds if seeds <= devices else -(-seeds // devices) * devices
 
@@ -201,19 +199,19 @@ def fit_width(
         limit: seeds side by side at most.
         minimum: give up where not even so many fit.
     """
-    width, all_need = side_by_side(seeds, len(devices), limit), 0.0
+    width, all_need = round_width(seeds, len(devices), limit), 0.0
     while True:
         built = build(width)
         need = prepare(built, width, usable())
-        room = usable()
+        available = usable()
         if not math.isinf(need):
             all_need = max(all_need, need * max(1, seeds / width))
-        if need <= room:
+        if need <= available:
             return Fit(width, built, need, all_need)
         if width <= minimum:
             return Fit(0, built, need, all_need)
-        guess = width // 2 if math.isinf(need) else int(width * room / need)
-        width = side_by_side(seeds, len(devices), max(minimum, min(guess, width - 1)))
+        guess = width // 2 if math.isinf(need) else int(width * available / need)
+        width = round_width(seeds, len(devices), max(minimum, min(guess, width - 1)))
 
 
 # ---- the sweep's rounds --------------------------------------------------------------------------------------------
@@ -224,11 +222,11 @@ def assign(seeds: list[int], width: int, processes: Processes, trials: Sequence[
     pairs = [(trial, seed) for trial in trials or [0] for seed in seeds]
     block, rounds = width * processes.count, []
     for start in range(0, len(pairs), block):
-        logged = pairs[start : start + block]
-        slots = logged + logged[-1:] * (block - len(logged))
+        in_round = pairs[start : start + block]
+        slots = in_round + in_round[-1:] * (block - len(in_round))
         local = slots[processes.index * width :][:width]
-        numbers = [[trial for trial, _ in pairs] if trials else [] for pairs in (logged, local)]
-        rounds.append(Round([seed for _, seed in logged], [seed for _, seed in local], *numbers))
+        numbers = [[trial for trial, _ in pairs] if trials else [] for pairs in (in_round, local)]
+        rounds.append(Round([seed for _, seed in in_round], [seed for _, seed in local], *numbers))
     return rounds
 
 
@@ -255,27 +253,28 @@ def plan(
     Raises:
         ConfigError: not even one seed fits, or not as many as `parallel` wants; in all processes.
     """
-    room = memory.Room(devices, processes.on_this_machine() if memory.shared(devices) else 1, allowed)
+    budget = memory.MemoryBudget(devices, processes.on_this_machine() if memory.shared(devices) else 1, allowed)
     agents = len(seeds) * max(1, len(trials))
-    share = -(-agents // processes.count)
+    process_seeds = -(-agents // processes.count)
     if parallel == "auto":
-        fitted = fit_width(share, devices, build, room.usable, minimum=_fewest(share, devices))
+        fitted = fit_width(process_seeds, devices, build, budget.usable, minimum=_min_width(process_seeds, devices))
     else:
         limit = math.inf if parallel >= agents else max(1, parallel // processes.count)
-        fitted = fit_width(share, devices, build, room.free, limit, minimum=side_by_side(share, len(devices), limit))
+        minimum = round_width(process_seeds, len(devices), limit)
+        fitted = fit_width(process_seeds, devices, build, budget.free, limit, minimum)
     agreed = min(int(answer) for answer in processes.exchange(b"%d" % fitted.width))
     if not agreed:
-        raise _memory_error(fitted, room.words(), parallel)
+        raise _memory_error(fitted, budget.describe(), parallel)
     fitted = _narrowed(fitted, agreed, build)
     rounds = assign(seeds, agreed, processes, trials)
-    line = _announce(fitted, rounds, processes, room.words(), tight=fitted.need > room.usable())
+    description = _describe(fitted, rounds, processes, budget.describe(), tight=fitted.need > budget.usable())
     compiled, config = fitted.phases[0].compiled, fitted.phases[0].compiled.config
-    return Plan(fitted.phases, rounds, compiled.parameters(agreed), line, config.steps + config.adapt_steps)
+    return Plan(fitted.phases, rounds, compiled.parameters(agreed), description, config.steps + config.adapt_steps)
 
 
-def _fewest(share: int, devices: Devices) -> int:
+def _min_width(process_seeds: int, devices: Devices) -> int:
     """Seeds side by side that need the least memory: on accelerators one on each device, which share none."""
-    return 1 if memory.shared(devices) else min(share, len(devices))
+    return 1 if memory.shared(devices) else min(process_seeds, len(devices))
 
 
 def _narrowed(fitted: Fit, width: int, build: Callable[[int], list[Phase]]) -> Fit:
@@ -286,23 +285,23 @@ def _narrowed(fitted: Fit, width: int, build: Callable[[int], list[Phase]]) -> F
     return Fit(width, built, prepare(built, width, math.inf), fitted.all_need)
 
 
-def _memory_error(fitted: Fit, room: str, parallel: int | Literal["auto"]) -> ConfigError:
+def _memory_error(fitted: Fit, budget: str, parallel: int | Literal["auto"]) -> ConfigError:
     """Why the sweep does not fit, and what to do."""
     if fitted.width:
         return ConfigError("the sweep does not fit into the memory of another process")
     problem = "not even one seed fits" if parallel == "auto" else f"--parallel {parallel} does not fit"
     advice = "or take a smaller --preset" if parallel == "auto" else "or leave --parallel at auto"
     return ConfigError(
-        f"{problem}: it needs {format_bytes(fitted.need)}, and {room}; lower --replay.capacity, --envs or "
+        f"{problem}: it needs {format_bytes(fitted.need)}, and {budget}; lower --replay.capacity, --envs or "
         f"--replay.batch-size, {advice}"
     )
 
 
-def _announce(fitted: Fit, rounds: list[Round], processes: Processes, room: str, tight: bool) -> str:
+def _describe(fitted: Fit, rounds: list[Round], processes: Processes, budget: str, tight: bool) -> str:
     """What will run side by side, and why, in a line."""
     seeds, width = sum(len(round.seeds) for round in rounds), fitted.width * processes.count
     scope = " in each process" if processes.count > 1 else ""
-    line = f"seeds side by side: {seeds}; they need {format_bytes(fitted.need)}{scope}, {room}"
+    line = f"seeds side by side: {seeds}; they need {format_bytes(fitted.need)}{scope}, {budget}"
     if len(rounds) > 1:
-        line = f"{len(rounds)} rounds of {width}: {seeds} seeds need {format_bytes(fitted.all_need)}{scope}, {room}"
+        line = f"{len(rounds)} rounds of {width}: {seeds} seeds need {format_bytes(fitted.all_need)}{scope}, {budget}"
     return line + (": that is tight, and may fail; a smaller --parallel, or auto, is safe" if tight else "")

@@ -30,8 +30,8 @@ from stages.sweep import memory
 from stages.sweep.start import usable_cores
 from stages.train import Progress, TrainState
 
-MEASURING = 2**31
-"""The first number of the random streams that measurements use."""
+FIRST_MEASURE_STREAM = 2**31
+"""The first random stream of measurements (`keys_of`): theirs are this number and above."""
 CPU_VMAP_WIDTH = 1
 """Seeds that a CPU device computes at once, measured: see docs/speed.md."""
 ONCE, EACH_CHUNK = 0, 1
@@ -46,27 +46,27 @@ def mesh_for(seeds: int, devices: memory.Devices | None = None) -> Mesh:
 
 
 def keys_of(seeds: Sequence[int], stream: int) -> jax.Array:
-    """A key for each seed. Random stream 0 is for training, MEASURING and above to measure, others to evaluate."""
+    """A key for each seed. Random stream 0 trains; those from FIRST_MEASURE_STREAM on measure; all others evaluate."""
     keys = jax.vmap(jr.key)(jnp.asarray(seeds, jnp.uint32))
     return jax.vmap(jr.fold_in, (0, None))(keys, stream)
 
 
-def over_seeds(mesh: Mesh, fn: Callable, seed_args: int, clock: bool, vmap_width: int = 0) -> Callable:
+def over_seeds(mesh: Mesh, fn: Callable, seed_args: int, has_counters: bool, vmap_width: int = 0) -> Callable:
     """`fn` of one seed -> a function of a sweep: the first `seed_args` arguments have a seed axis, and so do results.
 
-    With `clock`, the last argument and the second result are the counters. They are the same for all seeds and never
-    batched. With `vmap_width`, a device computes at most that many seeds at once (in_lanes).
+    With `has_counters`, the last argument and the second result are the counters. They are the same for all seeds and
+    never batched. With `vmap_width`, a device computes at most that many seeds at once (in_lanes).
     """
-    axes = (0,) * seed_args + ((None,) if clock else ())
-    out_axes: Any = (0, None, 0) if clock else 0
+    axes = (0,) * seed_args + ((None,) if has_counters else ())
+    out_axes: Any = (0, None, 0) if has_counters else 0
     specs = tuple(P("seeds") if a == 0 else P() for a in axes)
-    out_specs: Any = (P("seeds"), P(), P("seeds")) if clock else P("seeds")
+    out_specs: Any = (P("seeds"), P(), P("seeds")) if has_counters else P("seeds")
     batched = in_lanes(fn, vmap_width) if vmap_width else jax.vmap(fn, in_axes=axes, out_axes=out_axes)
     return jax.shard_map(batched, mesh=mesh, in_specs=specs, out_specs=out_specs, check_vma=False)
 
 
 def in_lanes(fn: Callable, vmap_width: int) -> Callable:
-    """`fn(state, clock) -> (state, clock, progress)` of one seed -> of seeds [S, ...], `vmap_width` of them at a time.
+    """`fn(state, counters) -> (state, counters, progress)` of one seed -> of seeds [S, ...], `vmap_width` at a time.
 
     Each lane runs to the end before the next begins, so that a processor's cache holds the lane's whole state. That
     state is sliced from the state of all seeds and written back to it. A lane of one seed has no seed axis. A single
@@ -77,7 +77,7 @@ def in_lanes(fn: Callable, vmap_width: int) -> Callable:
     take = functools.partial(lax.dynamic_index_in_dim, keepdims=False, allow_negative_indices=False)
     put = functools.partial(lax.dynamic_update_index_in_dim, allow_negative_indices=False)
 
-    def run(state, clock):
+    def run(state, counters):
         seeds = jax.tree.leaves(state)[0].shape[0]
         width = max(w for w in range(1, min(vmap_width, seeds) + 1) if seeds % w == 0)
         batched = fn if width == 1 else jax.vmap(fn, in_axes=(0, None), out_axes=(0, None, 0))
@@ -85,14 +85,14 @@ def in_lanes(fn: Callable, vmap_width: int) -> Callable:
 
         def one(carry, lane):
             lanes, _ = carry
-            part, after, progress = batched(jax.tree.map(lambda x: _row_major(take(x, lane)), lanes), clock)
+            part, after, progress = batched(jax.tree.map(lambda x: _row_major(take(x, lane)), lanes), counters)
             lanes = jax.tree.map(lambda x, new: put(x, _row_major(new), lane, 0), lanes, part)
             return (lanes, after), progress
 
         if width < seeds:
-            (lanes, after), progress = lax.scan(one, (lanes, clock), jnp.arange(seeds // width))
+            (lanes, after), progress = lax.scan(one, (lanes, counters), jnp.arange(seeds // width))
         else:
-            part, after, progress = batched(jax.tree.map(lambda x: _row_major(x.reshape(x.shape[1:])), lanes), clock)
+            part, after, progress = batched(jax.tree.map(lambda x: _row_major(x.reshape(x.shape[1:])), lanes), counters)
             lanes, progress = jax.tree.map(lambda x: _row_major(x.reshape(1, *x.shape)), (part, progress))
         axes = 2 if width > 1 else 1
         lanes, progress = jax.tree.map(lambda x: x.reshape(seeds, *x.shape[axes:]), (lanes, progress))
@@ -114,8 +114,8 @@ def vmap_width_of(config: Config, mesh: Mesh) -> int:
     return config.vmap_width or (CPU_VMAP_WIDTH if mesh.devices.flat[0].platform == "cpu" else 0)
 
 
-def _compiled_fast(mesh: Mesh, level: int) -> dict[str, int | bool] | None:
-    """Compiler options for a program that runs seldom: on a CPU, optimising it takes longer than running it."""
+def _fast_compile_options(mesh: Mesh, level: int) -> dict[str, int | bool] | None:
+    """Compiler options of a program that runs seldom: on a CPU, full optimisation takes longer than running it."""
     if mesh.devices.flat[0].platform != "cpu":
         return None
     # jaxlib 0.10 still has its older emitters: they compile in half the time, and some kernels are slower.
@@ -123,8 +123,8 @@ def _compiled_fast(mesh: Mesh, level: int) -> dict[str, int | bool] | None:
     return {"xla_backend_optimization_level": level} | emitters
 
 
-def _measured(state: TrainState) -> tuple[PyTree, ...]:
-    """The parts of a state that measurements read."""
+def _measure_inputs(state: TrainState) -> tuple[PyTree, ...]:
+    """The parts of a state that `measure` reads."""
     return state.agent, state.ring, state.coverage, state.hypers, state.env_params
 
 
@@ -142,12 +142,12 @@ class CompiledPhase:
         def init(hypers, key):
             return train.init(env, config, hypers, key=key)
 
-        def prefill(state, clock):
-            return train.collect_steps(env, config, state, clock, config.prefill)
+        def prefill(state, counters):
+            return train.collect_steps(env, config, state, counters, config.prefill)
 
-        def train_chunk(iterations, state, clock):
+        def train_chunk(iterations, state, counters):
             self.traces["train_chunk"] += 1
-            return train.train_chunk(env, config, iterations, state, clock)
+            return train.train_chunk(env, config, iterations, state, counters)
 
         def score(agent, hypers, env_params, key):
             self.traces["evaluate"] += 1
@@ -157,7 +157,7 @@ class CompiledPhase:
             return measure(env.with_params(env_params), config, agent, ring, coverage, step, hypers, key=key)
 
         def jit(level: int) -> Callable[..., jax.stages.Wrapped]:
-            return functools.partial(jax.jit, compiler_options=_compiled_fast(mesh, level))
+            return functools.partial(jax.jit, compiler_options=_fast_compile_options(mesh, level))
 
         self._jitted = {
             "init": jit(ONCE)(wrap(init, 2, False)),
@@ -174,20 +174,20 @@ class CompiledPhase:
         self._prepared: tuple[tuple[int, int], float] | None = None  # (seeds, iterations) of `prepare`, and its result
 
     def shapes(self, seeds: int) -> tuple[TrainState, StepCounters]:
-        """The state of so many seeds after `prefill`, and the clock, as shapes: nothing is computed or allocated."""
+        """The state of so many seeds after `prefill`, and the counters, as shapes: nothing is computed or allocated."""
         traced = self._jitted["init"].trace(self._hyper_shapes(seeds), self._key_shapes(seeds))
         return self._placed(traced.out_info, P("seeds")), self._placed(jax.eval_shape(StepCounters.zero), P())
 
-    def adapted(self, state: TrainState) -> TrainState:
-        """What `adapt` makes of a state of these shapes, as shapes."""
+    def adapted_shapes(self, state: TrainState) -> TrainState:
+        """The shapes of what `adapt` makes of a state of these shapes."""
         return self._placed(jax.eval_shape(jax.vmap(train.adapt), state), P("seeds"))
 
     def parameters(self, seeds: int) -> dict[str, int]:
-        """Parameters of one of so many seeds, by part; nothing is computed."""
+        """Parameter counts of a seed, by part, from the shapes of so many seeds side by side."""
         state, _ = self.shapes(seeds)
         return parameter_counts(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state.agent))
 
-    def least(self, state: TrainState) -> float:
+    def min_bytes_per_seed(self, state: TrainState) -> float:
         """A lower bound of the bytes that one seed needs in addition to its state, from shapes alone.
 
         While it trains, these are in memory at once: a batch, its features, what two heads store for their gradients,
@@ -200,7 +200,7 @@ class CompiledPhase:
         kept, noise = (model.feat + 2 * model.units) * half, self.config.horizon * model.stoch * 4
         return max(starts * (row + kept + noise), self.config.eval_episodes * row)
 
-    def prepare(self, state: TrainState, clock: StepCounters, iterations: int, adapts: bool = False) -> float:
+    def prepare(self, state: TrainState, counters: StepCounters, iterations: int, adapts: bool = False) -> float:
         """Compile all programs from shapes alone, unless they are compiled already.
 
         Args:
@@ -214,19 +214,19 @@ class CompiledPhase:
         if self._prepared and self._prepared[0] == (seeds, iterations):
             return self._prepared[1]
         keys = self._key_shapes(seeds)
-        state = self.adapted(before) if adapts else before
+        state = self.adapted_shapes(before) if adapts else before
         step = self._placed(jax.ShapeDtypeStruct(keys.shape, jnp.int32), P("seeds"))
         # The longest first. One on each core, since each takes memory; the next is traced while one compiles.
         jobs = {
-            "train_chunk": (self._train_chunk(iterations), state, clock),
+            "train_chunk": (self._train_chunk(iterations), state, counters),
             "evaluate": (self._jitted["evaluate"], state.agent, state.hypers, state.env_params, keys),
-            "measure": (self._jitted["measure"], *_measured(state), step, keys),
+            "measure": (self._jitted["measure"], *_measure_inputs(state), step, keys),
         }
         if adapts:
             jobs["adapt"] = (self._jitted["adapt"], before)
         else:
             jobs["init"] = (self._jitted["init"], state.hypers, keys)
-            jobs["prefill"] = (self._jitted["prefill"], state, clock)
+            jobs["prefill"] = (self._jitted["prefill"], state, counters)
         with concurrent.futures.ThreadPoolExecutor(usable_cores()) as pool, warnings.catch_warnings():
             # The buffers that `adapt` drops are donated, too, and cannot be reused for its results.
             warnings.filterwarnings("ignore", "Some donated buffers were not usable", UserWarning)
@@ -240,9 +240,9 @@ class CompiledPhase:
         self._prepared = (seeds, iterations), highest
         return highest
 
-    def compile(self, state: TrainState, clock: StepCounters, iterations: int) -> jax.stages.Compiled:
-        """Compile `train_chunk` for chunks of `iterations` iterations; returns the compiled program."""
-        self._compiled[iterations] = self._train_chunk(iterations).lower(state, clock).compile()
+    def compile_chunk(self, state: TrainState, counters: StepCounters, iterations: int) -> jax.stages.Compiled:
+        """Compile `train_chunk` for chunks of so many iterations; returns the compiled program."""
+        self._compiled[iterations] = self._train_chunk(iterations).lower(state, counters).compile()
         return self._compiled[iterations]
 
     def init(self, seeds: Sequence[int], hypers: Hypers) -> TrainState:
@@ -260,12 +260,12 @@ class CompiledPhase:
         return self._run("prefill", state, StepCounters.zero())
 
     def train_chunk(
-        self, state: TrainState, clock: StepCounters, iterations: int
+        self, state: TrainState, counters: StepCounters, iterations: int
     ) -> tuple[TrainState, StepCounters, Progress]:
         """One chunk. Consumes `state`."""
         if iterations not in self._compiled:
-            self.compile(state, clock, iterations)
-        return self._compiled[iterations](state, clock)
+            self.compile_chunk(state, counters, iterations)
+        return self._compiled[iterations](state, counters)
 
     def adapt(self, state: TrainState) -> TrainState:
         """An exploring phase's state without the explorer, as mode task trains it. Consumes `state`."""
@@ -276,9 +276,9 @@ class CompiledPhase:
         return self._run("evaluate", state.agent, state.hypers, state.env_params, self._keys(seeds, evaluation + 1))
 
     def measure(self, state: TrainState, seeds: Sequence[int], step: int) -> Measurement:
-        """What is measured of each seed, [seeds, ...], after so many steps of each environment."""
+        """The measurements of each seed, [seeds, ...], after `step` steps of each environment."""
         steps = jax.device_put(np.full(len(seeds), step, np.int32), NamedSharding(self.mesh, P("seeds")))
-        return self._run("measure", *_measured(state), steps, self._keys(seeds, MEASURING + step))
+        return self._run("measure", *_measure_inputs(state), steps, self._keys(seeds, FIRST_MEASURE_STREAM + step))
 
     def _run(self, name: str, *args: PyTree) -> Any:
         """Call a program. If `prepare` has not compiled it, it is compiled now."""

@@ -24,7 +24,7 @@ from stages.config import Config, ConfigError, Hypers
 
 DRAW_SEED = 0  # of random search: the same command tries the same settings
 HYPERS = tuple(field.name for field in dataclasses.fields(Hypers))
-ALONE: JsonObject = {"sweep": (), "trials": 0}
+NO_SWEEP: JsonObject = {"sweep": (), "trials": 0}
 """The settings that ask for a sweep, as a run without a sweep has them."""
 
 
@@ -64,40 +64,48 @@ def programs_of(argv: Sequence[str], arguments: Arguments) -> list[Program]:
     settings = dict(_setting(flags, arguments) for flags in arguments.sweep)
     if len(settings) < len(arguments.sweep):
         raise ConfigError("--sweep names a setting twice: give all of its values at once, as in lr=1e-4,1e-3")
-    chosen = _drawn(settings, arguments) if arguments.trials else _grid(settings)
-    if len(chosen) * arguments.seeds > MOST_SEEDS:
-        agents = f"{len(chosen)} trials of {arguments.seeds} seeds"
+    combinations = _drawn(settings, arguments) if arguments.trials else _grid(settings)
+    if len(combinations) * arguments.seeds > MOST_SEEDS:
+        agents = f"{len(combinations)} trials of {arguments.seeds} seeds"
         raise ConfigError(f"{agents} are more than {MOST_SEEDS:,} agents: take fewer --seeds, values or --trials")
-    remaining = _without_sweep(argv)
-    top, shapes = arguments.logdir, [name for name in settings if not _is_hyper(name)]
+    argv = _without_sweep(argv)
+    static_names = [name for name in settings if not _is_hyper(name)]
+    hyper_names = [name for name in settings if _is_hyper(name)]
+    sweep_request = {name: getattr(arguments, name) for name in NO_SWEEP}
     programs: dict[str, Program] = {}
-    for values in chosen:
-        shape, hypers = _folder(values, shapes), _folder(values, [name for name in settings if name not in shapes])
-        if shape not in programs:
-            flags = [token for name in shapes for token in (_flag(name), values[name])]
-            asked = {name: getattr(arguments, name) for name in ALONE}
-            trained = dataclasses.replace(parse([*remaining, *flags]), logdir=_inside(top, shape), **asked)
-            programs[shape] = Program(shape, trained, [])
-        flags = [token for name, value in values.items() for token in (_flag(name), value)]
-        trained = dataclasses.replace(parse([*remaining, *flags]), logdir=_inside(top, shape, hypers), **ALONE)
-        programs[shape].trials.append(Trial(hypers, trained, values))
-    if len(shapes) == len(settings):  # each is an ordinary run
+    for values in combinations:
+        program_name, trial_name = _folder_name(values, static_names), _folder_name(values, hyper_names)
+        if program_name not in programs:
+            program_arguments = dataclasses.replace(
+                _parse_with(argv, {name: values[name] for name in static_names}),
+                logdir=_inside(arguments.logdir, program_name),
+                **sweep_request,
+            )
+            programs[program_name] = Program(program_name, program_arguments, [])
+        logdir = _inside(arguments.logdir, program_name, trial_name)
+        trial_arguments = dataclasses.replace(_parse_with(argv, values), logdir=logdir, **NO_SWEEP)
+        programs[program_name].trials.append(Trial(trial_name, trial_arguments, values))
+    if not hyper_names:  # each is an ordinary run
         return [Program(p.name, p.trials[0].arguments, p.trials) for p in programs.values()]
     return list(programs.values())
+
+
+def _parse_with(argv: Sequence[str], values: Mapping[str, str]) -> Arguments:
+    """The command line's arguments with these settings' values."""
+    return parse([*argv, *(token for name, value in values.items() for token in (_flag(name), value))])
 
 
 def describe(programs: Sequence[Program]) -> str:
     """What a sweep does, in a line."""
     names = list(programs[0].trials[0].settings)
-    shapes = [name for name in names if not _is_hyper(name)]
+    static_names = [name for name in names if not _is_hyper(name)]
     count = sum(len(program.trials) for program in programs)
     line = f"sweep of {', '.join(names)}: {count} trials"
-    if not shapes:
+    if not static_names:
         return f"{line}, side by side in one program"
-    needs = "sets" if len(shapes) == 1 else "set"
-    return (
-        f"{line} in {len(programs)} programs, one after the other, since {', '.join(shapes)} {needs} what is compiled"
-    )
+    needs = "sets" if len(static_names) == 1 else "set"
+    why = f"since {', '.join(static_names)} {needs} what is compiled"
+    return f"{line} in {len(programs)} programs, one after the other, {why}"
 
 
 # ---- names and values ----------------------------------------------------------------------------------------------
@@ -127,7 +135,7 @@ def _flag(name: str) -> str:
     return "--" + ("hypers." if _is_hyper(name) else "") + name.replace("_", "-")
 
 
-def _folder(values: Mapping[str, str], names: Sequence[str]) -> str:
+def _folder_name(values: Mapping[str, str], names: Sequence[str]) -> str:
     """A folder's name that says these settings' values."""
     return ",".join(re.sub(r"[^\w.+=-]", "_", f"{name}={values[name]}") for name in names)
 
@@ -142,7 +150,7 @@ def _values(name: str, values: str) -> list[str]:
     items = [value.strip() for value in values.split(",")]
     if "" in items or len(set(items)) < len(items):
         raise ConfigError(f"--sweep {name}={values}: a value is empty or given twice")
-    if len({_folder({name: item}, [name]) for item in items}) < len(items):
+    if len({_folder_name({name: item}, [name]) for item in items}) < len(items):
         raise ConfigError(f"--sweep {name}={values}: two values would have one folder's name; rename one of them")
     return items
 
@@ -158,7 +166,7 @@ def _grid(settings: Mapping[str, str]) -> list[dict[str, str]]:
 
 def _drawn(settings: Mapping[str, str], arguments: Arguments) -> list[dict[str, str]]:
     """Random search: at most `arguments.trials` different trials. Every setting's value is drawn independently."""
-    rng, integers = np.random.default_rng(DRAW_SEED), _whole_settings(arguments.config)
+    rng, integers = np.random.default_rng(DRAW_SEED), _integer_settings(arguments.config)
     trials = []
     for _ in range(arguments.trials):
         trial = {}
@@ -191,7 +199,7 @@ def _range(name: str, values: str) -> tuple[str, float, float] | None:
     return scale, low, high
 
 
-def _whole_settings(config: Config) -> set[str]:
+def _integer_settings(config: Config) -> set[str]:
     """Settings that are whole numbers."""
     settings = flat(dataclasses.asdict(config))
     return {name for name, value in settings.items() if isinstance(value, int) and not isinstance(value, bool)}
@@ -199,10 +207,10 @@ def _whole_settings(config: Config) -> set[str]:
 
 def _without_sweep(argv: Sequence[str]) -> list[str]:
     """The command line without what asks for a sweep."""
-    remaining, tokens, asks = [], iter(argv), {_flag(name) for name in ALONE}
+    remaining, tokens, sweep_flags = [], iter(argv), {_flag(name) for name in NO_SWEEP}
     for token in tokens:
         flag, equals, _ = token.partition("=")
-        if flag.replace("_", "-") not in asks:
+        if flag.replace("_", "-") not in sweep_flags:
             remaining.append(token)
         elif not equals:
             next(tokens, None)

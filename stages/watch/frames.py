@@ -1,4 +1,4 @@
-"""Frames: the pictures of a film. Above, what happens and what the model expects; below, error and disagreement.
+"""Frames: the pictures of a film. Above, what happens and what the model expects; below, error and novelty.
 
 Boards are drawn as cells, by `Environment.tiles` if the environment has that. All other observations are drawn as lines
 over time, beside a map of the environment's states if it has one.
@@ -97,7 +97,7 @@ def _changes(number: Series, scene: Scene) -> int:
 
 
 def _frame(scene: Scene, layout: Layout, title: str, t: int) -> Image.Image:
-    strips, has_cells = 1 + (scene.disagreement is not None), layout.board is not None or scene.env.tiles is not None
+    strips, has_cells = 1 + (scene.novelty is not None), layout.board is not None or scene.env.tiles is not None
     beside = math.ceil(len(layout.numbers) / 2) * PLOT if has_cells else 0
     canvas = Canvas(WIDTH, TOP + BODY + beside + 18 + strips * STRIP + 10)
     _head(canvas, scene, title, t)
@@ -108,8 +108,8 @@ def _frame(scene: Scene, layout: Layout, title: str, t: int) -> Image.Image:
         _lines(canvas, scene, layout, t)
     top = TOP + BODY + beside + 18
     _strip(canvas, scene, t, top, scene.error, "error of the prediction", None)
-    if scene.disagreement is not None:
-        _strip(canvas, scene, t, top + STRIP, scene.disagreement, "novelty of the action taken", PURPLE)
+    if scene.novelty is not None:
+        _strip(canvas, scene, t, top + STRIP, scene.novelty, "novelty of the action taken", PURPLE)
     return canvas.finished()
 
 

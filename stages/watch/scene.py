@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from envs.environment import Environment
 from stages.decode import reconstruct
-from stages.imagine import open_loop, posterior
-from stages.measure.open_loop import CONTEXT, episode_step, errors, play_rows
+from stages.imagine import open_loop, stored_latent
+from stages.measure.open_loop import CONTEXT, episode_step, play_rows, prediction_errors
 from stages.store.load import AgentBatch, select_behavior, take_seeds
 from stages.sweep.sweep import keys_of
 from stages.world_model import action_vector
@@ -37,7 +37,7 @@ class Scene:
     ahead: NDArray[np.int32]  # rows since the model last saw one; 0 where it sees the row
     episode_step: NDArray[np.int32]  # rows before this one in its episode
     score: NDArray[np.float64]  # reward of the episode so far
-    disagreement: NDArray[np.float32] | None  # of the action, or another measured intrinsic reward; None without one
+    novelty: NDArray[np.float32] | None  # intrinsic reward of the action (IntrinsicReward.novelty_signal); or None
     state: NDArray[np.int32] | None  # countable state; None where there are none
     action: NDArray  # chosen at the row: indices [T], or numbers [T, A]
 
@@ -61,23 +61,23 @@ def record_scene(group: AgentBatch, seed: int, policy: str, rows: int, eval_seed
         step = episode_step(played.rows.is_first)
         observed = step % (CONTEXT + BLIND) < CONTEXT
         latent = open_loop(model, played.rows, observed, hypers.unimix, key=key_predict)
-        spread = None
+        novelty = None
         if agent.intrinsic is not None:
             action = action_vector(model, played.rows.action)
-            spread = agent.intrinsic.measured(model, posterior(model, played.rows).feat, action, hypers)
-            spread = jnp.where(played.rows.is_last, 0.0, spread)  # the action there leads nowhere
-        error = errors(model.decoder, latent, played.rows.obs).loss
-        arrays = (played.rows, reconstruct(model.decoder, latent), error, observed, step, spread, played.state)
+            novelty = agent.intrinsic.novelty_signal(model, stored_latent(model, played.rows).feat, action, hypers)
+            novelty = jnp.where(played.rows.is_last, 0.0, novelty)  # the action there leads nowhere
+        error = prediction_errors(model.decoder, latent, played.rows.obs).loss
+        arrays = (played.rows, reconstruct(model.decoder, latent), error, observed, step, novelty, played.state)
         return jax.tree.map(lambda x: x[:, 0], arrays)
 
     [key] = keys_of([seed], eval_seed + 1)
     # What is not finite cannot be drawn; a seed that diverged may show it.
     arrays = jax.tree.map(_finite, jax.jit(play)(agent, hypers, env_params, key))
-    played, predicted, error, observed, step, spread, state = arrays
+    played, predicted, error, observed, step, novelty, state = arrays
     total = np.cumsum(played.reward.astype(np.float64))
     score = total - (total - played.reward)[np.arange(rows) - step]
     ahead = np.maximum(0, step % (CONTEXT + BLIND) - CONTEXT + 1)
-    return Scene(group.env, played.obs, predicted, error, observed, ahead, step, score, spread, state, played.action)
+    return Scene(group.env, played.obs, predicted, error, observed, ahead, step, score, novelty, state, played.action)
 
 
 def _finite(x: jax.Array) -> NDArray:

@@ -24,13 +24,13 @@ from stages.store.fingerprint import COMPUTATION, fingerprint
 from stages.store.load import AgentBatch, Loaded, select_behavior
 from stages.sweep.sweep import keys_of, mesh_for, over_seeds
 
-KINDS = {"binary": "nats an entry", "categorical": "nats an entry", "real": "squared symlog", "image": "squared"}
+ERROR_UNITS = {"binary": "nats an entry", "categorical": "nats an entry", "real": "squared symlog", "image": "squared"}
 """The unit of a prediction error, by the kind of observation (stages/decode.py)."""
 
 
 def error_unit(space: Space) -> str:
     """The unit of prediction errors of this observation."""
-    return " + ".join(dict.fromkeys(KINDS[entry.kind] for entry in obs_entries(space).values()))
+    return " + ".join(dict.fromkeys(ERROR_UNITS[entry.kind] for entry in obs_entries(space).values()))
 
 
 class Scores(NamedTuple):
@@ -39,8 +39,8 @@ class Scores(NamedTuple):
     seeds: list[int]  # [S]
     score: Floats  # [S, E]; NaN where something was not finite
     length: Floats  # [S, E], rows
-    expected: Floats  # [S, E], what the reward head expected of these episodes in all
-    open_loop: dict[str, Floats]  # loss, right and exact [S, H] of the model run forward (open_loop.Errors)
+    expected_score: Floats  # [S, E], what the reward head expected of these episodes in all
+    open_loop: dict[str, Floats]  # loss, right and exact [S, H] of the model run forward (open_loop.PredictionErrors)
     posterior: dict[str, Floats]  # the same where the model sees the rows
     episodes: Floats  # [S, H]: how many episodes were long enough
 
@@ -99,7 +99,7 @@ def scores_json(loaded: Loaded, scores: Scores, policy: str, eval_seed: int | No
         "diverged": _diverged(loaded),
         "score": scores.score.mean(1),
         "length": scores.length.mean(1),
-        "expected_score": scores.expected.mean(1),
+        "expected_score": scores.expected_score.mean(1),
         "episode_scores": scores.score,
         **dataclasses.asdict(summary),
         "prediction": {
@@ -130,7 +130,7 @@ def _seed_table(loaded: Loaded, scores: Scores) -> Table:
         + [number(value, digits) for value in (values.mean(), values.min(), values.max())]
         + [f"{length.mean():.1f}", number(expected.mean(), digits)]
         for seed, values, length, expected in zip(
-            scores.seeds, scores.score, scores.length, scores.expected, strict=True
+            scores.seeds, scores.score, scores.length, scores.expected_score, strict=True
         )
     ]
     columns = ["seed", "steps", "score", "worst episode", "best episode", "length", "expected"]

@@ -36,7 +36,7 @@ from common import Result
 import run
 from envs import make
 from stages import train
-from stages.log import run_log
+from stages.sweep.memory import peak_memory_mb
 
 LOG_POINTS = 20
 
@@ -100,7 +100,7 @@ def needs(point: Result) -> Result:
     env = make(config.env, dict(config.env_args))
     init = lambda: train.init(env, config, arguments.hypers, key=jax.random.key(0))
     state_mb = arguments.seeds * common.bytes_of(jax.eval_shape(init)) / 1e6
-    return {"state_mb": state_mb, "idle_memory_mb": run_log.peak_memory_mb()}
+    return {"state_mb": state_mb, "idle_memory_mb": peak_memory_mb()}
 
 
 def measure(args: argparse.Namespace, seeds: int) -> list[Result]:

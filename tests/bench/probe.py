@@ -26,7 +26,7 @@ from common import table
 from envs.environment import Environment
 from stages.agent import Agent
 from stages.config import Hypers
-from stages.imagine import posterior
+from stages.imagine import stored_latent
 from stages.measure.open_loop import play_rows
 from stages.rssm import Latent, imagine_step
 from stages.store.load import load_run, take_seeds
@@ -59,7 +59,7 @@ def probe(
     key_play, key_imagine = jr.split(key)
     model, uniform = agent.model, RandomPolicy(env.action_space)
     rows = play_rows(env, agent, uniform, hypers, EPISODES, asked + 1, False, key=key_play).rows
-    states = posterior(model, rows)
+    states = stored_latent(model, rows)
     last = jax.tree.map(lambda x: x[-1], states)
     noise = jr.uniform(key_imagine, (EPISODES, model.rssm.stoch))
 

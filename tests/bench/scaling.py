@@ -47,18 +47,18 @@ def collect(point: Result, steps: int = 50) -> Result:
     config, hypers = made_up.configuration(point["size"], point["mode"], **point["changes"])
     seeds = point["seeds"]
     mesh = mesh_for(seeds, jax.devices()[: point["devices"] or None])
-    state, clock = update.made_up_state(config, hypers, mesh, seeds)
+    state, counters = update.made_up_state(config, hypers, mesh, seeds)
     env = made_up.Vector()
-    stepped = lambda state, clock: train.collect_steps(env, config, state, clock, steps)
+    stepped = lambda state, counters: train.collect_steps(env, config, state, counters, steps)
     compiled = (
         jax.jit(over_seeds(mesh, stepped, 1, True, vmap_width_of(config, mesh)), donate_argnums=0)
-        .lower(state, clock)
+        .lower(state, counters)
         .compile()
     )
 
     def advance():
-        nonlocal state, clock
-        state, clock, _ = jax.block_until_ready(compiled(state, clock))
+        nonlocal state, counters
+        state, counters, _ = jax.block_until_ready(compiled(state, counters))
 
     spent = common.median(common.seconds(advance, point["repeats"]))
     return {"seconds_per_env_step": spent / steps / seeds / config.envs}

@@ -121,12 +121,12 @@ def _chunk(setting: str, size: int) -> Callable[[], float]:
     mesh = mesh_for(SEEDS, jax.devices()[:1])
     env = registry.make(asked.config.env, dict(asked.config.env_args) | {"size": size})
     compiled = update.compile_updates(asked.config, asked.hypers, mesh, SEEDS, UPDATES, env)
-    state, clock = update.made_up_state(asked.config, asked.hypers, mesh, SEEDS, env)
+    state, counters = update.made_up_state(asked.config, asked.hypers, mesh, SEEDS, env)
 
     def chunk():
-        nonlocal state, clock
+        nonlocal state, counters
         begun = time.process_time()
-        state, clock, _ = jax.block_until_ready(compiled(state, clock))
+        state, counters, _ = jax.block_until_ready(compiled(state, counters))
         return (time.process_time() - begun) / UPDATES / SEEDS
 
     return chunk

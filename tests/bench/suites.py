@@ -31,7 +31,7 @@ import envs
 from envs.environment import Environment, env_step, obs_entries
 from stages import train
 from stages.cli.parse import parse
-from stages.collect import start
+from stages.collect import init_actor_state
 from stages.config import Config, Hypers
 from stages.replay import StepCounters
 from stages.sweep.start import start_jax
@@ -99,7 +99,7 @@ def made_up_state(env: Environment, config: Config, hypers: Hypers) -> TrainStat
     shapes = jax.eval_shape(lambda key: train.init(env, config, hypers, key=key), jr.key(0))
     is_key = lambda x: jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
     state = jax.tree.map(lambda x: jr.key(0) if is_key(x) else jnp.zeros(x.shape, x.dtype), shapes)
-    begin = jax.jit(lambda model, key: start(env, model, config.envs, key=key))
+    begin = jax.jit(lambda model, key: init_actor_state(env, model, config.envs, key=key))
     actor_state = begin(state.agent.model, jr.key(1))
     return dataclasses.replace(state, actor_state=actor_state, hypers=jax.tree.map(jnp.float32, hypers))
 
@@ -111,7 +111,7 @@ def measure(point: Result) -> Result:
     arguments = lambda size: parse(f"--env {point['env']} --preset {size} --envs {count} --steps 20000".split())
     said = {"entries": entries_of(env), "actions": actions_of(env)}
     config, hypers = arguments(point["collect_size"]).config, arguments(point["collect_size"]).hypers
-    state, clock = made_up_state(env, config, hypers), StepCounters.zero()
+    state, counters = made_up_state(env, config, hypers), StepCounters.zero()
     carry = state.actor_state.env_state, state.actor_state.timestep
     bare, compile_seconds = compiled(stepping(env, count, steps), carry, jr.key(2))
     carry = bare(carry, jr.key(3))
@@ -119,9 +119,11 @@ def measure(point: Result) -> Result:
         "compile_seconds": compile_seconds,
         "bare_steps_per_second": count * steps / processor_seconds(lambda: bare(carry, jr.key(4))),
     }
-    collect, _ = compiled(lambda state, clock: train.collect_steps(env, config, state, clock, steps)[:2], state, clock)
-    state, clock = collect(state, clock)
-    found["collect_steps_per_second"] = count * steps / processor_seconds(lambda: collect(state, clock))
+    collect, _ = compiled(
+        lambda state, counters: train.collect_steps(env, config, state, counters, steps)[:2], state, counters
+    )
+    state, counters = collect(state, counters)
+    found["collect_steps_per_second"] = count * steps / processor_seconds(lambda: collect(state, counters))
     for size in point["sizes"]:
         config, hypers = arguments(size).config, arguments(size).hypers
         found |= measured_update(made_up_state(env, config, hypers), config, size)
@@ -131,14 +133,14 @@ def measure(point: Result) -> Result:
 
 def measured_update(state: TrainState, config: Config, size: str, repeats: int = 5) -> Result:
     """Milliseconds of an update, the median of `repeats`, and what compiling it took."""
-    clock = StepCounters(jnp.int32(2 * config.replay.batch_length), jnp.int32(0))
+    counters = StepCounters(jnp.int32(2 * config.replay.batch_length), jnp.int32(0))
     update, compile_seconds = compiled(
-        lambda state, clock: train.update(config, state, clock)[0], state, clock, consumes=True
+        lambda state, counters: train.update(config, state, counters)[0], state, counters, consumes=True
     )
-    state, spent = update(state, clock), []
+    state, spent = update(state, counters), []
     for _ in range(repeats):
         begun = time.process_time()
-        state = jax.block_until_ready(update(state, clock))
+        state = jax.block_until_ready(update(state, counters))
         spent.append(time.process_time() - begun)
     return {f"update_ms_{size}": 1e3 * common.median(spent), f"update_compile_seconds_{size}": compile_seconds}
 

@@ -42,6 +42,7 @@ from stages import train
 from stages.config import Config, Hypers
 from stages.log import run_log
 from stages.replay import StepCounters
+from stages.sweep.memory import peak_memory_mb
 from stages.sweep.sweep import mesh_for, over_seeds, vmap_width_of
 from stages.world_model import compute_dtype
 
@@ -62,12 +63,12 @@ def measure(point: Result) -> Result:
     begun = time.perf_counter()
     compiled = compile_updates(config, hypers, mesh, seeds, updates)
     compile_seconds = time.perf_counter() - begun
-    state, clock = made_up_state(config, hypers, mesh, seeds)
+    state, counters = made_up_state(config, hypers, mesh, seeds)
     sizes_mb = {"state_mb": common.bytes_of(state) / 1e6} | memory_of(compiled, mesh.size)
 
     def advance():
-        nonlocal state, clock
-        state, clock, _ = jax.block_until_ready(compiled(state, clock))
+        nonlocal state, counters
+        state, counters, _ = jax.block_until_ready(compiled(state, counters))
 
     before = common.forget_peak()
     times = [spent / updates / seeds for spent in common.seconds(advance, point["repeats"])]
@@ -112,7 +113,7 @@ def products(config: Config, hypers: Hypers) -> Result:
 
 def memory_used(before: float | None, sizes_mb: Result) -> Result:
     """Peak memory since `before`, MB of this process with the state in it; and it over state and temporaries."""
-    whole = run_log.peak_memory_mb()
+    whole = peak_memory_mb()
     if jax.default_backend() == "cpu" and before is not None:
         peak = common.resident_mb("VmHWM") - before + sizes_mb["state_mb"]
     else:
@@ -135,13 +136,13 @@ def compile_updates(
 ) -> Any:
     """The compiled scan of `updates` updates of all seeds, made from shapes alone."""
 
-    def advance(state, clock):
+    def advance(state, counters):
         def one(carry, _):
-            state, clock, metrics = train.update(config, *carry)
-            return (state, clock), metrics
+            state, counters, metrics = train.update(config, *carry)
+            return (state, counters), metrics
 
-        (state, clock), metrics = jax.lax.scan(one, (state, clock), length=updates)
-        return state, clock, jax.tree.map(jnp.mean, metrics)
+        (state, counters), metrics = jax.lax.scan(one, (state, counters), length=updates)
+        return state, counters, jax.tree.map(jnp.mean, metrics)
 
     def placed(tree, spec):
         where = NamedSharding(mesh, spec)
@@ -174,11 +175,11 @@ def full(env: Environment, config: Config, hypers: Hypers, key: Any) -> train.Tr
 def made_up_state(
     config: Config, hypers: Hypers, mesh: Mesh, seeds: int, env: Environment = VECTOR
 ) -> tuple[train.TrainState, StepCounters]:
-    """States of all seeds, sharded, and a clock at which the ring is full and no window waits to be served."""
+    """States of all seeds, sharded, and counters at which the ring is full and no window waits to be served."""
     fill = jax.jit(over_seeds(mesh, functools.partial(full, env, config, hypers), 1, False))
     keys = jax.device_put(keys_of(seeds), NamedSharding(mesh, P("seeds")))
-    clock = StepCounters(jnp.int32(train.capacity(config)), jnp.int32(2**30))
-    return jax.block_until_ready((fill(keys), jax.device_put(clock, NamedSharding(mesh, P()))))
+    counters = StepCounters(jnp.int32(train.ring_capacity(config)), jnp.int32(2**30))
+    return jax.block_until_ready((fill(keys), jax.device_put(counters, NamedSharding(mesh, P()))))
 
 
 def memory_of(compiled: Any, devices: int) -> Result:
