@@ -49,7 +49,7 @@ def test_the_short_library_examples_run(compiled_once, monkeypatch, capsys, sect
     if page == "README.md":
         assert names["policy"].reset().action.shape and "(2, " in said
     else:
-        assert said.count("of task") == len(names["scores"]) == 4 and "100% of task, 0 s left" in said
+        assert said.count("of task") == len(names["scores"]) == 16 and "100% of task, 0 s left" in said
 
 
 def test_readme_is_short_and_its_links_lead_somewhere():
