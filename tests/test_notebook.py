@@ -14,12 +14,16 @@ from tests.runs import MIXED
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "docs" / "quickstart.ipynb"
 # A run that other tests compile, in the place of the notebook's, which takes minutes.
-SETTINGS = f"""from stages.cli.parse import parse
-from stages.sweep import sweep
+SETTINGS = f"""import functools
+from stages.cli.parse import parse
+from stages.sweep import rounds, sweep
 sweep.EACH_CHUNK = sweep.ONCE  # as conftest.py has it
 arguments = parse({MIXED})
 config, hypers = arguments.config, arguments.hypers
-training = dict(seeds=2, log_points=2, devices=1, parallel=2)"""
+training = dict(seeds=2, log_points=2, devices=1, parallel=2)
+# Both trainings have the programs of the first.
+rounds.CompiledPhase = functools.cache(rounds.CompiledPhase)
+envs.make = functools.partial(lambda env, *_: env, envs.make(config.env, dict(config.env_args)))"""
 
 
 @pytest.fixture
