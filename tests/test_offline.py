@@ -12,6 +12,7 @@ import pytest
 
 from stages import library, train
 from stages.config import ConfigError
+from stages.networks.heads import FIRST_END
 from stages.networks.two_hot import symexp_bins
 from stages.store.files import RunFolderError
 from tests.runs import ROOT, ROUNDS, rows
@@ -65,8 +66,8 @@ def test_an_imagined_score_is_what_the_heads_pay_until_the_end(bench, share, log
     ring = dataclasses.replace(state.ring, is_last=state.ring.is_last.at[::3].set(True))
     head, zero = state.agent.model.reward, state.agent.model.reward.bins // 2
     rewards = jnp.full(head.bins, -1e9).at[zero].set(jnp.log(1 - share)).at[zero + 1].set(jnp.log(share))
-    biases = lambda agent: (agent.model.reward.head.out.bias, agent.model.cont.head.out.bias)
-    agent = eqx.tree_at(biases, state.agent, (rewards, jnp.full((1,), logit)))
-    agent = eqx.tree_at(lambda agent: agent.model.cont.head.out.weight, agent, replace_fn=jnp.zeros_like)
+    ends = rewards + jax.nn.log_sigmoid(-logit) - FIRST_END  # which the head adds
+    bias = jnp.concatenate([rewards + jax.nn.log_sigmoid(logit), ends])
+    agent = eqx.tree_at(lambda agent: agent.model.reward.head.out.bias, state.agent, bias)
     found = offline.imagined_score(dataclasses.replace(state, agent=agent, ring=ring), 8, env, key=jr.key(1))
     assert float(found) == pytest.approx(expected * symexp_bins(head.bins)[zero + 1], rel=1e-4)
