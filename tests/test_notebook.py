@@ -61,7 +61,7 @@ def test_it_runs_to_its_end(notebook, tmp_path, monkeypatch):
     [settings] = [cell for cell in notebook.cells if "settings" in cell.metadata.get("tags", [])]
     settings.source = SETTINGS
     where = {"metadata": {"path": str(NOTEBOOK.parent)}}
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=where).execute()
+    NotebookClient(notebook, timeout=900, kernel_name="python3", resources=where).execute()
     assert_shows_what_it_promises(notebook)
 
 
