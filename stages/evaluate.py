@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -40,6 +41,13 @@ class Evaluation(NamedTuple):
     expected_score: Float[Array, " E"]
     """The sum of the reward head's expectations, at the states that the agent had at these rows. If it is far above the
     score, the policy seeks states whose reward the head overestimates."""
+
+
+class TaskerScores(NamedTuple):
+    """Means over the episodes of one evaluation, [seeds] of all processes, without padding."""
+
+    score: np.ndarray
+    expected: np.ndarray  # what the reward head expected of the same episodes
 
 
 class _Loop(eqx.Module):

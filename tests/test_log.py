@@ -17,6 +17,7 @@ import pytest
 import run
 from envs.environment import StateSpace
 from stages.collect import Episodes
+from stages.evaluate import TaskerScores
 from stages.figures import look
 from stages.log import round_log
 from stages.log import run_log as log_module
@@ -30,7 +31,7 @@ from stages.store import folder as folder_module
 from stages.store.files import RunFolderError, plain, write_error
 from stages.store.folder import RunFolder
 from stages.sweep.memory import peak_memory_mb
-from stages.sweep.rounds import Evaluator, Plan, Round, TaskerScores
+from stages.sweep.rounds import Evaluator, Plan, Round
 from stages.sweep.trials import Trial
 from stages.train import Progress
 from tests.pretended import STATE, Scored

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from stages.cli import terminal
 from stages.cli.settings_file import JsonObject
 from stages.config import Config
+from stages.evaluate import TaskerScores
 from stages.log.lines import Pace, agent_name, explored_words, plan_lines, progress_line, round_line, start_lines
 from stages.log.measured import measured_columns
 from stages.log.round_log import RoundLog, metric_rows
@@ -28,7 +29,7 @@ from stages.results.read import read_run
 from stages.store.files import RunFolderError, disk_is_full
 from stages.store.folder import RunFolder
 from stages.sweep.memory import Devices, peak_memory_mb
-from stages.sweep.rounds import Plan, Round, TaskerScores
+from stages.sweep.rounds import Plan, Round
 from stages.train import Progress
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from envs.environment import Environment
 from stages.cli.processes import Processes
 from stages.config import Config, ConfigError, Hypers
+from stages.evaluate import TaskerScores
 from stages.replay import StepCounters
 from stages.sweep import memory
 from stages.sweep.memory import Devices, format_bytes
@@ -77,13 +78,6 @@ class Plan(NamedTuple):
     steps: int = 0  # of a seed, in all phases
 
 
-class TaskerScores(NamedTuple):
-    """Means over the episodes of one evaluation, [seeds] of all processes, without padding."""
-
-    score: np.ndarray
-    expected: np.ndarray  # what the reward head expected of the same episodes
-
-
 class Evaluator:
     """Evaluations of one round's seeds. The env step alone decides which random stream draws the episodes."""
 
@@ -133,10 +127,7 @@ def phases_of(
     else:
         split = [split_chunks(*phase, log_points) for phase in wanted]
     # Rows that are collected, which may be more than asked for since chunks are equal: the ring must hold all of them.
-    rows = [
-        n * chunks * phase_config.schedule[0] * phase_config.envs
-        for (phase_config, _), (n, chunks) in zip(wanted, split, strict=True)
-    ]
+    rows = [n * chunks * part.schedule[0] * part.envs for (part, _), (n, chunks) in zip(wanted, split, strict=True)]
     exact = {"steps": prefilled + rows[0], "adapt_steps": sum(rows[1:])}
     return [
         Phase(CompiledPhase(env, dataclasses.replace(phase_config, **exact), mesh), n, chunks)
