@@ -57,11 +57,14 @@ def update_targets(
 
 
 def trainable(agent: Agent) -> Agent:
-    """A filter for `eqx.partition`: what the agent's optimiser updates. That is all of the agent, but for an intrinsic
-    reward with an optimiser of its own."""
-    has_own_optimizer = agent.intrinsic is not None and agent.intrinsic.updates > 0
-    everything = jax.tree.map(lambda _: True, agent)
-    return eqx.tree_at(lambda a: a.intrinsic, everything, False) if has_own_optimizer else everything
+    """A filter for `eqx.partition`: what the agent's optimiser updates. That is all of the agent, but for the range
+    of rewards, and for an intrinsic reward with an optimiser of its own."""
+    selected = jax.tree.map(lambda _: True, agent)
+    if agent.model.reward_range is not None:
+        selected = eqx.tree_at(lambda a: a.model.reward_range, selected, False)
+    if agent.intrinsic is not None and agent.intrinsic.updates > 0:
+        selected = eqx.tree_at(lambda a: a.intrinsic, selected, False)
+    return selected
 
 
 def without_explorer(agent: Agent) -> Agent:

@@ -17,6 +17,7 @@ from stages.collect import ActorState, collect, init_actor_state
 from stages.config import Config, Hypers
 from stages.finite import all_finite
 from stages.uniform import RandomPolicy
+from stages.world_model import expected_reward
 
 MAX_EVAL_ROWS = 64_000
 """The most rows of one evaluation of a seed, where only the time limit bounds the length of an episode."""
@@ -88,7 +89,7 @@ def evaluate(
         )
         is_running = ~loop.done
         reward = jnp.where(jax.vmap(all_finite)(row), row.reward, jnp.nan)
-        expected = agent.model.reward.mean(agent.model.reward(actor_state.latent.feat))
+        expected = expected_reward(agent.model, actor_state.latent.feat)
         played = Evaluation(
             loop.played.score + jnp.where(is_running, reward, 0.0),
             loop.played.length + is_running,

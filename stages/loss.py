@@ -4,6 +4,7 @@ stop_gradient separates the parts.
 Axes: T time, B windows, n = T B starts of imagination.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import equinox as eqx
@@ -22,10 +23,11 @@ from stages.replay import Row
 from stages.returns import ReturnScale
 from stages.rewards import Batch, centre, explorer_objective, explorer_rewards, tasker_objective, tasker_rewards
 from stages.rssm import Latent
-from stages.world_model import WorldModel, action_vector, model_loss, observe
+from stages.world_model import WorldModel, action_vector, model_loss, observe, reward_scale
 
 NAMED_BY_REWARD: tuple[str, ...] = ("rew", "replay_rew", "ret", "ret_scale", "val")
 """Metrics whose names end with the reward's."""
+IN_UNIT_OF_REWARD = ("rew", "replay_rew", "ret", "val")
 
 
 class LossAux(eqx.Module):
@@ -54,6 +56,7 @@ def agent_loss(
     tasker, explorer = learners(agent, targets, config, hypers)
 
     context = Latent.stored(rows.deter[0], rows.stoch[0], model.rssm.classes, model.dtype)
+    rows = dataclasses.replace(rows, reward=rows.reward / reward_scale(model))
     action, rows = action_vector(model, rows.action), jax.tree.map(lambda x: x[1:], rows)
     observed = observe(model, context, action[:-1], rows.obs, rows.is_first, hypers.unimix, key=key_observe)
     batch = Batch(rows, action[1:], observed.latent, observed.latent.feat)
@@ -119,8 +122,12 @@ def learner_loss(
 
     replay = Replayed(batch.feat, replayed, batch.rows.is_last, batch.rows.is_terminal)
     losses, scale, metrics = behavior_loss(behavior, target, trajectory, imagined, replay, objective, hypers)
+    metrics |= means
+    unit = reward_scale(model) if intrinsic is None else 1.0
+    for name in IN_UNIT_OF_REWARD:
+        metrics[name] *= unit
     suffix = dict.fromkeys(NAMED_BY_REWARD, f"_{objective.reward_name}")
-    return losses, scale, {name + suffix.get(name, ""): x for name, x in (means | metrics).items()}
+    return losses, scale, {name + suffix.get(name, ""): x for name, x in metrics.items()}
 
 
 def loss_scales(hypers: Hypers, agent: Agent) -> dict[str, Scalar]:

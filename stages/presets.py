@@ -70,7 +70,8 @@ def tiny_settings(config: Config, hypers: Hypers) -> tuple[Config, Hypers]:
     Critics then promised more than 1 in front of the goal, and the tasker stayed there. One distribution over both, and
     a shorter horizon, prevent that (docs/experiments/recipe.md).
     """
-    config = replace(config, task_norm="rms", model=replace(config.model, outcome="joint"))
+    model = replace(config.model, outcome="joint")
+    config = replace(config, task_norm="rms", normalize_rewards=True, model=model)
     return config, replace(hypers, entropy=0.1, continuous_entropy=0.1, discount_horizon=100.0)
 
 

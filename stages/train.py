@@ -31,6 +31,7 @@ from stages.intrinsic import VisitCounts
 from stages.loss import LossAux, agent_loss
 from stages.measure.coverage import Coverage, action_vectors, count_row, init_coverage, visits_at
 from stages.replay import ReplayBuffer, StepCounters
+from stages.world_model import see_rewards
 
 
 class TrainState(eqx.Module):
@@ -133,14 +134,15 @@ def update(
     windows = replay.sample_windows(counters, *shape, config.replay.online, key=key_windows)
     batch = replay.read_windows(state.ring, windows, config.replay.batch_length)
 
-    trained, fixed = eqx.partition(state.agent, trainable(state.agent))
+    agent = eqx.tree_at(lambda a: a.model, state.agent, see_rewards(state.agent.model, batch.reward))
+    trained, fixed = eqx.partition(agent, trainable(agent))
 
     def loss(trained: Agent) -> tuple[Float[Array, ""], LossAux]:
         return agent_loss(eqx.combine(trained, fixed), state.targets, batch, config, state.hypers, key=key_loss)
 
     (total, aux), grads = jax.value_and_grad(loss, has_aux=True)(trained)
     updates, opt_state = optimizer.optimizer(state.hypers).update(grads, state.opt_state, trained)
-    agent: Agent = eqx.combine(eqx.apply_updates(trained, updates), fixed)
+    agent = eqx.combine(eqx.apply_updates(trained, updates), fixed)
     targets = update_targets(state.targets, agent, aux.tasker_scale, aux.explorer_scale, state.hypers)
     latents = (aux.latent.deter.astype(state.ring.deter.dtype), aux.latent.classes)
 

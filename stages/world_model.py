@@ -28,6 +28,8 @@ class WorldModel(eqx.Module):
     decoder: Decoder
     reward: TwoHotHead | OutcomeHead
     cont: ContinueHead | None  # None: an OutcomeHead says both
+    reward_range: tuple[Float[Array, ""], Float[Array, ""]] | None
+    """The lowest and the highest reward so far, and 0; None: rewards are not normalised."""
     actions: ActionSpace = eqx.field(static=True)
     dtype: jnp.dtype = eqx.field(static=True)
 
@@ -42,8 +44,39 @@ class WorldModel(eqx.Module):
         else:
             self.reward = TwoHotHead(model.feat, model.units, 1, model.bins, key=key_reward)
             self.cont = ContinueHead(model.feat, model.units, key=key_cont)
+        self.reward_range = (jnp.zeros(()), jnp.zeros(())) if config.normalize_rewards else None
         self.actions = actions
         self.dtype = compute_dtype(model.dtype)
+
+
+def see_rewards(model: WorldModel, reward: Float[Array, "..."]) -> WorldModel:
+    """The model after it has seen rewards, in the environment's unit: `reward_scale` may have changed."""
+    if model.reward_range is None:
+        return model
+    low, high = model.reward_range
+    seen = (jnp.minimum(low, reward.min()), jnp.maximum(high, reward.max()))
+    return eqx.tree_at(lambda m: m.reward_range, model, seen)
+
+
+def reward_scale(model: WorldModel) -> Scalar:
+    """What rewards are divided by before they are learned: the largest absolute one so far; 1 where rewards are not
+    normalised.
+
+    As long as no reward was above 0, it is at least 1. If small costs were enlarged before anything is won, the tasker
+    would learn to avoid the way to the goal of Deep Sea, where a step to the right costs a thousandth of the goal.
+
+    Two-hot bins near 0 lie far apart (0.9 with 63 bins). A reward of 0.01 is a hundredth of that, and is never learned
+    (docs/experiments/recipe.md).
+    """
+    if model.reward_range is None:
+        return 1.0
+    low, high = model.reward_range
+    return jnp.where(high > 0, jnp.maximum(-low, high), jnp.maximum(-low, 1.0))
+
+
+def expected_reward(model: WorldModel, feat: Float[Array, "... F"]) -> Float[Array, "..."]:
+    """What the head expects on arrival in a state, in the environment's unit."""
+    return reward_scale(model) * model.reward.mean(model.reward(feat))
 
 
 def continue_logit(model: WorldModel, feat: Float[Array, "... F"]) -> Float[Array, "..."]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from envs.environment import ActionSpace, ObsSpace
-from stages.agent import Agent, Targets, Turns, collector, parameter_counts
+from stages.agent import Agent, Targets, Turns, collector, parameter_counts, trainable
 from stages.config import Config, EnsembleConfig
 from stages.presets import preset
 
@@ -67,6 +67,14 @@ def test_parameters_of_decoded_input_fixed_target_and_priors():
     first, last = (50 + 3) * 16 + 2 * 16, 16 * 32 + 32
     members, priors, projection = 5 * (first + 16 * 16 + 2 * 16 + last), 5 * (first + last), 50 * 32
     assert counts["intrinsic.ensemble"] == members + priors + projection
+
+
+def test_the_optimiser_does_not_move_the_range_of_rewards(config):
+    agent = shapes_of(dataclasses.replace(config, mode="task", normalize_rewards=True))
+    trained, fixed = eqx.partition(agent, trainable(agent))
+    assert jax.tree.leaves(trained.model.reward_range) == []
+    assert len(jax.tree.leaves(fixed)) == len(jax.tree.leaves(fixed.model.reward_range)) == 2
+    assert shapes_of(dataclasses.replace(config, mode="task")).model.reward_range is None
 
 
 def test_every_leaf_is_a_float32_array(mix_agent):

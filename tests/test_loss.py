@@ -337,6 +337,22 @@ def test_the_tasker_is_paid_what_the_reward_head_expects_on_arrival(case, mode):
     np.testing.assert_array_equal(tasker.replayed, case(mode).rows.reward[1:])
 
 
+def test_normalised_rewards_are_learned_as_rewards_of_one_are(case):
+    """With rewards of `largest` times as much losses are the same, and metrics of rewards are in the rewards' unit."""
+    plain, largest = case("mix"), 40.0
+    seen = (jnp.float32(-largest), jnp.float32(1.0))
+    agent = eqx.tree_at(lambda a: a.model.reward_range, plain.agent, seen, is_leaf=lambda x: x is None)
+    rows = dataclasses.replace(plain.rows, reward=largest * plain.rows.reward)
+    weights = dict.fromkeys(NAMES["mix"], 1.0)
+    total, aux = arrays(jax.jit(plain._loss)(agent, rows, weights, plain.targets))
+    np.testing.assert_allclose(total, plain.lost.total, rtol=1e-5)
+    assert aux.metrics.keys() == plain.lost.aux.metrics.keys()
+    in_reward_unit = [f"{name}_extrinsic" for name in ("rew", "replay_rew", "ret", "val")]
+    for name, value in plain.lost.aux.metrics.items():
+        factor = largest if name in in_reward_unit else 1.0
+        np.testing.assert_allclose(aux.metrics[name], factor * value, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
 # ---- a constant, the control -----------------------------------------------------------------------------------------
 
 

@@ -48,6 +48,7 @@ from stages.store.checkpoint import FOLDER, CheckpointId, Checkpoints
 from stages.store.files import RunFolderError
 from stages.store.load import load_run
 from stages.train import TrainState
+from stages.world_model import expected_reward
 
 CHUNK = 250  # updates of one call
 SHOWN = {
@@ -106,7 +107,7 @@ def imagined_score(state: TrainState, collected: int, env: Environment, *, key: 
     noise = draw_noise(model, actor, env.time_limit, IMAGINED, key=key_noise)
     start, shares = stored_latent(model, rows), (hypers.unimix, hypers.policy_unimix)
     trajectory = imagine(model, actor, start, noise, *shares, block_size=IMAGINED)
-    reward = model.reward.mean(model.reward(trajectory.feat[0]))
+    reward = expected_reward(model, trajectory.feat[0])
     goes_on = jnp.minimum(1.0, trajectory.cont[0] / (1 - 1 / hypers.discount_horizon))
     # Nothing follows a replayed last row; every other start goes on, whatever the head says.
     before = jnp.concatenate([(~rows.is_last)[None].astype(jnp.float32), goes_on[1:-1]])

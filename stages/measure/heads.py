@@ -18,7 +18,7 @@ from stages.config import Hypers
 from stages.imagine import open_loop, stored_latent
 from stages.replay import ReplayBuffer, Windows, capacity_of, read_windows
 from stages.rssm import Latent
-from stages.world_model import WorldModel, continue_logit
+from stages.world_model import WorldModel, continue_logit, expected_reward
 
 ROWS_PER_KIND = 64  # at most
 HEADS_AHEAD = (0, 5)
@@ -59,7 +59,7 @@ def head_errors(
 
     def means(states: Latent, is_valid: Bool[Array, "K R"]) -> Float[Array, " K"]:
         feat = states.feat[-1]
-        expected = model.reward.mean(model.reward(feat)).reshape(index.shape)
+        expected = expected_reward(model, feat).reshape(index.shape)
         # The head's target carries the discount.
         cont = (jax.nn.sigmoid(continue_logit(model, feat)) / (1 - 1 / hypers.discount_horizon)).reshape(index.shape)
         errors = jnp.concatenate([(expected - reward)[:2], (jnp.minimum(cont, 1) - goes_on)[2:]])
