@@ -43,8 +43,9 @@ def test_modes_bring_the_recipe_at_every_size_and_change_no_size(name):
     changed = dataclasses.replace(
         task_hypers, entropy=entropy, continuous_entropy=continuous, discount_horizon=discount
     )
-    model = dataclasses.replace(task.model, outcome=outcome)
-    assert preset(name, "task") == (dataclasses.replace(task, task_norm=norm, model=model), changed)
+    model, normalized = dataclasses.replace(task.model, outcome=outcome), name == "tiny"
+    set_in_task = dataclasses.replace(task, task_norm=norm, normalize_rewards=normalized, model=model)
+    assert preset(name, "task") == (set_in_task, changed)
     for mode in ("explore", "mix"):
         config, hypers = preset(name, mode)
         assert (config.model, config.horizon, config.steps) == (model, task.horizon, task.steps)
@@ -55,7 +56,7 @@ def test_modes_bring_the_recipe_at_every_size_and_change_no_size(name):
         assert (hypers.free_nats, hypers.action_scale, hypers.explorer_entropy) == (0.1, 10.0, 0.05)
         assert (config.intrinsic_norm, config.intrinsic_centred, hypers.intrinsic_horizon) == ("advantages", True, 30.0)
         assert (config.task_norm, hypers.entropy, hypers.continuous_entropy) == (norm, entropy, continuous)
-        assert hypers.discount_horizon == discount
+        assert (hypers.discount_horizon, config.normalize_rewards) == (discount, normalized)
         # The published form: the preset as it is.
         assert preset(name, mode, "published") == (dataclasses.replace(task, mode=mode), task_hypers)
     # The control trains its world model as the explorers do.
@@ -95,9 +96,9 @@ def said(words: str) -> str:
 def test_what_a_mode_sets_is_said_and_a_low_train_ratio_warns():
     assert set_by_mode(parse(["--preset", "micro", "--mode", "task"]).flat) == {}
     hypers = {"hypers.entropy": 0.1, "hypers.continuous_entropy": 0.1, "hypers.discount_horizon": 100.0}
-    set_by_tiny = {"config.task_norm": "rms", "config.model.outcome": "joint"} | hypers
-    assert set_by_mode(parse(["--mode", "task"]).flat) == set_by_tiny
-    flags = ["--task-norm rms", "--model.outcome joint", "--hypers.entropy 0.1", "--hypers.discount-horizon 100.0"]
+    config = {"config.task_norm": "rms", "config.normalize_rewards": True, "config.model.outcome": "joint"}
+    assert set_by_mode(parse(["--mode", "task"]).flat) == config | hypers
+    flags = ["--task-norm rms", "--normalize-rewards True", "--model.outcome joint", "--hypers.discount-horizon 100.0"]
     assert all(flag in " ".join(said("--mode task").split()) for flag in flags)
     text = " ".join(said("--mode explore").split())
     assert "set by mode explore:" in text and "--replay.train-ratio 64.0" in text and "--hypers.free-nats 0.1" in text
