@@ -146,8 +146,8 @@ class Hypers(eqx.Module):
     return_floor: float = 1.0
     """Smallest range of returns that divides advantages (DreamerV3, eq. 7)."""
     task_floor: float = 0.05
-    """Smallest divisor of the tasker's advantages where --task-norm is not returns; in units of the largest reward with
-    --normalize-rewards."""
+    """Smallest divisor of the tasker's advantages where --task-norm is not returns; in units of the largest reward
+    where --enlarge-rewards divides by it."""
     intrinsic_floor: float = 1e-8
     """Smallest divisor of the explorer's advantages: disagreement shrinks, and a floor of 1 would hide it."""
     intrinsic_horizon: float = 0.0
@@ -217,9 +217,9 @@ class Config:
     """What divides the explorer's intrinsic advantages: the range of the returns (DreamerV3's), the range of the
     advantages, or their root mean square. In episodes of one length, intrinsic returns differ mostly by the time that
     is left, which no action changes."""
-    normalize_rewards: bool = False
-    """Divide rewards by the largest absolute one that the seed has learned from (world_model.reward_scale), so that
-    heads, critics and floors see the same numbers whatever an environment pays. Scores and metrics stay in the
+    enlarge_rewards: bool = False
+    """Where an environment pays less than 1, divide rewards by the largest absolute one that the seed has learned from
+    (world_model.reward_scale): with few bins, small rewards are not learned. Scores and metrics stay in the
     environment's unit."""
     explorer_reward: ExplorerReward = "disagreement"
     """The explorer's intrinsic reward: the ensemble's disagreement; random network distillation (rnd) of states and

@@ -29,7 +29,7 @@ class WorldModel(eqx.Module):
     reward: TwoHotHead | OutcomeHead
     cont: ContinueHead | None  # None: an OutcomeHead says both
     reward_range: tuple[Float[Array, ""], Float[Array, ""]] | None
-    """The lowest and the highest reward so far, and 0; None: rewards are not normalised."""
+    """The lowest and the highest reward so far, and 0; None: small rewards are not enlarged."""
     actions: ActionSpace = eqx.field(static=True)
     dtype: jnp.dtype = eqx.field(static=True)
 
@@ -44,7 +44,7 @@ class WorldModel(eqx.Module):
         else:
             self.reward = TwoHotHead(model.feat, model.units, 1, model.bins, key=key_reward)
             self.cont = ContinueHead(model.feat, model.units, key=key_cont)
-        self.reward_range = (jnp.zeros(()), jnp.zeros(())) if config.normalize_rewards else None
+        self.reward_range = (jnp.zeros(()), jnp.zeros(())) if config.enlarge_rewards else None
         self.actions = actions
         self.dtype = compute_dtype(model.dtype)
 
@@ -59,19 +59,17 @@ def see_rewards(model: WorldModel, reward: Float[Array, "..."]) -> WorldModel:
 
 
 def reward_scale(model: WorldModel) -> Scalar:
-    """What rewards are divided by before they are learned: the largest absolute one so far; 1 where rewards are not
-    normalised.
-
-    As long as no reward was above 0, it is at least 1. If small costs were enlarged before anything is won, the tasker
-    would learn to avoid the way to the goal of Deep Sea, where a step to the right costs a thousandth of the goal.
+    """What rewards are divided by before they are learned: the largest absolute one so far, if that is below 1 and any
+    was above 0; else 1.
 
     Two-hot bins near 0 lie far apart (0.9 with 63 bins). A reward of 0.01 is a hundredth of that, and is never learned
-    (docs/experiments/recipe.md).
+    (docs/experiments/recipe.md). Costs alone are not enlarged. In Deep Sea a step to the right costs a thousandth of
+    the goal. If it counted 1 before the goal is found, the tasker would learn to avoid the way there.
     """
     if model.reward_range is None:
         return 1.0
     low, high = model.reward_range
-    return jnp.where(high > 0, jnp.maximum(-low, high), jnp.maximum(-low, 1.0))
+    return jnp.where(high > 0, jnp.minimum(jnp.maximum(-low, high), 1.0), 1.0)
 
 
 def expected_reward(model: WorldModel, feat: Float[Array, "... F"]) -> Float[Array, "..."]:

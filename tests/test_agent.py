@@ -70,7 +70,7 @@ def test_parameters_of_decoded_input_fixed_target_and_priors():
 
 
 def test_the_optimiser_does_not_move_the_range_of_rewards(config):
-    agent = shapes_of(dataclasses.replace(config, mode="task", normalize_rewards=True))
+    agent = shapes_of(dataclasses.replace(config, mode="task", enlarge_rewards=True))
     trained, fixed = eqx.partition(agent, trainable(agent))
     assert jax.tree.leaves(trained.model.reward_range) == []
     assert len(jax.tree.leaves(fixed)) == len(jax.tree.leaves(fixed.model.reward_range)) == 2

@@ -303,7 +303,7 @@ def test_a_run_of_two_rounds_from_its_first_line_to_its_last(tmp_path, capsys, c
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"Catch-bsuite, task, preset tiny: seeds 0 to 2 on 2 cpu device(s); files in {tmp_path / 'run'}"
     assert lines[1:9] == [
-        "set by mode task: --task-norm rms, --normalize-rewards True, --model.outcome",
+        "set by mode task: --task-norm rms, --enlarge-rewards True, --model.outcome",
         "  joint, --hypers.discount-horizon 100.0, --hypers.entropy 0.1,",
         "  --hypers.continuous-entropy 0.1",
         "beside the preset: --steps 1000, --envs 2, --replay.train-ratio 192.0",

@@ -337,10 +337,10 @@ def test_the_tasker_is_paid_what_the_reward_head_expects_on_arrival(case, mode):
     np.testing.assert_array_equal(tasker.replayed, case(mode).rows.reward[1:])
 
 
-def test_normalised_rewards_are_learned_as_rewards_of_one_are(case):
-    """With rewards of `largest` times as much losses are the same, and metrics of rewards are in the rewards' unit."""
-    plain, largest = case("mix"), 40.0
-    seen = (jnp.float32(-largest), jnp.float32(1.0))
+def test_enlarged_rewards_are_learned_as_rewards_of_one_are(case):
+    """With rewards of `largest` times as much, losses are the same, and metrics of rewards are in the rewards' unit."""
+    plain, largest = case("mix"), 1 / 64
+    seen = (jnp.float32(-largest), jnp.float32(largest / 2))
     agent = eqx.tree_at(lambda a: a.model.reward_range, plain.agent, seen, is_leaf=lambda x: x is None)
     rows = dataclasses.replace(plain.rows, reward=largest * plain.rows.reward)
     weights = dict.fromkeys(NAMES["mix"], 1.0)

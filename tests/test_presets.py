@@ -43,8 +43,8 @@ def test_modes_bring_the_recipe_at_every_size_and_change_no_size(name):
     changed = dataclasses.replace(
         task_hypers, entropy=entropy, continuous_entropy=continuous, discount_horizon=discount
     )
-    model, normalized = dataclasses.replace(task.model, outcome=outcome), name == "tiny"
-    set_in_task = dataclasses.replace(task, task_norm=norm, normalize_rewards=normalized, model=model)
+    model, enlarged = dataclasses.replace(task.model, outcome=outcome), name == "tiny"
+    set_in_task = dataclasses.replace(task, task_norm=norm, enlarge_rewards=enlarged, model=model)
     assert preset(name, "task") == (set_in_task, changed)
     for mode in ("explore", "mix"):
         config, hypers = preset(name, mode)
@@ -56,7 +56,7 @@ def test_modes_bring_the_recipe_at_every_size_and_change_no_size(name):
         assert (hypers.free_nats, hypers.action_scale, hypers.explorer_entropy) == (0.1, 10.0, 0.05)
         assert (config.intrinsic_norm, config.intrinsic_centred, hypers.intrinsic_horizon) == ("advantages", True, 30.0)
         assert (config.task_norm, hypers.entropy, hypers.continuous_entropy) == (norm, entropy, continuous)
-        assert (hypers.discount_horizon, config.normalize_rewards) == (discount, normalized)
+        assert (hypers.discount_horizon, config.enlarge_rewards) == (discount, enlarged)
         # The published form: the preset as it is.
         assert preset(name, mode, "published") == (dataclasses.replace(task, mode=mode), task_hypers)
     # The control trains its world model as the explorers do.
@@ -96,9 +96,9 @@ def said(words: str) -> str:
 def test_what_a_mode_sets_is_said_and_a_low_train_ratio_warns():
     assert set_by_mode(parse(["--preset", "micro", "--mode", "task"]).flat) == {}
     hypers = {"hypers.entropy": 0.1, "hypers.continuous_entropy": 0.1, "hypers.discount_horizon": 100.0}
-    config = {"config.task_norm": "rms", "config.normalize_rewards": True, "config.model.outcome": "joint"}
+    config = {"config.task_norm": "rms", "config.enlarge_rewards": True, "config.model.outcome": "joint"}
     assert set_by_mode(parse(["--mode", "task"]).flat) == config | hypers
-    flags = ["--task-norm rms", "--normalize-rewards True", "--model.outcome joint", "--hypers.discount-horizon 100.0"]
+    flags = ["--task-norm rms", "--enlarge-rewards True", "--model.outcome joint", "--hypers.discount-horizon 100.0"]
     assert all(flag in " ".join(said("--mode task").split()) for flag in flags)
     text = " ".join(said("--mode explore").split())
     assert "set by mode explore:" in text and "--replay.train-ratio 64.0" in text and "--hypers.free-nats 0.1" in text

@@ -272,23 +272,23 @@ def test_reward_loss_is_cross_entropy_to_the_two_bins_around_it(lose, model, see
     np.testing.assert_allclose(losses_of(lose, model, seen, window)["reward"], expected, rtol=1e-4)
 
 
-def test_the_reward_scale_is_the_largest_reward_so_far(config, env, model):
-    normalized = dataclasses.replace(config, normalize_rewards=True)
-    start = scaled = WorldModel(normalized, env.obs_space, env.action_space, key=jr.key(0))
+def test_the_reward_scale_is_the_largest_reward_below_1(config, env, model):
+    enlarging = dataclasses.replace(config, enlarge_rewards=True)
+    start = scaled = WorldModel(enlarging, env.obs_space, env.action_space, key=jr.key(0))
     scales = [float(reward_scale(scaled))]
     for rewards in ([0.0, 0.0], [-0.04, 0.0], [-0.03, 0.02], [0.01, 0.0], [0.5, -7.0], [1.0, 1.0]):
         scaled = see_rewards(scaled, jnp.array(rewards))
         scales.append(float(reward_scale(scaled)))
-    np.testing.assert_allclose(scales, [1, 1, 1, 0.04, 0.04, 7, 7])
-    assert reward_scale(see_rewards(start, jnp.array([-16.0, -2.0]))) == 16.0
+    np.testing.assert_allclose(scales, [1, 1, 1, 0.04, 0.04, 1, 1])
+    assert reward_scale(see_rewards(start, jnp.array([-0.3, 0.02]))) == np.float32(0.3)
     assert see_rewards(model, jnp.array([7.0])) is model and reward_scale(model) == 1.0
 
 
 def test_what_the_head_expects_is_in_the_environments_unit(model, seen):
-    seen = (jnp.float32(-1.0), jnp.float32(7.0))
-    scaled = eqx.tree_at(lambda m: m.reward_range, model, seen, is_leaf=lambda x: x is None)
+    paid = (jnp.float32(-0.05), jnp.float32(0.25))
+    scaled = eqx.tree_at(lambda m: m.reward_range, model, paid, is_leaf=lambda x: x is None)
     plain = expected_reward(model, seen.latent.feat)
-    np.testing.assert_allclose(expected_reward(scaled, seen.latent.feat), 7 * np.asarray(plain), rtol=1e-6)
+    np.testing.assert_allclose(expected_reward(scaled, seen.latent.feat), 0.25 * np.asarray(plain), rtol=1e-6)
     np.testing.assert_array_equal(plain, model.reward.mean(model.reward(seen.latent.feat)))
 
 

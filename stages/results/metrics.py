@@ -163,7 +163,7 @@ METRICS = (
         Metric("train/[explorer_]ret_NAME", "return", "return, NAME", "mean lambda-return", "behavior.py"),
         Metric("train/[explorer_]ret_scale_NAME", "return", "divisor of advantages, NAME",
                "5 to 95 % of returns or of advantages, or the root mean square of advantages, before the floor; "
-               "in units of the largest reward with --normalize-rewards",
+               "in units of the largest reward where --enlarge-rewards divides by it",
                "returns.py"),
         Metric("train/[explorer_]val_NAME", "return", "value, NAME", "mean value of the critic", "behavior.py"),
         Metric("train/[explorer_]adv_mag", "number", "advantage",
