@@ -100,12 +100,14 @@ def updated(exploring, update):
 @pytest.fixture(scope="module")
 def half(env, config, hypers):
     """(config, a prefilled seed, what an update makes of it) in mode mix, whose members learn with the model, computed
-    in bfloat16."""
-    mix = dataclasses.replace(config, mode="mix", model=dataclasses.replace(config.model, dtype="bfloat16"))
+    in bfloat16. Each replayed row was paid a quarter."""
+    model = dataclasses.replace(config.model, dtype="bfloat16")
+    mix = dataclasses.replace(config, mode="mix", model=model, enlarge_rewards=True)
 
     @jax.jit
     def start_and_update(key):
         state, counters, _ = prefilled(env, mix, dataclasses.replace(hypers, warmup=0.0), key)
+        state = eqx.tree_at(lambda s: s.ring.reward, state, replace_fn=lambda reward: jnp.full_like(reward, 0.25))
         return state, train.update(mix, state, counters)
 
     return mix, *start_and_update(jr.key(0))
@@ -240,6 +242,13 @@ def test_bfloat16_trains_with_float32_parameters(half):
     assert {x.dtype for x in jax.tree.leaves(after.agent)} == {jnp.dtype("float32")}
     assert not tree_equal(after.agent, state.agent)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((after.agent, metrics)))
+
+
+def test_an_update_enlarges_rewards_by_the_range_of_those_in_its_batch(half):
+    _, state, (after, _, metrics) = half
+    np.testing.assert_array_equal(state.agent.model.reward_range, [0.0, 0.0])
+    np.testing.assert_array_equal(after.agent.model.reward_range, [0.0, 0.25])
+    assert float(metrics["replay_rew_extrinsic"]) == 0.25
 
 
 def test_capacity_is_what_the_run_collects_at_most(config):
