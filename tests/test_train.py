@@ -179,13 +179,14 @@ def test_exploring_seed_learns_then_adapts(request, env, config, advance, mode, 
     assert adapted.intrinsic_opt_state is None
     before = eqx.filter(after.agent, trainable(after.agent))
     assert (jax.tree.leaves(before.intrinsic) == []) == own
-    kept, whole = (tensor_rows(agent).sum() for agent in (adapted.agent, before))
+    trained = eqx.filter(adapted.agent, trainable(adapted.agent))
+    kept, whole = (tensor_rows(agent).sum() for agent in (trained, before))
     moments = zip(jax.tree.leaves(adapted.opt_state), jax.tree.leaves(after.opt_state), strict=True)
     rows = [(now, then) for now, then in moments if then.ndim]
     assert len(rows) == 2
     for now, then in rows:
         assert now.shape == (kept, WIDTH) and then.shape == (whole, WIDTH)
-        now, then = jax.jit(from_rows)(now, adapted.agent), jax.jit(from_rows)(then, before)
+        now, then = jax.jit(from_rows)(now, trained), jax.jit(from_rows)(then, before)
         assert tree_equal((now.model, now.tasker), (then.model, then.tasker))
         assert any((x != 0).any() for x in jax.tree.leaves(now))
     # With the run's own settings, too, which the phase that adapts keeps.
