@@ -22,6 +22,7 @@ from stages.log.events import EventLog, crafter_score
 from stages.log.round_log import metric_rows
 from stages.report.tables import event_table
 from stages.results.read import Result
+from stages.results.records import from_json, map_arrays
 from stages.store.files import plain
 from stages.train import Progress
 from stages.uniform import RandomPolicy
@@ -125,7 +126,7 @@ def test_rows_of_metrics_and_what_they_add_up_to(config):
     log = EventLog()
     log.add(rows)
     log.add(rows_of([3, 4], [1.0, 0.25]))
-    log = EventLog.from_json(json.loads(json.dumps(plain(dataclasses.asdict(log)))))
+    log = from_json(json.loads(json.dumps(plain(dataclasses.asdict(log)))), EventLog)
     np.testing.assert_allclose(log.rates()["key"], [4 / 5, 1 / 4])
     assert log.summary(()) == {"events": {"key": [0.8, 0.25]}}
     np.testing.assert_allclose(log.summary(("key",))["crafter_score"], [80.0, 25.0])
@@ -133,16 +134,14 @@ def test_rows_of_metrics_and_what_they_add_up_to(config):
         "events, by share of 9 episodes: key 55.6% (of 1 events)",
         "Crafter's score: 52.50 %, mean over seeds",
     ]
-    np.testing.assert_array_equal(EventLog.of_all([log, log.of_slots([1])]).episodes, [5, 4, 4])
+    both = map_arrays(lambda *counts: np.concatenate(counts), log, map_arrays(lambda counts: counts[[1]], log))
+    np.testing.assert_array_equal(both.episodes, [5, 4, 4])
 
 
 def test_without_events_nothing_is_said():
     log = EventLog()
-    assert log.of_slots([0]) is log  # before the first chunk
     log.add([{"episode/count": 3, "episode/score": 1.0}, {"episode/count": 5, "episode/score": 1.0}])
     assert log.summary(()) == {} and log.lines(()) == []
-    assert log.of_slots([1]).episodes.tolist() == [5] and log.of_slots([1]).happened == {}
-    assert EventLog.of_all([log, log]).summary(()) == {}
 
 
 def test_compare_has_a_table_of_events():

@@ -23,10 +23,11 @@ from stages.log import round_log
 from stages.log import run_log as log_module
 from stages.log.hooks import announce_evaluation, chunk_rows, log_chunk, log_finish, log_plan, log_round, log_start
 from stages.log.lines import Pace, explored_words
-from stages.log.round_log import RoundLog, ScoreCurve, metric_rows
+from stages.log.round_log import RoundLog, metric_rows
 from stages.log.run_log import RunLog, RunSetup
 from stages.replay import StepCounters
-from stages.results.novelty import NoveltyLog
+from stages.results.novelty import Map, NoveltyLog
+from stages.results.records import from_json
 from stages.store import folder as folder_module
 from stages.store.files import RunFolderError, plain, write_error
 from stages.store.folder import RunFolder
@@ -141,7 +142,7 @@ def test_rounds_become_one():
             one_round.training.add(step, np.array([seed + step for seed in seeds]))
             one_round.evaluation.add(step, np.array([-seed for seed in seeds]))
         one_round.untrained, one_round.zero_shot = np.array(seeds) + 0.5, np.array(seeds) + 0.25
-        one_round.final = np.array(seeds) * 10.0
+        one_round.final = np.array(seeds, np.float32) * 10
         rounds.append(one_round)
     one = RoundLog.of_all(rounds)
     assert one.round.seeds == [0, 1, 2] and (one.step, one.updates, one.adapt_step) == (40, 6, 20)
@@ -151,11 +152,32 @@ def test_rounds_become_one():
     np.testing.assert_array_equal(one.zero_shot, [0.25, 1.25, 2.25])
     np.testing.assert_array_equal(one.final, [0.0, 10.0, 20.0])
     assert rounds[0].round.seeds == [0, 1], "the rounds' own logs stay as they were"
+    rounds[1].training.add(60, np.zeros(1))
+    with pytest.raises(ValueError, match="argument"):
+        RoundLog.of_all(rounds)
 
 
-def test_curves_of_different_lengths_are_refused():
-    with pytest.raises(ValueError, match="shorter"):
-        ScoreCurve.of_all([ScoreCurve([1, 2], [np.zeros(1)] * 2), ScoreCurve([1], [np.zeros(1)])])
+def test_the_log_of_one_trial_of_several():
+    """Trials 0 and 1 of seeds 0 and 1, over two rounds; each trial's map is of its first seed."""
+    rounds = []
+    for seeds, trials in (([0, 1, 0], [0, 0, 1]), ([1], [1])):
+        one_round = RoundLog(Round(seeds, seeds, trials, trials), step=20)
+        one_round.training.add(20, np.array([10.0 * trial + seed for seed, trial in zip(seeds, trials, strict=True)]))
+        metrics = {"visited_states": np.array(trials) + 5.0}
+        one_round.novelty.add(20, metrics, np.array(seeds) * 3, np.zeros(len(seeds), int))
+        for trial in sorted({*trials}):
+            one_round.novelty.add_map(Map(20, np.array([trial, 4]), np.array([NAN, len(seeds)])), 20, trial)
+        rounds.append(one_round)
+    saved = [json.loads(json.dumps(plain(dataclasses.asdict(one_round)))) for one_round in rounds]
+    trial = RoundLog.of_all([from_json(one_round, RoundLog) for one_round in saved]).of_trial(1)
+    assert trial.round.seeds == [0, 1] and trial.round.trials == [] and trial.step == 20
+    np.testing.assert_array_equal(trial.training.scores, [[10.0, 11.0]])
+    np.testing.assert_array_equal(trial.novelty.curve("visited_states"), [[6.0], [6.0]])
+    np.testing.assert_array_equal(trial.novelty.goal_episode, [0, 3])
+    assert trial.zero_shot.size == 0 and list(trial.novelty.maps) == [0]
+    first = trial.novelty.maps[0].late
+    assert first.step == 20 and first.visits.dtype == np.int64
+    np.testing.assert_array_equal([first.visits, first.reward], [[1, 4], [NAN, 3]])
 
 
 # ---- lines and files -----------------------------------------------------------------------------------------------
@@ -260,7 +282,7 @@ def test_a_seed_that_diverges_is_warned_of_once_and_marked_in_every_file(tmp_pat
     assert [row["diverged"] for row in rows] == [None] * 4 + [6] + [None] * 2 + [6] + [None]
     assert [row["train/loss/recon"] for row in rows[4::3]] == [None, None]
 
-    kept = RoundLog.from_json(json.loads(json.dumps(plain(dataclasses.asdict(log.round)))))
+    kept = from_json(json.loads(json.dumps(plain(dataclasses.asdict(log.round)))), RoundLog)
     assert kept.diverged_at == {4: 6} and kept.diverged.dtype == log.round.diverged.dtype
     log.round.final = np.array([1.0, NAN, 3.0])
     log.setup.folder.write_config(dataclasses.asdict(log.setup.arguments) | {"seeds": 3, "seed_start": 3})

@@ -27,12 +27,6 @@ class EventLog:
     episodes: Counts = field(default_factory=lambda: np.zeros(0, np.int64))  # counted without events, too
     happened: dict[str, Counts] = field(default_factory=dict)
 
-    @staticmethod
-    def from_json(saved: Mapping[str, Any]) -> "EventLog":
-        """A log from its JSON."""
-        happened = {name: np.array(counts, np.int64) for name, counts in saved["happened"].items()}
-        return EventLog(np.array(saved["episodes"], np.int64), happened)
-
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Add what rows of metrics.jsonl say, one for each seed."""
         names = [name.removeprefix(METRIC) for name in rows[0] if name.startswith(METRIC)]
@@ -42,18 +36,6 @@ class EventLog:
         counts = {name: np.rint(np.nan_to_num(share) * episodes).astype(np.int64) for name, share in shares.items()}
         self.happened = {name: before[name] + counts[name] for name in names}
         self.episodes = self.episodes + episodes if self.episodes.size else episodes
-
-    def of_slots(self, slots: list[int]) -> "EventLog":
-        """The log of some of its seeds."""
-        if not self.episodes.size:
-            return self
-        return EventLog(self.episodes[slots], {name: counts[slots] for name, counts in self.happened.items()})
-
-    @staticmethod
-    def of_all(logs: "Sequence[EventLog]") -> "EventLog":
-        """Logs of different seeds as one."""
-        happened = {name: np.concatenate([log.happened[name] for log in logs]) for name in logs[0].happened}
-        return EventLog(np.concatenate([log.episodes for log in logs]), happened)
 
     def rates(self) -> dict[str, NDArray[np.float64]]:
         """The share of a seed's episodes in which each event happened, [S]; NaN without an episode."""

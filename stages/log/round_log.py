@@ -7,15 +7,21 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import ArrayLike
+from numpy.typing import NDArray
 
 from stages.cli.settings_file import JsonObject
 from stages.collect import Episodes
 from stages.config import Config
 from stages.log.events import METRIC, EventLog
-from stages.results.novelty import NoveltyLog
+from stages.results.novelty import Ints, NoveltyLog
+from stages.results.records import map_arrays
+from stages.results.statistics import Floats
 from stages.store.best import BestPoints, best_points
 from stages.sweep.rounds import Phase, Round
 from stages.train import Progress
+
+Scores = NDArray[np.floating]
+"""[seeds], in float32 as they were computed or in float64 as they were read."""
 
 
 @dataclass
@@ -23,7 +29,7 @@ class ScoreCurve:
     """A learning curve: env steps of a seed, and every seed's score at them."""
 
     steps: list[int] = field(default_factory=list)
-    scores: list[np.ndarray] = field(default_factory=list)
+    scores: list[Floats] = field(default_factory=list)
 
     def add(self, step: int, scores: np.ndarray) -> None:
         """One point; scores [seeds]."""
@@ -35,25 +41,9 @@ class ScoreCurve:
         """Scores of the last point, [seeds]; None without one."""
         return self.scores[-1].tolist() if self.scores else None
 
-    @staticmethod
-    def from_json(saved: JsonObject) -> "ScoreCurve":
-        """A curve from its JSON, where no score is null."""
-        return ScoreCurve(list(saved["steps"]), [np.array(scores, np.float64) for scores in saved["scores"]])
-
     def best(self) -> BestPoints:
         """The step and score of each seed's highest score."""
         return best_points(self.steps, self.scores)
-
-    def of_slots(self, slots: list[int]) -> "ScoreCurve":
-        """The curve of some of its seeds."""
-        return ScoreCurve(list(self.steps), [scores[slots] for scores in self.scores])
-
-    @staticmethod
-    def of_all(curves: "list[ScoreCurve]") -> "ScoreCurve":
-        """Curves of the same steps -> one, of all their seeds."""
-        return ScoreCurve(
-            curves[0].steps, [np.concatenate(scores) for scores in zip(*(c.scores for c in curves), strict=True)]
-        )
 
 
 @dataclass
@@ -63,13 +53,13 @@ class RoundLog:
     round: Round
     training: ScoreCurve = field(default_factory=ScoreCurve)
     evaluation: ScoreCurve = field(default_factory=ScoreCurve)
-    untrained: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    zero_shot: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    final: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    diverged: np.ndarray = field(default_factory=lambda: np.zeros(0, int))  # [seeds], env step; 0: it has not
+    untrained: Scores = field(default_factory=lambda: np.zeros(0))
+    zero_shot: Scores = field(default_factory=lambda: np.zeros(0))
+    final: Scores = field(default_factory=lambda: np.zeros(0))
+    diverged: Ints = field(default_factory=lambda: np.zeros(0, int))  # [seeds], env step; 0: it has not
     novelty: NoveltyLog = field(default_factory=NoveltyLog)  # empty where states cannot be counted
     # The last novelty/untrained_share of metrics.jsonl, [seeds]; empty where states can be counted:
-    untrained_share: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    untrained_share: Scores = field(default_factory=lambda: np.zeros(0))
     events: EventLog = field(default_factory=EventLog)  # empty where the environment has none
     adapt_step: int | None = None  # the step at which mode task began, after exploring
     phase: int = 0  # index of the current phase
@@ -78,45 +68,26 @@ class RoundLog:
     updates: int = 0
 
     @staticmethod
-    def from_json(saved: JsonObject) -> "RoundLog":
-        """A round's log from its JSON."""
-        names = ("untrained", "zero_shot", "final", "untrained_share")
-        scores = {name: np.array(saved[name], np.float64) for name in names}
-        curves: JsonObject = {name: ScoreCurve.from_json(saved[name]) for name in ("training", "evaluation")}
-        curves["novelty"] = NoveltyLog.from_json(saved["novelty"])
-        curves["events"] = EventLog.from_json(saved["events"])
-        scores["diverged"] = np.array(saved["diverged"], int)
-        return RoundLog(**{**saved, **scores, **curves, "round": Round(**saved["round"])})
-
-    @staticmethod
     def of_all(rounds: "list[RoundLog]") -> "RoundLog":
         """The logs of all rounds as one. They took the same steps; only the seeds differ."""
-        names = ("untrained", "zero_shot", "final", "diverged", "untrained_share")
-        scores = {name: np.concatenate([getattr(r, name) for r in rounds]) for name in names}
-        seeds = [seed for log in rounds for seed in log.round.seeds]
-        training = ScoreCurve.of_all([log.training for log in rounds])
-        evaluation = ScoreCurve.of_all([log.evaluation for log in rounds])
-        trials = [trial for log in rounds for trial in log.round.trials]
-        round = dataclasses.replace(rounds[-1].round, seeds=seeds, trials=trials)
-        novelty = NoveltyLog.of_all([log.novelty for log in rounds])
-        events = EventLog.of_all([log.events for log in rounds])
-        curves = {"training": training, "evaluation": evaluation, "novelty": novelty, "events": events}
-        return dataclasses.replace(rounds[-1], round=round, **curves, **scores)
+        log = map_arrays(lambda *arrays: np.concatenate(arrays), *(log._per_seed() for log in rounds))
+        seeds, trials = ([x for r in rounds for x in getattr(r.round, name)] for name in ("seeds", "trials"))
+        log.round = dataclasses.replace(rounds[-1].round, seeds=seeds, trials=trials)
+        # A trial's first seed, which the maps are of, is in its first round.
+        log.novelty.maps = {trial: maps for r in reversed(rounds) for trial, maps in r.novelty.maps.items()}
+        return log
 
     def of_trial(self, trial: int) -> "RoundLog":
         """The log of one trial's seeds alone."""
-        log = self._of_slots(self.round.slots(trial))
-        return dataclasses.replace(log, novelty=log.novelty.with_map_of(trial))
+        slots, maps = self.round.slots(trial), self.novelty.maps
+        log = map_arrays(lambda x: x[slots] if x.size else x, self._per_seed())
+        log.round = dataclasses.replace(self.round, seeds=[self.round.seeds[slot] for slot in slots], trials=[])
+        log.novelty.maps = {0: maps[trial]} if trial in maps else {}
+        return log
 
-    def _of_slots(self, slots: list[int]) -> "RoundLog":
-        """The log of the seeds in these slots, as of one trial."""
-        names = ("untrained", "zero_shot", "final", "diverged", "untrained_share")
-        scores: JsonObject = {name: getattr(self, name)[slots] for name in names if getattr(self, name).size}
-        round = dataclasses.replace(self.round, seeds=[self.round.seeds[slot] for slot in slots], trials=[])
-        curves: JsonObject = {
-            name: getattr(self, name).of_slots(slots) for name in ("training", "evaluation", "events")
-        }
-        return dataclasses.replace(self, round=round, novelty=self.novelty.of_slots(slots), **curves, **scores)
+    def _per_seed(self) -> "RoundLog":
+        """The log without the round and the maps, whose lists and arrays have no axis of seeds."""
+        return dataclasses.replace(self, round=Round([], []), novelty=dataclasses.replace(self.novelty, maps={}))
 
     def finished(self, phases: list[Phase]) -> bool:
         """Whether the round has ended the last of these phases and had its final evaluation."""

@@ -18,6 +18,7 @@ from stages.log.lines import Pace
 from stages.log.round_log import RoundLog
 from stages.log.sink import Tracker
 from stages.networks.distributions import max_entropy
+from stages.results.records import from_json
 from stages.store.folder import RunFolder
 from stages.sweep.trials import Trial
 
@@ -103,7 +104,7 @@ class RunLog:
 
     def resume(self, saved: JsonObject) -> None:
         """Go on from what `to_json` gave; lines of metrics.jsonl after it are cut off."""
-        self.rounds = [RoundLog.from_json(log) for log in saved["rounds"]]
+        self.rounds = [from_json(log, RoundLog) for log in saved["rounds"]]
         self.started -= saved["seconds"]
         self.compile_seconds = saved.get("compile_seconds", 0.0)
         if self.setup.folder is not None:

@@ -8,9 +8,7 @@ Axes: S seeds, X states, U actions that are told apart (coverage.action_count), 
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -97,12 +95,6 @@ class Map(NamedTuple):
     reward: Floats  # [X], mean over actions; NaN where there is none
 
     @staticmethod
-    def from_json(saved: Sequence) -> Map:
-        """A map from its JSON, where NaN is null."""
-        step, visits, reward = saved
-        return Map(step, np.array(visits, np.int64), np.array(reward, np.float64))
-
-    @staticmethod
     def of(step: int, visits: ArrayLike, reward: ArrayLike) -> Map:
         """From visits and the measured reward, [X, U], after `step` env steps of the seed."""
         # A state has the reward of all its actions, or of none.
@@ -117,11 +109,6 @@ class Maps:
     middle: Map  # the last one up to half of the phase
     late: Map  # the last one
 
-    @staticmethod
-    def from_json(saved: JsonObject) -> Maps:
-        """Maps from their JSON."""
-        return Maps(*(Map.from_json(saved[name]) for name in ("early", "middle", "late")))
-
 
 @dataclass
 class NoveltyLog:
@@ -132,14 +119,6 @@ class NoveltyLog:
     goal_episode: Ints = field(default_factory=lambda: np.zeros(0, np.int64))  # [S], 0: not yet
     solved_episode: Ints = field(default_factory=lambda: np.zeros(0, np.int64))  # [S], 0: not yet
     maps: dict[int, Maps] = field(default_factory=dict)  # by trial; of a seed that the leading process trains
-
-    @staticmethod
-    def from_json(saved: JsonObject) -> NoveltyLog:
-        """A log from its JSON, where NaN is null."""
-        metrics = [{name: np.array(values, np.float64) for name, values in point.items()} for point in saved["metrics"]]
-        goal, solved = (np.array(saved[f"{name}_episode"], np.int64) for name in ("goal", "solved"))
-        maps = {int(trial): Maps.from_json(maps) for trial, maps in saved["maps"].items()}  # JSON's keys are strings
-        return NoveltyLog(list(saved["steps"]), metrics, goal, solved, maps)
 
     def add(self, step: int, metrics: dict[str, Floats], goal_episode: Ints, solved_episode: Ints) -> None:
         """One point, after `step` env steps of a seed: name -> [S] as of `novelty_metrics`, and episodes [S]."""
@@ -153,18 +132,6 @@ class NoveltyLog:
         middle = new if before is None or new.step <= half else before.middle
         self.maps[trial] = Maps(new if before is None else before.early, middle, new)
 
-    def with_map_of(self, trial: int) -> NoveltyLog:
-        """The same log with the maps of one trial alone."""
-        return dataclasses.replace(self, maps={0: self.maps[trial]} if trial in self.maps else {})
-
-    def of_slots(self, slots: list[int]) -> NoveltyLog:
-        """The log of the seeds in these slots; unchanged where nothing was measured."""
-        if not self.metrics:
-            return self
-        metrics = [{name: values[slots] for name, values in point.items()} for point in self.metrics]
-        goal, solved = self.goal_episode[slots], self.solved_episode[slots]
-        return NoveltyLog(list(self.steps), metrics, goal, solved, dict(self.maps))
-
     def curve(self, name: str) -> Floats:
         """A metric at every point, [S, P]."""
         return np.stack([point[name] for point in self.metrics], 1)
@@ -176,19 +143,6 @@ class NoveltyLog:
         for point in self.metrics:
             last = np.where(np.isfinite(point["correlation"]), point["correlation"], last)
         return last
-
-    @staticmethod
-    def of_all(logs: Sequence[NoveltyLog]) -> NoveltyLog:
-        """The logs of all rounds as one: they took the same steps, and a trial's first seed is in its first round."""
-        metrics = [
-            {name: np.concatenate([columns[name] for columns in point]) for name in point[0]}
-            for point in zip(*(log.metrics for log in logs), strict=True)
-        ]
-        goal, solved = (
-            np.concatenate([getattr(log, f"{name}_episode") for log in logs]) for name in ("goal", "solved")
-        )
-        maps = {trial: maps for log in reversed(logs) for trial, maps in log.maps.items()}
-        return NoveltyLog(logs[0].steps, metrics, goal, solved, maps)
 
 
 def coverage_summary(log: NoveltyLog | None, states: int | None) -> JsonObject:
