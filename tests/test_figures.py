@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from stages.figures import curves, look
-from stages.figures.curves import curves_figure, plot_curves
+from stages.figures.curves import curves_figure
 from stages.report import score_table
 from stages.results.statistics import summarise
 from stages.store.files import RunFolderError
@@ -67,6 +67,10 @@ def test_table_of_large_small_and_missing_scores():
 
 
 # ---- the curves --------------------------------------------------------------------------------------------
+
+
+def plot_curves(path, *args, **kwargs):
+    look.write_figure(path, curves_figure(*args, **kwargs))
 
 
 def blue(image):
@@ -125,7 +129,7 @@ def test_the_users_way_to_save_pictures_is_not_ours(tmp_path):
 
 
 @pytest.mark.filterwarnings("error")
-def test_curves_with_gaps_long_titles_markers_and_baseline(tmp_path):
+def test_curves_with_gaps_long_titles_and_every_line(tmp_path):
     rng = np.random.default_rng(0)
     scores = np.where(rng.random((6, 40)) < 0.8, NAN, rng.normal(size=(6, 40)))
     scores[0, 3], scores[1, 3] = INF, -INF
@@ -135,8 +139,8 @@ def test_curves_with_gaps_long_titles_markers_and_baseline(tmp_path):
         scores,
         title=r"$\frac$ is no mathematics here, nor is [this] " * 4,
         ylabel=r"$\frac$ a long label that would not fit beside the axis on a single line",
-        markers=[(39_000, "end of the run"), (0, "explore"), (20_000, "adapt"), (21_000, r"$\frac$")],
-        baseline=(5.0, r"random policy $\frac$"),
+        adapt_step=39_000,
+        untrained=[5.0, NAN],
     )
     image = pixels(tmp_path / "curves.png")
     assert image.shape == (660, 1080, 3)
@@ -153,16 +157,16 @@ def test_curves_without_any_score(tmp_path, points):
         np.full((3, points), NAN),
         title="t",
         ylabel="y",
-        baseline=(1.0, "b"),
+        untrained=[1.0] * 3,
     )
     assert pixels(tmp_path / "c.png").min() < 0.6
 
 
-def test_curves_show_marker_and_baseline(tmp_path):
+def test_curves_show_where_a_run_adapts_and_the_untrained_score(tmp_path):
     kwargs = {"steps": np.arange(50), "scores": np.zeros((2, 50)), "title": "t", "ylabel": "y"}
     plot_curves(tmp_path / "a.png", **kwargs)
-    plot_curves(tmp_path / "b.png", **kwargs, markers=[(25, "adapt")])
-    plot_curves(tmp_path / "c.png", **kwargs, baseline=(1.0, "random"))
+    plot_curves(tmp_path / "b.png", **kwargs, adapt_step=25)
+    plot_curves(tmp_path / "c.png", **kwargs, untrained=[0.0, 2.0])
     plain, marked, based = (pixels(tmp_path / f"{name}.png")[50:500, 200:1000] for name in "abc")
     grey_columns = (marked < 0.7).all(-1).mean(0) > 0.3
     assert 1 <= grey_columns.sum() <= 4 and not ((plain < 0.7).all(-1).mean(0) > 0.3).any()
@@ -190,19 +194,15 @@ def test_curves_mark_where_a_seed_diverged(tmp_path):
     assert right > left + 100, "the seed without a score is marked on the axis"
 
 
-def test_marker_labels_do_not_meet():
+@pytest.mark.parametrize("step", [0, 500, 1000])
+def test_the_label_of_a_line_stays_within_the_axes(step):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=curves.SIZE_INCHES, dpi=look.DPI)
-    canvas, axes = FigureCanvasAgg(figure), figure.add_subplot()
-    axes.set_xlim(0, 100)
-    markers = [(0, "explore"), (1, "a rather long phase"), (50, "middle"), (99, "adapt"), (100, "the end")]
-    assert curves._draw_markers(axes, markers) == 2
-    canvas.draw()
-    boxes = [text.get_window_extent() for text in axes.texts]
-    assert len(boxes) == 5
-    assert not any(a.overlaps(b) for k, a in enumerate(boxes) for b in boxes[:k])
+    figure = curves_figure([0, 1000], np.zeros((2, 2)), title="t", ylabel="y", adapt_step=step)
+    FigureCanvasAgg(figure).draw()
+    [axes] = figure.axes
+    [label], frame = axes.texts, axes.get_window_extent()
+    assert frame.x0 <= label.get_window_extent().x0 and label.get_window_extent().x1 <= frame.x1
 
 
 def test_curves_refuse_bad_shapes_and_bad_disks(tmp_path, monkeypatch):
@@ -221,10 +221,11 @@ def test_curves_refuse_bad_shapes_and_bad_disks(tmp_path, monkeypatch):
 def test_drawing_leaves_pyplot_alone_and_the_import_is_light(tmp_path):
     code = """
 import sys
-from stages.figures.curves import plot_curves
+from stages.figures.curves import curves_figure
+from stages.figures.look import write_figure
 heavy = {"matplotlib", "scipy", "rich", "jax"} & set(sys.modules)
 assert not heavy, heavy
-plot_curves(sys.argv[1], [0, 1], [[0, 1]], title="t", ylabel="y")
+write_figure(sys.argv[1], curves_figure([0, 1], [[0, 1]], title="t", ylabel="y"))
 assert not {"matplotlib.pyplot", "jax"} & set(sys.modules)
 """
     root = Path(__file__).resolve().parents[1]

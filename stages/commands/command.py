@@ -122,7 +122,8 @@ def eval_run(
     from stages.watch import scores
 
     loaded = load_run(run, trust, best)
-    _warn(scores.notes(loaded))
+    for note in scores.notes(loaded):
+        terminal.warn(note)
     played = scores.play(loaded, policy, episodes, eval_seed)
     with terminal.printing():
         scores.print_scores(loaded, played, policy)
@@ -214,11 +215,6 @@ def list_environments(suite: Annotated[str, tyro.conf.arg(metavar="SUITE")] = ""
 def _check_count(flag: str, value: int) -> None:
     if not 1 <= value <= MOST_PLAYED:
         raise ConfigError(f"{flag} must be 1 to {MOST_PLAYED:,}, not {value:,}")
-
-
-def _warn(lines: Sequence[str]) -> None:
-    for line in lines:
-        terminal.warn(line)
 
 
 def _start_jax() -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from stages.cli.arguments import mode_title
 from stages.cli.saved_settings import beyond_preset
-from stages.commands.page_frame import PAGE
+from stages.commands.page_frame import PAGE, STYLE
 from stages.figures.curves import curves_figure
 from stages.figures.metric import ARRIVALS, MOST_STROKES, metric_figure
 from stages.report.compare import NO_SETTING, Line, compare, described, show_value
@@ -39,6 +39,7 @@ def page(run: Result) -> str:
     """The whole page."""
     [group] = compare([run]).groups
     [line] = group.lines
+    unknown = [name for name in sorted(run.metrics) if find_metric(name) is None]  # of another version of this program
     body = [
         _head(run),
         *(f'<p class="note">{escape(note)}</p>' for note in group.notes),
@@ -47,11 +48,12 @@ def page(run: Result) -> str:
         *(_section(run, group) for group in METRICS if group.title == FIRST_GROUP),
         _curves(run),
         *(_section(run, group) for group in METRICS if group.title != FIRST_GROUP),
-        _section(run, MetricGroup("Other", "metrics without words", ()), _unknown(run)),
+        _section(run, MetricGroup("Other", "metrics without words", ()), unknown),
         _seeds(run),
         _settings(run),
     ]
-    return PAGE.format(title=escape(f"{run.env}, {mode_title(run.settings)}"), body="\n".join(filter(None, body)))
+    title = escape(f"{run.env}, {mode_title(run.settings)}")
+    return PAGE.format(title=title, style=STYLE, body="\n".join(filter(None, body)))
 
 
 def _head(run: Result) -> str:
@@ -94,8 +96,8 @@ def _cards(run: Result, line: Line) -> str:
         cards.append(("zero-shot", number(float(np.nanmedian(zero_shot)), digits), "median, after exploring"))
     cards.append(("seeds", f"{len(run.seeds):,}", f"{run.seeds[0]} to {run.seeds[-1]}"))
     cards.append(("steps", f"{run.done:,}", "rows of replay, a seed"))
-    if (speed := _middle(run, "fps/policy")) is not None:
-        cards.append(("speed", f"{speed * len(run.seeds):,.0f}", "steps a second, all seeds"))
+    if np.isfinite(speeds := run.metrics.get("fps/policy", np.zeros(0))).any():
+        cards.append(("speed", f"{np.nanmedian(speeds) * len(run.seeds):,.0f}", "steps a second, all seeds"))
     if wall := run.summary.get("wall_seconds"):
         compiling = run.summary.get("compile_seconds") or 0.0
         cards.append(("time", _duration(wall), f"{_duration(compiling)} of it compiling"))
@@ -125,15 +127,14 @@ def _curves(run: Result) -> str:
 
 def learning_curves(run: Result, title: str = "") -> dict[str, Figure]:
     """Pictures of a run's scores over steps, by what they are of: evaluation first, where there is one."""
-    untrained = run.per_seed("untrained")
     return {
         label: curves_figure(
             run.steps,
             run.curve(name),
             title=title,
             ylabel=label,
-            markers=None if run.adapt_step is None else [(run.adapt_step, "adapts from here")],
-            baseline=(float(np.nanmean(untrained)), "untrained") if np.isfinite(untrained).any() else None,
+            adapt_step=run.adapt_step,
+            untrained=run.per_seed("untrained"),
             diverged=[run.diverged.get(seed, 0) for seed in run.seeds],
         )
         for name, label in ((EVALUATION, "evaluation score of the tasker"), (TRAINING, "training score"))
@@ -162,11 +163,6 @@ def _panel(run: Result, name: str) -> str:
     figure = metric_figure(run.steps.astype(float), run.metrics[name], run.adapt_step, name in ARRIVALS)
     label = escape(label_of(name) or name)
     return f'<figure title="{escape(name)}"><figcaption>{label}</figcaption>{_drawing(figure, label)}</figure>'
-
-
-def _unknown(run: Result) -> list[str]:
-    """Metrics of another version of this program."""
-    return [name for name in sorted(run.metrics) if find_metric(name) is None]
 
 
 def _picture(path: Path) -> str:
@@ -226,12 +222,6 @@ def _details(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) 
     lines = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
     return f"<details><summary>{title}</summary>{table}</details>"
-
-
-def _middle(run: Result, name: str) -> float | None:
-    """A metric's median over seeds and points."""
-    values = run.metrics.get(name, np.zeros(0))
-    return float(np.nanmedian(values)) if np.isfinite(values).any() else None
 
 
 def _duration(seconds: float) -> str:

@@ -39,21 +39,17 @@ th, td { padding: .25rem .8rem; border: 1px solid var(--line); text-align: left;
 th { color: var(--grey); font-weight: 600; }
 """
 
-PAGE = (
-    """<!doctype html>
+PAGE = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
-<style>"""
-    + STYLE.replace("{", "{{").replace("}", "}}")
-    + """</style>
+<style>{style}</style>
 </head>
 <body>
 {body}
 </body>
 </html>
 """
-)
 """The template of a page; `title` and `body` are HTML."""

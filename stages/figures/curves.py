@@ -7,14 +7,13 @@ Axes: S seeds, P points of a curve.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stages.figures.look import BLUE, GREY, INK, RED, dress_steps, legend_below, new_figure, wrapped, write_figure
+from stages.figures.look import BLUE, GREY, INK, RED, dress_steps, legend_below, new_figure, wrapped
 from stages.results.statistics import LEAST_SEEDS, iqm_curve
 
 if TYPE_CHECKING:
@@ -28,24 +27,14 @@ BOLD: dict[str, Any] = {"color": BLUE, "linewidth": 2, "marker": "o", "markersiz
 THIN: dict[str, Any] = {"color": BLUE, "linewidth": 0.8, "marker": "o", "markersize": 2}
 
 
-def plot_curves(path: str | os.PathLike[str], steps: ArrayLike, scores: ArrayLike, **labels: Any) -> None:
-    """Write `curves_figure(steps, scores, **labels)`; as a PNG it has 1080 x 660 pixels.
-
-    Raises:
-        ValueError: `scores` is not [S, P] for these steps.
-        RunFolderError: the file cannot be written.
-    """
-    write_figure(path, curves_figure(steps, scores, **labels))
-
-
 def curves_figure(
     steps: ArrayLike,
     scores: ArrayLike,
     *,
     title: str,
     ylabel: str,
-    markers: Sequence[tuple[float, str]] | None = None,
-    baseline: tuple[float, str] | None = None,
+    adapt_step: int | None = None,
+    untrained: ArrayLike = (),
     diverged: Sequence[int] = (),
 ) -> Figure:
     """Learning curves: seeds faint, the IQM bold, its interval shaded where there are enough seeds for one.
@@ -56,8 +45,8 @@ def curves_figure(
         steps: [P], of one seed.
         scores: [S, P], in the unit that `ylabel` names.
         title, ylabel: plain text (no mathtext); long ones are wrapped.
-        markers: (step, label) of vertical lines, such as the steps between phases.
-        baseline: (score, label) of a dashed horizontal line, such as a random policy's score.
+        adapt_step: the step at which mode task began after exploring, as a vertical line; None without one.
+        untrained: [S], scores before the first update, whose mean is a dashed horizontal line; empty without one.
         diverged: [S], the step at which each seed did, marked by a red cross; 0 for those that did not.
 
     Raises:
@@ -65,20 +54,24 @@ def curves_figure(
     """
     steps, scores = np.asarray(steps, np.float64), np.asarray(scores, np.float64)
     if steps.ndim != 1 or scores.ndim != 2 or not scores.shape[0] or scores.shape[1] != steps.size:
-        raise ValueError(f"plot_curves wants steps [P] and scores [S, P]; got {steps.shape} and {scores.shape}")
+        raise ValueError(f"curves_figure wants steps [P] and scores [S, P]; got {steps.shape} and {scores.shape}")
     scores = np.where(np.isfinite(scores), scores, np.nan)
-    markers = sorted(markers or ())
+    untrained = np.asarray(untrained, np.float64)
+    untrained = untrained[np.isfinite(untrained)]
 
     figure = new_figure(*SIZE_INCHES)
     axes = figure.add_subplot()
-    dress_steps(axes, max([0.0, *steps, *(step for step, _ in markers)]))
+    dress_steps(axes, max([0.0, *steps, adapt_step or 0.0]))
     axes.set_ylabel(wrapped(ylabel, 40), parse_math=False)
     _draw_scores(axes, steps, scores)
     _draw_diverged(axes, steps, scores, diverged)
-    if baseline is not None:
-        axes.axhline(baseline[0], color=INK, linewidth=1.1, linestyle=(0, (5, 3)), label=baseline[1], zorder=2.5)
-    rows = _draw_markers(axes, markers)
-    axes.set_title(wrapped(title, 72), loc="left", pad=7 + 12 * rows, parse_math=False, fontsize=11, color=INK)
+    if untrained.size:
+        mean = float(untrained.mean())
+        axes.axhline(mean, color=INK, linewidth=1.1, linestyle=(0, (5, 3)), label="untrained", zorder=2.5)
+    if adapt_step is not None:
+        _draw_adapt_step(axes, adapt_step)
+    pad = 7 if adapt_step is None else 19
+    axes.set_title(wrapped(title, 72), loc="left", pad=pad, parse_math=False, fontsize=11, color=INK)
     legend_below(figure, *axes.get_legend_handles_labels())
     return figure
 
@@ -136,28 +129,11 @@ def _dots(values: NDArray[np.float64]) -> list[int]:
     return np.flatnonzero(np.isfinite(values) if values.size <= MOST_MARKED else _alone(values)).tolist()
 
 
-def _draw_markers(axes: Axes, markers: Sequence[tuple[float, str]]) -> int:
-    """Vertical lines, labelled above the axes; where labels would meet, one climbs. Returns their rows."""
-    x_min, x_max = axes.get_xlim()
-    ends: list[float] = []  # where each row of labels ends, as a fraction of the axes' width
-    for step, label in markers:
-        axes.axvline(step, color=GREY, linewidth=1, linestyle=":", zorder=2.4)
-        width = 0.0125 * len(label) + 0.02  # of 8.5 pt text, a little generous
-        fraction = (step - x_min) / (x_max - x_min)
-        start = min(max(fraction - width / 2, 0.0), max(1 - width, 0.0))
-        row = next((row for row, end in enumerate(ends) if end <= start), len(ends))
-        ends[row : row + 1] = [start + width]
-        axes.annotate(
-            label,
-            (start + width / 2, 1),
-            (0, 3 + 12 * row),
-            xycoords="axes fraction",
-            textcoords="offset points",
-            ha="center",
-            va="bottom",
-            fontsize=8.5,
-            color=GREY,
-            parse_math=False,
-            annotation_clip=False,
-        )
-    return len(ends)
+def _draw_adapt_step(axes: Axes, step: float) -> None:
+    """A vertical line, labelled above the axes and within their width."""
+    axes.axvline(step, color=GREY, linewidth=1, linestyle=":", zorder=2.4)
+    label, (x_min, x_max) = "adapts from here", axes.get_xlim()
+    half = 0.00625 * len(label) + 0.01  # of 8.5 pt text, a little generous, as a fraction of the axes' width
+    place = float(np.clip((step - x_min) / (x_max - x_min), half, 1 - half)), 1
+    above: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "center", "va": "bottom"}
+    axes.annotate(label, place, (0, 3), fontsize=8.5, color=GREY, annotation_clip=False, **above)

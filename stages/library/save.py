@@ -45,6 +45,6 @@ def save_run(path: Path, log: RunLog, groups: Sequence[AgentBatch]) -> None:
     run, folder, merged = log.setup, RunFolder(path), RoundLog.of_all(log.rounds)
     write_agents(path, Loaded(path, run.arguments.config, list(groups), []), merged.round.seeds)
     folder.append_metrics(log.table or [])
-    write_finished(folder, run.trials[0], merged, run.states, run.achievements, about_finished(log, cost_of(log)))
+    write_finished(folder, run.trials[0], merged, run, about_finished(log, cost_of(log)))
     # Last: with it the folder is a run's.
     folder.write_config(dataclasses.asdict(run.arguments) | {"versions": versions()})

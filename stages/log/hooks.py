@@ -38,7 +38,8 @@ def log_start(log: RunLog, seeds: Sequence[int], devices: Devices) -> None:
     run = log.setup
     if run.folder is not None:
         trials, processes = len(run.trials), run.processes.count
-        _say(start_lines(run.arguments, trials, seeds, devices, processes, run.folder.path))
+        lines = start_lines(run.arguments, trials, seeds, devices, processes, run.folder.path)
+        terminal.say("\n".join(lines))
 
 
 def log_plan(log: RunLog, plan: Plan, compile_seconds: float) -> None:
@@ -53,7 +54,7 @@ def log_plan(log: RunLog, plan: Plan, compile_seconds: float) -> None:
     if run.folder is None:
         return
     log.planned_steps, config = plan.steps, run.arguments.config
-    _say(plan_lines(plan, config.steps + config.adapt_steps, compile_seconds))
+    terminal.say("\n".join(plan_lines(plan, config.steps + config.adapt_steps, compile_seconds)))
     config = dataclasses.asdict(run.arguments) | {"versions": versions()}
     for folder in {run.folder, *run.folders}:
         if (old := folder.summary or {}).get("finished"):  # given more steps: from here on it is not finished
@@ -177,7 +178,7 @@ def log_finish(log: RunLog) -> None:
         if names == [""]:
             print_finished(trial, of_trial, run)  # first: the disk may be full
         folder.append_metrics([])  # lines that the disk refused before
-        write_finished(folder, trial, of_trial, run.states, run.achievements, about)
+        write_finished(folder, trial, of_trial, run, about)
         if names == [""] and (advice := advice_line(read_run(folder.path), run.max_entropy)):
             terminal.say(advice)
     if names != [""]:
@@ -219,11 +220,6 @@ def _write_unfinished(log: RunLog, folder: RunFolder) -> None:
     about |= {"versions": versions()}
     for index, (trial, trial_folder) in enumerate(zip(run.trials, run.folders, strict=True)):
         if current.round.slots(index):
-            write_unfinished(trial_folder, trial, current.of_trial(index), run.states, run.achievements, about)
+            write_unfinished(trial_folder, trial, current.of_trial(index), run, about)
     if run.trials[0].name:
         folder.write_summary({"finished": False, "trials": [trial.name for trial in run.trials]})
-
-
-def _say(lines: Sequence[str]) -> None:
-    for line in lines:
-        terminal.say(line)

@@ -11,7 +11,7 @@ from envs.environment import StateSpace
 from stages.cli.arguments import Arguments
 from stages.cli.saved_settings import beyond_preset, flag_of, set_by_mode
 from stages.results.novelty import NoveltyLog
-from stages.results.statistics import summarise
+from stages.results.statistics import iqm
 from stages.sweep.memory import Devices
 from stages.sweep.rounds import Plan, Round
 from stages.sweep.trials import Trial
@@ -132,6 +132,4 @@ def progress_line(
 
 def _iqm(scores: np.ndarray) -> str:
     """The interquartile mean of finite scores; a dash if there is none."""
-    if not np.isfinite(scores).any():
-        return "-"
-    return f"{summarise(scores, list(range(len(scores))), resamples=1).iqm:.2f}"
+    return f"{mean:.2f}" if np.isfinite(mean := iqm(scores)) else "-"

@@ -5,54 +5,32 @@ finished.
 """
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 
 from envs.environment import StateSpace
 from stages.cli import terminal
 from stages.cli.settings_file import JsonObject, Settings
-from stages.figures.curves import plot_curves
+from stages.figures.curves import curves_figure
+from stages.figures.look import write_figure
 from stages.figures.novelty_maps import plot_novelty
 from stages.log.round_log import RoundLog
 from stages.log.run_log import RunSetup
 from stages.report.score_table import print_table
 from stages.results.novelty import coverage_summary, novelty_line
-from stages.results.statistics import summarise
+from stages.results.statistics import iqm, summarise
 from stages.store.files import RunFolderError, disk_is_full
 from stages.store.folder import RunFolder
 from stages.sweep.trials import Trial
 
 
-def write_unfinished(
-    folder: RunFolder, trial: Trial, log: RoundLog, states: StateSpace | None, achievements: Sequence[str],
-    about: Settings,
-) -> None:  # fmt: skip
+def write_unfinished(folder: RunFolder, trial: Trial, log: RoundLog, run: RunSetup, about: Settings) -> None:
     """summary.json of a trial at a log point. Raises RunFolderError."""
-    config = trial.arguments.config
-    folder.write_summary(
-        {
-            "finished": False,
-            "env": config.env,
-            "mode": config.mode,
-            "seeds": log.round.seeds,
-            "diverged": log.diverged_at,
-            "env_steps": log.step,
-            "updates": log.updates,
-            "training_score": log.training.last,
-            "evaluation_score": log.evaluation.last,
-            **_best(trial, log),
-            **coverage_summary(log.novelty, None if states is None else states.count),
-            **log.events.summary(achievements),
-            **about,
-        }
-    )
+    last = {"training_score": log.training.last, "evaluation_score": log.evaluation.last}
+    folder.write_summary({"finished": False, **_so_far(trial, log, run), **last, **about})
 
 
-def write_finished(
-    folder: RunFolder, trial: Trial, log: RoundLog, states: StateSpace | None, achievements: Sequence[str],
-    about: Settings,
-) -> None:  # fmt: skip
+def write_finished(folder: RunFolder, trial: Trial, log: RoundLog, run: RunSetup, about: Settings) -> None:
     """summary.json, curves.png, and novelty.png where states can be counted, at the end of a run.
 
     Where the disk is full the pictures are left out, with a warning.
@@ -63,49 +41,57 @@ def write_finished(
     config = trial.arguments.config
     folder.write_summary(
         {
-            "env": config.env,
+            **_so_far(trial, log, run),
             "env_args": dict(config.env_args),
-            "mode": config.mode,
             "preset": trial.arguments.preset,
             "settings": dict(trial.settings),
-            "seeds": log.round.seeds,
-            "diverged": log.diverged_at,
-            "env_steps": log.step,
-            "updates": log.updates,
             "score": log.final.tolist(),
             **dataclasses.asdict(summarise(log.final, log.round.seeds)),
             "zero_shot": log.zero_shot.tolist() if config.mode == "explore" else None,
             "untrained": log.untrained.tolist(),
-            **coverage_summary(log.novelty, None if states is None else states.count),
-            **log.events.summary(achievements),
-            **_best(trial, log),
             "untrained_share": log.untrained_share.tolist() if log.untrained_share.size else None,
             **about,
         }
     )
     try:
-        _plot(folder, trial, log, states)
+        _plot(folder, trial, log, run.states)
     except RunFolderError as error:
         if not disk_is_full(error):
             raise
         terminal.warn(f"{error}; run.py report draws the curves, once there is room")
 
 
+def _so_far(trial: Trial, log: RoundLog, run: RunSetup) -> JsonObject:
+    """The keys of summary.json that a trial has at every log point and at its end."""
+    config = trial.arguments.config
+    return {
+        "env": config.env,
+        "mode": config.mode,
+        "seeds": log.round.seeds,
+        "diverged": log.diverged_at,
+        "env_steps": log.step,
+        "updates": log.updates,
+        **coverage_summary(log.novelty, None if run.states is None else run.states.count),
+        **log.events.summary(run.achievements),
+        **_best(trial, log),
+    }
+
+
 def _plot(folder: RunFolder, trial: Trial, log: RoundLog, states: StateSpace | None) -> None:
     """curves.png, and novelty.png where states can be counted."""
     config, title = trial.arguments.config, _title(trial)
-    explores, scored = config.mode != "task", np.isfinite(log.untrained)
+    explores = config.mode != "task"
     curve = log.evaluation if explores else log.training
-    plot_curves(
-        folder.path / "curves.png",
-        np.array(curve.steps),
+    figure = curves_figure(
+        curve.steps,
         np.stack(curve.scores, 1),
         title=title,
         ylabel="tasker's evaluation score" if explores else "training score",
-        markers=None if log.adapt_step is None else [(log.adapt_step, "adapts from here")],
-        baseline=(float(log.untrained[scored].mean()), "untrained") if scored.any() else None,
+        adapt_step=log.adapt_step,
+        untrained=log.untrained,
         diverged=[log.diverged_at.get(seed, 0) for seed in log.round.seeds],
     )
+    write_figure(folder.path / "curves.png", figure)
     if states is not None:
         seed, reward = log.round.seeds[0], _measured(trial)
         plot_novelty(folder.path / "novelty.png", log.novelty, states, title=title, seed=seed, reward=reward)
@@ -135,10 +121,10 @@ def print_finished(trial: Trial, log: RoundLog, run: RunSetup) -> None:
     for line in log.events.lines(run.achievements):
         terminal.say(line)
     if trial.arguments.checkpoint_best:
-        best, seeds = log.evaluation.best(), log.round.seeds
+        best = log.evaluation.best()
         terminal.say(
-            f"best agents by evaluation: {summarise(best.score, seeds, resamples=1).iqm:.3g} (interquartile mean, and "
-            f"biased upward), from steps {min(best.step):,} to {max(best.step):,}; eval, video and export take --best"
+            f"best agents by evaluation: {iqm(best.score):.3g} (interquartile mean, and biased upward), from "
+            f"steps {min(best.step):,} to {max(best.step):,}; eval, video and export take --best"
         )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from stages.cli.saved_settings import flag_of
 from stages.results.read import Result
-from stages.results.statistics import Floats, summarise
+from stages.results.statistics import Floats, iqm
 
 FULL_ENTROPY = 0.98  # share of the largest entropy above which a policy counts as uniform
 FAR_BELOW = 0.01  # share of the divisor's floor; with a spread below it, advantages / floor are too small to learn from
@@ -33,7 +33,7 @@ def advice_line(run: Result, max_entropy: float) -> str:
         max_entropy: of the policy, nats; NaN where it has none.
     """
     score, untrained = run.per_seed("score"), run.per_seed("untrained")
-    if not np.isfinite(untrained).any() or summarise(score, run.seeds, resamples=1).iqm > np.nanmax(untrained):
+    if not np.isfinite(untrained).any() or iqm(score) > np.nanmax(untrained):
         return ""
     if not (found := findings(run, max_entropy)):
         return ""

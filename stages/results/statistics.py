@@ -137,6 +137,12 @@ def iqm_curve(scores: ArrayLike, resamples: int = 2000) -> Curve:
     return Curve(_iqm(scores.T), low, high)
 
 
+def iqm(scores: ArrayLike) -> float:
+    """The interquartile mean of the finite scores of [S]; NaN without one."""
+    scores = np.asarray(scores, np.float64)
+    return float(_iqm(np.where(np.isfinite(scores), scores, np.nan)))
+
+
 def aggregates(tasks: Sequence[ArrayLike], best: float | None = None, resamples: int = 2000) -> dict[str, Estimate]:
     """Final scores of all seeds of all tasks as one number, in four ways.
 

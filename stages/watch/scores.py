@@ -19,7 +19,7 @@ from stages.evaluate import evaluate
 from stages.measure.open_loop import AHEAD, CONTEXT, open_loop_errors, play_rows
 from stages.report.score_table import decimals, number, print_table
 from stages.report.tables import Table, print_tables
-from stages.results.statistics import Floats, ScoreSummary, summarise
+from stages.results.statistics import Floats, ScoreSummary, iqm, summarise
 from stages.store.fingerprint import COMPUTATION, fingerprint
 from stages.store.load import AgentBatch, Loaded, select_behavior
 from stages.sweep.sweep import keys_of, mesh_for, over_seeds
@@ -193,6 +193,4 @@ def _seeds(seeds: Sequence[int]) -> str:
 
 def _iqm_cell(values: Floats, form: str) -> str:
     """The interquartile mean over seeds; a dash where every seed's is NaN."""
-    if np.isnan(values).all():
-        return "-"
-    return form.format(summarise(values, list(range(len(values))), resamples=1).iqm)
+    return form.format(mean) if np.isfinite(mean := iqm(values)) else "-"
