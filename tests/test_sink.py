@@ -40,7 +40,7 @@ def stub(monkeypatch):
     module.__dict__["init"] = lambda **kwargs: calls.append(("init", (), kwargs)) or live
     module.__dict__["SummaryWriter"] = lambda *args, **kwargs: calls.append(("open", args, kwargs)) or live
     monkeypatch.setitem(sys.modules, "stub", module)
-    monkeypatch.setattr(sink_module, "PACKAGES", dict.fromkeys(sink_module.PACKAGES, "stub"))
+    monkeypatch.setattr(sink_module, "TRACKERS", dict.fromkeys(sink_module.TRACKERS, "stub"))
     monkeypatch.setattr(sink_module.importlib.util, "find_spec", lambda name: name)
     return calls
 

@@ -1,6 +1,7 @@
 """Arguments: all settings of a run, and the check that refuses those that cannot work."""
 
 import dataclasses
+import importlib.util
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -9,12 +10,14 @@ from typing import Annotated, Literal
 import tyro
 
 from stages.cli.settings_file import JsonObject, Settings, flat
-from stages.cli.trackers import Kind, check_sink
 from stages.cli.validate import validate
 from stages.config import Config, ConfigError, Hypers
 from stages.presets import Recipe
 
 MOST_SEEDS = 10_000  # of a run: its log, its picture and its bootstrap hold them all
+TrackerName = Literal["none", "tensorboard", "wandb", "trackio"]
+TRACKERS = {"tensorboard": "tensorboardX", "wandb": "wandb", "trackio": "trackio"}
+"""The package of each tracker that metrics can go to beside metrics.jsonl (`--log`)."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Arguments:
     """The run's folder; runs/ENV-MODE-TIME if empty."""
     log_points: int = 20
     """How often in each phase metrics are written and a line is printed."""
-    log: Kind = "none"
+    log: TrackerName = "none"
     """A tracker that gets metrics, too: every metric's mean over seeds, and of scores the interquartile mean with its
     interval and each seed's own. metrics.jsonl always has every metric of every seed."""
     devices: int = 0
@@ -111,8 +114,12 @@ NAMES = [name.removeprefix("config.") for name in flat(dataclasses.asdict(Argume
 
 def check(arguments: Arguments) -> None:
     """Raises ConfigError, one line, for arguments that cannot work."""
-    if arguments.seeds < 1:
-        raise ConfigError(f"--seeds must be 1 or more, not {arguments.seeds}")
+    for name, least in {"seeds": 1, "log_points": 1, "devices": 0, "checkpoint_keep": 0}.items():
+        if (value := getattr(arguments, name)) < least:
+            raise ConfigError(f"--{name.replace('_', '-')} must be {least} or more, not {value}")
+    for name in ("checkpoint_minutes", "memory"):
+        if not 0 <= (value := getattr(arguments, name)) < float("inf"):
+            raise ConfigError(f"--{name.replace('_', '-')} must be finite and 0 or more, not {value}")
     if arguments.seeds > MOST_SEEDS:
         raise ConfigError(
             f"--seeds must be at most {MOST_SEEDS:,}, not {arguments.seeds:,}: train further ones in runs of their own "
@@ -120,19 +127,12 @@ def check(arguments: Arguments) -> None:
         )
     if not 0 <= arguments.seed_start < 2**32 - arguments.seeds:
         raise ConfigError(f"--seed-start must be 0 or more and leave all seeds below 2^32, not {arguments.seed_start}")
-    if arguments.log_points < 1:
-        raise ConfigError(f"--log-points must be 1 or more, not {arguments.log_points}")
-    if arguments.devices < 0:
-        raise ConfigError(f"--devices must be 0 or more, not {arguments.devices}")
     if arguments.parallel != "auto" and arguments.parallel < 1:
         raise ConfigError(f"--parallel must be auto, or 1 or more, not {arguments.parallel}")
-    if not 0 <= arguments.checkpoint_minutes < float("inf"):
-        raise ConfigError(f"--checkpoint-minutes must be finite and 0 or more, not {arguments.checkpoint_minutes}")
-    if arguments.checkpoint_keep < 0:
-        raise ConfigError(f"--checkpoint-keep must be 0 or more, not {arguments.checkpoint_keep}")
     if arguments.checkpoint_best and not arguments.checkpoint_keep:
         raise ConfigError("--checkpoint-best keeps agents in checkpoints: give --checkpoint-keep 1 or more")
-    if not 0 <= arguments.memory < float("inf"):
-        raise ConfigError(f"--memory must be finite and 0 or more, not {arguments.memory}")
-    check_sink(arguments.log)
+    if arguments.log != "none" and importlib.util.find_spec(package := TRACKERS[arguments.log]) is None:
+        raise ConfigError(
+            f"--log {arguments.log} needs {package}, which is not installed: python -m pip install {package}"
+        )
     validate(arguments.config, arguments.hypers)

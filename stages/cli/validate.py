@@ -14,7 +14,7 @@ _POSITIVE = {
     "": ("steps", "envs", "horizon", "eval_episodes"),
     "model": ("deter", "blocks", "hidden", "units", "stoch", "classes", "depth", "bins", "layers"),
     "ensemble": ("members", "layers", "projection", "batch_size"),
-    "replay": ("batch_size", "batch_length", "capacity", "train_ratio"),
+    "replay": ("batch_size", "batch_length", "capacity"),
 }
 _NON_NEGATIVE = {
     "": ("adapt_steps", "imagine_batch", "vmap_width", "eval_steps"),
@@ -101,10 +101,10 @@ def _check_ranges(config: Config) -> None:
         for group, names in table.items():
             for name in names:
                 flag, value = _setting(config, group, name)
-                smallest = 0 if name == "train_ratio" else bound
-                if not value >= smallest or (name == "train_ratio" and not 0 < value < float("inf")):
-                    need = "positive" if bound else "0 or more"
-                    raise ConfigError(f"{flag} must be {need}, not {value}")
+                if value < bound:
+                    raise ConfigError(f"{flag} must be {'positive' if bound else '0 or more'}, not {value}")
+    if not 0 < config.replay.train_ratio < float("inf"):
+        raise ConfigError(f"--replay.train-ratio must be positive, not {config.replay.train_ratio}")
     for group, mosts in _MOST.items():
         for name, most in mosts.items():
             flag, value = _setting(config, group, name)

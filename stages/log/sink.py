@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from stages.cli import terminal
+from stages.cli.arguments import TRACKERS, TrackerName
 from stages.cli.settings_file import Settings
-from stages.cli.trackers import PACKAGES, Kind
 from stages.results.statistics import summarise
 from stages.store.files import write_whole
 
@@ -34,7 +34,7 @@ class Sink(NamedTuple):
     close: Callable[[], object]
 
 
-def open_sink(kind: Kind, folder: Path, config: Settings, last_step: int = 0) -> Sink | None:
+def open_sink(kind: TrackerName, folder: Path, config: Settings, last_step: int = 0) -> Sink | None:
     """Begin to log, or go on with the same run.
 
     Args:
@@ -44,7 +44,7 @@ def open_sink(kind: Kind, folder: Path, config: Settings, last_step: int = 0) ->
     """
     if kind == "none":
         return None
-    package = importlib.import_module(PACKAGES[kind])
+    package = importlib.import_module(TRACKERS[kind])
     if kind == "tensorboard":
         writer = package.SummaryWriter(str(folder / "tensorboard"), purge_step=last_step + 1 if last_step else None)
 
@@ -82,11 +82,11 @@ def _identity(folder: Path) -> str:
 class Tracker:
     """A run's sink, if it has one. Whatever goes wrong there costs the sink, and not the run."""
 
-    kind: Kind = "none"
+    kind: TrackerName = "none"
     sink: Sink | None = None
 
     @staticmethod
-    def open(kind: Kind, folder: Path, config: Settings, last_step: int = 0) -> Tracker:
+    def open(kind: TrackerName, folder: Path, config: Settings, last_step: int = 0) -> Tracker:
         """As `open_sink`."""
         tracker = Tracker(kind)
         with tracker._guarded():
