@@ -131,6 +131,7 @@ class ActionTree:
     def __call__(self, action: Array) -> PyTree[Array]:
         """int32 [D], the choices of one entry after another -> the suite's action."""
         chex.assert_shape(action, self.space.struct.shape)
+        chex.assert_type(action, int)
         ends = np.cumsum([len(entry.sizes) for entry in self.entries])
         parts = jnp.split(action, ends[:-1])
         values = (

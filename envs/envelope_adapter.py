@@ -8,7 +8,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, final
 
-import chex
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -63,9 +62,6 @@ class EnvelopeEnvironment(Environment):
 
     def step(self, key: PRNGKeyArray, state: State, action: Array) -> tuple[State, Timestep]:
         del key  # the state has its own
-        chex.assert_shape(action, self.action_space.struct.shape)
-        if self.action_space.kind != "continuous":
-            chex.assert_type(action, int)
         with own_broadcasting():
             after, info = self.inner.step(state, self.act(action))
             return self._row(after, info, state)

@@ -6,7 +6,6 @@ an id that the module registers with `gymnax.register`.
 """
 
 import contextlib
-import difflib
 import importlib
 import os
 import re
@@ -42,6 +41,7 @@ from envs.environment import (
 from envs.errors import EnvError, UnavailableEnvironment, UnknownEnvironment
 from envs.overrides import INT32_MOST, Value, coerce_all, defaults_of
 from envs.states import GymnaxEnv, GymnaxParams
+from envs.suggest import did_you_mean
 
 LARGEST_ACTION_SPACE = 65_536  # actions, or entries of a continuous one
 TRIED_ROWS = 200
@@ -129,8 +129,8 @@ def _import(name: str, module_name: str) -> ModuleType:
 
 
 def _not_a_factory(name: str, module: ModuleType, attribute: str) -> EnvError:
-    near = difflib.get_close_matches(attribute, [n for n in vars(module) if callable(getattr(module, n))], n=1)
-    advice = f"did you mean {near[0]}?" if near else "name a function or class that makes the environment"
+    factories = [name for name, value in vars(module).items() if callable(value)]
+    advice = did_you_mean(attribute, factories, cutoff=0.6) or "name a function or class that makes the environment"
     if not hasattr(module, attribute):
         return UnknownEnvironment(f"{name}: {module.__name__} has no {attribute!r}, nor registers it; {advice}")
     kind = type(getattr(module, attribute)).__name__

@@ -1,6 +1,5 @@
 """Find an environment by its id, whichever suite it is from."""
 
-import difflib
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -8,6 +7,7 @@ from envs import envelope_suite, gymnax_suite, own
 from envs.environment import Environment
 from envs.errors import UnknownEnvironment
 from envs.overrides import Value
+from envs.suggest import did_you_mean
 
 
 class Suite(Protocol):
@@ -49,10 +49,5 @@ def make(name: str, overrides: Mapping[str, Value] | None = None) -> Environment
     for suite in SUITES:
         if name in suite.UNAVAILABLE or name in suite.ids():
             return suite.make(name, overrides or {})
-    by_lower = {known.lower(): known for known in ids()}
-    near = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.4)
-    if near:
-        advice = f"did you mean {' or '.join(by_lower[word] for word in near)}?"
-    else:
-        advice = f"choose one of {', '.join(by_lower.values())}, or package.module:factory for one of your own"
-    raise UnknownEnvironment(f"no environment is named {name!r}; {advice}")
+    listing = f"choose one of {', '.join(ids())}, or package.module:factory for one of your own"
+    raise UnknownEnvironment(f"no environment is named {name!r}; {did_you_mean(name, ids(), cutoff=0.4) or listing}")
