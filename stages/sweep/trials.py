@@ -68,19 +68,15 @@ def programs_of(argv: Sequence[str], arguments: Arguments) -> list[Program]:
     if len(combinations) * arguments.seeds > MOST_SEEDS:
         agents = f"{len(combinations)} trials of {arguments.seeds} seeds"
         raise ConfigError(f"{agents} are more than {MOST_SEEDS:,} agents: take fewer --seeds, values or --trials")
-    argv = _without_sweep(argv)
     static_names = [name for name in settings if not _is_hyper(name)]
     hyper_names = [name for name in settings if _is_hyper(name)]
-    sweep_request = {name: getattr(arguments, name) for name in NO_SWEEP}
     programs: dict[str, Program] = {}
     for values in combinations:
         program_name, trial_name = _folder_name(values, static_names), _folder_name(values, hyper_names)
         if program_name not in programs:
-            program_arguments = dataclasses.replace(
-                _parse_with(argv, {name: values[name] for name in static_names}),
-                logdir=_inside(arguments.logdir, program_name),
-                **sweep_request,
-            )
+            program_arguments = _parse_with(argv, {name: values[name] for name in static_names})
+            program_logdir = _inside(arguments.logdir, program_name)
+            program_arguments = dataclasses.replace(program_arguments, logdir=program_logdir)
             programs[program_name] = Program(program_name, program_arguments, [])
         logdir = _inside(arguments.logdir, program_name, trial_name)
         trial_arguments = dataclasses.replace(_parse_with(argv, values), logdir=logdir, **NO_SWEEP)
@@ -203,15 +199,3 @@ def _integer_settings(config: Config) -> set[str]:
     """Settings that are whole numbers."""
     settings = flat(dataclasses.asdict(config))
     return {name for name, value in settings.items() if isinstance(value, int) and not isinstance(value, bool)}
-
-
-def _without_sweep(argv: Sequence[str]) -> list[str]:
-    """The command line without what asks for a sweep."""
-    remaining, tokens, sweep_flags = [], iter(argv), {_flag(name) for name in NO_SWEEP}
-    for token in tokens:
-        flag, equals, _ = token.partition("=")
-        if flag.replace("_", "-") not in sweep_flags:
-            remaining.append(token)
-        elif not equals:
-            next(tokens, None)
-    return remaining
