@@ -9,7 +9,7 @@ count as reachable.
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -122,33 +122,48 @@ def _ints(values: ArrayLike) -> tuple[int, ...]:
 def mountain_car(inner: GymnaxEnv, params: GymnaxParams) -> StateSpace:
     """18 bins of position by 14 of velocity."""
     count = {"MountainCar-v0": 200, "MountainCarContinuous-v0": 211}[inner.name]
-
-    def index(state: State) -> Int[Array, ""]:
-        position = _bin(state.position, params.min_position, params.max_position, 18)
-        return _cell(position, _bin(state.velocity, -params.max_speed, params.max_speed, 14), 14)
-
-    return _binned(inner, params, 18 * 14, count, index, (18, 14), ("position", "velocity"))
+    position = Axis("position", lambda state: state.position, params.min_position, params.max_position, 18)
+    velocity = Axis("velocity", lambda state: state.velocity, -params.max_speed, params.max_speed, 14)
+    return _binned(inner, params, count, position, velocity)
 
 
 def pendulum(inner: GymnaxEnv, params: GymnaxParams) -> StateSpace:
     """24 bins of the angle, 0 is upright, by 16 of the speed."""
-
-    def index(state: State) -> Int[Array, ""]:
-        angle = (state.theta + math.pi) % (2 * math.pi) - math.pi
-        speed = _bin(state.theta_dot, -params.max_speed, params.max_speed, 16)
-        return _cell(_bin(angle, -math.pi, math.pi, 24), speed, 16)
-
-    return _binned(inner, params, 24 * 16, 370, index, (24, 16), ("angle", "speed"))
+    angle = Axis("angle", lambda state: (state.theta + math.pi) % (2 * math.pi) - math.pi, -math.pi, math.pi, 24)
+    speed = Axis("speed", lambda state: state.theta_dot, -params.max_speed, params.max_speed, 16)
+    return _binned(inner, params, 370, angle, speed)
 
 
 def acrobot(inner: GymnaxEnv, params: GymnaxParams) -> StateSpace:
     """12 bins of each joint's angle; velocities are left out."""
+    first = Axis("first joint", lambda state: state.joint_angle1, -math.pi, math.pi, 12)
+    second = Axis("second joint", lambda state: state.joint_angle2, -math.pi, math.pi, 12)
+    return _binned(inner, params, 130, first, second)
+
+
+class Axis(NamedTuple):
+    """A number of the state in equal bins of [low, high]; beyond them it is in the nearest one."""
+
+    label: str
+    value: Callable[[State], Array]
+    low: float
+    high: float
+    bins: int
+
+    def bin(self, state: State) -> Int[Array, ""]:
+        """The bin of a state, in [0, bins)."""
+        scaled = jnp.floor((self.value(state) - self.low) / (self.high - self.low) * self.bins)
+        return jnp.clip(scaled, 0, self.bins - 1).astype(jnp.int32)
+
+
+def _binned(inner: GymnaxEnv, params: GymnaxParams, count: int, rows: Axis, columns: Axis) -> StateSpace:
+    """The bins of two numbers. `count` is how many the default physics reaches; with other physics all bins count."""
+    size, usual = rows.bins * columns.bins, repr(params) == repr(inner.default_params)
 
     def index(state: State) -> Int[Array, ""]:
-        first, second = (_bin(angle, -math.pi, math.pi, 12) for angle in (state.joint_angle1, state.joint_angle2))
-        return _cell(first, second, 12)
+        return _cell(rows.bin(state), columns.bin(state), columns.bins)
 
-    return _binned(inner, params, 12 * 12, 130, index, (12, 12), ("first joint", "second joint"))
+    return StateSpace(size, count if usual else size, index, (rows.bins, columns.bins), (rows.label, columns.label))
 
 
 DEGREE = math.pi / 180
@@ -163,6 +178,7 @@ BOXES = (
 def cart_pole(inner: GymnaxEnv, params: GymnaxParams) -> StateSpace:
     """The 162 boxes of Michie and Chambers (1968), as in Barto, Sutton and Anderson (1983): 3 x 3 x 6 x 3 bins of
     position, its velocity, angle and its velocity. All count as reachable; the search found 161."""
+    del inner, params
 
     def index(state: State) -> Int[Array, ""]:
         box = jnp.zeros((), jnp.int32)
@@ -170,27 +186,7 @@ def cart_pole(inner: GymnaxEnv, params: GymnaxParams) -> StateSpace:
             box = box * (len(edges) + 1) + jnp.searchsorted(jnp.array(edges), getattr(state, name), side="right")
         return jnp.asarray(box, jnp.int32)
 
-    return _binned(inner, params, 162, 162, index, (0, 0), ("", ""))
-
-
-def _bin(value: Array, low: float, high: float, bins: int) -> Int[Array, ""]:
-    """The number of the equal bin of [low, high] that `value` is in; beyond them, the nearest one."""
-    scaled = jnp.floor((value - low) / (high - low) * bins)
-    return jnp.clip(scaled, 0, bins - 1).astype(jnp.int32)
-
-
-def _binned(
-    inner: GymnaxEnv,
-    params: GymnaxParams,
-    size: int,
-    count: int,
-    index: Callable[[State], Int[Array, ""]],
-    grid: tuple[int, int],
-    labels: tuple[str, str],
-) -> StateSpace:
-    """The space of `size` bins. `count` is how many the default physics reaches; with other physics all bins count."""
-    usual = repr(params) == repr(inner.default_params)
-    return StateSpace(size, count if usual else size, index, grid, labels)
+    return StateSpace(162, 162, index)
 
 
 SPACES: dict[str, Callable[[GymnaxEnv, GymnaxParams], StateSpace]] = {
