@@ -6,7 +6,6 @@ Axes: S seeds, P log points.
 from __future__ import annotations
 
 import base64
-import io
 import shlex
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -19,6 +18,7 @@ from stages.cli.arguments import mode_title
 from stages.cli.saved_settings import beyond_preset
 from stages.commands.page_frame import PAGE, STYLE
 from stages.figures.curves import curves_figure
+from stages.figures.look import rendered
 from stages.figures.metric import ARRIVALS, MOST_STROKES, metric_figure
 from stages.report.compare import NO_SETTING, Line, compare, described, show_value
 from stages.report.score_table import NO_INTERVAL_WORDS, decimals, number
@@ -173,13 +173,8 @@ def _picture(path: Path) -> str:
 
 
 def _drawing(figure: Figure, label: str) -> str:
-    """A figure as an <img> of SVG without a background, read out as `label`; the same bytes for the same figure."""
-    import matplotlib
-
-    drawing = io.BytesIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": label}):  # text stays text
-        figure.savefig(drawing, format="svg", transparent=True, metadata={"Date": None})
-    return _image(label, "svg+xml", drawing.getvalue())
+    """A figure as an <img> of SVG without a background, read out as `label`."""
+    return _image(label, "svg+xml", rendered(figure, "svg", transparent=True))
 
 
 def _image(label: str, kind: str, content: bytes) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stages.figures.look import BLUE, GREY, INK, RED, dress_steps, legend_below, new_figure, wrapped
+from stages.figures.look import BLUE, DASHED, GREY, INK, RED, dress_steps, legend_below, new_figure, wrapped
 from stages.results.statistics import LEAST_SEEDS, iqm_curve
 
 if TYPE_CHECKING:
@@ -66,8 +66,7 @@ def curves_figure(
     _draw_scores(axes, steps, scores)
     _draw_diverged(axes, steps, scores, diverged)
     if untrained.size:
-        mean = float(untrained.mean())
-        axes.axhline(mean, color=INK, linewidth=1.1, linestyle=(0, (5, 3)), label="untrained", zorder=2.5)
+        axes.axhline(float(untrained.mean()), **DASHED, label="untrained", zorder=2.5)
     if adapt_step is not None:
         _draw_adapt_step(axes, adapt_step)
     pad = 7 if adapt_step is None else 19

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stages.figures.look import (
     BLUE,
+    DASHED,
     GREY,
     INK,
     PICTURE_WIDTH,
@@ -35,7 +36,6 @@ MOST_CELLS = 12  # on a side of the map: with more its numbers are too small to 
 MOST_NAMES = 8  # of trials that are named beside their curves
 BRIGHTEST = 0.88  # of the colours' range: brighter ones cannot be seen on white
 STYLES = ("-", (0, (4, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))  # of curves that may have one colour
-UNTRAINED: dict[str, Any] = {"color": INK, "linewidth": 1.1, "linestyle": (0, (5, 3))}
 
 
 def plot_grid(path: Path, grid: Grid) -> None:
@@ -98,7 +98,7 @@ def _draw_curves(axes: Axes, grid: Grid, scale: Normalize) -> None:
             style = STYLES[index % len(STYLES)]
             axes.plot(cell.run.steps, curve.iqm, color=colour, linewidth=1.8, linestyle=style, label=label)
     if math.isfinite(grid.untrained):
-        axes.axhline(grid.untrained, **UNTRAINED, label="untrained")
+        axes.axhline(grid.untrained, **DASHED, label="untrained")
     axes.set_ylabel(f"{'evaluation' if evaluated else 'training'} score (IQM)", fontsize=9, color=INK)
     known = math.isfinite(grid.untrained)
     bar = axes.figure.colorbar(ScalarMappable(scale, colours), ax=axes, shrink=0.9).ax
@@ -149,7 +149,7 @@ def _draw_setting(axes: Axes, grid: Grid, name: str) -> None:
                 axes.plot([x, x], [summary.ci_low, summary.ci_high], color=BLUE, linewidth=3, alpha=0.35)
             axes.plot([x], [summary.iqm], color=BLUE, marker="o", markersize=5)
     if math.isfinite(grid.untrained):
-        axes.axhline(grid.untrained, **UNTRAINED)
+        axes.axhline(grid.untrained, **DASHED)
     dress(axes)
     numbers = [float(value) for value in values] if numeric else []
     if numeric and min(numbers) > 0 and max(numbers) >= 10 * min(numbers):

@@ -9,7 +9,7 @@ import io
 import os
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stages.store.files import write_whole
 
@@ -22,6 +22,8 @@ DPI = 150
 PICTURE_WIDTH = 8.3
 """Inches of a wide picture: at 150 dots an inch GitHub shows it at two thirds, with letters of 6 points and more."""
 BLUE, RED, INK, GREY = "#1f5a94", "#b3261e", "#222222", "#777777"
+DASHED: dict[str, Any] = {"color": INK, "linewidth": 1.1, "linestyle": (0, (5, 3))}
+"""A horizontal line that scores or counts are compared with."""
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -39,17 +41,26 @@ def write_figure(path: str | os.PathLike[str], figure: Figure) -> None:
     Raises:
         RunFolderError: the disk refuses.
     """
+    write_whole(Path(path), rendered(figure, Path(path).suffix.removeprefix(".")))
+
+
+def rendered(figure: Figure, kind: str, transparent: bool = False) -> bytes:
+    """A figure as png, pdf or svg, in which text stays text: the same bytes for the same figure.
+
+    Args:
+        transparent: without a background; pdf and svg only.
+    """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    picture, kind = io.BytesIO(), Path(path).suffix.removeprefix(".")
+    picture = io.BytesIO()
     if kind == "png":
         FigureCanvasAgg(figure).print_png(picture)  # unlike savefig, whatever the user's matplotlibrc says of saving
     else:
         date = {"pdf": "CreationDate", "svg": "Date"}[kind]  # without it, the same figure is the same file
         with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "dreamsweep", "savefig.bbox": None}):
-            figure.savefig(picture, format=kind, metadata={date: None})
-    write_whole(Path(path), picture.getvalue())
+            figure.savefig(picture, format=kind, transparent=transparent, metadata={date: None})
+    return picture.getvalue()
 
 
 def wrapped(text: str, width: int) -> str:

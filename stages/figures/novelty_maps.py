@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.environment import StateSpace
-from stages.figures.look import BLUE, GREY, INK, PICTURE_WIDTH, dress_steps, new_figure, wrapped, write_figure
+from stages.figures.look import BLUE, DASHED, GREY, INK, PICTURE_WIDTH, dress_steps, new_figure, wrapped, write_figure
 from stages.results.novelty import BINS, Map, NoveltyLog
 
 if TYPE_CHECKING:
@@ -128,9 +128,7 @@ def _draw_coverage(axes: Axes, log: NoveltyLog, states: StateSpace) -> None:
         axes.plot(log.steps, curve, color=BLUE, alpha=0.3, linewidth=0.8, label=label)
     median = "median" if len(curves) > 1 else "1 seed"
     axes.plot(log.steps, np.median(curves, 0), color=BLUE, linewidth=2, label=median)
-    axes.axhline(
-        states.count, color=INK, linewidth=1.1, linestyle=(0, (5, 3)), label=f"{states.count:,} can be reached"
-    )
+    axes.axhline(states.count, **DASHED, label=f"{states.count:,} can be reached")
     axes.set_ylim(0, 1.06 * max(states.count, curves.max()))
     axes.locator_params("y", integer=True)
     axes.set_ylabel("states visited", color=INK, fontsize=9)

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
 from envs.environment import Environment
 from stages.config import ConfigError
+from stages.store.arrays import without_key_type
 
 COMPUTATION = "computation"
 """Name of the hash in a fingerprint."""
@@ -32,8 +32,7 @@ def fingerprint(env: Environment) -> dict[str, str]:
     program = jax.make_jaxpr(rows)(jr.key(0), env.action_space.struct)
     digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", str(program)).encode())  # addresses differ between processes
     for value in program.consts:
-        is_key = isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
-        digest.update(np.asarray(jr.key_data(value) if is_key else value).tobytes())
+        digest.update(np.asarray(without_key_type(value)).tobytes())
     return spaces_of(env) | {COMPUTATION: f"jax {jax.__version__} {digest.hexdigest()}"}
 
 
