@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from stages.networks.distributions import Categorical
+from stages.networks.layers import ParallelLinear
 from tests.conftest import AS_IN_A_RUN
 
 close = chex.assert_trees_all_close
@@ -60,6 +61,22 @@ def linear(layer, x):
 
 def dense(layer, x):
     return norm_silu(linear(layer.linear, x), layer.norm.scale)
+
+
+def slow_mlp(mlp, x):
+    for layer in mlp.layers:
+        x = dense(layer, x)
+    return x
+
+
+def slow_head(head, x):
+    """A head's outputs in float64; those of several linear layers side by side one after another."""
+    x = slow_mlp(head.mlp, np.float64(x))
+    if isinstance(head.out, ParallelLinear):
+        parts = head.out.parts.module
+        weights = zip(np.float64(parts.weight), np.float64(parts.bias), strict=True)
+        return np.concatenate([x @ weight + bias for weight, bias in weights], -1)
+    return linear(head.out, x)
 
 
 def conv(x, layer):

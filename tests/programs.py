@@ -53,3 +53,8 @@ def compare(cases: Mapping[Hashable, tuple]) -> dict[Hashable, tuple]:
         calls[name, "fast"], calls[name, "plain"] = ((value_and_grads(f), out, *args) for f in (fast, plain))
     results = in_one_program(calls)
     return {name: (results[name, "fast"], results[name, "plain"]) for name in cases}
+
+
+def plain_scan(step: Callable, params: Any, carry: Any, xs: Any, fixed: Any) -> tuple[Any, Any]:
+    """stages.fast.scan.scan as jax has it."""
+    return jax.lax.scan(lambda carry, inputs: step(params, carry, *inputs), carry, (xs, fixed))

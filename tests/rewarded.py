@@ -9,6 +9,7 @@ import numpy as np
 
 from envs.environment import ActionSpace, ObsSpace
 from stages.config import Config, EnsembleConfig, Hypers, ModelConfig
+from stages.decode import decode_mean
 from stages.intrinsic import VisitCounts
 from stages.networks.distributions import Categorical
 from stages.replay import Row
@@ -55,3 +56,11 @@ def observed_of(rows) -> Observed:
     latent = Latent.stored(rows.deter, rows.stoch, 2, jnp.float32)
     unused = Categorical(latent.stoch, latent.stoch)
     return Observed(latent, unused, unused)
+
+
+def slow_inputs(feat, action):
+    """The decoded observation at a mean square of 1, and three times the one-hot action; in float64."""
+    stoch = feat[..., 2:].reshape(*feat.shape[:-1], 2, 2)
+    seen = np.asarray(decode_mean(MODEL.decoder, Latent(feat[..., :2], stoch)), np.float64)
+    seen = seen * np.sqrt(7) / np.sqrt((seen**2).sum(-1, keepdims=True) + 0.01)
+    return np.concatenate([seen, 3 * np.asarray(action)], -1)

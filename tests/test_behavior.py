@@ -21,8 +21,8 @@ from stages.behavior import Behavior, BehaviorTarget, Objective, Replayed, behav
 from stages.config import Hypers, ModelConfig
 from stages.fast import blocks
 from stages.imagine import Trajectory
-from stages.networks.layers import ParallelLinear
 from stages.returns import ReturnScale
+from tests.by_hand import slow_head, softmax
 from tests.conftest import arbitrary
 
 H, T, B, F, BINS = 4, 4, 2, 6, 15
@@ -132,25 +132,6 @@ every_count = pytest.mark.parametrize("count", [1, 4])  # of blocks
 
 
 # ---- the slow implementation ---------------------------------------------------------------------------------------
-
-
-def slow_head(head, x):
-    """A head's outputs in float64."""
-    head, x = jax.tree.map(lambda w: np.asarray(w, np.float64), head), np.asarray(x, np.float64)
-    for layer in head.mlp.layers:
-        x = x @ layer.linear.weight + layer.linear.bias
-        x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-4) * layer.norm.scale
-        x = x / (1 + np.exp(-x))
-    if isinstance(head.out, ParallelLinear):
-        return np.concatenate(
-            [x @ w + b for w, b in zip(head.out.parts.module.weight, head.out.parts.module.bias, strict=True)], -1
-        )
-    return x @ head.out.weight + head.out.bias
-
-
-def softmax(x):
-    e = np.exp(x - x.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
 
 
 def slow_bins():

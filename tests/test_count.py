@@ -16,9 +16,9 @@ from stages.cli.validate import check_countable, validate
 from stages.config import ConfigError
 from stages.count import CountBonus
 from stages.presets import preset
+from tests.by_hand import slow_head
 from tests.conftest import to_device, tree_equal
-from tests.rewarded import ACTIONS, CONFIG, COUNTS, HYPERS, MODEL, OBS, A, feat_of, n, rows_of
-from tests.test_rnd import slow_head, slow_inputs
+from tests.rewarded import ACTIONS, CONFIG, COUNTS, HYPERS, MODEL, OBS, A, feat_of, n, rows_of, slow_inputs
 
 PAIRS = rows_of((2, n))
 FEAT = feat_of(jax.tree.map(lambda x: x[0], PAIRS))

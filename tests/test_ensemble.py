@@ -30,6 +30,7 @@ from stages.ensemble import (
 )
 from stages.loss import agent_loss
 from stages.replay import Row
+from tests.by_hand import slow_head
 from tests.conftest import AS_IN_A_RUN, arbitrary, observations, pick, to_device
 from tests.ensembles import (
     HYPERS,
@@ -304,12 +305,7 @@ def test_members_read_in_the_compute_type(ensemble, rows):
 
 def forward(head, x, m):
     """One member's head in plain numpy."""
-    head, x = jax.tree.map(lambda w: np.asarray(w, np.float64)[m], head), np.asarray(x, np.float64)
-    for layer in head.mlp.layers:
-        x = x @ layer.linear.weight + layer.linear.bias
-        x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-4) * layer.norm.scale
-        x = x / (1 + np.exp(-x))
-    return x @ head.out.weight + head.out.bias
+    return slow_head(jax.tree.map(lambda w: w[m], head), x)
 
 
 def test_a_prediction_is_what_was_learned_plus_a_frozen_random_network(rows):

@@ -22,6 +22,7 @@ from stages.measure.open_loop import prediction_errors
 from stages.obs_numbers import ObsNumbers
 from stages.presets import preset
 from stages.rssm import Latent
+from tests.by_hand import slow_mlp
 from tests.conftest import SMALL, arbitrary, observations
 from tests.signals import Signals
 
@@ -63,15 +64,6 @@ def numbers_by_hand(obs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         "speed": np.sign(obs["speed"]) * np.log1p(np.abs(np.float64(obs["speed"]))),
         "tiles": flat(1.0 * (obs["tiles"][..., None] == np.arange(5))),
     }
-
-
-def mlp_by_hand(mlp, x: np.ndarray) -> np.ndarray:
-    """Linear, RMS norm, SiLU, layer by layer."""
-    for layer in mlp.layers:
-        x = x @ np.float64(layer.linear.weight) + np.float64(layer.linear.bias)
-        x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-4) * np.float64(layer.norm.scale)
-        x = x / (1 + np.exp(-x))
-    return x
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +120,7 @@ def test_numbers_of_all_entries_are_joined(results):
 
 def test_the_encoder_is_one_mlp_and_one_convolution(encoder, results):
     by_hand = numbers_by_hand(jax.tree.map(np.asarray, observed()))
-    vectors = mlp_by_hand(encoder.mlp, np.concatenate([by_hand[name] for name in VECTORS], -1))
+    vectors = slow_mlp(encoder.mlp, np.concatenate([by_hand[name] for name in VECTORS], -1))
     close(results["embed"][..., :6], vectors.astype(np.float32), rtol=1e-4, atol=1e-5)
     close(results["embed"][..., 6:], results["conv embed"], rtol=1e-5)
     assert encode.embed_size(SPACE, MODEL) == results["embed"].shape[-1] == 6 + results["conv embed"].shape[-1]
@@ -137,7 +129,7 @@ def test_the_encoder_is_one_mlp_and_one_convolution(encoder, results):
 def test_every_vector_entry_has_outputs_of_its_own(decoder, results):
     latent = states(T, B)
     feat = np.concatenate([np.asarray(latent.deter), np.asarray(latent.stoch).reshape(T, B, -1)], -1)
-    hidden = mlp_by_hand(decoder.mlp, np.float64(feat))
+    hidden = slow_mlp(decoder.mlp, np.float64(feat))
     for name in VECTORS:
         out = hidden @ np.float64(decoder.out[name].weight) + np.float64(decoder.out[name].bias)
         close(results["raw"][name].reshape(T, B, -1), out.astype(np.float32), rtol=1e-4, atol=1e-5)

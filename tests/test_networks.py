@@ -16,6 +16,7 @@ import pytest
 
 from stages.networks import convolution, layers
 from stages.networks.recurrent import BlockGRU
+from tests.by_hand import dense, sigmoid
 from tests.conftest import WIDTHS, draw, scrambled
 from tests.programs import both_forms, compare, in_one_program
 
@@ -28,17 +29,8 @@ def call(layer, *args):
     return layer(*args)
 
 
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
-
-
 def rms_norm(x, scale):
     return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-4) * scale
-
-
-def dense(layer: layers.Dense, x):
-    x = rms_norm(x @ np.float64(layer.linear.weight) + np.float64(layer.linear.bias), np.float64(layer.norm.scale))
-    return x * sigmoid(x)
 
 
 # ---- initial weights -----------------------------------------------------------------------------------------------

@@ -11,11 +11,25 @@ import numpy as np
 import optax
 import pytest
 
-from stages.decode import decode_mean
 from stages.rnd import RND
-from stages.rssm import Latent
+from tests.by_hand import slow_head
 from tests.conftest import to_device, tree_equal
-from tests.rewarded import ACTIONS, CONFIG, COUNTS, HYPERS, MODEL, OBS, A, B, T, feat_of, n, observed_of, rows_of
+from tests.rewarded import (
+    ACTIONS,
+    CONFIG,
+    COUNTS,
+    HYPERS,
+    MODEL,
+    OBS,
+    A,
+    B,
+    T,
+    feat_of,
+    n,
+    observed_of,
+    rows_of,
+    slow_inputs,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -37,24 +51,6 @@ def made():
         }
 
     return SimpleNamespace(pairs=pairs, window=window, feat=feat, action=action, **run(jr.key(3)))
-
-
-def slow_head(head, x):
-    """A head's outputs in float64."""
-    head, x = jax.tree.map(lambda w: np.asarray(w, np.float64), head), np.asarray(x, np.float64)
-    for layer in head.mlp.layers:
-        x = x @ layer.linear.weight + layer.linear.bias
-        x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-4) * layer.norm.scale
-        x = x / (1 + np.exp(-x))
-    return x @ head.out.weight + head.out.bias
-
-
-def slow_inputs(feat, action):
-    """The decoded observation at a mean square of 1, and three times the one-hot action."""
-    stoch = feat[..., 2:].reshape(*feat.shape[:-1], 2, 2)
-    seen = np.asarray(decode_mean(MODEL.decoder, Latent(feat[..., :2], stoch)), np.float64)
-    seen = seen * np.sqrt(7) / np.sqrt((seen**2).sum(-1, keepdims=True) + 0.01)
-    return np.concatenate([seen, 3 * np.asarray(action)], -1)
 
 
 def test_it_pays_the_squared_error_of_its_predictor(made):

@@ -13,6 +13,7 @@ import pytest
 from stages import rssm
 from stages.config import ModelConfig
 from stages.rssm import RSSM, Latent
+from tests.by_hand import dense, linear, norm_silu, sigmoid
 from tests.conftest import to_device
 
 T, B, D, S, K, E, A, RATIO = 5, 6, 12, 3, 4, 5, 2, 0.01
@@ -46,24 +47,6 @@ class Inputs:
 # ---- the same in numpy, float64, one sample at a time --------------------------------------------------------------
 
 
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
-
-
-def activate(norm, x):
-    """RMSNorm, SiLU."""
-    x = x / np.sqrt((x**2).mean() + 1e-4) * np.float64(norm.scale)
-    return x * sigmoid(x)
-
-
-def linear(layer, x):
-    return x @ np.float64(layer.weight) + np.float64(layer.bias)
-
-
-def dense(layer, x):
-    return activate(layer.norm, linear(layer.linear, x))
-
-
 def blocks_of(weight, x):
     """Product of each block [G, i] with its own weights [G, i, o]."""
     return np.stack([part @ np.float64(w) for part, w in zip(x, weight, strict=True)])
@@ -77,7 +60,7 @@ def deter_by_hand(model: RSSM, deter, stoch, action):
     # Weights [i, G, o]: rows are a block's slice of deter, then what all blocks see.
     weight = np.moveaxis(np.float64(model.gru.hidden), 1, 0)
     hidden = blocks_of(weight, [np.concatenate([own, *x]) for own in slices]).reshape(-1) + np.float64(model.gru.bias)
-    hidden = activate(model.gru.norm, hidden).reshape(MODEL.blocks, -1)
+    hidden = norm_silu(hidden, model.gru.norm.scale).reshape(MODEL.blocks, -1)
     gates = (blocks_of(model.gru.gates, hidden) + np.float64(model.gru.gates_bias)).reshape(MODEL.blocks, 3, -1)
     reset, cand, update = gates[:, 0], gates[:, 1], sigmoid(gates[:, 2] - 1)
     return (update * np.tanh(sigmoid(reset) * cand) + (1 - update) * slices).reshape(-1)

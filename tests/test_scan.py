@@ -13,6 +13,7 @@ import pytest
 
 from stages.fast.scan import scan
 from tests.conftest import to_device
+from tests.programs import plain_scan
 
 T, B, D, K = 5, 3, 4, 3
 
@@ -41,11 +42,6 @@ def step(params, state, x, fixed):
     index = (fixed.uniform[..., None] >= jnp.cumsum(probs, -1)[..., :-1]).sum(-1)
     stoch = jax.lax.stop_gradient(jax.nn.one_hot(index, K, dtype=probs.dtype) - probs) + probs
     return State(deter, stoch), {"deter": deter, "logits": logits + fixed.uniform[..., None].astype(logits.dtype)}
-
-
-def plain(step, params, carry, xs, fixed):
-    """fast.scan as it would be without it."""
-    return jax.lax.scan(lambda carry, inputs: step(params, carry, *inputs), carry, (xs, fixed))
 
 
 def inputs(steps: int = T, lead: tuple[int, ...] = (), seed: int = 0):
@@ -79,7 +75,7 @@ def value_and_gradients(scan, fixed, **weights):
 @pytest.mark.parametrize("last, ys", [(1.0, 1.0), (1.0, 0.0), (0.0, 1.0)], ids=["both", "last", "ys"])
 def test_scan_is_lax_scan_in_value_and_gradient(steps, last, ys):
     *args, fixed = inputs(steps)
-    fast, slow = (jax.jit(value_and_gradients(scan, fixed, last=last, ys=ys))(*args) for scan in (scan, plain))
+    fast, slow = (jax.jit(value_and_gradients(scan, fixed, last=last, ys=ys))(*args) for scan in (scan, plain_scan))
     chex.assert_trees_all_close(fast, slow, rtol=1e-5, atol=1e-5)
     assert all(np.abs(x).max() > 1e-2 for x in jax.tree.leaves(slow[1]))  # nothing agrees by being zero
 
@@ -96,7 +92,7 @@ def test_scan_under_vmap_is_lax_scan_under_vmap(shared):
         one = lambda params, carry, xs, fixed: value_and_gradients(scan, fixed)(params, carry, xs)
         return jax.jit(jax.vmap(one, (0, 0, axis, axis)))(params, carry, xs, fixed)
 
-    chex.assert_trees_all_close(both(scan), both(plain), rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_close(both(scan), both(plain_scan), rtol=1e-5, atol=1e-5)
 
 
 def test_no_gradient_reaches_what_is_fixed():
@@ -110,7 +106,7 @@ def test_no_gradient_reaches_what_is_fixed():
         return np.asarray(jax.jit(jax.grad(loss))(fixed.uniform))
 
     np.testing.assert_array_equal(total(scan), np.zeros((T, B)))
-    assert (total(plain) != 0).all()  # the step reads it, so that jax's own would have had one
+    assert (total(plain_scan) != 0).all()  # the step reads it, so that jax's own would have had one
 
 
 def test_gradient_stops_at_a_reset_and_nowhere_else():
@@ -134,7 +130,7 @@ def test_scan_of_half_precision_keeps_its_type():
     value, grads = jax.jit(value_and_gradients(scan, fixed))(*half(args))
     chex.assert_type(jax.tree.leaves((value, grads)), jnp.bfloat16)
     # A sample may fall otherwise in half precision, so only steps before the first draw are compared.
-    full = jax.jit(value_and_gradients(plain, fixed))(*args)[0]
+    full = jax.jit(value_and_gradients(plain_scan, fixed))(*args)[0]
     np.testing.assert_allclose(np.float32(value[1]["deter"][0]), full[1]["deter"][0], rtol=0.05, atol=0.05)
 
 
@@ -157,7 +153,7 @@ def carried_shapes(eqn):
             yield tuple(out.aval.shape)
 
 
-@pytest.mark.parametrize("scan, added_up", [(scan, False), (plain, True)], ids=["fast", "plain"])
+@pytest.mark.parametrize("scan, added_up", [(scan, False), (plain_scan, True)], ids=["fast", "plain"])
 def test_no_scan_adds_up_gradients_of_weights(scan, added_up):
     *args, fixed = inputs()
     loops = list(scans(jax.make_jaxpr(value_and_gradients(scan, fixed))(*args).jaxpr))

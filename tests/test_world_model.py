@@ -30,6 +30,7 @@ from stages.world_model import (
 )
 from tests.by_hand import categorical, close, either, softmax, two_hot_by_hand
 from tests.conftest import arbitrary
+from tests.programs import plain_scan
 
 T, B, RATIO = 6, 3, 0.01
 LOSSES = ("recon", "reward", "cont", "dyn", "rep")
@@ -135,11 +136,6 @@ def test_observe_is_observe_step_row_by_row(model, window, seen):
             np.testing.assert_array_equal(seen.latent.stoch[t, b], latent.stoch)
             mixed = (1 - RATIO) * probs + RATIO / probs.shape[-1]
             np.testing.assert_allclose(seen.post.probs[t, b], mixed, rtol=1e-5)
-
-
-def plain_scan(step, params, carry, xs, fixed):
-    """fast.scan as it would be without it."""
-    return jax.lax.scan(lambda carry, inputs: step(params, carry, *inputs), carry, (xs, fixed))
 
 
 def plain_observe(model, context, action, obs, is_first, uniform):
