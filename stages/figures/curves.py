@@ -56,8 +56,6 @@ def curves_figure(
     if steps.ndim != 1 or scores.ndim != 2 or not scores.shape[0] or scores.shape[1] != steps.size:
         raise ValueError(f"curves_figure wants steps [P] and scores [S, P]; got {steps.shape} and {scores.shape}")
     scores = np.where(np.isfinite(scores), scores, np.nan)
-    untrained = np.asarray(untrained, np.float64)
-    untrained = untrained[np.isfinite(untrained)]
 
     figure = new_figure(*SIZE_INCHES)
     axes = figure.add_subplot()
@@ -65,12 +63,12 @@ def curves_figure(
     axes.set_ylabel(wrapped(ylabel, 40), parse_math=False)
     _draw_scores(axes, steps, scores)
     _draw_diverged(axes, steps, scores, diverged)
-    if untrained.size:
-        axes.axhline(float(untrained.mean()), **DASHED, label="untrained", zorder=2.5)
+    if np.isfinite(before := np.asarray(untrained, np.float64)).any():
+        axes.axhline(float(before[np.isfinite(before)].mean()), **DASHED, label="untrained", zorder=2.5)
     if adapt_step is not None:
         _draw_adapt_step(axes, adapt_step)
-    pad = 7 if adapt_step is None else 19
-    axes.set_title(wrapped(title, 72), loc="left", pad=pad, parse_math=False, fontsize=11, color=INK)
+    above = 7 if adapt_step is None else 19
+    axes.set_title(wrapped(title, 72), loc="left", pad=above, parse_math=False, fontsize=11, color=INK)
     legend_below(figure, *axes.get_legend_handles_labels())
     return figure
 

@@ -76,11 +76,11 @@ def train_rounds(
         Stopped: a signal has stopped the run, and its state is saved.
     """
     setup, arguments = log.setup, log.setup.arguments
+    trials = range(len(setup.trials)) if len(setup.trials) > 1 else ()
     seeds = list(range(arguments.seed_start, arguments.seed_start + arguments.seeds))
     devices = jax.local_devices()[: arguments.devices or None]
-    chunk_iterations, parallel = (
-        (checkpoint_policy.chunk_iterations, checkpoint_policy.parallel) if checkpoint_policy else ([], 0)
-    )
+    chunk_iterations = checkpoint_policy.chunk_iterations if checkpoint_policy else []
+    parallel = (checkpoint_policy.parallel if checkpoint_policy else 0) or arguments.parallel
 
     def build(width: int) -> list[Phase]:
         return phases_of(env, arguments.config, devices, width, arguments.log_points, chunk_iterations)
@@ -89,10 +89,8 @@ def train_rounds(
     since = time.monotonic()
     try:
         planned = plan(
-            seeds, devices, setup.processes, build,
-            trials=range(len(setup.trials)) if len(setup.trials) > 1 else (),
-            parallel=parallel or arguments.parallel, allowed=arguments.memory * 1e9,
-        )  # fmt: skip
+            seeds, devices, setup.processes, build, trials=trials, parallel=parallel, allowed=arguments.memory * 1e9
+        )
     except BaseException:
         log.on_abort()
         raise
