@@ -8,9 +8,8 @@ evaluation it calls `announce_evaluation`. After each chunk it calls `chunk_rows
 At the end it calls `log_finish`.
 """
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from stages.cli import terminal
 from stages.cli.settings_file import JsonObject
@@ -21,12 +20,11 @@ from stages.log.measured import measured_columns
 from stages.log.round_log import RoundLog, metric_rows
 from stages.log.run_log import MetricRow, RunLog, versions
 from stages.log.sink import Tracker, series
-from stages.log.summary import print_finished, write_finished, write_unfinished
+from stages.log.summary import full_disk_warns, print_finished, write_finished, write_unfinished
 from stages.measure.measurement import Measurement
 from stages.replay import StepCounters
 from stages.report.advice import advice_line
 from stages.results.read import read_run
-from stages.store.files import RunFolderError, disk_is_full
 from stages.store.folder import RunFolder
 from stages.sweep.memory import Devices, peak_memory_mb
 from stages.sweep.rounds import Plan, Round
@@ -147,11 +145,11 @@ def log_chunk(
     prefix = f"round{log.current + 1}/" if log.planned_rounds > 1 else ""
     for index, (trial, folder) in enumerate(zip(run.trials, run.folders, strict=True)):
         if trial_rows := [rows[slot] for slot in current.round.slots(index)]:
-            with _disk_may_be_full():
+            with full_disk_warns("it is tried again at the next log point"):
                 folder.append_metrics(trial_rows)
             if log.tracker.sink is not None:
                 log.tracker.write(current.step, series(trial_rows, prefix, trial.name))
-    with _disk_may_be_full():
+    with full_disk_warns("it is tried again at the next log point"):
         _write_unfinished(log, run.folder)
     steps = config.steps + (config.adapt_steps if current.adapt_step is not None else 0)  # as they were planned
     training, explores = current.training.scores[-1], run.arguments.config.mode != "task"
@@ -200,17 +198,6 @@ def about_finished(log: RunLog, cost: JsonObject) -> JsonObject:
     processes = log.setup.processes.count
     about = {"finished": True, "side_by_side": len(log.rounds[-1].round.mine) * processes}
     return about | {"processes": processes, "rounds": len(log.rounds), **cost}
-
-
-@contextlib.contextmanager
-def _disk_may_be_full() -> Iterator[None]:
-    """Turn a full disk into a warning: lines of metrics.jsonl wait for the next log point."""
-    try:
-        yield
-    except RunFolderError as error:
-        if not disk_is_full(error):
-            raise
-        terminal.warn(f"{error}; it is tried again at the next log point")
 
 
 def _write_unfinished(log: RunLog, folder: RunFolder) -> None:

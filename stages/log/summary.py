@@ -4,7 +4,9 @@
 finished.
 """
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -53,12 +55,19 @@ def write_finished(folder: RunFolder, trial: Trial, log: RoundLog, run: RunSetup
             **about,
         }
     )
-    try:
+    with full_disk_warns("run.py report draws the curves, once there is room"):
         _plot(folder, trial, log, run.states)
+
+
+@contextlib.contextmanager
+def full_disk_warns(advice: str) -> Iterator[None]:
+    """Turn a full disk into a warning. Lines of metrics.jsonl that it refused wait for the next log point."""
+    try:
+        yield
     except RunFolderError as error:
         if not disk_is_full(error):
             raise
-        terminal.warn(f"{error}; run.py report draws the curves, once there is room")
+        terminal.warn(f"{error}; {advice}")
 
 
 def _so_far(trial: Trial, log: RoundLog, run: RunSetup) -> JsonObject:

@@ -210,8 +210,11 @@ def _read_run(path: Path, name: str) -> Result:
     settings = DEFAULTS | flat(config)
     settings |= {key: printable(value) for key, value in settings.items() if isinstance(value, str)}
     seeds = list(range(config["seed_start"], config["seed_start"] + config["seeds"]))
-    steps, phases, metrics = _read_metrics(path / RunFolder.METRICS, seeds)
-    return Result(path, printable(name), settings, read_summary(path, seeds), seeds, steps, phases, metrics)
+    rows = read_metrics(path / RunFolder.METRICS)
+    if foreign := {row["seed"] for row in rows} - set(seeds):
+        file = str(path / RunFolder.METRICS)
+        raise RunFolderError(f"cannot read {file!r} (it has seed {min(foreign)}, and config.json has not)")
+    return Result(path, printable(name), settings, read_summary(path, seeds), seeds, *tabulated(rows, seeds))
 
 
 def read_summary(folder: Path, seeds: Sequence[int]) -> Settings:
@@ -231,16 +234,8 @@ def read_summary(folder: Path, seeds: Sequence[int]) -> Settings:
     return summary
 
 
-def _read_metrics(path: Path, seeds: list[int]) -> tuple[NDArray[np.int64], list[str], dict[str, Floats]]:
-    """`tabulated` metrics.jsonl. A last line that is not complete yet is left out."""
-    rows = read_metrics(path)
-    if foreign := {row["seed"] for row in rows} - set(seeds):
-        raise RunFolderError(f"cannot read {str(path)!r} (it has seed {min(foreign)}, and config.json has not)")
-    return tabulated(rows, seeds)
-
-
 def read_metrics(path: Path) -> list[JsonObject]:
-    """The rows of metrics.jsonl. Raises RunFolderError."""
+    """The rows of metrics.jsonl. A last line that is not complete yet is left out. Raises RunFolderError."""
     try:
         lines = path.read_bytes().split(b"\n")[:-1]
     except (FileNotFoundError, NotADirectoryError):
