@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from stages.agent import Agent, Targets
 from stages.behavior import Behavior, BehaviorTarget, Objective, Replayed, behavior_loss
 from stages.config import Config, Hypers, Scalar
-from stages.imagine import draw_noise, imagine
+from stages.imagine import draw_noise, imagine, stored_latent
 from stages.intrinsic import IntrinsicReward
 from stages.replay import Row
 from stages.returns import ReturnScale
@@ -55,7 +55,7 @@ def agent_loss(
     model, reward_free = agent.model, config.mode == "explore"
     tasker, explorer = learners(agent, targets, config, hypers)
 
-    context = Latent.stored(rows.deter[0], rows.stoch[0], model.rssm.classes, model.dtype)
+    context = stored_latent(model, jax.tree.map(lambda x: x[0], rows))
     rows = dataclasses.replace(rows, reward=rows.reward / reward_scale(model))
     action, rows = action_vector(model, rows.action), jax.tree.map(lambda x: x[1:], rows)
     observed = observe(model, context, action[:-1], rows.obs, rows.is_first, hypers.unimix, key=key_observe)

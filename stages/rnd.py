@@ -10,6 +10,7 @@ Axes: F feat, A action vector, I inputs, Q outputs, T time, B windows, n pairs. 
 from typing import ClassVar
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 import optax
@@ -19,11 +20,11 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from envs.environment import ActionSpace, Space
 from stages.config import Config, EnsembleConfig, Hypers
 from stages.ensemble import intrinsic_optimizer, intrinsic_step
+from stages.imagine import stored_latent
 from stages.intrinsic import ObsReward, VisitCounts, update_normalizer
 from stages.networks.layers import Head
 from stages.obs_numbers import ObsNumbers, input_size, state_action_inputs
 from stages.replay import Row
-from stages.rssm import Latent
 from stages.world_model import Observed, WorldModel, action_vector
 
 
@@ -65,13 +66,13 @@ class RND(ObsReward):
     ) -> tuple["RND", optax.OptState, Float[Array, ""]]:
         del counts
         reward = update_normalizer(self, model, pairs)
-        feat = Latent.stored(pairs.deter[0], pairs.stoch[0], model.rssm.classes, model.dtype).feat
-        action = action_vector(model, pairs.action[0])
+        first = jax.tree.map(lambda x: x[0], pairs)
+        feat, action = stored_latent(model, first).feat, action_vector(model, first.action)
         inputs = state_action_inputs(reward.numbers, self.config, model, feat, action, hypers)
 
         def loss(predictor: Head) -> Float[Array, ""]:
             error = reward._with_predictor(predictor)._error(inputs)
-            return jnp.where(pairs.is_last[0], 0.0, error).mean()
+            return jnp.where(first.is_last, 0.0, error).mean()
 
         predictor, opt_state, value = intrinsic_step(reward.predictor, opt_state, loss, hypers)
         return reward._with_predictor(predictor), opt_state, value

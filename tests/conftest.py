@@ -140,11 +140,11 @@ def programs_are_let_go():
 class Shared(CompiledPhase):
     """A phase that runs of one configuration share, with programs for each width and length of chunks."""
 
-    def prepare(self, state, clock, iterations, adapts=False):
+    def prepare(self, state, counters, iterations, adapts=False):
         programs = self.__dict__.setdefault("programs", {})
         made = programs.setdefault((state.key.shape[0], iterations, adapts), [collections.Counter(), {}, None])
         self.traces, self._compiled, need = made
-        made[2] = super().prepare(state, clock, iterations, adapts) if need is None else need
+        made[2] = super().prepare(state, counters, iterations, adapts) if need is None else need
         return made[2]
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from stages import library, train
 from stages.config import ConfigError
-from stages.networks.heads import FIRST_END
+from stages.networks.heads import INITIAL_END_LOGIT
 from stages.networks.two_hot import symexp_bins
 from stages.store.files import RunFolderError
 from tests.runs import ROOT, ROUNDS, rows
@@ -66,7 +66,7 @@ def test_an_imagined_score_is_what_the_heads_pay_until_the_end(bench, share, log
     ring = dataclasses.replace(state.ring, is_last=state.ring.is_last.at[::3].set(True))
     head, zero = state.agent.model.reward, state.agent.model.reward.bins // 2
     rewards = jnp.full(head.bins, -1e9).at[zero].set(jnp.log(1 - share)).at[zero + 1].set(jnp.log(share))
-    ends = rewards + jax.nn.log_sigmoid(-logit) - FIRST_END  # which the head adds
+    ends = rewards + jax.nn.log_sigmoid(-logit) - INITIAL_END_LOGIT  # which the head adds
     bias = jnp.concatenate([rewards + jax.nn.log_sigmoid(logit), ends])
     agent = eqx.tree_at(lambda agent: agent.model.reward.head.out.bias, state.agent, bias)
     found = offline.imagined_score(dataclasses.replace(state, agent=agent, ring=ring), 8, env, key=jr.key(1))

@@ -27,7 +27,6 @@ from stages.measure.coverage import Coverage, action_vectors
 from stages.measure.heads import HeadErrors, head_errors
 from stages.measure.open_loop import AHEAD, changed_accuracy, open_loop_errors
 from stages.replay import ReplayBuffer, Row, StepCounters, capacity_of, read_windows, sample_windows
-from stages.rssm import Latent
 from stages.uniform import RandomPolicy
 from stages.world_model import WorldModel, action_vector
 
@@ -191,7 +190,7 @@ def _rewards_at_rows(
 ) -> Float[Array, "X U"]:
     """The reward of each action at these rows of the ring."""
     position = jnp.unravel_index(index, ring.reward.shape)
-    feat = Latent.stored(ring.deter[position], ring.stoch[position], model.rssm.classes, model.dtype).feat
+    feat = stored_latent(model, jax.tree.map(lambda x: x[position], ring)).feat
 
     def of_action(action):
         return reward(model, feat, jnp.broadcast_to(action, (*index.shape, *action.shape)), hypers)

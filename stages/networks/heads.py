@@ -80,7 +80,7 @@ class ContinueHead(eqx.Module):
         return self.head(feat)[..., 0]
 
 
-FIRST_END = -5.0
+INITIAL_END_LOGIT = -5.0
 """Added to an OutcomeHead's logits of an end: before it has learned, an end has a probability of 0.7 %."""
 
 
@@ -105,7 +105,7 @@ class OutcomeHead(eqx.Module):
         """Logits: of the bins where the episode goes on, and where it ends."""
         logits = self.head(feat)
         logits = logits.reshape(*logits.shape[:-1], 2, self.bins)
-        return logits + jnp.array([[0.0], [FIRST_END]])
+        return logits + jnp.array([[0.0], [INITIAL_END_LOGIT]])
 
     def mean(self, logits: Float[Array, "... 2 I"]) -> Float[Array, "..."]:
         """Expected reward."""
