@@ -6,6 +6,9 @@ Commands that let agents play import and start jax inside the function, so that 
 from __future__ import annotations
 
 import inspect
+import re
+import shutil
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -224,6 +227,17 @@ def _start_jax() -> None:
     start.local_devices()
 
 
+def _fit_help(function: Callable[..., None]) -> str:
+    """The paragraphs before `Args:`, in lines as wide as the terminal: tyro takes a line for a new one only if it begins
+    with a space. The docstring gets each argument's help on one line, since tyro would keep the source's line breaks.
+    """
+    words, _, arguments = (inspect.getdoc(function) or "").partition("\n\nArgs:")
+    width = shutil.get_terminal_size().columns
+    paragraphs = [textwrap.fill(" ".join(text.split()), width, subsequent_indent="  ") for text in words.split("\n\n")]
+    function.__doc__ = f"{words}\n\nArgs:" + re.sub(r"\n {8,}", " ", arguments)
+    return "\n\n".join(paragraphs)
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "compare": compare_runs,
     "report": report_run,
@@ -241,7 +255,8 @@ def command(argv: Sequence[str]) -> int | None:
     terminal.replace_unencodable()
     try:
         check_pictures()
-        tyro.cli(COMMANDS[argv[0]], args=argv[1:], prog=f"run.py {argv[0]}")
+        function = COMMANDS[argv[0]]
+        tyro.cli(function, args=argv[1:], prog=f"run.py {argv[0]}", description=_fit_help(function))
     except (ConfigError, EnvError) as error:
         terminal.say(f"run.py: error: {error}", error=True)
         return 2

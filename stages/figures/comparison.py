@@ -7,6 +7,7 @@ Axes: S seeds, P log points.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -102,7 +103,8 @@ def group_colours(groups: Sequence[Group]) -> dict[str, str]:
 
 def _draw_curves(axes: Axes, group: Group, colours: Mapping[str, str]) -> None:
     dress_steps(axes, max(run.done for run in group.runs))
-    axes.set_title(wrapped(group.env, 40), loc="left", fontsize=10, color=INK, parse_math=False)
+    settings_together = re.sub(r"(?<!,) (?!\()", "\u00a0", group.env)  # lines break between settings, not in one
+    axes.set_title(wrapped(settings_together, 40), loc="left", fontsize=10, color=INK, parse_math=False)
     axes.set_ylabel("evaluation score" if group.curve == EVALUATION else "training score", fontsize=9)
     for run in group.runs:
         _draw_band(axes, run, run.curve(group.curve), colours[run.name])
