@@ -1,4 +1,4 @@
-"""The command line: `python run.py --seeds 32` trains a sweep of DreamerV3 agents, with Plan2Explore if asked.
+"""The command line: `python run.py --seeds 32` trains a sweep of DreamerV3 agents that explore or not.
 
 `--help` lists every setting and command. The training loop is stages/loop/training_loop.py.
 """

@@ -228,8 +228,9 @@ def _start_jax() -> None:
 
 
 def _fit_help(function: Callable[..., None]) -> str:
-    """The paragraphs before `Args:`, in lines as wide as the terminal: tyro takes a line for a new one only if it begins
-    with a space. The docstring gets each argument's help on one line, since tyro would keep the source's line breaks.
+    """The paragraphs before `Args:`, in lines as wide as the terminal. tyro keeps a line break only before a space.
+
+    The docstring gets each argument's help on one line, since tyro would keep the source's line breaks.
     """
     words, _, arguments = (inspect.getdoc(function) or "").partition("\n\nArgs:")
     width = shutil.get_terminal_size().columns
