@@ -199,8 +199,8 @@ class Config:
     env_args: Suppress[tuple[tuple[str, str], ...]] = ()
     """Constructor arguments and parameters of the environment (on the command line: --env.size 20)."""
     mode: Mode = "task"
-    """task: plain DreamerV3. explore: an explorer collects, as in Plan2Explore, and is not paid the environment's reward.
-    mix: explorer and tasker collect by turns (--hypers.tasker-share). random: as task, but uniformly random actions
+    """task: plain DreamerV3. explore: an explorer collects, as in Plan2Explore; the environment's reward is not paid to
+    it. mix: explorer and tasker collect by turns (--hypers.tasker-share). random: as task, but uniformly random actions
     collect: the control of the others."""
     steps: int = 10_000
     """Environment steps (rows) of a seed, all its environments together, in `mode`."""
