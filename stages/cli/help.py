@@ -16,7 +16,7 @@ from stages.presets import PRESETS
 
 SHOWN_FIRST = ("env", "mode", "preset", "steps", "seeds", "logdir", "adapt_steps", "sweep", "trials")
 LAST = tuple("devices parallel memory vmap_width imagine_batch distributed coordinator processes process".split())
-TOP = "Train a sweep of DreamerV3 agents that explore as Plan2Explore does (modes explore and mix) or not (task)."
+TOP = "Train a sweep of DreamerV3 agents that explore, as in Plan2Explore, or do not."
 START = {
     "python run.py --seeds 32": "trains DeepSea-bsuite of size 8 in mode mix, as every command without --env",
     "--preset NAME": "chooses sizes; the defaults below are those of the preset in the mode",
