@@ -143,9 +143,9 @@ class Shared(CompiledPhase):
     def prepare(self, state, counters, iterations, adapts=False):
         programs = self.__dict__.setdefault("programs", {})
         made = programs.setdefault((state.key.shape[0], iterations, adapts), [collections.Counter(), {}, None])
-        self.traces, self._compiled, need = made
-        made[2] = super().prepare(state, counters, iterations, adapts) if need is None else need
-        return made[2]
+        self.traces, self._compiled, self._prepared = made
+        made[2] = ((state.key.shape[0], iterations), super().prepare(state, counters, iterations, adapts))
+        return made[2][1]
 
 
 shared_phase = functools.cache(Shared)

@@ -171,6 +171,7 @@ class CompiledPhase:
             wrap(functools.partial(train_chunk, n), 1, True, vmap_width), donate_argnums=0
         )
         self._compiled: dict[int | str, jax.stages.Compiled] = {}  # train_chunk by its iterations
+        self._prepared: tuple[tuple[int, int], float] | None = None  # (seeds, iterations) of `prepare`, and its result
 
     def shapes(self, seeds: int) -> tuple[TrainState, StepCounters]:
         """The state of so many seeds after `prefill`, and the counters, as shapes: nothing is computed or allocated."""
@@ -200,7 +201,7 @@ class CompiledPhase:
         return max(starts * (row + kept + noise), self.config.eval_episodes * row)
 
     def prepare(self, state: TrainState, counters: StepCounters, iterations: int, adapts: bool = False) -> float:
-        """Compile all programs from shapes alone.
+        """Compile all programs from shapes alone, unless they are compiled already.
 
         Args:
             adapts: whether this phase continues from the state of an exploring phase. `state` then has the shapes of
@@ -210,6 +211,8 @@ class CompiledPhase:
             bytes of memory that a device needs at the most demanding moment.
         """
         seeds, before = state.key.shape[0], state
+        if self._prepared and self._prepared[0] == (seeds, iterations):
+            return self._prepared[1]
         keys = self._key_shapes(seeds)
         state = self.adapted_shapes(before) if adapts else before
         step = self._placed(jax.ShapeDtypeStruct(keys.shape, jnp.int32), P("seeds"))
@@ -233,7 +236,9 @@ class CompiledPhase:
         needs = {name: memory.need(program) for name, program in done.items()}
         held = needs["train_chunk"].held  # the whole state: `init` allocates it, the other programs are given it
         held_of = {name: need.held if name == "init" else max(held, need.held) for name, need in needs.items()}
-        return max(need.extra + held_of[name] for name, need in needs.items())
+        highest = max(need.extra + held_of[name] for name, need in needs.items())
+        self._prepared = (seeds, iterations), highest
+        return highest
 
     def compile_chunk(self, state: TrainState, counters: StepCounters, iterations: int) -> jax.stages.Compiled:
         """Compile `train_chunk` for chunks of so many iterations; returns the compiled program."""
