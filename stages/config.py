@@ -146,8 +146,7 @@ class Hypers(eqx.Module):
     return_floor: float = 1.0
     """Smallest range of returns that divides advantages (DreamerV3, eq. 7)."""
     task_floor: float = 0.05
-    """Smallest divisor of the tasker's advantages where --task-norm is not returns; in units of the largest reward
-    where --enlarge-rewards divides by it."""
+    """Smallest divisor of the tasker's advantages where --task-norm is not returns; small rewards are enlarged."""
     intrinsic_floor: float = 1e-8
     """Smallest divisor of the explorer's advantages: disagreement shrinks, and a floor of 1 would hide it."""
     intrinsic_horizon: float = 0.0
