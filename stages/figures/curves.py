@@ -132,5 +132,15 @@ def _draw_adapt_step(axes: Axes, step: float) -> None:
     label, (x_min, x_max) = "adapts from here", axes.get_xlim()
     half = 0.00625 * len(label) + 0.01  # of 8.5 pt text, a little generous, as a fraction of the axes' width
     place = float(np.clip((step - x_min) / (x_max - x_min), half, 1 - half)), 1
-    above: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "center", "va": "bottom"}
-    axes.annotate(label, place, (0, 3), fontsize=8.5, color=GREY, annotation_clip=False, **above)
+    axes.annotate(
+        label,
+        place,
+        (0, 3),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        ha="center",
+        va="bottom",
+        fontsize=8.5,
+        color=GREY,
+        annotation_clip=False,
+    )

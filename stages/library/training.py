@@ -26,7 +26,7 @@ from stages.config import Config, ConfigError, Hypers
 from stages.library.agents import joined
 from stages.library.save import empty_folder, save_run
 from stages.log.lines import Pace
-from stages.log.round_log import RoundLog, Scores
+from stages.log.round_log import RoundLog, SeedValues
 from stages.log.run_log import MetricRow, RunLog, RunSetup
 from stages.loop.training_loop import train_rounds
 from stages.replay import StepCounters
@@ -45,9 +45,9 @@ class Training(NamedTuple):
     steps: NDArray[np.int64]  # [P], rows of a seed
     phases: list[str]  # [P], the mode: after exploring, adapt_steps are in mode task
     metrics: dict[str, Floats]  # by their names in metrics.jsonl, such as "episode/score", [S, P]
-    score: Scores  # [S], mean of the tasker's evaluation episodes at the end
-    untrained: Scores  # [S], the same before the first update
-    zero_shot: Scores | None  # [S], the same at the end of mode explore; None in other modes
+    score: SeedValues  # [S], mean of the tasker's evaluation episodes at the end
+    untrained: SeedValues  # [S], the same before the first update
+    zero_shot: SeedValues | None  # [S], the same at the end of mode explore; None in other modes
 
 
 def _trained(env: Environment, config: Config, log: RoundLog, state: TrainState, counters: StepCounters) -> AgentBatch:

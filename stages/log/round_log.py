@@ -20,7 +20,7 @@ from stages.store.best import BestPoints, best_points
 from stages.sweep.rounds import Phase, Round
 from stages.train import Progress
 
-Scores = NDArray[np.floating]
+SeedValues = NDArray[np.floating]
 """[seeds], in float32 as they were computed or in float64 as they were read."""
 
 
@@ -53,13 +53,13 @@ class RoundLog:
     round: Round
     training: ScoreCurve = field(default_factory=ScoreCurve)
     evaluation: ScoreCurve = field(default_factory=ScoreCurve)
-    untrained: Scores = field(default_factory=lambda: np.zeros(0))
-    zero_shot: Scores = field(default_factory=lambda: np.zeros(0))
-    final: Scores = field(default_factory=lambda: np.zeros(0))
+    untrained: SeedValues = field(default_factory=lambda: np.zeros(0))
+    zero_shot: SeedValues = field(default_factory=lambda: np.zeros(0))
+    final: SeedValues = field(default_factory=lambda: np.zeros(0))
     diverged: Ints = field(default_factory=lambda: np.zeros(0, int))  # [seeds], env step; 0: it has not
     novelty: NoveltyLog = field(default_factory=NoveltyLog)  # empty where states cannot be counted
     # The last novelty/untrained_share of metrics.jsonl, [seeds]; empty where states can be counted:
-    untrained_share: Scores = field(default_factory=lambda: np.zeros(0))
+    untrained_share: SeedValues = field(default_factory=lambda: np.zeros(0))
     events: EventLog = field(default_factory=EventLog)  # empty where the environment has none
     adapt_step: int | None = None  # the step at which mode task began, after exploring
     phase: int = 0  # index of the current phase

@@ -10,21 +10,21 @@ from numpy.typing import NDArray
 
 from stages.cli.settings_file import JsonObject
 
-T = TypeVar("T")
+Record = TypeVar("Record")
 
 
-def from_json(saved: JsonObject, kind: type[T]) -> T:
+def from_json(saved: JsonObject, kind: type[Record]) -> Record:
     """A dataclass from its JSON. Arrays are of int64 where their annotation says integers, else of float64, with NaN
     for null."""
 
-    def array(annotation: Any, values: list) -> NDArray[Any]:
+    def array(annotation: object, values: list[float | None]) -> NDArray[np.number]:
         [number] = get_args(get_args(annotation)[1])
         return np.array(values, np.int64 if issubclass(number, np.integer) else np.float64)
 
     return msgspec.convert(saved, kind, dec_hook=array, str_keys=True)
 
 
-def map_arrays(function: Callable[..., Any], *records: Any) -> Any:
+def map_arrays(function: Callable[..., np.ndarray], *records: Any) -> Any:
     """A record with `function` of the records' arrays in place of each array; all else is as in the last record.
 
     Args:
