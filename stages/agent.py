@@ -98,6 +98,8 @@ def collector(agent: Agent, mode: Mode) -> Collector:
 
 def parameter_counts(agent: Agent) -> dict[str, int]:
     """The number of parameters of each part, by a path of two fields such as model.rssm. `agent` may be of shapes."""
+    # The range of rewards is remembered, and is no parameter.
+    agent = eqx.tree_at(lambda a: a.model.reward_range, agent, None, is_leaf=lambda x: x is None)
     counts: dict[str, int] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(agent):
         part = ".".join(key.name for key in path[:2])

@@ -74,7 +74,8 @@ def test_the_optimiser_does_not_move_the_range_of_rewards(config):
     trained, fixed = eqx.partition(agent, trainable(agent))
     assert jax.tree.leaves(trained.model.reward_range) == []
     assert len(jax.tree.leaves(fixed)) == len(jax.tree.leaves(fixed.model.reward_range)) == 2
-    assert shapes_of(dataclasses.replace(config, mode="task")).model.reward_range is None
+    without = shapes_of(dataclasses.replace(config, mode="task"))
+    assert without.model.reward_range is None and parameter_counts(agent) == parameter_counts(without)
 
 
 def test_every_leaf_is_a_float32_array(mix_agent):
